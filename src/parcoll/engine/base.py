@@ -1,0 +1,64 @@
+"""What an evaluation needs of an engine: the seam between the window and whatever runs the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from parcoll.outcome import Outcome
+from parcoll.pickling import Payload
+from parcoll.program import Program
+
+
+@dataclass(eq=False)
+class Job:
+    """One task: run the program on a partition, or join kept partitions into a fold's value."""
+
+    kind: Literal["run", "join"] = "run"
+    elements: Payload | None = None  # a partition that travels with its task
+    reference: Any = None  # or one that an engine keeps
+    graph: tuple[dict[Any, Any], Any] | None = None  # or one that a user's bag computes
+    parts: Sequence[Any] = ()  # for "join": the value so far (or None), then kept partitions
+    base: int = 0  # index of the first element in its source (or partition)
+    size: int | None = None  # elements, where known
+    place: str = ""
+    order: int = 0  # jobs with a smaller number go first
+    handle: Any = None  # set by the engine where the result is kept
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes the task's elements take."""
+        return self.elements.nbytes if self.elements is not None else 0
+
+
+class Session(Protocol):
+    """One program under evaluation."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs; those with the smaller order go first."""
+
+    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+        """Return the jobs that ended since the last call; with `block` at least one."""
+
+    def close(self) -> None:
+        """Cancel what still runs and forget the rest. May be called twice, from any thread."""
+
+
+class Engine(Protocol):
+    """Runs programs: in this process, on the local cluster, or on any dask scheduler."""
+
+    def open(self, program: Program, label: str, keep: bool) -> Session:
+        """Start an evaluation; with `keep` results stay where they were made, as `Job.handle`."""
+
+    def pack(self, value: Any) -> Payload:
+        """Make `value` ready to travel to where this engine runs tasks."""
+
+    def threads(self) -> int:
+        """Return how many tasks run at the same time."""
+
+    def fetch(self, handle: Any) -> Payload | None:
+        """Return the content of a kept result."""
+
+    def persist(self, bag: Any) -> Any:
+        """Compute a bag's shared tasks once, and return the bag of their results."""

@@ -1,0 +1,136 @@
+"""Which engine evaluates: client=, the innermost connect, dask's client, dask's config, a local cluster."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import Any
+
+from parcoll.engine.base import Engine
+from parcoll.engine.cluster import LocalEngine
+from parcoll.engine.inline import InlineEngine
+from parcoll.errors import ConnectError
+
+JOIN_SECONDS = 10.0
+SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
+
+_lock = threading.RLock()
+_default: LocalEngine | None = None  # started by the first evaluation that finds nothing else
+_joined: dict[str, tuple[int, Any]] = {}  # engines by address from dask's config, with their process
+_connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
+_abandoned: list[Any] = []  # a parent's engines in a forked child: never used, never collected
+
+
+def engine_for(client: Any) -> Engine:
+    """Return the engine for an evaluation that was given this client, or None."""
+    if client is not None:
+        return engine_of_client(client)
+    innermost = current_connection()
+    if innermost is not None:
+        engine: Engine = innermost.engine
+        return engine
+    current = _dask_client()
+    if current is not None:
+        return engine_of_client(current)
+    return _from_config() or _local()
+
+
+def engine_of_client(client: Any) -> Engine:
+    """Return an engine for a `distributed.Client`."""
+    from parcoll.engine.distributed import DistributedEngine
+
+    return DistributedEngine(client)
+
+
+def current_connection() -> Any:
+    """Return the innermost connection that this process opened; None without one."""
+    with _lock:
+        for pid, connection in reversed(_connected):
+            if pid == os.getpid():
+                return connection
+    return None
+
+
+def enter(connection: Any) -> None:
+    """Make a connection the innermost."""
+    with _lock:
+        _connected.append((os.getpid(), connection))
+
+
+def leave(connection: Any) -> None:
+    """Take a connection out of force, wherever it stands."""
+    with _lock:
+        _connected[:] = [entry for entry in _connected if entry[1] is not connection]
+
+
+def join(address: str, security: Any = None) -> Any:
+    """Return a client of the scheduler at `address`, or say in one sentence why there is none."""
+    import distributed
+
+    try:
+        return distributed.Client(
+            address, security=security, set_as_default=False, timeout=JOIN_SECONDS, name="parcoll"
+        )
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise ConnectError(
+            f"no dask scheduler could be joined at {address!r} within {JOIN_SECONDS:.0f} s: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _dask_client() -> Any:
+    """Return the client of the task that runs this, or else dask's current client."""
+    if "distributed" not in sys.modules:
+        return None
+    import distributed
+
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
+
+
+def _from_config() -> Engine | None:
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    import dask  # 0.05 s, part of what the client needs anyway
+
+    if dask.config.get("scheduler", None) in SYNCHRONOUS:
+        return InlineEngine()
+    address = address or dask.config.get("scheduler-address", None)
+    return _engine_at(address) if address else None
+
+
+def _engine_at(address: str) -> Engine:
+    with _lock:
+        pid, engine = _joined.get(address, (None, None))
+        if pid == os.getpid() and engine.client.status == "running":
+            return engine  # type: ignore[no-any-return]
+        if engine is not None:
+            _abandoned.append(engine)
+        engine = engine_of_client(join(address))
+        _joined[address] = (os.getpid(), engine)
+        return engine
+
+
+def _local() -> Engine:
+    global _default
+    if "parcoll.engine.host" in sys.modules:
+        # A thread that a user's function started in one of our workers: no cluster inside a cluster.
+        return InlineEngine()
+    with _lock:
+        if _default is None or not _default.usable:
+            if _default is not None:
+                _abandoned.append(_default)
+            _default = LocalEngine()
+        return _default
+
+
+@atexit.register
+def _close_all() -> None:
+    for pid, engine in list(_joined.values()):
+        if pid == os.getpid():
+            engine.client.close(timeout=2)
+    if _default is not None and _default.usable:
+        _default.close()

@@ -1,0 +1,335 @@
+"""Evaluation on a dask scheduler, through a `distributed.Client`: the only importer of distributed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dask
+import distributed
+from dask._task_spec import Task, TaskRef
+from distributed.scheduler import KilledWorker
+
+from parcoll.engine.base import Job
+from parcoll.errors import ClusterLostError, ParcollError, WorkerLostError
+from parcoll.failure import Failure
+from parcoll.outcome import Outcome
+from parcoll.pickling import Packed, Payload, cannot_send
+from parcoll.program import Program, SharedProgram
+from parcoll.tasks import content, join_kept, report, run_partition
+from parcoll.text import key_words
+
+EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
+QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
+LIVENESS_SECONDS = 1.0  # between two looks at whether the client still has a scheduler
+MAX_LABEL = 100  # characters
+
+_in_task = threading.local()
+
+
+class DistributedEngine:
+    """Runs programs on the cluster of one client."""
+
+    def __init__(
+        self, client: Any, *, direct: bool | None = None, search_path: Sequence[str] = ()
+    ) -> None:
+        if client.asynchronous:
+            raise TypeError(
+                "parcoll needs a synchronous client: this one was made with asynchronous=True"
+            )
+        self.client = client
+        self.direct = direct
+        self.search_path = tuple(search_path)
+        # Digits only: dask groups keys by their leading words of letters, and two clients of one
+        # scheduler must not make the same key.
+        self.token = str(int.from_bytes(os.urandom(8), "big"))
+        self.numbers = itertools.count()
+
+    def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
+        """Start an evaluation; names what cannot be pickled."""
+        return DistributedSession(self, _pack_program(program), label, keep)
+
+    def pack(self, value: Any) -> Payload:
+        """Pickle the value."""
+        return Packed.pack(value)
+
+    def threads(self) -> int:
+        """Ask the scheduler how many threads its workers have."""
+        with _cluster_errors(self.client):
+            return sum(self.client.nthreads().values())
+
+    def fetch(self, handle: Any) -> Payload | None:
+        """Bring the content of a kept result here, and nothing else of it."""
+        with _cluster_errors(self.client):
+            key = f"content-{self.token}-{next(self.numbers)}"
+            (future,) = self.client.get({key: Task(key, content, handle)}, [key], sync=False)
+            payload: Payload | None = self.client.gather(future, direct=self.direct)
+        return payload
+
+    def persist(self, bag: Any) -> Any:
+        """Compute a bag whose partitions share tasks on the cluster, once."""
+        return self.client.persist(bag)
+
+    def resolve(self, reference: Any) -> Any:
+        """Return a kept result as an argument for a task of this cluster."""
+        if not isinstance(reference, distributed.Future):
+            return reference  # kept in this process: it travels with the task
+        if reference.cancelled():
+            raise ClusterLostError(
+                "the results of foreach() are gone: the cluster that kept them was closed or lost"
+            )
+        if _same_scheduler(reference.client, self.client):
+            return TaskRef(reference.key)
+        return reference.result()
+
+
+def _same_scheduler(one: Any, other: Any) -> bool:
+    return one is other or one.scheduler.address == other.scheduler.address
+
+
+def _pack_program(program: Program) -> Packed:
+    try:
+        return Packed.pack(program)
+    except Exception as error:
+        for step in program.steps:
+            _check_function(step.func, f"the function of {step.label}")
+        if program.fold is not None:
+            _check_function(program.fold.func, f"the function of {program.fold.label}")
+        raise cannot_send(None, "the chain", error) from error
+
+
+def _check_function(func: Any, role: str) -> None:
+    try:
+        Packed.pack(func)
+    except Exception as error:
+        raise cannot_send(func, role, error) from error
+
+
+@contextlib.contextmanager
+def _cluster_errors(client: Any) -> Iterator[None]:
+    """Turn what dask raises when its scheduler is gone into one sentence."""
+    try:
+        yield
+    except ParcollError:
+        raise
+    except (OSError, distributed.CommClosedError, RuntimeError, asyncio.CancelledError) as error:
+        if client.status == "running" and not isinstance(error, (OSError, asyncio.CancelledError)):
+            raise
+        raise _lost(client) from error
+
+
+def _lost(client: Any) -> ClusterLostError:
+    scheduler = getattr(client, "scheduler", None)
+    address = getattr(scheduler, "address", "of the cluster")
+    return ClusterLostError(f"the dask scheduler {address} is gone: its connection was closed or lost")
+
+
+class DistributedSession:
+    """One program on the cluster: its tasks, and a coroutine that gathers results in groups."""
+
+    def __init__(self, engine: DistributedEngine, packed: Packed, label: str, keep: bool) -> None:
+        self._engine = engine
+        self._client = engine.client
+        self._keep = keep
+        number = next(engine.numbers)
+        self._token = f"{engine.token}-{number}"
+        self._words = key_words(label)[:MAX_LABEL].rstrip("-")
+        self._numbers = itertools.count()
+        self._pid = os.getpid()
+        self._closed = False
+        self._results: queue.SimpleQueue[tuple[Job, Outcome] | BaseException] = queue.SimpleQueue()
+        self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        self._wake = asyncio.Event()
+        self._completed = distributed.as_completed(loop=self._client.loop)
+        self._collector: asyncio.Task[None] | None = None
+        large = packed.nbytes > EMBEDDED_BYTES
+        self._shared = SharedProgram(packed, self._token, engine.search_path, cached=not large)
+        self._program: Any = None if large else self._shared
+        self._program_future: Any = None
+        self._seceded = _enter_task()
+        self._client.loop.add_callback(self._start_collecting)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Send jobs to the scheduler in one message."""
+        graph: dict[Any, Any] = {}
+        priority: dict[Any, float] = {}
+        if self._program is None:
+            self._share_program()
+        outcome_keys, kept_keys = [], []
+        for job in jobs:
+            before = set(graph)
+            key = f"{self._words}-{self._token}-{next(self._numbers)}"
+            graph[key] = self._task(key, job, graph)
+            if self._keep:
+                kept_keys.append(key)
+                key = f"report-{key}"
+                graph[key] = Task(key, report, TaskRef(kept_keys[-1]))
+            outcome_keys.append(key)
+            # Without a priority each, a group of tasks runs last first.
+            priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
+        futures = self._get(graph, [*outcome_keys, *kept_keys], priority, sum(j.sent_bytes for j in jobs))
+        for job, handle in zip(jobs, futures[len(jobs) :], strict=False):
+            job.handle = handle
+        for job, future in zip(jobs, futures, strict=False):
+            self._pending[future] = job
+            self._completed.add(future)
+        self._client.loop.add_callback(self._wake.set)
+
+    def _share_program(self) -> None:
+        key = f"program-{self._token}"
+        task = Task(key, SharedProgram, self._shared.packed, self._token, self._shared.search_path, False)
+        (self._program_future,) = self._get({key: task}, [key], {}, self._shared.packed.nbytes)
+        self._program = TaskRef(key)
+
+    def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
+        threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
+        quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
+        with _cluster_errors(self._client), quiet:
+            if self._client.status not in ("running", "connecting"):
+                raise _lost(self._client)
+            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority)
+        return futures
+
+    def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
+        if job.kind == "join":
+            parts = [None if part is None else self._engine.resolve(part) for part in job.parts]
+            return Task(key, join_kept, self._program, *parts)
+        elements: Any = job.elements
+        if job.graph is not None:
+            tasks, last = job.graph
+            graph.update(tasks)
+            elements = TaskRef(last)
+        elif job.reference is not None:
+            elements = self._engine.resolve(job.reference)
+        return Task(key, run_partition, self._program, job.base, job.place, self._keep, elements)
+
+    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+        """Return what has been gathered; Ctrl-C interrupts the wait."""
+        found: list[tuple[Job, Outcome]] = []
+        while True:
+            try:
+                item = self._results.get(block and not found, LIVENESS_SECONDS)
+            except queue.Empty:
+                if found or not block:
+                    return found
+                if self._client.status not in ("running", "connecting"):
+                    raise _lost(self._client) from None
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            found.append(item)
+
+    def close(self) -> None:
+        """Release all futures, which cancels the tasks that have not begun."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        with contextlib.suppress(RuntimeError):  # the client's loop has been closed
+            self._client.loop.add_callback(self._stop_collecting)
+        for future in list(self._pending):
+            future.release()
+        self._pending.clear()
+        self._program_future = None
+        if self._seceded:
+            _leave_task()
+
+    def _start_collecting(self) -> None:
+        if not self._closed:
+            self._collector = asyncio.ensure_future(self._collect())
+
+    def _stop_collecting(self) -> None:
+        if self._collector is not None:
+            self._collector.cancel()
+
+    async def _collect(self) -> None:
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    batch = [await self._completed.__anext__()]
+                except StopAsyncIteration:  # nothing is under way: wait for the next submission
+                    if self._completed.is_empty():
+                        await self._wake.wait()
+                    continue
+                batch += self._completed.next_batch(block=False)
+                await self._deliver(batch)
+        except Exception as error:
+            self._results.put(error)
+
+    async def _deliver(self, futures: list[Any]) -> None:
+        finished = [future for future in futures if future.status == "finished"]
+        values = await self._gather(finished)
+        for future in futures:
+            job = self._pending.pop(future, None)
+            if job is None:
+                continue
+            if future in values:
+                self._results.put((job, values[future]))
+            elif future.status == "cancelled":
+                self._results.put(_lost(self._client))
+            else:
+                self._results.put((job, await self._task_failed(future, job)))
+
+    async def _gather(self, futures: list[Any]) -> dict[Any, Outcome]:
+        if not futures:
+            return {}
+        gather = self._client.gather
+        try:
+            values = await gather(futures, direct=self._engine.direct, asynchronous=True)
+            return dict(zip(futures, values, strict=True))
+        except Exception:
+            # One of them was lost with its worker and failed when it ran again: which one?
+            values = {}
+            for future in futures:
+                with contextlib.suppress(Exception):
+                    values[future] = await gather(
+                        future, direct=self._engine.direct, asynchronous=True
+                    )
+            return values
+
+    async def _task_failed(self, future: Any, job: Job) -> Outcome:
+        """Describe a task that dask itself failed: its function never raises."""
+        error = await future.exception()
+        last = "" if job.size is None else f" to {job.base + job.size - 1}"
+        where = f"the partition of elements {job.base}{last}{job.place}"
+        if isinstance(error, KilledWorker):
+            lost: BaseException = WorkerLostError(
+                f"{self._words}: {where} ended {error.allowed_failures + 1} worker processes, one after "
+                "the other: a function of the chain crashes, exits the process or needs too much memory"
+            )
+        else:
+            lost = error
+        lost.__cause__ = error if lost is not error else error.__cause__
+        return Outcome(failure=Failure.of(lost, f"in {where}"))
+
+
+def _enter_task() -> bool:
+    """Leave the worker's thread pool while a task of it evaluates, so that inner tasks find a thread.
+
+    Waiting inside would be a deadlock: a worker has one thread, and the waiting task holds it.
+    """
+    depth = getattr(_in_task, "depth", 0)
+    if depth == 0:
+        try:
+            distributed.secede()
+        except (ValueError, AttributeError, KeyError):  # not in a task's thread
+            return False
+    _in_task.depth = depth + 1
+    _in_task.thread = threading.get_ident()
+    return True
+
+
+def _leave_task() -> None:
+    if getattr(_in_task, "thread", None) != threading.get_ident():
+        return  # closed by another thread: the task's thread ends with its task
+    _in_task.depth -= 1
+    if _in_task.depth == 0:
+        distributed.rejoin()
+
+

@@ -1,0 +1,516 @@
+"""The host process: a template that imports dask once and forks a scheduler and workers from it.
+
+The template has one thread for life, so that a fork of it is clean. It replaces workers that die,
+and ends everything when its standard input ends (the parent is gone, or closed the cluster), when
+its parent changes, when the scheduler ends, and at SIGTERM. Run by ``local``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from parcoll.engine.certificate import Credentials
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+# Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
+# here, instead of in each of them.
+_PRELOADED = ("email.policy", "tornado.platform.asyncio")
+
+_CONFIG: dict[str, Any] = {
+    # BatchedSend and the scheduler keep that many past messages, data included: with 1000 of them
+    # 700 submits of 300 kB took 560 MB, with 5 it is 73 MB.
+    "distributed.admin.low-level-log-length": 5,
+    "distributed.diagnostics.computations.max-history": 1,
+    # A task that holds the GIL for 5 minutes would get its worker thrown out.
+    "distributed.scheduler.worker-ttl": None,
+    # A task within a task submits through a client in the worker.
+    "distributed.admin.large-graph-warning-threshold": "1 TB",
+    # The host lives exactly as long as its parent wants, and is found where it says it is.
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.contact-address": None,
+    "distributed.scheduler.dashboard.tls.cert": None,
+    # A worker's directory is its own, and the template removes it: no need for locks.
+    "distributed.worker.use-file-locking": False,
+    # A worker cannot be kept from serving HTTP; it serves nothing then.
+    "distributed.worker.http.routes": [],
+}
+
+_DASHBOARD_PORT = 8787  # dask's own; any other one if it is taken
+_GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL
+_LOOK_SECONDS = 1.0  # how often the template checks that its parent is still the same
+# A worker that dies younger than this is replaced after a pause which doubles each time.
+_YOUNG_SECONDS = 1.0
+_PAUSE_SECONDS = (0.05, 5.0)
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# A worker that could not start exits with this code; that many in a row and the host gives up.
+_NOT_STARTED = 87
+_MAX_NOT_STARTED = 5
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the parent asked for, with nothing left to be found out."""
+
+    n_workers: int
+    threads_per_worker: int
+    memory_limit: int | float | str
+    credentials: Credentials
+    directory: str
+
+
+@dataclass
+class _Worker:
+    number: int
+    started: float
+
+
+class _End(Exception):
+    """Ends the template; its text, if any, is what went wrong."""
+
+
+def main(status_fd: int) -> NoReturn:
+    """Run the template until the parent is gone; the second line of input has the options."""
+    os.set_inheritable(status_fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
+    _import_dask()
+    # The module that started us is gone from here: workers have an empty __main__.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline()
+    if not line:
+        os._exit(0)
+    _Template(status_fd, json.loads(line)).run()
+
+
+def _import_dask() -> None:
+    import dask
+    import distributed  # noqa: F401
+
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    dask.config.set(_CONFIG)
+    if not any(
+        "logging" in place for place in (dask.config.config, dask.config.get("distributed"))
+    ):
+        _quiet_logs()
+
+
+def _quiet_logs() -> None:
+    """Show errors only: a start, an end and a death of a worker each log several lines."""
+    import logging
+
+    for name in ("distributed", "distributed.client", "distributed.gc"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _Template:
+    """The process that children are forked from, and that watches over them."""
+
+    def __init__(self, status_fd: int, message: dict[str, Any]) -> None:
+        self.status_fd = status_fd
+        self.parent = os.getppid()
+        self.options = _options(message)
+        self.scheduler = 0  # the process id, once there is one
+        self.address = ""
+        self.workers: dict[int, _Worker] = {}
+        self.next_number = 0
+        self.due: list[float] = []  # when workers that died are to be replaced
+        self.pause = 0.0
+        self.not_started = 0
+        self.told_to_end = False
+        self.adopts_orphans = _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self.scheduler_report, self._scheduler_report_of_child = os.pipe()
+        self.wakeup, self._wakeup_of_signals = os.pipe()
+        # Held open by the template alone: at its end in a child, the template is gone.
+        self._of_template, self._template_lives = os.pipe()
+
+    def run(self) -> NoReturn:
+        code, remains = 1, True
+        try:
+            self._handle_signals()
+            self._report(directory=self.options.directory)
+            os.mkdir(self.options.directory, 0o700)
+            gc.freeze()  # the children share these pages as long as no collection writes to them
+            gc.enable()
+            self._start_scheduler()
+            while True:
+                self._wait()
+        except _End as end:
+            if reason := str(end):
+                self._report(error=reason)
+            else:
+                code = 0
+        except BaseException as error:
+            self._report(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
+        finally:
+            remains = self._end_children()
+            shutil.rmtree(self.options.directory, ignore_errors=True)
+        if remains:  # programs that tasks started; this kills the template with them
+            os.killpg(0, signal.SIGKILL)
+        os._exit(code)
+
+    def _handle_signals(self) -> None:
+        for end in (self.wakeup, self._wakeup_of_signals):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._wakeup_of_signals, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._end_soon)
+
+    def _end_soon(self, *_: object) -> None:
+        self.told_to_end = True
+
+    def _report(self, **report: object) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone, or no longer reads
+            os.write(self.status_fd, json.dumps(report).encode() + b"\n")
+
+    def _wait(self) -> None:
+        """Wait for one thing to happen, and handle it."""
+        now = time.monotonic()
+        seconds = max(0.0, min([_LOOK_SECONDS, *(due - now for due in self.due)]))
+        watched = [0, self.wakeup] + ([] if self.address else [self.scheduler_report])
+        readable, _, _ = select.select(watched, [], [], seconds)
+        # The parent's id changes when it dies, also if a fork of it kept a copy of the pipe open.
+        hung_up = 0 in readable and not os.read(0, 4096)
+        if hung_up or self.told_to_end or os.getppid() != self.parent:
+            raise _End
+        if self.wakeup in readable:
+            os.read(self.wakeup, 4096)
+        if self.scheduler_report in readable:
+            self._greet_scheduler()
+        self._bury_children()
+        self._replace_workers()
+
+    # The scheduler -------------------------------------------------------------------------------
+
+    def _start_scheduler(self) -> None:
+        self.scheduler = self._fork(
+            partial(_run_scheduler, self._scheduler_report_of_child, self.options)
+        )
+        os.close(self._scheduler_report_of_child)
+
+    def _greet_scheduler(self) -> None:
+        data = os.read(self.scheduler_report, 65536)  # one write, less than a pipe's 4 kB
+        if not data:
+            return  # it died, which SIGCHLD tells too, with the reason
+        report = json.loads(data)
+        if "error" in report:
+            self._report(**report)
+            raise _End(report["error"])
+        self.address = report["address"]
+        self._report(**report, pid=os.getpid(), n_workers=self.options.n_workers)
+        self.due = [0.0] * self.options.n_workers
+
+    # The workers ---------------------------------------------------------------------------------
+
+    def _replace_workers(self) -> None:
+        now = time.monotonic()
+        while self.address and self.due and min(self.due) <= now:
+            self.due.remove(min(self.due))
+            number, self.next_number = self.next_number, self.next_number + 1
+            pid = self._fork(partial(_run_worker, number, self.address, self.options))
+            self.workers[pid] = _Worker(number, now)
+
+    def _bury_children(self) -> None:
+        for pid, status in _reap()[0]:
+            if pid == self.scheduler:
+                raise _End(f"its scheduler {_how(status)}")
+            if worker := self.workers.pop(pid, None):
+                self._plan_replacement(worker, os.waitstatus_to_exitcode(status))
+
+    def _plan_replacement(self, worker: _Worker, code: int) -> None:
+        shutil.rmtree(_worker_directory(self.options, worker.number), ignore_errors=True)
+        self.not_started = self.not_started + 1 if code == _NOT_STARTED else 0
+        if self.not_started >= _MAX_NOT_STARTED:
+            raise _End(f"its workers do not start ({self.not_started} attempts)")
+        now = time.monotonic()
+        least, most = _PAUSE_SECONDS
+        young = now - worker.started < _YOUNG_SECONDS
+        self.pause = min(most, max(least, 2 * self.pause)) if young else 0.0
+        self.due.append(now + self.pause)
+
+    # Children ------------------------------------------------------------------------------------
+
+    def _fork(self, body: Callable[[], None]) -> int:
+        """Return the process id of a new child that runs body and exits."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        template = os.getpid()
+        # A signal between the fork and the child's own handlers would be lost to the template's.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return pid
+        code = 1
+        try:
+            self._become_child(template)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            body()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _exit_now(code)
+
+    def _become_child(self, template: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for descriptor in (
+            null,
+            self.status_fd,
+            self.wakeup,
+            self._wakeup_of_signals,
+            self.scheduler_report,
+            self._template_lives,
+        ):
+            os.close(descriptor)
+        _die_with(template, self._of_template)
+        if "numpy.random" in sys.modules:  # else each worker would draw the same numbers
+            sys.modules["numpy.random"].seed()
+
+    def _end_children(self) -> bool:
+        """End all children, by force after a second; return whether any process may be left."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)  # the programs that tasks started are in the group too
+        if not self._wait_for_children(_GRACE_SECONDS):
+            for pid in (self.scheduler, *self.workers):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._wait_for_children(_GRACE_SECONDS / 2)
+        return not (self.adopts_orphans and self._wait_for_children(0))
+
+    def _wait_for_children(self, seconds: float) -> bool:
+        """Wait until this process has no child, adopted or not; return whether it has none."""
+        deadline = time.monotonic() + seconds
+        while _reap()[1]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if select.select([self.wakeup], [], [], left)[0]:
+                os.read(self.wakeup, 4096)
+        return True
+
+
+def _options(message: dict[str, Any]) -> _Options:
+    import dask
+    from dask.system import CPU_COUNT
+    from dask.utils import parse_bytes
+    from distributed.system import MEMORY_LIMIT
+
+    n_workers = message["n_workers"] or CPU_COUNT
+    memory_limit = message["memory_limit"]
+    if memory_limit == "auto":
+        memory_limit = MEMORY_LIMIT // n_workers
+    elif isinstance(memory_limit, str):
+        parse_bytes(memory_limit)  # fails here and now instead of in each worker
+    elif memory_limit is None:
+        memory_limit = 0  # dask's word for no limit
+    base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    return _Options(
+        n_workers=n_workers,
+        threads_per_worker=message["threads_per_worker"],
+        memory_limit=memory_limit,
+        credentials=Credentials(message["certificate"], message["key"]),
+        directory=os.path.join(os.path.abspath(base), f"parcoll-{os.urandom(8).hex()}"),
+    )
+
+
+# Processes --------------------------------------------------------------------------------------
+
+
+def _reap() -> tuple[list[tuple[int, int]], bool]:
+    """Return the children that ended, with their status, and whether there are any others."""
+    ended: list[tuple[int, int]] = []
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return ended, True
+            ended.append((pid, status))
+    return ended, False
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+
+def _exit_now(code: int) -> NoReturn:
+    """Leave without the interpreter's own clean-up, which waits for threads that run tasks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _prctl(option: int, value: int) -> bool:
+    """Set an attribute of this process; return False where that does not exist (not Linux)."""
+    if sys.platform != "linux":
+        return False
+    prctl = ctypes.CDLL(None).prctl
+    prctl.argtypes = (ctypes.c_int, *4 * (ctypes.c_ulong,))
+    return bool(prctl(option, value, 0, 0, 0) == 0)
+
+
+def _die_with(template: int, of_template: int) -> None:
+    """Have this child killed when the template is, ``kill -9`` included.
+
+    The kernel's help is needed for a worker that holds the GIL: no thread of it can run.
+    """
+    if not _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
+        threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
+    if os.getppid() != template:  # it died before the kernel was asked
+        os._exit(1)
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)
+    os._exit(1)
+
+
+# The scheduler ----------------------------------------------------------------------------------
+
+
+def _run_scheduler(report_fd: int, options: _Options) -> None:
+    """Serve as the scheduler until it is closed; report the address, or why there is none."""
+    try:
+        asyncio.run(_serve_scheduler(report_fd, options))
+    except Exception as error:
+        report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+        with contextlib.suppress(OSError):
+            os.write(report_fd, json.dumps(report).encode())
+        raise
+
+
+async def _serve_scheduler(report_fd: int, options: _Options) -> None:
+    from distributed import Scheduler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Port 8787 is already in use"
+        scheduler = Scheduler(
+            host="127.0.0.1",
+            port=0,
+            protocol="tls://",
+            security=options.credentials.security(),
+            dashboard=False,
+            dashboard_address=f"127.0.0.1:{_DASHBOARD_PORT}",
+            local_directory=os.path.join(options.directory, "scheduler"),
+        )
+    _add_dashboard(scheduler)
+    await scheduler
+    dashboard_port = scheduler.services["dashboard"].port
+    report = {"address": scheduler.address, "dashboard_port": dashboard_port}
+    os.write(report_fd, json.dumps(report).encode())
+    os.close(report_fd)
+    await scheduler.finished()
+
+
+def _add_dashboard(scheduler: Scheduler) -> None:
+    """Serve the dashboard, but import it (1 s, most of it bokeh) at the first visit only.
+
+    The application added here is asked for the paths that the scheduler does not know. At the first
+    such request it puts the real one in its place and has the browser ask again.
+    """
+    from tornado import web
+
+    loading = asyncio.Lock()
+
+    class FirstVisit(web.RequestHandler):
+        async def get(self) -> None:
+            if self.request.headers.get("Upgrade"):  # a page of an earlier cluster tries again
+                raise web.HTTPError(503)
+            async with loading:
+                if placeholder in scheduler.http_application.applications:
+                    await _load_dashboard(scheduler)
+                    scheduler.http_application.applications.remove(placeholder)
+            # One slash: "//host/" would lead elsewhere.
+            self.redirect("/" + (self.request.uri or "").lstrip("/"))
+
+    placeholder = web.Application([(r"/.*", FirstVisit)])
+    scheduler.http_application.add_application(placeholder)
+
+
+async def _load_dashboard(scheduler: Scheduler) -> None:
+    """Connect dask's dashboard to a scheduler that was started without.
+
+    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do
+    it later; ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when its parts change.
+    """
+    from distributed.http.utils import get_handlers
+    from tornado import web
+
+    try:
+        # In a thread: the scheduler serves its workers meanwhile.
+        dashboard = await asyncio.to_thread(
+            importlib.import_module, "distributed.dashboard.scheduler"
+        )
+    except ImportError:
+        routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
+        scheduler.http_application.add_application(web.Application(routes))
+    else:
+        dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
+
+
+# A worker ---------------------------------------------------------------------------------------
+
+
+def _run_worker(number: int, address: str, options: _Options) -> None:
+    """Serve as a worker until it is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        # The -u of the template has print() write its arguments one by one, so that the lines of
+        # two workers mix.
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+    asyncio.run(_serve_worker(number, address, options))
+
+
+async def _serve_worker(number: int, address: str, options: _Options) -> None:
+    from distributed import Worker
+
+    worker = Worker(
+        address,
+        name=number,
+        nthreads=options.threads_per_worker,
+        memory_limit=options.memory_limit,
+        local_directory=_worker_directory(options, number),
+        security=options.credentials.security(),
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    )
+    try:
+        await worker
+    except Exception:
+        traceback.print_exc()
+        sys.exit(_NOT_STARTED)
+    await worker.finished()
+
+
+def _worker_directory(options: _Options, number: int) -> str:
+    return os.path.join(options.directory, f"worker-{number}")

@@ -1,0 +1,242 @@
+"""The evaluating calls: a bag read back as a plan, run through the window, and what is made of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from parcoll.engine.base import Engine, Job, Session
+from parcoll.engine.choose import engine_for
+from parcoll.errors import SerializationError
+from parcoll.outcome import Outcome
+from parcoll.pickling import Packed, cannot_send
+from parcoll.program import Fold, Program, Sink
+from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
+from parcoll.sizing import Sizer, sizer_for
+from parcoll.source import Source
+from parcoll.stats import Stats, StepStats
+from parcoll.text import function_name
+
+UNSET: Any = object()
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings a chain was made with."""
+
+    partition_size: int | str = "auto"
+    client: Any = None
+    name: str | None = None
+    ordered: bool = True
+
+
+@dataclass
+class Run:
+    """One evaluation being set up: its engine, its plan and where the counts go."""
+
+    make_bag: Callable[[], Any]
+    options: Options
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
+        # The engine comes first: a local cluster's processes import while this process does.
+        self.engine: Engine = engine_for(self.options.client)
+        from parcoll.graph import plan_of
+
+        self.plan = plan_of(self.make_bag())
+        self.stats.steps[:] = [StepStats(step.label) for step in self.plan.steps]
+        self.label = self.options.name or "-".join(step.label for step in self.plan.steps)
+        self.sizer: Sizer = sizer_for(self.options.partition_size)
+
+    def evaluation(self, keep: bool = False, sink: Sink = "results", **program: Any) -> Evaluation:
+        """Return the window over this run's partitions."""
+        streamed = isinstance(self.plan.origin, Source)
+        budget = self.sizer.budget if streamed else None
+        ordered = self.options.ordered and sink != "count"
+        return Evaluation(
+            self.engine,
+            Program(self.plan.steps, sink=sink, budget=budget, **program),
+            self._feed(),
+            self.sizer,
+            self.stats,
+            label=self.label,
+            ordered=ordered or keep,
+            keep=keep,
+        )
+
+    def _feed(self) -> Feed:
+        from parcoll.graph import BagPartitions, bag_partitions
+
+        origin = self.plan.origin
+        if isinstance(origin, Source):
+            return StreamFeed(origin.open(), self.sizer, self.engine.pack)
+        if isinstance(origin, BagPartitions):
+            if origin.share_tasks:
+                origin = bag_partitions(self.engine.persist(origin.bag))
+            jobs = [Job(graph=graph) for graph in origin.graphs]
+        else:
+            jobs = [Job(reference=reference) for reference in origin.references]
+        for number, job in enumerate(jobs):
+            job.order, job.place = number, f" of partition {number}"
+        return PartitionFeed(jobs)
+
+
+def iterate(run: Run, limit: int | None = None) -> Iterator[Any]:
+    """Give the results one by one."""
+    with closing(run.evaluation(limit=limit).outcomes()) as outcomes:  # type: ignore[type-var]
+        for job, outcome in outcomes:
+            yield from _results(job, outcome)
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+
+
+def _results(job: Job, outcome: Outcome) -> list[Any]:
+    if outcome.results is None:
+        return []
+    try:
+        results: list[Any] = outcome.results.load()
+    except Exception as error:
+        raise SerializationError(
+            f"the results of the partition at element {job.base}{job.place} came back from the worker "
+            f"but cannot be unpickled here: {type(error).__name__}: {error}"
+        ) from error
+    return results
+
+
+def count(run: Run) -> int:
+    """Return how many results there are; none of them travels."""
+    total = 0
+    with closing(run.evaluation(sink="count").outcomes()) as outcomes:  # type: ignore[type-var]
+        for _, outcome in outcomes:
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+            total += outcome.produced
+    return total
+
+
+def keep_results(run: Run) -> list[Any]:
+    """Run everything, and return references to the results, which stay where they were made."""
+    references = []
+    with closing(run.evaluation(keep=True).outcomes()) as outcomes:  # type: ignore[type-var]
+        for job, outcome in outcomes:
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+            references.append(job.handle)
+    return references
+
+
+def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
+    """Fold the results from left to right on the workers; only the value comes back."""
+    fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial))
+    return _join(run, run.evaluation(keep=True), fold, initial, "reduce")
+
+
+def fold(
+    run: Run, func: Callable[[Any, Any], Any], initial: Any, combine: Callable[[Any, Any], Any] | None
+) -> Any:
+    """Fold each partition where its results are, then combine the values in source order."""
+    start = _packed_initial(initial)
+    label = f"fold({function_name(func)})"
+    if combine is not None and not _is_neutral(combine, start):
+        # Partitions cannot start from a value that counts each time: one exact fold instead.
+        return _join(run, run.evaluation(keep=True), Fold(func, label, start), initial, "fold")
+    parts = run.evaluation(
+        keep=True, sink="fold", fold=Fold(func, label, start), start_once=combine is None
+    )
+    joined = Fold(combine or func, f"{label}, combining with {function_name(combine or func)}")
+    return _join(run, parts, joined, initial, "fold")
+
+
+def _packed_initial(initial: Any) -> Packed | None:
+    if initial is UNSET:
+        return None
+    try:
+        return Packed.pack(initial)
+    except Exception as error:
+        raise cannot_send(initial, "the initial value", error) from error
+
+
+def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
+    """Tell whether `initial` may stand at the start of each partition without changing the answer."""
+    assert start is not None
+    try:
+        combined = combine(start.load(), start.load())
+        if bool(combined == start.load()):
+            return True
+    except Exception:
+        return False
+    return False
+
+
+def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
+    session = run.engine.open(Program((), fold=fold), name, keep=True)
+    joining = _Joining(session)
+    try:
+        with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
+            for job, outcome in outcomes:
+                joining.add(job.handle)
+                if outcome.failure is not None:
+                    joining.finish()  # an error of `func` on earlier elements comes first
+                    raise outcome.failure.rebuild()
+            handle = joining.finish()
+        payload = run.engine.fetch(handle) if handle is not None else None
+    finally:
+        session.close()
+    if payload is not None:
+        return payload.load()[0]
+    if initial is UNSET:
+        raise TypeError(f"{name}() of empty iterable with no initial value")
+    packed = _packed_initial(initial)
+    assert packed is not None
+    return packed.load()
+
+
+class _Joining:
+    """The chain of joins: each takes the value so far and all the partitions ready by then.
+
+    One join runs at a time, since each needs the one before; up to `WAITING` partitions gather
+    behind it, and then the reading waits.
+    """
+
+    WAITING = 16
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._value: Any = None
+        self._parts: list[Any] = []
+        self._busy = False
+        self._numbers = itertools.count()
+
+    def add(self, part: Any) -> None:
+        """Take one more kept partition."""
+        self._parts.append(part)
+        self._settle(block=len(self._parts) >= self.WAITING)
+        self._start()
+
+    def finish(self) -> Any:
+        """Join what is left and return the last value's handle, None where nothing was joined."""
+        self._settle(block=True)
+        self._start()
+        self._settle(block=True)
+        return self._value
+
+    def _start(self) -> None:
+        if self._parts and not self._busy:
+            job = Job("join", parts=[self._value, *self._parts], order=next(self._numbers))
+            self._session.submit([job])
+            self._parts, self._busy = [], True
+
+    def _settle(self, block: bool) -> None:
+        if not self._busy:
+            return
+        for job, outcome in self._session.completed(block):
+            self._busy = False
+            self._value = job.handle
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+            job.parts = ()
+
+

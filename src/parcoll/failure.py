@@ -1,0 +1,208 @@
+"""A failed element as a value that always survives the trip, and the exception made of it again.
+
+A task that raised would reach the user through dask's messages, would be retried by dask's rules, and
+would fail a second time if its exception could not be pickled. So workers return failures as values.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+
+from parcoll.pickling import PROTOCOL
+from parcoll.text import short_repr
+
+MAX_CHAIN = 8  # causes and contexts of an exception that travel with it
+
+
+@dataclass
+class Failure:
+    """What went wrong, where: the exception in parts, and the note that the user will read."""
+
+    exception: EncodedException
+    note: str
+
+    @classmethod
+    def of(cls, error: BaseException, note: str, skip_frames: int = 0) -> Failure:
+        """Describe `error`, leaving out the outermost `skip_frames` frames, which are parcoll's."""
+        return cls(_encode(error, skip_frames), note)
+
+    def rebuild(self) -> BaseException:
+        """Return the exception: its own type, the worker's traceback, its causes, and the note.
+
+        `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479): raised
+        as it is, it would end the consumer's loop and lose the rest without a word.
+        """
+        error = _decode(self.exception)
+        if isinstance(error, StopIteration):
+            wrapper = RuntimeError(f"a function of the chain raised {error!r}")
+            wrapper.__cause__ = error
+            error = wrapper
+        error.add_note(self.note)
+        return error
+
+
+@dataclass
+class EncodedException:
+    """One exception, each part pickled on its own so that one bad part does not spoil the others."""
+
+    whole: bytes | None  # where a round trip works
+    kind: bytes | None
+    bases: list[bytes]
+    name: str
+    module: str
+    args: list[tuple[bool, bytes | str]]  # (pickled?, pickle or repr)
+    attributes: dict[str, tuple[bool, bytes | str]]
+    notes: list[str]
+    frames: Any  # tblib's dictionary
+    text: str
+    suppress_context: bool
+    cause: EncodedException | None = None
+    context: EncodedException | None = None
+
+
+def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> EncodedException:
+    kind = type(error)
+    frames = error.__traceback__
+    for _ in range(skip_frames):
+        frames = frames.tb_next if frames is not None else None
+    deeper = depth < MAX_CHAIN
+    attributes = {
+        name: value for name, value in getattr(error, "__dict__", {}).items() if name != "__notes__"
+    }
+    return EncodedException(
+        whole=_round_trip(error),
+        kind=_pickled(kind),
+        bases=[p for base in kind.__mro__[1:] if (p := _pickled(base)) is not None],
+        name=kind.__qualname__,
+        module=kind.__module__,
+        args=[_part(value) for value in error.args],
+        attributes={name: _part(value) for name, value in attributes.items()},
+        notes=[str(note) for note in getattr(error, "__notes__", ())],
+        frames=_frames(frames),
+        text="".join(traceback.format_exception(kind, error, frames)),
+        suppress_context=error.__suppress_context__,
+        cause=_encode(error.__cause__, depth=depth + 1) if error.__cause__ and deeper else None,
+        context=_encode(error.__context__, depth=depth + 1) if error.__context__ and deeper else None,
+    )
+
+
+def _decode(encoded: EncodedException) -> BaseException:
+    error = _whole(encoded) or _from_parts(encoded)
+    for note in encoded.notes:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    frames = _traceback(encoded.frames)
+    if frames is None and encoded.frames is not None:
+        error.add_note("Traceback in the worker:\n" + encoded.text)
+    error.__traceback__ = frames
+    if encoded.cause is not None:
+        error.__cause__ = _decode(encoded.cause)
+    if encoded.context is not None:
+        error.__context__ = _decode(encoded.context)
+    error.__suppress_context__ = encoded.suppress_context
+    return error
+
+
+def _whole(encoded: EncodedException) -> BaseException | None:
+    if encoded.whole is None:
+        return None
+    try:
+        error = pickle.loads(encoded.whole)
+    except Exception:
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _from_parts(encoded: EncodedException) -> BaseException:
+    kind = _load_kind(encoded)
+    args = [_load_part(part) for part in encoded.args]
+    try:
+        error = kind.__new__(kind, *args)  # not __init__: its signature may be another
+    except Exception:
+        error = BaseException.__new__(kind)
+    error.args = tuple(args)
+    for name, part in encoded.attributes.items():
+        try:
+            setattr(error, name, _load_part(part))
+        except Exception:
+            continue
+    return error
+
+
+def _load_kind(encoded: EncodedException) -> type[BaseException]:
+    for pickled in [encoded.kind, *encoded.bases]:
+        try:
+            kind = pickle.loads(pickled) if pickled is not None else None
+        except Exception:
+            continue
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            if pickled is encoded.kind:
+                return kind
+            # The class itself could not travel: one of the same name, below its nearest base.
+            return type(encoded.name, (kind,), {"__module__": encoded.module})
+    return Exception
+
+
+def _pickled(value: Any) -> bytes | None:
+    try:
+        return cloudpickle.dumps(value, PROTOCOL)
+    except Exception:
+        return None
+
+
+def _round_trip(error: BaseException) -> bytes | None:
+    """Pickle the exception if what comes back is of its type: many with their own `__init__` fail."""
+    try:
+        pickled = cloudpickle.dumps(error, PROTOCOL)
+        copy = pickle.loads(pickled)
+    except BaseException:
+        return None
+    same = type(copy) is type(error) and len(copy.args) == len(error.args)
+    return pickled if same else None
+
+
+def _part(value: Any) -> tuple[bool, bytes | str]:
+    try:
+        pickled = cloudpickle.dumps(value, PROTOCOL)
+        pickle.loads(pickled)
+    except Exception:
+        return False, short_repr(value)
+    return True, pickled
+
+
+def _load_part(part: tuple[bool, bytes | str]) -> Any:
+    is_pickle, content = part
+    if not is_pickle:
+        return content
+    try:
+        return pickle.loads(content)  # type: ignore[arg-type]
+    except Exception as error:
+        return f"<could not be unpickled: {error}>"
+
+
+def _frames(frames: TracebackType | None) -> Any:
+    if frames is None:
+        return None
+    from tblib import Traceback  # only when something failed
+
+    try:
+        return Traceback(frames).to_dict()
+    except Exception:
+        return ()
+
+
+def _traceback(frames: Any) -> TracebackType | None:
+    if not frames:
+        return None
+    from tblib import Traceback
+
+    try:
+        return Traceback.from_dict(frames).as_traceback()  # type: ignore[no-any-return]
+    except Exception:
+        return None

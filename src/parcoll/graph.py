@@ -1,0 +1,133 @@
+"""The bag: extended by each chained call, and read back as what the engine has to run.
+
+The one place that knows dask.bag and the shape of dask's graphs. It leans on two things that dask does
+not document as public, `Task` and its `func`, `args` and `dependencies` (dask's own collections are made
+of them); tests/test_graph.py fails when they change.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from dask._task_spec import Alias, Task, TaskRef
+from dask.bag import Bag
+
+from parcoll.source import Source
+from parcoll.steps import Step
+from parcoll.tasks import elements_of
+from parcoll.text import key_words
+
+_numbers = itertools.count()
+
+
+def bag_of_source(source: Source) -> Bag:
+    """Return a bag whose one partition stands for all that the source will give.
+
+    `Bag.from_sequence` is never used: it calls `list()`, and runs elements that look like tasks.
+    """
+    name = f"source-{next(_numbers)}"
+    return Bag({(name, 0): Task((name, 0), source)}, name, 1)
+
+
+def bag_of_kept(references: list[Any]) -> Bag:
+    """Return a bag of results that earlier tasks keep: futures, or values in this process."""
+    name = f"kept-{next(_numbers)}"
+    layer = {(name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(references)}
+    return Bag(layer, name, len(references))
+
+
+def extend(bag: Bag, step: Step) -> Bag:
+    """Return the bag with one more layer."""
+    return bag.map_partitions(step, token=key_words(step.label))
+
+
+@dataclass(frozen=True)
+class KeptPartitions:
+    """Results of a `foreach`: references that the engine which made them understands."""
+
+    references: list[Any]
+
+
+@dataclass(frozen=True)
+class BagPartitions:
+    """Partitions of a user's own bag: for each, the tasks that make it and the key of the last."""
+
+    bag: Bag
+    graphs: list[tuple[dict[Any, Any], Any]]
+
+    @property
+    def share_tasks(self) -> bool:
+        """Tell whether two partitions need the same task (a shuffle, a join)."""
+        return sum(len(graph) for graph, _ in self.graphs) > len(
+            set().union(*(graph for graph, _ in self.graphs))
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A bag read back: where the elements come from, and the steps in order."""
+
+    origin: Source | KeptPartitions | BagPartitions
+    steps: tuple[Step, ...]
+
+
+def plan_of(bag: Bag) -> Plan:
+    """Walk the bag's graph from its last layer down to what is not a step of ours."""
+    graph = bag.dask.to_dict()
+    steps: list[Step] = []
+    name, node = bag.name, graph.get((bag.name, 0))
+    while isinstance(node, Task) and isinstance(node.func, Step):
+        steps.append(node.func)
+        ((name, _),) = node.dependencies
+        node = graph[(name, 0)]
+    steps.reverse()
+    return Plan(_origin(bag, graph, name, node), tuple(steps))
+
+
+def _origin(bag: Bag, graph: dict[Any, Any], name: str, node: Any) -> Any:
+    if isinstance(node, Task):
+        if isinstance(node.func, Source):
+            return node.func
+        if node.func is elements_of:
+            return KeptPartitions([graph[(name, i)].args[0] for i in range(bag.npartitions)])
+    # Layers above the base are ours; the base's own graph is what its keys need.
+    return bag_partitions(Bag(bag.dask, name, bag.npartitions))
+
+
+def bag_partitions(bag: Bag) -> BagPartitions:
+    """Optimize a user's bag as dask would, and take it apart by partition."""
+    keys = [(bag.name, i) for i in range(bag.npartitions)]
+    graph = dict(bag.__dask_optimize__(bag.__dask_graph__(), keys))
+    return BagPartitions(bag, [(_needed(graph, key), key) for key in keys])
+
+
+def _needed(graph: dict[Any, Any], key: Any) -> dict[Any, Any]:
+    needed: dict[Any, Any] = {}
+    todo = [key]
+    while todo:
+        current = todo.pop()
+        if current in needed or current not in graph:  # absent: a future's key, on the cluster
+            continue
+        needed[current] = node = graph[current]
+        todo.extend(node.dependencies)
+    return needed
+
+
+def compute_partition(graph: dict[Any, Any], key: Any) -> Any:
+    """Compute one partition of a user's bag in this process."""
+    return dask.get(graph, key)
+
+
+def persist_here(bag: Bag) -> Bag:
+    """Compute a user's bag in this process, once."""
+    (computed,) = dask.persist(bag, scheduler="synchronous")
+    return computed
+
+
+__all__ = [
+    "Alias", "Bag", "BagPartitions", "KeptPartitions", "Plan", "Task", "TaskRef", "bag_of_kept",
+    "bag_of_source", "bag_partitions", "compute_partition", "extend", "persist_here", "plan_of",
+]

@@ -1,0 +1,35 @@
+"""What comes back from a partition: results, counts, seconds, and errors as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from parcoll.failure import Failure
+from parcoll.pickling import Payload
+
+
+@dataclass
+class Outcome:
+    """The report of one task; small unless it carries `results`."""
+
+    read: int = 0  # source elements begun; fewer than given where the time budget ran out
+    complete: bool = True  # false where a rest was left
+    produced: int = 0  # elements that left the last step
+    flows: list[tuple[int, int]] = field(default_factory=list)  # (in, out) of each step
+    failed_step: int | None = None  # the step whose function raised; len(flows) for the fold
+    seconds: float = 0.0
+    nbytes: int = 0  # of the results, packed
+    results: Payload | None = None
+    failure: Failure | None = None
+
+
+@dataclass
+class Kept:
+    """A result that stays in a worker's memory: its report, which travels alone, and its content."""
+
+    outcome: Outcome
+    content: Payload | None  # a list of elements, or for a fold a list of the one value so far
+    folded: int = 0  # elements that a fold has taken
+
+    def __sizeof__(self) -> int:
+        return 512 + (self.content.nbytes if self.content is not None else 0)

@@ -1,0 +1,160 @@
+"""Objects to bytes and back: what travels between the user's process and the workers.
+
+Runs on both sides, so it needs the standard library and cloudpickle only.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import cloudpickle
+
+from parcoll.errors import SerializationError
+from parcoll.text import describe
+
+PROTOCOL = 5
+# Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
+# microseconds in dask's protocol, a copy of 64 KiB costs about as much.
+OUT_OF_BAND_BYTES = 64 * 1024
+
+
+class Packed:
+    """One pickled object: its bytes and its large buffers, which dask moves without copying.
+
+    A plain list would be sent one element at a time (distributed#6368), so nothing travels as one.
+    """
+
+    __slots__ = ("buffers", "head")
+
+    def __init__(self, head: bytes, *buffers: Any) -> None:
+        self.head = head
+        self.buffers = buffers
+
+    @classmethod
+    def pack(cls, value: object) -> Packed:
+        """Pickle `value`, by value where its module is `__main__` or where plain pickle cannot."""
+        buffers: list[pickle.PickleBuffer] = []
+
+        def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+            with buffer.raw() as view:
+                if view.nbytes < OUT_OF_BAND_BYTES:
+                    return True
+            buffers.append(buffer)
+            return False
+
+        try:
+            head = pickle.dumps(value, PROTOCOL, buffer_callback=keep_inside)
+        except Exception:
+            head = b"__main__"
+        if b"__main__" in head:
+            # A reference to `__main__` means nothing in a worker: its `__main__` is another.
+            # (The words may also stand in a user's text: slower then, and still right.)
+            buffers.clear()
+            head = cloudpickle.dumps(value, PROTOCOL, buffer_callback=keep_inside)
+        return cls(head, *(buffer.raw() for buffer in buffers))
+
+    def load(self) -> Any:
+        """Return a new object, the caller's own: writing into its arrays changes nothing else."""
+        return pickle.loads(self.head, buffers=[bytearray(buffer) for buffer in self.buffers])
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes travel."""
+        return len(self.head) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+    def __sizeof__(self) -> int:
+        return self.nbytes  # dask measures what a worker holds with this
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if protocol >= 5:
+            return Packed, (self.head, *(pickle.PickleBuffer(buffer) for buffer in self.buffers))
+        return Packed, (self.head, *(bytes(buffer) for buffer in self.buffers))
+
+    def __repr__(self) -> str:
+        return f"<Packed: {self.nbytes} bytes>"
+
+
+class Plain:
+    """The same face as `Packed` for an object that stays in this process."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @classmethod
+    def pack(cls, value: Any) -> Plain:
+        """Hold `value` as it is."""
+        return cls(value)
+
+    def load(self) -> Any:
+        """Return the very object."""
+        return self.value
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing travels."""
+        return 0
+
+
+Payload = Packed | Plain
+
+
+def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:
+    """Find the first element that cannot travel, and why; None when each alone can."""
+    for position, element in enumerate(elements):
+        try:
+            Packed.pack(element)
+        except Exception as error:
+            return position, error
+    return None
+
+
+def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationError:
+    """Return the error for a function that cannot travel, with the captured object to blame."""
+    culprit = _captured_culprit(func)
+    blame = f": {culprit}" if culprit else ""
+    return SerializationError(
+        f"{role} cannot be sent to the workers{blame} ({type(cause).__name__}: {cause})"
+    )
+
+
+def _captured_culprit(func: Any, depth: int = 0) -> str | None:
+    """Name the variable or attribute of `func` that cannot be pickled."""
+    for name, value in _captured(func):
+        try:
+            cloudpickle.dumps(value, PROTOCOL)
+        except Exception:
+            inner = _captured_culprit(value, depth + 1) if depth < 3 else None
+            return inner or f"it uses {name}, {describe(value)}, which cannot be pickled"
+    return None
+
+
+def _captured(func: Any) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    code = getattr(func, "__code__", None)
+    if code is not None:
+        for name, cell in zip(code.co_freevars, getattr(func, "__closure__", None) or (), strict=False):
+            try:
+                found.append((f"the captured variable {name!r}", cell.cell_contents))
+            except ValueError:  # the cell is still empty
+                continue
+        module_globals = getattr(func, "__globals__", {})
+        found += [
+            (f"the global variable {name!r}", module_globals[name])
+            for name in code.co_names
+            if name in module_globals
+        ]
+        found += [("a default argument", value) for value in getattr(func, "__defaults__", None) or ()]
+    bound_to = getattr(func, "__self__", None)
+    if bound_to is not None and not isinstance(bound_to, type(pickle)):
+        found.append(("the object it is bound to", bound_to))
+    if hasattr(func, "func") and hasattr(func, "args"):  # functools.partial
+        found.append(("the partial's function", func.func))
+        found += [("an argument of the partial", value) for value in func.args]
+        found += [(f"the partial's argument {k!r}", v) for k, v in func.keywords.items()]
+    if code is None and isinstance(getattr(func, "__dict__", None), dict) and not isinstance(func, type):
+        found += [(f"the attribute {k!r}", v) for k, v in vars(func).items()]
+    return found

@@ -1,0 +1,97 @@
+"""What one evaluation asks of every partition, and how it reaches the workers once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from parcoll.pickling import Payload, Plain
+from parcoll.steps import Step
+
+CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
+
+Sink = Literal["results", "count", "fold"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A left fold; `initial` is None where it is unset, and else holds the value, which may be None."""
+
+    func: Callable[[Any, Any], Any]
+    label: str
+    initial: Payload | None = None  # packed, so that every use starts from a copy of its own
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps, and what becomes of the elements that leave them."""
+
+    steps: tuple[Step, ...]
+    sink: Sink = "results"
+    fold: Fold | None = None  # for the sink "fold", and for joining partitions
+    start_once: bool = False  # only the partition at index 0 starts from the fold's initial value
+    limit: int | None = None  # results after which a partition may stop
+    budget: float | None = None  # seconds after which a partition hands back what it has not begun
+
+
+class SharedProgram:
+    """A packed program that each worker process unpickles once an evaluation.
+
+    A small one travels inside each task; a large one is a dask key of its own (`cached=False`),
+    whose value dask moves to each worker once and drops with the evaluation.
+    """
+
+    __slots__ = ("_loaded", "cached", "packed", "search_path", "token")
+
+    def __init__(
+        self, packed: Payload, token: str, search_path: tuple[str, ...] = (), cached: bool = True
+    ) -> None:
+        self.packed = packed
+        self.token = token
+        self.search_path = search_path
+        self.cached = cached
+        self._loaded: Program | None = None
+
+    def load(self) -> Program:
+        """Return the program, unpickled at most once in this process."""
+        if self._loaded is None:
+            self._loaded = self._from_cache() if self.cached else self._unpickle()
+        return self._loaded
+
+    def _from_cache(self) -> Program:
+        with _cache_lock:
+            program = _cache.get(self.token)
+            if program is None:
+                program = _cache[self.token] = self._unpickle()
+            _cache.move_to_end(self.token)
+            while len(_cache) > CACHED:
+                _cache.popitem(last=False)
+        return program
+
+    def _unpickle(self) -> Program:
+        # Folders that the user's process added to sys.path since the workers started.
+        sys.path += [folder for folder in self.search_path if folder not in sys.path]
+        program: Program = self.packed.load()
+        return program
+
+    def __sizeof__(self) -> int:
+        return self.packed.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedProgram, (self.packed, self.token, self.search_path, self.cached)
+
+
+_cache: OrderedDict[str, Program] = OrderedDict()
+# Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
+_cache_lock = threading.RLock()
+
+
+def in_process(program: Program) -> SharedProgram:
+    """Wrap a program for an engine that shares this process: nothing is pickled."""
+    shared = SharedProgram(Plain(program), "")
+    shared._loaded = program
+    return shared

@@ -1,0 +1,244 @@
+"""One evaluation: reads ahead by a bounded window, keeps order, stops early, reports errors in place."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from parcoll.engine.base import Engine, Job, Session
+from parcoll.errors import SerializationError
+from parcoll.outcome import Outcome
+from parcoll.pickling import first_unpicklable
+from parcoll.program import Program
+from parcoll.sizing import Sizer
+from parcoll.source import FLUSH_SECONDS, Reader
+from parcoll.stats import Stats
+from parcoll.text import short_repr
+
+# Jobs go to the engine in groups: one message costs about as much as packing one small partition.
+GROUP_JOBS = 8
+GROUP_BYTES = 2**20
+THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
+
+
+class Feed(Protocol):
+    """Where jobs come from."""
+
+    ended: bool
+    slow: bool  # the source made us wait: deliver what is ready before reading on
+    error: BaseException | None  # raised once everything before it was delivered
+
+    def next_job(self, threads: int) -> Job | None:
+        """Read one partition; None at the end."""
+
+    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
+        """Return jobs for the elements that a worker handed back."""
+
+
+class StreamFeed:
+    """Partitions cut from a stream of elements."""
+
+    def __init__(self, reader: Reader, sizer: Sizer, pack: Callable[[Any], Any]) -> None:
+        self.ended = False
+        self.slow = False
+        self.error: BaseException | None = None
+        self._reader = reader
+        self._sizer = sizer
+        self._pack = pack
+
+    def next_job(self, threads: int) -> Job | None:
+        """Read as many elements as the sizer says, and pack them."""
+        size = self._sizer.next_size(self._reader.remaining(), threads)
+        base = self._reader.position
+        started = time.perf_counter()
+        elements = self._reader.read(size)
+        self.slow = time.perf_counter() - started > FLUSH_SECONDS / 2
+        if self._reader.ended:
+            self.ended = True
+            self.error = self._reader.error
+        return self._job(elements, base) if len(elements) else None
+
+    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
+        """Cut what is left into partitions of the size that now seems right."""
+        assert job.elements is not None
+        elements = job.elements.load()[outcome.read :]
+        jobs = []
+        start = 0
+        while start < len(elements):
+            size = self._sizer.next_size(len(elements) - start, threads)
+            part = self._job(elements[start : start + size], job.base + outcome.read + start)
+            jobs += [part] if part is not None else []
+            start += size
+        return jobs
+
+    def _job(self, elements: Any, base: int) -> Job | None:
+        try:
+            return Job(elements=self._pack(elements), base=base, order=base, size=len(elements))
+        except Exception as error:
+            bad = first_unpicklable(elements)
+            position, cause = bad if bad is not None else (0, error)
+        self.ended = True
+        self.error = SerializationError(
+            f"element {base + position} of the source cannot be sent to the workers: "
+            f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
+        )
+        self.error.__cause__ = cause
+        return self._job(elements[:position], base) if position else None
+
+
+class PartitionFeed:
+    """Partitions that exist already: a bag's, or kept results."""
+
+    slow = False
+    error: BaseException | None = None
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self._jobs = deque(jobs)
+        self.ended = not jobs
+
+    def next_job(self, threads: int) -> Job | None:
+        """Return the next partition's job."""
+        job = self._jobs.popleft()
+        self.ended = not self._jobs
+        return job
+
+    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
+        """Fail: such partitions run without a time budget."""
+        raise AssertionError("a partition of a bag was cut short")
+
+
+class _Slot:
+    """A job's place in the order of results."""
+
+    __slots__ = ("job", "outcome", "rest")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.outcome: Outcome | None = None
+        self.rest: list[_Slot] = []
+
+
+class Evaluation:
+    """The window over one program's partitions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        program: Program,
+        feed: Feed,
+        sizer: Sizer,
+        stats: Stats,
+        *,
+        label: str,
+        ordered: bool = True,
+        keep: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._program = program
+        self._feed = feed
+        self._sizer = sizer
+        self._stats = stats
+        self._label = label
+        self._ordered = ordered
+        self._keep = keep
+        self._slots: deque[_Slot] = deque()  # in order; taken from the left
+        self._by_job: dict[Job, _Slot] = {}
+        self._running = 0
+        self._failed = False
+        self._threads = 1
+        self._threads_at = -THREADS_FOR
+
+    def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
+        """Give each partition's job and outcome, in source order unless unordered.
+
+        Reads, submits and waits in the thread that draws from it. A failure of an element comes as
+        an outcome; what the source raised is raised here, after everything before it.
+        """
+        session = self._engine.open(self._program, self._label, self._keep)
+        try:
+            while True:
+                self._collect(session, block=False)
+                if not (self._feed.slow and self._head_ready()):
+                    self._fill(session)
+                slot = self._take()
+                if slot is not None:
+                    assert slot.outcome is not None
+                    yield slot.job, slot.outcome
+                elif self._running:
+                    self._collect(session, block=True)
+                elif (self._feed.ended or self._failed) and not self._slots:
+                    break
+            if self._feed.error is not None:
+                raise self._feed.error
+        finally:
+            session.close()
+
+    def _fill(self, session: Session) -> None:
+        threads = self._count_threads()
+        group: list[Job] = []
+        nbytes = 0
+        while self._may_read() and len(self._slots) < self._sizer.window(threads):
+            job = self._feed.next_job(threads)
+            if job is not None:
+                self._slots.append(self._slot(job))
+                group.append(job)
+                nbytes += job.sent_bytes
+            if len(group) >= GROUP_JOBS or nbytes > GROUP_BYTES or self._feed.slow:
+                self._submit(session, group)
+                group, nbytes = [], 0
+                if self._feed.slow:
+                    break
+        self._submit(session, group)
+
+    def _may_read(self) -> bool:
+        # After a failure nothing that is read now would ever be delivered.
+        return not self._feed.ended and not self._failed
+
+    def _submit(self, session: Session, group: list[Job]) -> None:
+        if group:
+            self._running += len(group)
+            self._stats.partitions += len(group)
+            session.submit(group)
+
+    def _slot(self, job: Job) -> _Slot:
+        slot = self._by_job[job] = _Slot(job)
+        return slot
+
+    def _collect(self, session: Session, block: bool) -> None:
+        for job, outcome in session.completed(block) if self._running else ():
+            self._running -= 1
+            slot = self._by_job.pop(job)
+            slot.outcome = outcome
+            self._stats.add(outcome)
+            if outcome.failure is None:
+                self._sizer.observe(outcome, job.sent_bytes)
+                if not outcome.complete:
+                    rest = self._feed.rest_of(job, outcome, self._count_threads())
+                    slot.rest = [self._slot(part) for part in rest]
+                    self._submit(session, rest)
+            else:
+                self._failed = True
+            job.elements = None  # the bytes were kept for a rest only
+
+    def _head_ready(self) -> bool:
+        return bool(self._slots) and self._slots[0].outcome is not None
+
+    def _take(self) -> _Slot | None:
+        """Remove and return the first slot that may be delivered."""
+        for position, slot in enumerate(self._slots):
+            if slot.outcome is not None:
+                del self._slots[position]
+                for part in reversed(slot.rest):
+                    self._slots.insert(position, part)
+                return slot
+            if self._ordered:
+                break
+        return None
+
+    def _count_threads(self) -> int:
+        now = time.monotonic()
+        if now - self._threads_at >= THREADS_FOR:
+            self._threads, self._threads_at = max(self._engine.threads(), 1), now
+        return self._threads

@@ -1,0 +1,280 @@
+"""Any source as a stream that is read a partition at a time, in the consumer's thread."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from parcoll.errors import SourceConsumedError
+from parcoll.text import describe, short_repr
+
+ALLOWED = (
+    "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
+)
+SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
+FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
+MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
+STEP = 64  # elements between two looks at the clock and at one element's size
+
+
+class Source:
+    """What a chain reads: opened anew by every evaluation, shared by all chains built on it."""
+
+    def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
+        self._open = open_stream
+        self._description = description
+
+    def open(self) -> Reader:
+        """Start reading from the first element."""
+        return reader_of(self._open())
+
+    def __call__(self) -> list[Any]:
+        """Return all elements: how dask's own engines read the bag."""
+        return list(self._open())
+
+    def __repr__(self) -> str:
+        return self._description
+
+
+class OnePassSource(Source):
+    """An iterator: it can be read once, and says so when asked again."""
+
+    def __init__(self, iterator: Iterator[Any], description: str) -> None:
+        super().__init__(lambda: iterator, description)
+        self._consumed = False
+        self._lock = threading.Lock()
+
+    def open(self) -> Reader:
+        """Start reading, the first time."""
+        with self._lock:
+            if self._consumed:
+                raise SourceConsumedError(
+                    f"{self} has been read by an earlier evaluation and gives its elements only once: "
+                    "pass a list, or a function that returns a new iterator, to evaluate again"
+                )
+            self._consumed = True
+        return super().open()
+
+    def __call__(self) -> list[Any]:
+        """Return all elements, once."""
+        return self.open().read_all()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self} cannot be sent to another process: iterate the ParallelGen instead of its bag, or "
+            "pass parallel() a list or a function that returns an iterator"
+        )
+
+
+def source_of(given: Any) -> Source:
+    """Check what `parallel` was given; reads nothing."""
+    if isinstance(given, Mapping):
+        return Source(given.items, f"<{type(given).__name__} of {len(given)} pairs>")
+    if isinstance(given, Iterator):
+        return OnePassSource(given, _name(given))
+    if _is_iterable(given):
+        return Source(lambda: given, _name(given))
+    if callable(given) and not isinstance(given, type):
+        return _source_of_function(given)
+    raise TypeError(f"parallel() needs {ALLOWED}; got {describe(given)}")
+
+
+def _is_iterable(given: Any) -> bool:
+    if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
+        return False
+    if isinstance(given, type):
+        return False
+    return isinstance(given, Iterable) or (
+        hasattr(type(given), "__getitem__") and hasattr(type(given), "__len__")
+    )
+
+
+def _source_of_function(func: Callable[..., Any]) -> Source:
+    try:
+        inspect.signature(func).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature: the call will tell
+    bare = func
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    if inspect.isgeneratorfunction(bare):
+        return Source(func, f"{_name(func)}()")
+    return _FunctionSource(func)
+
+
+class _FunctionSource(Source):
+    """A function that is no generator function: only a call tells whether it returns an iterator.
+
+    It is called once at the start, and what it returned serves the first evaluation, so that it is
+    still called once for each.
+    """
+
+    def __init__(self, func: Callable[[], Any]) -> None:
+        super().__init__(self._next_stream, f"{_name(func)}()")
+        self._func = func
+        self._first: list[Iterable[Any]] = [self._call()]
+        self._lock = threading.Lock()
+
+    def _call(self) -> Iterable[Any]:
+        stream = self._func()
+        if not _is_iterable(stream):
+            raise TypeError(
+                f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}"
+            )
+        return stream  # type: ignore[no-any-return]
+
+    def _next_stream(self) -> Iterable[Any]:
+        with self._lock:
+            if self._first:
+                return self._first.pop()
+        return self._call()
+
+    def __reduce__(self) -> Any:
+        return _FunctionSource, (self._func,)
+
+
+def _name(given: Any) -> str:
+    name = getattr(given, "__qualname__", None) or getattr(given, "__name__", None)
+    if isinstance(name, str):
+        return name.replace("<lambda>", "lambda")
+    if type(given) in SLICED or hasattr(given, "__len__"):
+        return f"<{type(given).__name__} of {_length(given)} elements>"
+    return short_repr(given)
+
+
+def _length(given: Any) -> int | str:
+    try:
+        return len(given)
+    except (OverflowError, TypeError):
+        return "many"
+
+
+class Reader:
+    """The elements of one evaluation, in partitions; `error` is what the source raised, if it did."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.ended = False
+        self.position = 0
+
+    def remaining(self) -> int | None:
+        """Return how many elements are left, where the source knows."""
+        return None
+
+    def read(self, size: int) -> Sequence[Any]:
+        """Return up to `size` elements; none only at the end."""
+        raise NotImplementedError
+
+    def read_all(self) -> list[Any]:
+        """Return the rest; raises what the source raises."""
+        elements: list[Any] = []
+        while not self.ended:
+            elements += self.read(MAX_READ_BYTES)
+        if self.error is not None:
+            raise self.error
+        return elements
+
+
+def reader_of(stream: Iterable[Any]) -> Reader:
+    """Return the reader for a stream: by slices where that gives the same elements."""
+    numpy = sys.modules.get("numpy")
+    if type(stream) in SLICED or (numpy is not None and type(stream) is numpy.ndarray):
+        return SliceReader(stream)  # type: ignore[arg-type]
+    return StreamReader(stream)
+
+
+class SliceReader(Reader):
+    """A sequence: a slice costs nothing an element."""
+
+    def __init__(self, sequence: Sequence[Any]) -> None:
+        super().__init__()
+        self._sequence = sequence
+
+    def remaining(self) -> int | None:
+        """Return the length that is left; None for a range too long for `len`."""
+        try:
+            return max(len(self._sequence) - self.position, 0)
+        except OverflowError:
+            return None
+
+    def read(self, size: int) -> Sequence[Any]:
+        """Return a slice, shorter where its elements look large."""
+        elements = self._sequence[self.position : self.position + size]
+        if isinstance(self._sequence, (list, tuple)) and len(elements) > STEP:
+            elements = elements[: _fitting(elements)]
+        self.position += len(elements)
+        self.ended = not len(elements)
+        return elements
+
+
+def _fitting(elements: Sequence[Any]) -> int:
+    """Return how many elements fit in a partition, judged by one in `STEP`."""
+    total = 0
+    for position in range(0, len(elements), STEP):
+        total += _size(elements[position]) * STEP
+        if total > MAX_READ_BYTES:
+            return max(position, 1)
+    return len(elements)
+
+
+class StreamReader(Reader):
+    """Any iterable: read in small runs, with a look at the clock and at the bytes between them."""
+
+    def __init__(self, stream: Iterable[Any]) -> None:
+        super().__init__()
+        self._stream: Iterator[Any] | None = None
+        self._iterable = stream
+
+    def remaining(self) -> int | None:
+        """Return the length that is left where the iterable has one (a set, a dict's items)."""
+        if isinstance(self._iterable, Iterator):
+            return None
+        try:
+            return max(len(self._iterable) - self.position, 0)  # type: ignore[arg-type]
+        except Exception:
+            return None
+
+    def read(self, size: int) -> Sequence[Any]:
+        """Return what the source gives within `FLUSH_SECONDS`, at least one element."""
+        elements: list[Any] = []
+        started = clock = time.perf_counter()
+        run, nbytes = 1, 0
+        try:
+            if self._stream is None:
+                self._stream = iter(self._iterable)
+            while len(elements) < size:
+                wanted = min(run, size - len(elements))
+                before = len(elements)
+                elements.extend(itertools.islice(self._stream, wanted))
+                if len(elements) - before < wanted:
+                    self.ended = True
+                    break
+                nbytes += _size(elements[-1]) * wanted
+                now = time.perf_counter()
+                if now - started > FLUSH_SECONDS or nbytes > MAX_READ_BYTES:
+                    break
+                run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
+                clock = now
+        except Exception as error:  # not Ctrl-C: that stops the evaluation at once
+            self.error = error
+            self.ended = True
+        self.position += len(elements)
+        return elements
+
+
+def _size(element: Any) -> int:
+    """Return about how many bytes an element holds: what it says itself, not what it refers to."""
+    try:
+        return int(getattr(element, "nbytes", 0)) or sys.getsizeof(element)
+    except Exception:
+        return 64

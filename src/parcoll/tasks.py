@@ -1,0 +1,255 @@
+"""The functions that run on the workers, one call a dask task. They never raise."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from parcoll.chain import Chain
+from parcoll.errors import SerializationError
+from parcoll.failure import Failure
+from parcoll.outcome import Kept, Outcome
+from parcoll.pickling import Packed, Payload, Plain, first_unpicklable
+from parcoll.program import Fold, Program, SharedProgram
+from parcoll.text import short_repr
+
+Pack = Callable[[Any], Payload]
+
+# The clock is read between chunks of elements, not between elements (60 ns each): a chunk doubles
+# while it takes less than this, so that the budget is overrun by about as much.
+CHUNK_SECONDS = 0.01
+
+
+def run_partition(
+    shared: SharedProgram,
+    base: int,
+    place: str,
+    keep: bool,
+    elements: Payload | Kept | Iterable[Any],
+) -> Outcome | Kept:
+    """Run the program on one partition; with `keep` the results stay in the worker."""
+    return _run(shared, base, place, keep, elements, Packed.pack)
+
+
+def run_here(
+    shared: SharedProgram, base: int, place: str, keep: bool, elements: Payload | Kept | Iterable[Any]
+) -> Outcome | Kept:
+    """Do as `run_partition` does, in the user's own process: nothing is pickled."""
+    return _run(shared, base, place, keep, elements, Plain)
+
+
+def join_kept(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
+    """Fold the elements of `parts`, in order, into the value that `previous` holds."""
+    return _join(shared, previous, parts, Packed.pack)
+
+
+def join_here(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
+    """Do as `join_kept` does, in the user's own process."""
+    return _join(shared, previous, parts, Plain)
+
+
+def report(kept: Kept) -> Outcome:
+    """Return what there is to know of a kept result, without the result."""
+    return kept.outcome
+
+
+def content(kept: Kept) -> Payload | None:
+    """Return a kept result itself."""
+    return kept.content
+
+
+def elements_of(kept: Kept) -> list[Any]:
+    """Return the elements of a kept result: what dask's own engines read of it."""
+    return list(kept.content.load()) if kept.content is not None else []
+
+
+def _run(
+    shared: SharedProgram, base: int, place: str, keep: bool, given: Any, pack: Pack
+) -> Outcome | Kept:
+    started = time.perf_counter()
+    try:
+        program = shared.load()
+    except BaseException as error:
+        outcome = _broken("the worker could not load the chain", error)
+        return Kept(outcome, None) if keep else outcome
+    try:
+        elements = _elements(given)
+    except BaseException as error:
+        where = f"the worker could not load the partition at element {base}{place}"
+        outcome = _broken(where, error)
+        return Kept(outcome, None) if keep else outcome
+    chain = Chain(program.steps)
+    outcome = Outcome()
+    results = _drive(chain, program, elements, base, place, outcome, started)
+    outcome.flows = chain.flows(outcome.read)
+    if outcome.failure is None:
+        outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
+    packed = _pack_results(results, outcome, chain, pack) if program.sink != "count" else None
+    outcome.seconds = time.perf_counter() - started
+    if keep:
+        return Kept(outcome, packed)
+    outcome.results = packed
+    return outcome
+
+
+def _drive(
+    chain: Chain,
+    program: Program,
+    elements: Sequence[Any],
+    base: int,
+    place: str,
+    outcome: Outcome,
+    started: float,
+) -> list[Any]:
+    """Run the chain over `elements` in chunks until they, the limit or the budget end."""
+    results: list[Any] = []
+    fold = _Folding(program, base) if program.sink == "fold" else None
+    position, size, total = 0, 1, len(elements)
+    clock = started
+    while position < total and chain.failure is None:
+        # Without a budget nobody looks at the clock, and the rest is one chunk.
+        size = size if program.budget is not None else total
+        chunk = elements[position : position + size]
+        stream = chain.run(chunk, base + position, place)
+        if fold is not None:
+            outcome.failure = fold.take(stream, chain)
+        elif program.sink == "count":
+            outcome.produced += sum(1 for _ in stream)
+        elif program.limit is not None:
+            results += itertools.islice(stream, program.limit - len(results))
+        else:
+            results += stream
+        position += chain.drawn
+        if outcome.failure is not None:
+            outcome.failed_step = len(program.steps)
+            break
+        if program.limit is not None and len(results) >= program.limit:
+            stream.close()  # type: ignore[attr-defined]
+            break
+        if program.budget is not None:
+            now = time.perf_counter()
+            if now - started > program.budget:
+                break
+            size = size * 2 if now - clock < CHUNK_SECONDS else max(size // 2, 1)
+            clock = now
+    outcome.read = position
+    stopped = outcome.failure or chain.failure or (program.limit and len(results) >= program.limit)
+    outcome.complete = position >= total or bool(stopped)
+    if fold is not None:
+        results = fold.value
+        outcome.produced = fold.taken
+    elif program.sink == "results":
+        outcome.produced = len(results)
+    return results
+
+
+class _Folding:
+    """The fold of one partition's elements: a list of one value, or of none where there is none."""
+
+    def __init__(self, program: Program, base: int) -> None:
+        assert program.fold is not None
+        self.fold: Fold = program.fold
+        self.taken = 0
+        self.value: list[Any] = []
+        initial = self.fold.initial
+        if initial is not None and (base == 0 or not program.start_once):
+            self.value = [initial.load()]
+
+    def take(self, stream: Iterable[Any], chain: Chain) -> Failure | None:
+        element: Any = None
+        func = self.fold.func
+        iterator = iter(stream)
+        try:
+            if not self.value:
+                for element in iterator:
+                    self.taken += 1
+                    self.value = [element]
+                    break
+                else:
+                    return None
+            value = self.value[0]
+            for element in iterator:
+                self.taken += 1
+                value = func(value, element)
+            self.value = [value]
+        except BaseException as error:
+            note = f"in {self.fold.label}, at {chain.where()}: {short_repr(element)}"
+            return Failure.of(error, note, skip_frames=1)
+        return None
+
+
+def _join(shared: SharedProgram, previous: Kept | None, parts: tuple[Kept, ...], pack: Pack) -> Kept:
+    started = time.perf_counter()
+    taken = previous.folded if previous is not None else 0
+    outcome = Outcome()
+    element: Any = None
+    value: list[Any] = []
+    try:
+        fold = shared.load().fold
+        assert fold is not None
+        if previous is not None and previous.content is not None:
+            value = previous.content.load()
+        elif previous is None and fold.initial is not None:
+            value = [fold.initial.load()]
+        label = fold.label
+    except BaseException as error:
+        return Kept(_broken("the worker could not load the value folded so far", error), None, taken)
+    try:
+        for part in parts:
+            for element in elements_of(part):
+                value = [fold.func(value[0], element)] if value else [element]
+                taken += 1
+    except BaseException as error:
+        note = f"in {label}, at element {taken} of those that reached it: {short_repr(element)}"
+        outcome.failure = Failure.of(error, note, skip_frames=1)
+    outcome.produced = taken
+    packed = None if outcome.failure or not value else _pack_value(value, outcome, label, pack)
+    outcome.seconds = time.perf_counter() - started
+    return Kept(outcome, packed, taken)
+
+
+def _elements(given: Any) -> Sequence[Any]:
+    """Return what a partition came as (packed, kept by an earlier task, or a bag's) as a sequence."""
+    if isinstance(given, Kept):
+        return elements_of(given)
+    if isinstance(given, (Packed, Plain)):
+        given = given.load()
+    return given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)
+
+
+def _pack_results(results: list[Any], outcome: Outcome, chain: Chain, pack: Pack) -> Payload | None:
+    try:
+        packed = pack(results)
+    except BaseException as error:
+        bad = first_unpicklable(results)
+        position, cause = bad if bad is not None else (0, error)
+        message = (
+            f"result {position} of the partition that ends at {chain.where()} cannot be sent back "
+            f"from the worker: {short_repr(results[position])} ({type(cause).__name__}: {cause})"
+        )
+        outcome.failure = Failure.of(SerializationError(message), "return something picklable")
+        outcome.failed_step = None
+        outcome.produced = position
+        packed = pack(results[:position])
+    outcome.nbytes = packed.nbytes
+    return packed
+
+
+def _pack_value(value: list[Any], outcome: Outcome, label: str, pack: Pack) -> Payload | None:
+    try:
+        return pack(value)
+    except BaseException as error:
+        message = (
+            f"the value of {label} cannot be sent between workers: {short_repr(value[0])} "
+            f"({type(error).__name__}: {error})"
+        )
+        outcome.failure = Failure.of(SerializationError(message), f"in {label}")
+        return None
+
+
+def _broken(what: str, error: BaseException) -> Outcome:
+    failure = SerializationError(f"{what}: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return Outcome(failure=Failure.of(failure, what), complete=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
 import sys
@@ -18,6 +19,7 @@ from parcoll.text import describe
 
 if TYPE_CHECKING:
     from dask.bag import Bag
+    from distributed import Client
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -141,7 +143,7 @@ class ParallelGen(Generic[T_co]):
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())
         [0, 1, 4, 9]
         """
-        return ParallelGen(self._node, _replace(self._options, ordered=False))
+        return ParallelGen(self._node, dataclasses.replace(self._options, ordered=False))
 
     def __iter__(self) -> Iterator[T_co]:
         """Evaluate, and give the results in order as they come.
@@ -269,7 +271,8 @@ class ParallelGen(Generic[T_co]):
         Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is
         one partition there, since the engine cuts it while it runs.
         """
-        return self._node.bag()
+        bag: Bag = self._node.bag()
+        return bag
 
     @property
     def stats(self) -> Stats:
@@ -282,18 +285,42 @@ class ParallelGen(Generic[T_co]):
 
 
 @overload
-def parallel(source: Mapping[K, V], **options: Any) -> ParallelGen[tuple[K, V]]: ...
+def parallel(
+    source: Mapping[K, V],
+    *,
+    partition_size: int | Literal["auto"] = "auto",
+    client: Client | None = None,
+    name: str | None = None,
+) -> ParallelGen[tuple[K, V]]: ...
 @overload
-def parallel(source: Iterable[T], **options: Any) -> ParallelGen[T]: ...
+def parallel(
+    source: Iterable[T],
+    *,
+    partition_size: int | Literal["auto"] = "auto",
+    client: Client | None = None,
+    name: str | None = None,
+) -> ParallelGen[T]: ...
 @overload
-def parallel(source: Callable[[], Iterable[T]], **options: Any) -> ParallelGen[T]: ...
+def parallel(
+    source: Callable[[], Iterable[T]],
+    *,
+    partition_size: int | Literal["auto"] = "auto",
+    client: Client | None = None,
+    name: str | None = None,
+) -> ParallelGen[T]: ...
 @overload
-def parallel(source: Bag, **options: Any) -> ParallelGen[Any]: ...
+def parallel(
+    source: Bag,
+    *,
+    partition_size: int | Literal["auto"] = "auto",
+    client: Client | None = None,
+    name: str | None = None,
+) -> ParallelGen[Any]: ...
 def parallel(
     source: Any,
     *,
     partition_size: int | Literal["auto"] = "auto",
-    client: Any = None,
+    client: Client | None = None,
     name: str | None = None,
 ) -> ParallelGen[Any]:
     """Return a lazy collection of the source's elements. Reads, starts and submits nothing.
@@ -343,7 +370,7 @@ def _partition_size(given: Any) -> int | str:
 
 
 def _client(given: Any) -> Any:
-    if given is not None and not hasattr(given, "get") or isinstance(given, (str, dict)):
+    if (given is not None and not hasattr(given, "get")) or isinstance(given, (str, dict)):
         raise TypeError(f"client must be a distributed.Client, got {describe(given)}")
     return given
 
@@ -352,9 +379,3 @@ def _task_name(given: Any) -> str | None:
     if given is not None and not isinstance(given, str):
         raise TypeError(f"name must be a string, got {describe(given)}")
     return given
-
-
-def _replace(options: Options, **changes: Any) -> Options:
-    import dataclasses
-
-    return dataclasses.replace(options, **changes)

@@ -135,7 +135,10 @@ def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
 
 
 def fold(
-    run: Run, func: Callable[[Any, Any], Any], initial: Any, combine: Callable[[Any, Any], Any] | None
+    run: Run,
+    func: Callable[[Any, Any], Any],
+    initial: Any,
+    combine: Callable[[Any, Any], Any] | None,
 ) -> Any:
     """Fold each partition where its results are, then combine the values in source order."""
     start = _packed_initial(initial)
@@ -143,9 +146,7 @@ def fold(
     if combine is not None and not _is_neutral(combine, start):
         # Partitions cannot start from a value that counts each time: one exact fold instead.
         return _join(run, run.evaluation(keep=True), Fold(func, label, start), initial, "fold")
-    parts = run.evaluation(
-        keep=True, sink="fold", fold=Fold(func, label, start), start_once=combine is None
-    )
+    parts = run.evaluation(keep=True, sink="fold", fold=Fold(func, label, start), start_once=combine is None)
     joined = Fold(combine or func, f"{label}, combining with {function_name(combine or func)}")
     return _join(run, parts, joined, initial, "fold")
 
@@ -238,5 +239,3 @@ class _Joining:
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
             job.parts = ()
-
-

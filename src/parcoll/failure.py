@@ -151,9 +151,10 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
 
 def _pickled(value: Any) -> bytes | None:
     try:
-        return cloudpickle.dumps(value, PROTOCOL)
+        pickled: bytes = cloudpickle.dumps(value, PROTOCOL)
     except Exception:
         return None
+    return pickled
 
 
 def _round_trip(error: BaseException) -> bytes | None:

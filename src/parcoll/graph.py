@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
-from dask._task_spec import Alias, Task, TaskRef
+from dask._task_spec import Task
 from dask.bag import Bag
 
 from parcoll.source import Source
@@ -29,19 +29,23 @@ def bag_of_source(source: Source) -> Bag:
     `Bag.from_sequence` is never used: it calls `list()`, and runs elements that look like tasks.
     """
     name = f"source-{next(_numbers)}"
-    return Bag({(name, 0): Task((name, 0), source)}, name, 1)
+    layer: dict[Any, Any] = {(name, 0): Task((name, 0), source)}
+    return Bag(layer, name, 1)
 
 
 def bag_of_kept(references: list[Any]) -> Bag:
     """Return a bag of results that earlier tasks keep: futures, or values in this process."""
     name = f"kept-{next(_numbers)}"
-    layer = {(name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(references)}
+    layer: dict[Any, Any] = {
+        (name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(references)
+    }
     return Bag(layer, name, len(references))
 
 
 def extend(bag: Bag, step: Step) -> Bag:
     """Return the bag with one more layer."""
-    return bag.map_partitions(step, token=key_words(step.label))
+    longer: Bag = bag.map_partitions(step, token=key_words(step.label))
+    return longer
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,5 @@ def compute_partition(graph: dict[Any, Any], key: Any) -> Any:
 
 def persist_here(bag: Bag) -> Bag:
     """Compute a user's bag in this process, once."""
-    (computed,) = dask.persist(bag, scheduler="synchronous")
+    computed: Bag = dask.persist(bag, scheduler="synchronous")[0]
     return computed
-
-
-__all__ = [
-    "Alias", "Bag", "BagPartitions", "KeptPartitions", "Plan", "Task", "TaskRef", "bag_of_kept",
-    "bag_of_source", "bag_partitions", "compute_partition", "extend", "persist_here", "plan_of",
-]

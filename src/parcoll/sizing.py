@@ -17,7 +17,7 @@ SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 class Sizer(Protocol):
     """Decides partition sizes from what the partitions before took."""
 
-    budget: float | None
+    budget: float | None  # seconds after which a worker hands back what it has not begun
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return the size of the next partition; `remaining` elements are left where that is known."""
@@ -38,7 +38,7 @@ def _window(threads: int) -> int:
 class Fixed:
     """The same number of elements in every partition: `partition_size=1000`."""
 
-    budget = None
+    budget: float | None = None
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
-import functools
 import sys
 import threading
 import time
@@ -14,9 +14,7 @@ from typing import Any
 from parcoll.errors import SourceConsumedError
 from parcoll.text import describe, short_repr
 
-ALLOWED = (
-    "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
-)
+ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
@@ -128,9 +126,7 @@ class _FunctionSource(Source):
     def _call(self) -> Iterable[Any]:
         stream = self._func()
         if not _is_iterable(stream):
-            raise TypeError(
-                f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}"
-            )
+            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}")
         return stream  # type: ignore[no-any-return]
 
     def _next_stream(self) -> Iterable[Any]:

@@ -34,7 +34,11 @@ def run_partition(
 
 
 def run_here(
-    shared: SharedProgram, base: int, place: str, keep: bool, elements: Payload | Kept | Iterable[Any]
+    shared: SharedProgram,
+    base: int,
+    place: str,
+    keep: bool,
+    elements: Payload | Kept | Iterable[Any],
 ) -> Outcome | Kept:
     """Do as `run_partition` does, in the user's own process: nothing is pickled."""
     return _run(shared, base, place, keep, elements, Plain)
@@ -65,9 +69,7 @@ def elements_of(kept: Kept) -> list[Any]:
     return list(kept.content.load()) if kept.content is not None else []
 
 
-def _run(
-    shared: SharedProgram, base: int, place: str, keep: bool, given: Any, pack: Pack
-) -> Outcome | Kept:
+def _run(shared: SharedProgram, base: int, place: str, keep: bool, given: Any, pack: Pack) -> Outcome | Kept:
     started = time.perf_counter()
     try:
         program = shared.load()

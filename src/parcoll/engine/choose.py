@@ -104,13 +104,14 @@ def _from_config() -> Engine | None:
 
 def _engine_at(address: str) -> Engine:
     with _lock:
-        pid, engine = _joined.get(address, (None, None))
-        if pid == os.getpid() and engine.client.status == "running":
-            return engine  # type: ignore[no-any-return]
-        if engine is not None:
-            _abandoned.append(engine)
-        engine = engine_of_client(join(address))
-        _joined[address] = (os.getpid(), engine)
+        pid, joined = _joined.get(address, (0, None))
+        if joined is not None and (pid != os.getpid() or joined.client.status != "running"):
+            _abandoned.append(joined)
+            joined = None
+        if joined is None:
+            joined = engine_of_client(join(address))
+            _joined[address] = (os.getpid(), joined)
+        engine: Engine = joined
         return engine
 
 

@@ -36,13 +36,9 @@ _in_task = threading.local()
 class DistributedEngine:
     """Runs programs on the cluster of one client."""
 
-    def __init__(
-        self, client: Any, *, direct: bool | None = None, search_path: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, client: Any, *, direct: bool | None = None, search_path: Sequence[str] = ()) -> None:
         if client.asynchronous:
-            raise TypeError(
-                "parcoll needs a synchronous client: this one was made with asynchronous=True"
-            )
+            raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")
         self.client = client
         self.direct = direct
         self.search_path = tuple(search_path)
@@ -68,7 +64,8 @@ class DistributedEngine:
         """Bring the content of a kept result here, and nothing else of it."""
         with _cluster_errors(self.client):
             key = f"content-{self.token}-{next(self.numbers)}"
-            (future,) = self.client.get({key: Task(key, content, handle)}, [key], sync=False)
+            task = Task(key, content, self.resolve(handle))
+            (future,) = self.client.get({key: task}, [key], sync=False)
             payload: Payload | None = self.client.gather(future, direct=self.direct)
         return payload
 
@@ -118,7 +115,7 @@ def _cluster_errors(client: Any) -> Iterator[None]:
         yield
     except ParcollError:
         raise
-    except (OSError, distributed.CommClosedError, RuntimeError, asyncio.CancelledError) as error:
+    except (OSError, RuntimeError, asyncio.CancelledError) as error:
         if client.status == "running" and not isinstance(error, (OSError, asyncio.CancelledError)):
             raise
         raise _lost(client) from error
@@ -184,7 +181,7 @@ class DistributedSession:
     def _share_program(self) -> None:
         key = f"program-{self._token}"
         task = Task(key, SharedProgram, self._shared.packed, self._token, self._shared.search_path, False)
-        (self._program_future,) = self._get({key: task}, [key], {}, self._shared.packed.nbytes)
+        (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.packed.nbytes)
         self._program = TaskRef(key)
 
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
@@ -193,7 +190,9 @@ class DistributedSession:
         with _cluster_errors(self._client), quiet:
             if self._client.status not in ("running", "connecting"):
                 raise _lost(self._client)
-            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority)
+            # A callable is asked for each key on the scheduler; this one is a builtin's method, so
+            # that a scheduler without parcoll can unpickle it.
+            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority.get)
         return futures
 
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
@@ -288,9 +287,7 @@ class DistributedSession:
             values = {}
             for future in futures:
                 with contextlib.suppress(Exception):
-                    values[future] = await gather(
-                        future, direct=self._engine.direct, asynchronous=True
-                    )
+                    values[future] = await gather(future, direct=self._engine.direct, asynchronous=True)
             return values
 
     async def _task_failed(self, future: Any, job: Job) -> Outcome:
@@ -331,5 +328,3 @@ def _leave_task() -> None:
     _in_task.depth -= 1
     if _in_task.depth == 0:
         distributed.rejoin()
-
-

@@ -112,9 +112,7 @@ def _import_dask() -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
     dask.config.set(_CONFIG)
-    if not any(
-        "logging" in place for place in (dask.config.config, dask.config.get("distributed"))
-    ):
+    if not any("logging" in place for place in (dask.config.config, dask.config.get("distributed"))):
         _quiet_logs()
 
 
@@ -206,9 +204,7 @@ class _Template:
     # The scheduler -------------------------------------------------------------------------------
 
     def _start_scheduler(self) -> None:
-        self.scheduler = self._fork(
-            partial(_run_scheduler, self._scheduler_report_of_child, self.options)
-        )
+        self.scheduler = self._fork(partial(_run_scheduler, self._scheduler_report_of_child, self.options))
         os.close(self._scheduler_report_of_child)
 
     def _greet_scheduler(self) -> None:
@@ -469,9 +465,7 @@ async def _load_dashboard(scheduler: Scheduler) -> None:
 
     try:
         # In a thread: the scheduler serves its workers meanwhile.
-        dashboard = await asyncio.to_thread(
-            importlib.import_module, "distributed.dashboard.scheduler"
-        )
+        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
     except ImportError:
         routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
         scheduler.http_application.add_application(web.Application(routes))

@@ -140,6 +140,11 @@ class Host:
         return self._process.alive
 
     @property
+    def failure(self) -> str | None:
+        """Why the host ended without being told to, or None."""
+        return None if self.alive or self.closed else self._process.why_ended()
+
+    @property
     def closed(self) -> bool:
         """Whether ``close`` was called, or this is a fork of the process that started the host."""
         return self._process.closed
@@ -213,7 +218,7 @@ class _Process:
         if self.closed:
             raise ClusterStartError("the local cluster is closed")
         if self.ended:
-            failure = ClusterStartError(self._why_ended())
+            failure = ClusterStartError(self.why_ended())
             if note := self.reports.get("note"):
                 failure.add_note(note)
             raise failure
@@ -274,7 +279,7 @@ class _Process:
                     self.reports.update(json.loads(line))
                 self.ended = not data
 
-    def _why_ended(self) -> str:
+    def why_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         code, error = self.popen.returncode, self.reports.get("error")
@@ -346,8 +351,7 @@ def _check_size(limit: int | float | str | None) -> int | float | str | None:
     text = limit.strip() if isinstance(limit, str) else f"{limit:f}"
     if not _SIZE.fullmatch(text):
         raise ValueError(
-            f"memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', "
-            f"not {limit!r}"
+            f"memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', not {limit!r}"
         )
     return limit
 

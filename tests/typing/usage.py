@@ -1,0 +1,139 @@
+"""What users write, and the types they get. Checked by mypy and pyright; never run.
+
+`# type: ignore[...]` marks what must be an error: both checkers report an ignore without one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, assert_type
+
+from dask.bag import Bag
+
+from parcoll import ParallelGen, connect, parallel
+
+
+def count_up() -> Iterator[int]:
+    yield from range(3)
+
+
+def generate() -> Iterator[str]:
+    yield "a"
+
+
+def half(x: int) -> float:
+    return x / 2
+
+
+def is_text(x: object) -> TypeGuard[str]:
+    return isinstance(x, str)
+
+
+def count_words(path: Path) -> Counter[str]:
+    return Counter(path.read_text().split())
+
+
+def add_counts(total: Counter[str], counts: Counter[str]) -> Counter[str]:
+    return total + counts
+
+
+def append(items: list[int], x: int) -> list[int]:
+    return [*items, x]
+
+
+def sources(bag: Bag, pairs: dict[str, int], lines: Iterable[bytes]) -> None:
+    assert_type(parallel([1, 2]), ParallelGen[int])
+    assert_type(parallel(range(3)), ParallelGen[int])
+    assert_type(parallel("abc"), ParallelGen[str])
+    assert_type(parallel({1.5, 2.5}), ParallelGen[float])
+    assert_type(parallel(pairs), ParallelGen[tuple[str, int]])
+    assert_type(parallel(lines), ParallelGen[bytes])
+    assert_type(parallel(Path().iterdir()), ParallelGen[Path])
+    assert_type(parallel(generate()), ParallelGen[str])
+    assert_type(parallel(generate), ParallelGen[str])
+    assert_type(parallel(lambda: iter([1])), ParallelGen[int])
+    assert_type(parallel(parallel([1])), ParallelGen[int])
+    assert_type(parallel(bag), ParallelGen[Any])
+
+
+def options() -> None:
+    assert_type(parallel([1], partition_size=100), ParallelGen[int])
+    assert_type(parallel([1], partition_size="auto", name="numbers"), ParallelGen[int])
+    assert_type(parallel([1], client=None), ParallelGen[int])
+
+
+def steps(numbers: ParallelGen[int]) -> None:
+    assert_type(numbers.map(half), ParallelGen[float])
+    assert_type(numbers.map(str), ParallelGen[str])
+    assert_type(numbers.map(lambda x: (x, str(x))), ParallelGen[tuple[int, str]])
+    assert_type(numbers.filter(lambda x: x > 1), ParallelGen[int])
+    assert_type(numbers.flatmap(range), ParallelGen[int])
+    assert_type(numbers.flatmap(lambda x: [str(x)] * x), ParallelGen[str])
+    assert_type(numbers.unordered(), ParallelGen[int])
+    assert_type(numbers.map(half).filter(bool).map(str).unordered(), ParallelGen[str])
+
+
+def narrowing(
+    numbers: ParallelGen[int], gaps: ParallelGen[int | None], mixed: ParallelGen[int | str]
+) -> None:
+    assert_type(numbers.filter(None), ParallelGen[int])
+    assert_type(gaps.filter(None), ParallelGen[int])
+    assert_type(mixed.filter(is_text), ParallelGen[str])
+
+
+def evaluation(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
+    assert_type(list(numbers), list[int])
+    assert_type(iter(words), Iterator[str])
+    assert_type([word.upper() for word in words], list[str])
+    assert_type(numbers.take(3), list[int])
+    assert_type(numbers.first(), int)
+    assert_type(numbers.first(None), int | None)
+    assert_type(numbers.first("none"), int | str)
+    assert_type(numbers.count(), int)
+    assert_type(numbers.foreach(print), None)
+
+
+def reductions(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
+    assert_type(numbers.reduce(lambda a, b: a + b), int)
+    assert_type(words.reduce(operator.add), str)
+    assert_type(words.reduce(lambda total, word: total + len(word), 0), int)
+    empty: list[int] = []
+    assert_type(numbers.reduce(append, empty), list[int])
+
+
+def folds(numbers: ParallelGen[int], words: ParallelGen[str], paths: Sequence[Path]) -> None:
+    assert_type(numbers.fold(lambda a, b: a + b, 0), int)
+    empty: list[int] = []
+    assert_type(numbers.fold(append, empty, operator.add), list[int])
+    assert_type(words.fold(lambda n, word: n + len(word), 0, lambda a, b: a + b), int)
+    assert_type(words.fold(lambda n, word: n + len(word), 0, combine=operator.add), int)
+    totals: Counter[str] = Counter()
+    assert_type(parallel(paths).map(count_words).fold(add_counts, totals), Counter[str])
+
+
+def attributes(numbers: ParallelGen[int]) -> None:
+    assert_type(numbers.bag, Bag)
+
+
+def connections() -> None:
+    with connect() as cluster:
+        assert_type(cluster.address, str)
+        assert_type(cluster.dashboard_link, str | None)
+    with connect("tls://scheduler:8786"):
+        assert_type(parallel([1]).map(str).first(), str)
+    with connect(None, n_workers=2):
+        pass
+    connection = connect("inline")
+    assert_type(connection.close(), None)
+
+
+def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
+    parallel(3)  # type: ignore[call-overload]
+    parallel([1], 100)  # type: ignore[call-overload]
+    parallel([1], partition_sizes=100)  # type: ignore[call-overload]
+    words.map(half)  # type: ignore[arg-type]
+    numbers.flatmap(half)  # type: ignore[arg-type]
+    numbers.take("3")  # type: ignore[arg-type]

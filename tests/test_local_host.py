@@ -349,10 +349,7 @@ def test_a_host_that_nobody_holds_ends(mark: str) -> None:
 
 
 def test_a_script_need_not_close_its_host() -> None:
-    assert (
-        finish(start_script("host = Host(n_workers=2)\nconnect(host).submit(len, '').result()"))
-        == ""
-    )
+    assert finish(start_script("host = Host(n_workers=2)\nconnect(host).submit(len, '').result()")) == ""
 
 
 def test_a_script_that_ends_at_once_leaves_nothing() -> None:
@@ -368,9 +365,7 @@ def test_an_error_in_the_script_leaves_nothing() -> None:
 @pytest.mark.parametrize("ready", [True, False])
 def test_everything_ends_when_the_script_is_killed(mark: str, ready: bool) -> None:
     wait = "host.wait_ready()" if ready else ""
-    script = start_script(
-        f"host = Host(n_workers=2)\n{wait}\nprint('up', flush=True)\ntime.sleep(60)"
-    )
+    script = start_script(f"host = Host(n_workers=2)\n{wait}\nprint('up', flush=True)\ntime.sleep(60)")
     assert script.stdout.readline() == "up\n"
     assert processes_with(mark)
     script.kill()
@@ -488,7 +483,7 @@ def test_a_killed_worker_is_replaced(start: Any, connect: Any) -> None:
 def test_a_retired_worker_is_replaced(start: Any, connect: Any) -> None:
     client = connect(start(n_workers=1).wait_ready())
     pid = run(client, os.getpid)
-    client.retire_workers()
+    client.retire_workers(list(workers_of(client)))
     assert run(client, os.getpid) != pid
 
 
@@ -770,9 +765,7 @@ def test_wrong_arguments_are_told_at_once(
     assert not processes_with(mark)
 
 
-def test_a_failing_child_is_quoted(
-    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_child_is_quoted(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distributed.py").write_text("raise ImportError('broken install')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     host = start(n_workers=1)

@@ -488,18 +488,17 @@ def _run_worker(number: int, address: str, options: _Options) -> None:
 async def _serve_worker(number: int, address: str, options: _Options) -> None:
     from distributed import Worker
 
-    worker = Worker(
-        address,
-        name=number,
-        nthreads=options.threads_per_worker,
-        memory_limit=options.memory_limit,
-        local_directory=_worker_directory(options, number),
-        security=options.credentials.security(),
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-    )
     try:
-        await worker
+        worker = await Worker(
+            address,
+            name=number,
+            nthreads=options.threads_per_worker,
+            memory_limit=options.memory_limit,
+            local_directory=_worker_directory(options, number),
+            security=options.credentials.security(),
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        )
     except Exception:
         traceback.print_exc()
         sys.exit(_NOT_STARTED)

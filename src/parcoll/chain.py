@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from parcoll.failure import Failure
+from parcoll.place import Place
 from parcoll.steps import Step
 from parcoll.text import short_repr
 
@@ -30,19 +31,18 @@ class Chain:
         self.passed: dict[int, int] = {i: 0 for i, step in enumerate(steps) if step.counts}
         self.failure: Failure | None = None
         self.failed_step: int | None = None
-        self._base = 0
-        self._place = ""
+        self._place = Place()
         self._source: Sequence[Any] = ()
         self._iterator: Iterator[Any] = iter(())
         self._loops = [self._compile(start, stop) for start, stop in _segments(steps)]
 
-    def run(self, elements: Sequence[Any], base: int = 0, place: str = "") -> Iterator[Any]:
-        """Draw `elements`, the first of which has index `base` in the source, through all steps.
+    def run(self, elements: Sequence[Any], place: Place = Place()) -> Iterator[Any]:  # noqa: B008
+        """Draw `elements`, the first of which stands at `place` in the source, through all steps.
 
         Results come as they are made. An exception of a user's function ends the iterator and is
-        kept in `failure`. `place` is added to the index in messages (" of partition 3").
+        kept in `failure`.
         """
-        self._base, self._source, self._place = base, elements, place
+        self._source, self._place = elements, place
         self._iterator = stream = iter(elements)
         for loop in self._loops:
             stream = loop(stream)
@@ -93,7 +93,7 @@ class Chain:
 
     def where(self) -> str:
         """Name the source element drawn last."""
-        return f"element {self._base + self.drawn - 1}{self._place}"
+        return self._place.element(self.drawn - 1)
 
     def _fail(self, error: BaseException, position: int, element: Any) -> None:
         drawn = self.drawn - 1

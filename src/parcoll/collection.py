@@ -152,10 +152,7 @@ class ParallelGen(Generic[T_co]):
         partitions for each worker thread. Closing or dropping the iterator, or leaving the loop,
         cancels what has not begun.
         """
-        return self._iterate(None)
-
-    def _iterate(self, limit: int | None) -> Iterator[T_co]:
-        yield from evaluate.iterate(self._run(), limit)
+        return evaluate.iterate(self._run)
 
     def _run(self) -> Run:
         self._stats = Stats()
@@ -232,7 +229,7 @@ class ParallelGen(Generic[T_co]):
             raise ValueError(f"take() needs a number from 0 up, got {number}")
         if number == 0:
             return []
-        stream = self._iterate(number)
+        stream = evaluate.iterate(self._run, number)
         try:
             return list(itertools.islice(stream, number))
         finally:

@@ -13,6 +13,7 @@ from parcoll.engine.choose import engine_for
 from parcoll.errors import SerializationError
 from parcoll.outcome import Outcome
 from parcoll.pickling import Packed, cannot_send
+from parcoll.place import Place
 from parcoll.program import Fold, Program, Sink
 from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
 from parcoll.sizing import Sizer, sizer_for
@@ -80,12 +81,13 @@ class Run:
         else:
             jobs = [Job(reference=reference) for reference in origin.references]
         for number, job in enumerate(jobs):
-            job.order, job.place = number, f" of partition {number}"
+            job.order, job.place = number, Place(0, number)
         return PartitionFeed(jobs)
 
 
-def iterate(run: Run, limit: int | None = None) -> Iterator[Any]:
-    """Give the results one by one."""
+def iterate(start: Callable[[], Run], limit: int | None = None) -> Iterator[Any]:
+    """Give the results one by one; starts the run when the first is asked for."""
+    run = start()
     with closing(run.evaluation(limit=limit).outcomes()) as outcomes:  # type: ignore[type-var]
         for job, outcome in outcomes:
             yield from _results(job, outcome)
@@ -100,7 +102,7 @@ def _results(job: Job, outcome: Outcome) -> list[Any]:
         results: list[Any] = outcome.results.load()
     except Exception as error:
         raise SerializationError(
-            f"the results of the partition at element {job.base}{job.place} came back from the worker "
+            f"the results of the partition at {job.place.element(0)} came back from the worker "
             f"but cannot be unpickled here: {type(error).__name__}: {error}"
         ) from error
     return results
@@ -174,7 +176,7 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
 
 def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
     session = run.engine.open(Program((), fold=fold), name, keep=True)
-    joining = _Joining(session)
+    joining = _Joining(session, run.stats)
     try:
         with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
@@ -204,8 +206,9 @@ class _Joining:
 
     WAITING = 16
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, stats: Stats) -> None:
         self._session = session
+        self._stats = stats
         self._value: Any = None
         self._parts: list[Any] = []
         self._busy = False
@@ -237,5 +240,6 @@ class _Joining:
             self._busy = False
             self._value = job.handle
             if outcome.failure is not None:
+                self._stats.failed += 1
                 raise outcome.failure.rebuild()
             job.parts = ()

@@ -11,6 +11,7 @@ from parcoll.engine.base import Engine, Job, Session
 from parcoll.errors import SerializationError
 from parcoll.outcome import Outcome
 from parcoll.pickling import first_unpicklable
+from parcoll.place import Place
 from parcoll.program import Program
 from parcoll.sizing import Sizer
 from parcoll.source import FLUSH_SECONDS, Reader
@@ -51,14 +52,14 @@ class StreamFeed:
     def next_job(self, threads: int) -> Job | None:
         """Read as many elements as the sizer says, and pack them."""
         size = self._sizer.next_size(self._reader.remaining(), threads)
-        base = self._reader.position
+        place = Place(self._reader.position)
         started = time.perf_counter()
-        elements = self._reader.read(size)
+        elements = self._reader.read(size, self._sizer.exact)
         self.slow = time.perf_counter() - started > FLUSH_SECONDS / 2
         if self._reader.ended:
             self.ended = True
             self.error = self._reader.error
-        return self._job(elements, base) if len(elements) else None
+        return self._job(elements, place) if len(elements) else None
 
     def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
         """Cut what is left into partitions of the size that now seems right."""
@@ -68,24 +69,24 @@ class StreamFeed:
         start = 0
         while start < len(elements):
             size = self._sizer.next_size(len(elements) - start, threads)
-            part = self._job(elements[start : start + size], job.base + outcome.read + start)
+            part = self._job(elements[start : start + size], job.place.after(outcome.read + start))
             jobs += [part] if part is not None else []
             start += size
         return jobs
 
-    def _job(self, elements: Any, base: int) -> Job | None:
+    def _job(self, elements: Any, place: Place) -> Job | None:
         try:
-            return Job(elements=self._pack(elements), base=base, order=base, size=len(elements))
+            return Job(elements=self._pack(elements), place=place, order=place.order, size=len(elements))
         except Exception as error:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)
         self.ended = True
         self.error = SerializationError(
-            f"element {base + position} of the source cannot be sent to the workers: "
+            f"{place.element(position)} of the source cannot be sent to the workers: "
             f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
         )
         self.error.__cause__ = cause
-        return self._job(elements[:position], base) if position else None
+        return self._job(elements[:position], place) if position else None
 
 
 class PartitionFeed:

@@ -9,7 +9,8 @@ from parcoll.outcome import Outcome
 TARGET_SECONDS = 0.2  # a task costs the scheduler and the client 2 to 4 ms: 1 to 2 % of this
 TARGET_BYTES = 4 * 2**20  # packed elements, or packed results, of one partition
 MAX_ELEMENTS = 2**17
-GROWTH = 16  # 1, 16, 256, 4096, 65536: five round trips to the largest
+GROWTH = 64  # 1, 64, 4096, 131072: three round trips of 15 ms to the largest
+LAST_SECONDS = 0.03  # partitions shrink towards the end of a sized source, down to this
 BUDGET_SECONDS = 4 * TARGET_SECONDS  # after this a worker hands back what it has not begun
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 
@@ -17,6 +18,7 @@ SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 class Sizer(Protocol):
     """Decides partition sizes from what the partitions before took."""
 
+    exact: bool  # a partition is filled to its size, however long its source takes
     budget: float | None  # seconds after which a worker hands back what it has not begun
 
     def next_size(self, remaining: int | None, threads: int) -> int:
@@ -38,6 +40,7 @@ def _window(threads: int) -> int:
 class Fixed:
     """The same number of elements in every partition: `partition_size=1000`."""
 
+    exact = True
     budget: float | None = None
 
     def __init__(self, size: int) -> None:
@@ -63,6 +66,7 @@ class Adaptive:
     workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
 
+    exact = False
     budget: float | None = BUDGET_SECONDS
 
     def __init__(self) -> None:
@@ -74,16 +78,20 @@ class Adaptive:
         """Return a size that should take `TARGET_SECONDS` and not more than `TARGET_BYTES`."""
         if not self._largest:
             return 1
-        size = min(self._largest * GROWTH, int(TARGET_SECONDS / self._seconds), MAX_ELEMENTS)
-        if self._bytes:
-            size = min(size, int(TARGET_BYTES / self._bytes))
+        size = min(self._largest * GROWTH, self._wanted())
         if remaining is not None:
-            size = min(size, -(-remaining // (2 * threads)))
+            last = max(-(-remaining // (2 * threads)), int(LAST_SECONDS / self._seconds))
+            size = min(size, last)
         return max(size, 1)
 
+    def _wanted(self) -> int:
+        wanted = min(int(TARGET_SECONDS / self._seconds), MAX_ELEMENTS)
+        return min(wanted, int(TARGET_BYTES / self._bytes)) if self._bytes else wanted
+
     def window(self, threads: int) -> int:
-        """Return a smaller window until the first partition has come back."""
-        return _window(threads) if self._largest else 2 * threads
+        """Return a smaller window while partitions grow: those ahead delay the first of the next size."""
+        growing = self._largest * GROWTH < self._wanted()
+        return 2 * threads if growing else _window(threads)
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Follow slower and larger elements at once, faster and smaller ones by halves."""

@@ -167,8 +167,11 @@ class Reader:
         """Return how many elements are left, where the source knows."""
         return None
 
-    def read(self, size: int) -> Sequence[Any]:
-        """Return up to `size` elements; none only at the end."""
+    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
+        """Return up to `size` elements; none only at the end.
+
+        Fewer than `size` where the source is slow or its elements are large, unless `exact`.
+        """
         raise NotImplementedError
 
     def read_all(self) -> list[Any]:
@@ -203,10 +206,10 @@ class SliceReader(Reader):
         except OverflowError:
             return None
 
-    def read(self, size: int) -> Sequence[Any]:
+    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
         """Return a slice, shorter where its elements look large."""
         elements = self._sequence[self.position : self.position + size]
-        if isinstance(self._sequence, (list, tuple)) and len(elements) > STEP:
+        if not exact and isinstance(self._sequence, (list, tuple)) and len(elements) > STEP:
             elements = elements[: _fitting(elements)]
         self.position += len(elements)
         self.ended = not len(elements)
@@ -240,7 +243,7 @@ class StreamReader(Reader):
         except Exception:
             return None
 
-    def read(self, size: int) -> Sequence[Any]:
+    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
         """Return what the source gives within `FLUSH_SECONDS`, at least one element."""
         elements: list[Any] = []
         started = clock = time.perf_counter()
@@ -257,7 +260,7 @@ class StreamReader(Reader):
                     break
                 nbytes += _size(elements[-1]) * wanted
                 now = time.perf_counter()
-                if now - started > FLUSH_SECONDS or nbytes > MAX_READ_BYTES:
+                if not exact and (now - started > FLUSH_SECONDS or nbytes > MAX_READ_BYTES):
                     break
                 run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
                 clock = now

@@ -12,6 +12,7 @@ from parcoll.errors import SerializationError
 from parcoll.failure import Failure
 from parcoll.outcome import Kept, Outcome
 from parcoll.pickling import Packed, Payload, Plain, first_unpicklable
+from parcoll.place import Place
 from parcoll.program import Fold, Program, SharedProgram
 from parcoll.text import short_repr
 
@@ -24,24 +25,22 @@ CHUNK_SECONDS = 0.01
 
 def run_partition(
     shared: SharedProgram,
-    base: int,
-    place: str,
+    place: Place,
     keep: bool,
     elements: Payload | Kept | Iterable[Any],
 ) -> Outcome | Kept:
     """Run the program on one partition; with `keep` the results stay in the worker."""
-    return _run(shared, base, place, keep, elements, Packed.pack)
+    return _run(shared, place, keep, elements, Packed.pack)
 
 
 def run_here(
     shared: SharedProgram,
-    base: int,
-    place: str,
+    place: Place,
     keep: bool,
     elements: Payload | Kept | Iterable[Any],
 ) -> Outcome | Kept:
     """Do as `run_partition` does, in the user's own process: nothing is pickled."""
-    return _run(shared, base, place, keep, elements, Plain)
+    return _run(shared, place, keep, elements, Plain)
 
 
 def join_kept(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
@@ -69,7 +68,7 @@ def elements_of(kept: Kept) -> list[Any]:
     return list(kept.content.load()) if kept.content is not None else []
 
 
-def _run(shared: SharedProgram, base: int, place: str, keep: bool, given: Any, pack: Pack) -> Outcome | Kept:
+def _run(shared: SharedProgram, place: Place, keep: bool, given: Any, pack: Pack) -> Outcome | Kept:
     started = time.perf_counter()
     try:
         program = shared.load()
@@ -79,12 +78,12 @@ def _run(shared: SharedProgram, base: int, place: str, keep: bool, given: Any, p
     try:
         elements = _elements(given)
     except BaseException as error:
-        where = f"the worker could not load the partition at element {base}{place}"
+        where = f"the worker could not load the partition at {place.element(0)}"
         outcome = _broken(where, error)
         return Kept(outcome, None) if keep else outcome
     chain = Chain(program.steps)
     outcome = Outcome()
-    results = _drive(chain, program, elements, base, place, outcome, started)
+    results = _drive(chain, program, elements, place, outcome, started)
     outcome.flows = chain.flows(outcome.read)
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
@@ -100,21 +99,20 @@ def _drive(
     chain: Chain,
     program: Program,
     elements: Sequence[Any],
-    base: int,
-    place: str,
+    place: Place,
     outcome: Outcome,
     started: float,
 ) -> list[Any]:
     """Run the chain over `elements` in chunks until they, the limit or the budget end."""
     results: list[Any] = []
-    fold = _Folding(program, base) if program.sink == "fold" else None
+    fold = _Folding(program, place) if program.sink == "fold" else None
     position, size, total = 0, 1, len(elements)
     clock = started
     while position < total and chain.failure is None:
         # Without a budget nobody looks at the clock, and the rest is one chunk.
         size = size if program.budget is not None else total
         chunk = elements[position : position + size]
-        stream = chain.run(chunk, base + position, place)
+        stream = chain.run(chunk, place.after(position))
         if fold is not None:
             outcome.failure = fold.take(stream, chain)
         elif program.sink == "count":
@@ -150,13 +148,13 @@ def _drive(
 class _Folding:
     """The fold of one partition's elements: a list of one value, or of none where there is none."""
 
-    def __init__(self, program: Program, base: int) -> None:
+    def __init__(self, program: Program, place: Place) -> None:
         assert program.fold is not None
         self.fold: Fold = program.fold
         self.taken = 0
         self.value: list[Any] = []
         initial = self.fold.initial
-        if initial is not None and (base == 0 or not program.start_once):
+        if initial is not None and (place.first or not program.start_once):
             self.value = [initial.load()]
 
     def take(self, stream: Iterable[Any], chain: Chain) -> Failure | None:

@@ -130,6 +130,9 @@ def _local() -> Engine:
 
 @atexit.register
 def _close_all() -> None:
+    for pid, connection in list(_connected):
+        if pid == os.getpid():
+            connection.close()
     for pid, engine in list(_joined.values()):
         if pid == os.getpid():
             engine.client.close(timeout=2)

@@ -206,7 +206,7 @@ class DistributedSession:
             elements = TaskRef(last)
         elif job.reference is not None:
             elements = self._engine.resolve(job.reference)
-        return Task(key, run_partition, self._program, job.base, job.place, self._keep, elements)
+        return Task(key, run_partition, self._program, job.place, self._keep, elements)
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
         """Return what has been gathered; Ctrl-C interrupts the wait."""
@@ -293,8 +293,8 @@ class DistributedSession:
     async def _task_failed(self, future: Any, job: Job) -> Outcome:
         """Describe a task that dask itself failed: its function never raises."""
         error = await future.exception()
-        last = "" if job.size is None else f" to {job.base + job.size - 1}"
-        where = f"the partition of elements {job.base}{last}{job.place}"
+        many = "" if job.size is None else f"the {job.size} elements from "
+        where = f"the partition of {many}{job.place.element(0)}"
         if isinstance(error, KilledWorker):
             lost: BaseException = WorkerLostError(
                 f"{self._words}: {where} ended {error.allowed_failures + 1} worker processes, one after "

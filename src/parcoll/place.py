@@ -1,0 +1,31 @@
+"""Where a partition stands in its source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """The index of a partition's first element: in the whole source, or in a partition of a bag."""
+
+    base: int = 0
+    partition: int | None = None  # for sources that come in partitions, whose lengths nobody knows
+
+    @property
+    def first(self) -> bool:
+        """Tell whether the source starts here."""
+        return self.base == 0 and not self.partition
+
+    @property
+    def order(self) -> int:
+        """Return what sorts the partitions of one source."""
+        return self.base if self.partition is None else self.partition
+
+    def after(self, elements: int) -> Place:
+        """Return the place that many elements on."""
+        return self._replace(base=self.base + elements)
+
+    def element(self, offset: int) -> str:
+        """Name the element at this offset."""
+        of = "" if self.partition is None else f" of partition {self.partition}"
+        return f"element {self.base + offset}{of}"

@@ -263,6 +263,20 @@ def test_what_workers_print_reaches_the_terminal() -> None:
     assert finish(script) == "a whole line\nno newline"
 
 
+def test_the_lines_of_two_workers_do_not_mix() -> None:
+    script = start_script(
+        """
+        def write(letter):
+            for _ in range(500):
+                print(letter, letter, letter, sep=",")
+        host = Host(n_workers=2)
+        client = connect(host)
+        client.gather(client.map(write, ["a", "b"]))
+        """
+    )
+    assert set(finish(script).splitlines()) == {"a,a,a", "b,b,b"}
+
+
 def test_a_process_without_standard_streams_can_start_a_host(tmp_path: Path) -> None:
     result = tmp_path / "result"
     script = start_script(
@@ -445,8 +459,10 @@ def test_programs_that_tasks_started_end_too(start: Any, connect: Any, mark: str
     if how == "kill":  # its parent first
         os.kill(worker, signal.SIGKILL)
     assert psutil.pid_exists(pid)
+    started = time.monotonic()
     host.close()
-    assert eventually(lambda: not processes_with(mark), 1)
+    assert not processes_with(mark)
+    assert time.monotonic() - started < 1  # they are asked to end, not waited for
 
 
 def test_without_the_kernel_s_help_a_child_sees_that_its_template_is_gone() -> None:

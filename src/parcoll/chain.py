@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from parcoll.failure import Failure
-from parcoll.place import Place
+from parcoll.place import START, Place
 from parcoll.steps import Step
 from parcoll.text import short_repr
 
@@ -31,12 +31,12 @@ class Chain:
         self.passed: dict[int, int] = {i: 0 for i, step in enumerate(steps) if step.counts}
         self.failure: Failure | None = None
         self.failed_step: int | None = None
-        self._place = Place()
+        self._place = START
         self._source: Sequence[Any] = ()
         self._iterator: Iterator[Any] = iter(())
         self._loops = [self._compile(start, stop) for start, stop in _segments(steps)]
 
-    def run(self, elements: Sequence[Any], place: Place = Place()) -> Iterator[Any]:  # noqa: B008
+    def run(self, elements: Sequence[Any], place: Place = START) -> Iterator[Any]:
         """Draw `elements`, the first of which stands at `place` in the source, through all steps.
 
         Results come as they are made. An exception of a user's function ends the iterator and is

@@ -29,3 +29,6 @@ class Place(NamedTuple):
         """Name the element at this offset."""
         of = "" if self.partition is None else f" of partition {self.partition}"
         return f"element {self.base + offset}{of}"
+
+
+START = Place()

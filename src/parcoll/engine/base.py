@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from parcoll.outcome import Outcome
 from parcoll.pickling import Payload
-from parcoll.place import Place
+from parcoll.place import START, Place
 from parcoll.program import Program
 
 
@@ -21,7 +21,7 @@ class Job:
     reference: Any = None  # or one that an engine keeps
     graph: tuple[dict[Any, Any], Any] | None = None  # or one that a user's bag computes
     parts: Sequence[Any] = ()  # for "join": the value so far (or None), then kept partitions
-    place: Place = Place()
+    place: Place = START
     size: int | None = None  # elements, where known
     order: int = 0  # jobs with a smaller number go first
     handle: Any = None  # set by the engine where the result is kept

@@ -293,7 +293,7 @@ class DistributedSession:
     async def _task_failed(self, future: Any, job: Job) -> Outcome:
         """Describe a task that dask itself failed: its function never raises."""
         error = await future.exception()
-        many = "" if job.size is None else f"the {job.size} elements from "
+        many = "" if job.size is None else f"{job.size} element{'s' * (job.size > 1)} from "
         where = f"the partition of {many}{job.place.element(0)}"
         if isinstance(error, KilledWorker):
             lost: BaseException = WorkerLostError(

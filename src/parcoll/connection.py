@@ -125,16 +125,18 @@ def _connect_address(target: str, security: Any) -> Connection:
         return Connection(InlineEngine())
     if "://" not in target:
         raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
-    client = choose.join(target, security)
+    from parcoll.engine.clients import client_of
+
+    client = client_of(target, security)
     return Connection(choose.engine_of_client(client), client)
 
 
 def _connect_object(target: Any) -> Connection:
-    import distributed
+    from parcoll.engine.clients import client_of, is_client
 
-    if isinstance(target, distributed.Client):
+    if is_client(target):
         return Connection(choose.engine_of_client(target))
     if hasattr(target, "scheduler_address"):
-        client = choose.join(target, getattr(target, "security", None))
+        client = client_of(target.scheduler_address, getattr(target, "security", None))
         return Connection(choose.engine_of_client(client), client)
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

@@ -11,9 +11,7 @@ from typing import Any
 from parcoll.engine.base import Engine
 from parcoll.engine.cluster import LocalEngine
 from parcoll.engine.inline import InlineEngine
-from parcoll.errors import ConnectError
 
-JOIN_SECONDS = 10.0
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
@@ -65,31 +63,12 @@ def leave(connection: Any) -> None:
         _connected[:] = [entry for entry in _connected if entry[1] is not connection]
 
 
-def join(address: str, security: Any = None) -> Any:
-    """Return a client of the scheduler at `address`, or say in one sentence why there is none."""
-    import distributed
-
-    try:
-        return distributed.Client(
-            address, security=security, set_as_default=False, timeout=JOIN_SECONDS, name="parcoll"
-        )
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise ConnectError(
-            f"no dask scheduler could be joined at {address!r} within {JOIN_SECONDS:.0f} s: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
 def _dask_client() -> Any:
-    """Return the client of the task that runs this, or else dask's current client."""
     if "distributed" not in sys.modules:
-        return None
-    import distributed
+        return None  # no client can exist
+    from parcoll.engine.clients import current_client
 
-    try:
-        return distributed.get_client()
-    except ValueError:
-        return None
+    return current_client()
 
 
 def _from_config() -> Engine | None:
@@ -109,7 +88,9 @@ def _engine_at(address: str) -> Engine:
             _abandoned.append(joined)
             joined = None
         if joined is None:
-            joined = engine_of_client(join(address))
+            from parcoll.engine.clients import client_of
+
+            joined = engine_of_client(client_of(address))
             _joined[address] = (os.getpid(), joined)
         engine: Engine = joined
         return engine

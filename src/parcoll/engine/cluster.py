@@ -43,22 +43,11 @@ class LocalEngine:
 
     def _connect(self) -> DistributedEngine:
         # Imported while the host process imports the same.
-        import dask
-        import distributed
-
+        from parcoll.engine.clients import client_of_host
         from parcoll.engine.distributed import DistributedEngine
 
         ready = self._host.wait_ready()
-        # BatchedSend keeps the last 1000 messages it sent, our partitions: 500 MB after a while.
-        with dask.config.set({"distributed.admin.low-level-log-length": 5}):
-            client: Any = distributed.Client(
-                ready.address,
-                security=ready.credentials.security(),
-                set_as_default=False,
-                direct_to_workers=True,
-                name="parcoll",
-            )
-        return DistributedEngine(client, direct=True)
+        return DistributedEngine(client_of_host(ready.address, ready.credentials.security()), direct=True)
 
     @property
     def usable(self) -> bool:

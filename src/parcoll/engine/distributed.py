@@ -1,4 +1,4 @@
-"""Evaluation on a dask scheduler, through a `distributed.Client`: the only importer of distributed."""
+"""Evaluation on a dask scheduler, through a `distributed.Client`."""
 
 from __future__ import annotations
 

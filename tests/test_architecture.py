@@ -1,0 +1,107 @@
+"""The shape of the code: who may import whom, and what `import parcoll` loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import parcoll
+
+ROOT = Path(parcoll.__file__).parent
+MODULES = {
+    "parcoll." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+# Each row may import the rows above it and those of its own row, never one below.
+LAYERS = [
+    {"text", "errors", "place"},
+    {"pickling", "failure", "outcome", "steps", "stats"},
+    {"chain", "program", "source", "sizing"},
+    {"tasks", "engine.certificate"},
+    {"graph", "engine.base", "engine.local", "engine.clients"},
+    {"engine.inline", "engine.distributed", "engine.host", "run"},
+    {"engine.cluster"},
+    {"engine.choose"},
+    {"evaluate"},
+    {"collection", "connection"},
+]
+# What a worker loads needs no more than every dask worker has.
+ON_WORKERS = {
+    "chain",
+    "errors",
+    "failure",
+    "outcome",
+    "pickling",
+    "place",
+    "program",
+    "steps",
+    "tasks",
+    "text",
+}
+# Modules that load distributed: the engine and its clients, the host process, and TLS for both.
+USE_DISTRIBUTED = {"engine.certificate", "engine.clients", "engine.distributed", "engine.host"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer_of(module: str) -> int:
+    (row,) = [row for row, names in enumerate(LAYERS) if module in names]
+    return row
+
+
+def ours(path: Path) -> set[str]:
+    return {name.removeprefix("parcoll.") for name in imported(path) if name in MODULES}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_one_way(name: str):
+    short = name.removeprefix("parcoll.")
+    # steps asks for chain when dask itself runs a step: a chain is made of steps.
+    below = {m for m in ours(MODULES[name]) if layer_of(m) > layer_of(short)} - (
+        {"chain"} if short == "steps" else set()
+    )
+    assert not below, f"{short} imports {below} from a higher layer"
+
+
+@pytest.mark.parametrize("name", sorted(ON_WORKERS))
+def test_what_runs_on_workers_imports_the_standard_library_and_cloudpickle_only(name: str):
+    allowed = sys.stdlib_module_names | {"parcoll", "cloudpickle", "tblib"}
+    assert {module.split(".")[0] for module in imported(MODULES[f"parcoll.{name}"])} <= allowed
+    assert ours(MODULES[f"parcoll.{name}"]) <= ON_WORKERS
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_the_engines_import_distributed_and_only_the_graph_dask_bag(name: str):
+    short = name.removeprefix("parcoll.")
+    modules = imported(MODULES[name])
+    type_only = short == "collection"  # for annotations
+    if short not in USE_DISTRIBUTED and not type_only:
+        assert not {m for m in modules if m.split(".")[0] == "distributed"}
+    if short != "graph" and not type_only:
+        assert not {m for m in modules if m.startswith("dask.bag")}
+
+
+def test_importing_parcoll_loads_neither_dask_nor_distributed():
+    code = "import sys, parcoll; print(sorted({'dask', 'distributed', 'numpy', 'tblib'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_modules_stay_small():
+    long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 520}
+    assert not long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -13,6 +14,13 @@ import psutil
 import pytest
 
 from parcoll import Connection, connect
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this run a temporary directory of its own, so that what is left there is its own doing."""
+    folder = tempfile.mkdtemp(prefix="test-run-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
 
 
 def remains() -> dict[str, set[str]]:

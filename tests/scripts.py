@@ -97,17 +97,19 @@ class Scripts:
         """Start a script, given as text, as a file."""
         return self.start(self.write("script.py", text), **options)
 
-    def run(self, *arguments: str | Path, input: str | None = None, code: int = 0) -> tuple[str, str]:
+    def run(
+        self, *arguments: str | Path, input: str | None = None, code: int = 0, seconds: float = SECONDS
+    ) -> tuple[str, str]:
         """Run Python to its end, which must be this code; return what it wrote to stdout and stderr."""
         process = self.start(*arguments, stdin=subprocess.PIPE)
-        out, err = process.communicate(input, timeout=SECONDS)
+        out, err = process.communicate(input, timeout=seconds)
         assert process.returncode == code, f"ended with {process.returncode}\n{out}\n{err}"
         return out, err
 
     def run_file(self, text: str, *flags: str) -> str:
         """Run a script that must succeed without a word on stderr; return its stdout."""
         out, err = self.run(*flags, self.write("script.py", text))
-        assert err == ""
+        assert err == "", err
         return out
 
     def processes(self) -> list[psutil.Process]:

@@ -1,9 +1,10 @@
-"""Every method of a collection gives what the builtins give, and no call but an evaluating one does anything."""
+"""A collection gives what the builtins give, and no call but an evaluating one does anything."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 
@@ -18,11 +19,18 @@ def engine(request):
     return request.getfixturevalue(request.param)
 
 
-class Untouched:
-    """A source and a client in one, that fail the test as soon as anything is asked of them."""
+class Unread:
+    """A source that fails the test when it is read."""
 
     def __iter__(self):
         raise AssertionError("the source was read")
+
+    def __len__(self):
+        raise AssertionError("the source was asked for its length, which a lazy one may have to read for")
+
+
+class Untouched:
+    """A client that fails the test as soon as anything is asked of it."""
 
     def get(self):
         raise AssertionError("the client was used")
@@ -105,13 +113,13 @@ def test_none_results_survive(engine):
         lambda n: (i * i for i in range(n)),
         lambda n: map(str, range(n)),
         lambda n: "x" * n,
-        lambda n: {i: None for i in range(n)},
-        lambda n: {i: "v" for i in range(n)}.items(),
+        lambda n: dict.fromkeys(range(n)),
+        lambda n: dict.fromkeys(range(n), "v").items(),
         lambda n: {n},
         lambda n: [],
         lambda n: [[n], [[n]], None, ""],
     ],
-    ids="list tuple range generator map string dict items set nothing nested".split(),
+    ids=["list", "tuple", "range", "generator", "map", "string", "dict", "items", "set", "nothing", "nested"],
 )
 def test_flatmap_flattens_any_iterable_by_one_level(engine, func):
     assert list(parallel(range(5)).flatmap(func)) == [y for n in range(5) for y in func(n)]
@@ -209,6 +217,14 @@ def test_take_gives_the_first_elements_or_all_there_are(engine, n):
     assert parallel(range(8), partition_size=3).filter(is_odd).take(n) == [1, 3, 5, 7][:n]
 
 
+def test_take_and_first_of_a_collection_without_steps(engine):
+    numbers = parallel([0, 1, 2, 3], partition_size=3)
+    assert numbers.take(2) == [0, 1]
+    assert numbers.first() == 0
+    numbers.foreach(double)
+    assert numbers.take(2) == [0, 2]
+
+
 def test_take_reads_a_bounded_number_of_an_endless_source(engine):
     read = itertools.count()
     endless = ((next(read), i)[1] for i in itertools.count())
@@ -221,8 +237,8 @@ def test_take_ends_an_endless_flatmap(engine):
 
 
 def test_first_is_the_first_element_even_if_false(engine):
-    assert parallel([None, 1]).first() is None
-    assert parallel([1, 0, 2]).filter(lambda x: x != 1).first(default="other") == 0
+    assert parallel([1]).map(lambda x: None).first() is None
+    assert parallel([1, 0, 2]).filter(lambda x: x != 1).first("other") == 0
 
 
 def test_first_of_an_empty_collection_is_the_default_or_an_error(engine):
@@ -290,7 +306,7 @@ def test_foreach_replaces_the_elements_in_order_and_the_chain_goes_on(engine):
     assert list(numbers.map(str).filter(lambda s: len(s) > 1)) == ["10", "14", "18"]
     assert numbers.reduce(lambda a, b: a - b) == 2 - 6 - 10 - 14 - 18
     assert numbers.fold(lambda a, b: a + b, 100) == 150
-    assert numbers.take(2) == [2, 6]
+    assert numbers.map(str).take(2) == ["2", "6"]
     assert numbers.count() == 5
     numbers.foreach(str)
     assert list(numbers) == ["2", "6", "10", "14", "18"]
@@ -335,8 +351,7 @@ def test_results_of_foreach_stay_on_the_cluster(cluster):
 
 
 def test_looking_at_a_collection_never_evaluates():
-    untouched = Untouched()
-    source = parallel(untouched, client=untouched)
+    source = parallel(Unread(), client=Untouched())
     for collection in [source, source.map(fail), source.filter(None).flatmap(fail).unordered()]:
         assert "ParallelGen" in repr(collection)
         assert f"{collection!s}"
@@ -368,6 +383,21 @@ def test_a_source_of_10_to_the_27_elements_is_read_as_far_as_needed(engine):
     assert list(itertools.islice(huge, 4)) == [0, 6, 12, 18]
 
 
+def test_many_early_stops_one_after_another_do_not_hang(cluster):
+    squares = parallel(range(10**27)).map(double)
+    firsts: list[int] = []
+
+    def stop_early():
+        for _ in range(60):
+            firsts.extend(squares.take(2))
+
+    thread = threading.Thread(target=stop_early, daemon=True)
+    thread.start()
+    thread.join(60)  # not a matter of speed: all of it takes 5 s
+    assert not thread.is_alive(), f"hung after {len(firsts) // 2} evaluations"
+    assert firsts == [0, 2] * 60
+
+
 BAD_CALLS = [
     (lambda c: c.map(17), TypeError, "17"),
     (lambda c: c.map(None), TypeError, "None"),
@@ -393,9 +423,9 @@ BAD_CALLS = [
 
 @pytest.mark.parametrize(("call", "kind", "quoted"), BAD_CALLS)
 def test_a_bad_argument_is_refused_at_once_in_one_sentence_that_quotes_it(call, kind, quoted):
-    untouched = Untouched()
+    collection = parallel(iter([]), client=Untouched())
     with pytest.raises(kind) as caught:
-        call(parallel(untouched, client=untouched))
+        call(collection)
     assert quoted in str(caught.value)
     assert "\n" not in str(caught.value)
 

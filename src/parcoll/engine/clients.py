@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
 import distributed
+import distributed.comm
 
 from parcoll.errors import ConnectError
 
@@ -31,6 +35,9 @@ def client_of(address: str, security: Any = None) -> Any:
     It does not become dask's current client: the user's own stays what it was.
     """
     try:
+        # A client that fails to start is collected some time later, and its end can deadlock with
+        # the start of another (both take LoopRunner's lock): so a connection is tried first.
+        _in_own_thread(_try_to_connect(address, security or distributed.Security()))
         return distributed.Client(
             address, security=security, set_as_default=False, timeout=JOIN_SECONDS, name="parcoll"
         )
@@ -39,6 +46,18 @@ def client_of(address: str, security: Any = None) -> Any:
             f"no dask scheduler could be joined at {address!r} within {JOIN_SECONDS:.0f} s: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+async def _try_to_connect(address: str, security: Any) -> None:
+    arguments = security.get_connection_args("client")
+    comm = await distributed.comm.connect(address, timeout=JOIN_SECONDS, **arguments)
+    await comm.close()
+
+
+def _in_own_thread(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, also where this thread has an event loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 def client_of_host(address: str, security: Any) -> Any:

@@ -47,7 +47,12 @@ class LocalEngine:
         from parcoll.engine.distributed import DistributedEngine
 
         ready = self._host.wait_ready()
-        return DistributedEngine(client_of_host(ready.address, ready.credentials.security()), direct=True)
+        return DistributedEngine(
+            client_of_host(ready.address, ready.credentials.security()), direct=True, why_lost=self._failure
+        )
+
+    def _failure(self) -> str:
+        return self._host.failure or "the local cluster was closed"
 
     @property
     def usable(self) -> bool:

@@ -8,7 +8,7 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dask
@@ -36,12 +36,20 @@ _in_task = threading.local()
 class DistributedEngine:
     """Runs programs on the cluster of one client."""
 
-    def __init__(self, client: Any, *, direct: bool | None = None, search_path: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        client: Any,
+        *,
+        direct: bool | None = None,
+        search_path: Sequence[str] = (),
+        why_lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
         if client.asynchronous:
             raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")
         self.client = client
         self.direct = direct
         self.search_path = tuple(search_path)
+        self._why_lost = why_lost
         # Digits only: dask groups keys by their leading words of letters, and two clients of one
         # scheduler must not make the same key.
         self.token = str(int.from_bytes(os.urandom(8), "big"))
@@ -57,12 +65,12 @@ class DistributedEngine:
 
     def threads(self) -> int:
         """Ask the scheduler how many threads its workers have."""
-        with _cluster_errors(self.client):
+        with self.errors():
             return sum(self.client.nthreads().values())
 
     def fetch(self, handle: Any) -> Payload | None:
         """Bring the content of a kept result here, and nothing else of it."""
-        with _cluster_errors(self.client):
+        with self.errors():
             key = f"content-{self.token}-{next(self.numbers)}"
             task = Task(key, content, self.resolve(handle))
             (future,) = self.client.get({key: task}, [key], sync=False)
@@ -72,6 +80,33 @@ class DistributedEngine:
     def persist(self, bag: Any) -> Any:
         """Compute a bag whose partitions share tasks on the cluster, once."""
         return self.client.persist(bag)
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether the client has a scheduler, or waits for it to come back."""
+        return self.client.status in ("running", "connecting")
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what dask raises when its scheduler is gone into one sentence."""
+        try:
+            yield
+        except ParcollError:
+            raise
+        except (OSError, asyncio.CancelledError) as error:
+            raise self.lost() from error
+        except RuntimeError as error:
+            if self.connected:
+                raise
+            raise self.lost() from error
+
+    def lost(self) -> ClusterLostError:
+        """Return the error for a scheduler that is gone."""
+        reason = self._why_lost()
+        if reason is None:
+            address = getattr(getattr(self.client, "scheduler", None), "address", "of this client")
+            reason = f"the dask scheduler {address} is gone: its connection was closed or lost"
+        return ClusterLostError(reason)
 
     def resolve(self, reference: Any) -> Any:
         """Return a kept result as an argument for a task of this cluster."""
@@ -106,25 +141,6 @@ def _check_function(func: Any, role: str) -> None:
         Packed.pack(func)
     except Exception as error:
         raise cannot_send(func, role, error) from error
-
-
-@contextlib.contextmanager
-def _cluster_errors(client: Any) -> Iterator[None]:
-    """Turn what dask raises when its scheduler is gone into one sentence."""
-    try:
-        yield
-    except ParcollError:
-        raise
-    except (OSError, RuntimeError, asyncio.CancelledError) as error:
-        if client.status == "running" and not isinstance(error, (OSError, asyncio.CancelledError)):
-            raise
-        raise _lost(client) from error
-
-
-def _lost(client: Any) -> ClusterLostError:
-    scheduler = getattr(client, "scheduler", None)
-    address = getattr(scheduler, "address", "of the cluster")
-    return ClusterLostError(f"the dask scheduler {address} is gone: its connection was closed or lost")
 
 
 class DistributedSession:
@@ -187,9 +203,9 @@ class DistributedSession:
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
         threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
         quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
-        with _cluster_errors(self._client), quiet:
-            if self._client.status not in ("running", "connecting"):
-                raise _lost(self._client)
+        with self._engine.errors(), quiet:
+            if not self._engine.connected:
+                raise self._engine.lost()
             # A callable is asked for each key on the scheduler; this one is a builtin's method, so
             # that a scheduler without parcoll can unpickle it.
             futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority.get)
@@ -217,8 +233,8 @@ class DistributedSession:
             except queue.Empty:
                 if found or not block:
                     return found
-                if self._client.status not in ("running", "connecting"):
-                    raise _lost(self._client) from None
+                if not self._engine.connected:
+                    raise self._engine.lost() from None
                 continue
             if isinstance(item, BaseException):
                 raise item
@@ -271,7 +287,7 @@ class DistributedSession:
             if future in values:
                 self._results.put((job, values[future]))
             elif future.status == "cancelled":
-                self._results.put(_lost(self._client))
+                self._results.put(self._engine.lost())
             else:
                 self._results.put((job, await self._task_failed(future, job)))
 

@@ -7,7 +7,6 @@ its parent changes, when the scheduler ends, and at SIGTERM. Run by ``local``.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import gc
@@ -23,16 +22,16 @@ import threading
 import time
 import traceback
 import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from parcoll.engine.certificate import Credentials
+from parcoll.engine.roles import NOT_STARTED, Options, run_scheduler, run_worker, worker_directory
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    pass
 
 # Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
 # here, instead of in each of them.
@@ -57,7 +56,6 @@ _CONFIG: dict[str, Any] = {
     "distributed.worker.http.routes": [],
 }
 
-_DASHBOARD_PORT = 8787  # dask's own; any other one if it is taken
 _GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL
 _LOOK_SECONDS = 1.0  # how often the template checks that its parent is still the same
 # A worker that dies younger than this is replaced after a pause which doubles each time.
@@ -65,20 +63,8 @@ _YOUNG_SECONDS = 1.0
 _PAUSE_SECONDS = (0.05, 5.0)
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-# A worker that could not start exits with this code; that many in a row and the host gives up.
-_NOT_STARTED = 87
+# That many workers in a row that could not start, and the host gives up.
 _MAX_NOT_STARTED = 5
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What the parent asked for, with nothing left to be found out."""
-
-    n_workers: int
-    threads_per_worker: int
-    memory_limit: int | float | str
-    credentials: Credentials
-    directory: str
 
 
 @dataclass
@@ -204,7 +190,7 @@ class _Template:
     # The scheduler -------------------------------------------------------------------------------
 
     def _start_scheduler(self) -> None:
-        self.scheduler = self._fork(partial(_run_scheduler, self._scheduler_report_of_child, self.options))
+        self.scheduler = self._fork(partial(run_scheduler, self._scheduler_report_of_child, self.options))
         os.close(self._scheduler_report_of_child)
 
     def _greet_scheduler(self) -> None:
@@ -226,7 +212,7 @@ class _Template:
         while self.address and self.due and min(self.due) <= now:
             self.due.remove(min(self.due))
             number, self.next_number = self.next_number, self.next_number + 1
-            pid = self._fork(partial(_run_worker, number, self.address, self.options))
+            pid = self._fork(partial(run_worker, number, self.address, self.options))
             self.workers[pid] = _Worker(number, now)
 
     def _bury_children(self) -> None:
@@ -237,8 +223,8 @@ class _Template:
                 self._plan_replacement(worker, os.waitstatus_to_exitcode(status))
 
     def _plan_replacement(self, worker: _Worker, code: int) -> None:
-        shutil.rmtree(_worker_directory(self.options, worker.number), ignore_errors=True)
-        self.not_started = self.not_started + 1 if code == _NOT_STARTED else 0
+        shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
+        self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
         if self.not_started >= _MAX_NOT_STARTED:
             raise _End(f"its workers do not start ({self.not_started} attempts)")
         now = time.monotonic()
@@ -315,7 +301,7 @@ class _Template:
         return True
 
 
-def _options(message: dict[str, Any]) -> _Options:
+def _options(message: dict[str, Any]) -> Options:
     import dask
     from dask.system import CPU_COUNT
     from dask.utils import parse_bytes
@@ -330,7 +316,7 @@ def _options(message: dict[str, Any]) -> _Options:
     elif memory_limit is None:
         memory_limit = 0  # dask's word for no limit
     base = dask.config.get("temporary-directory") or tempfile.gettempdir()
-    return _Options(
+    return Options(
         n_workers=n_workers,
         threads_per_worker=message["threads_per_worker"],
         memory_limit=memory_limit,
@@ -390,120 +376,3 @@ def _die_with(template: int, of_template: int) -> None:
 def _exit_at_end_of(pipe: int) -> None:
     os.read(pipe, 1)
     os._exit(1)
-
-
-# The scheduler ----------------------------------------------------------------------------------
-
-
-def _run_scheduler(report_fd: int, options: _Options) -> None:
-    """Serve as the scheduler until it is closed; report the address, or why there is none."""
-    try:
-        asyncio.run(_serve_scheduler(report_fd, options))
-    except Exception as error:
-        report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
-        with contextlib.suppress(OSError):
-            os.write(report_fd, json.dumps(report).encode())
-        raise
-
-
-async def _serve_scheduler(report_fd: int, options: _Options) -> None:
-    from distributed import Scheduler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Port 8787 is already in use"
-        scheduler = Scheduler(
-            host="127.0.0.1",
-            port=0,
-            protocol="tls://",
-            security=options.credentials.security(),
-            dashboard=False,
-            dashboard_address=f"127.0.0.1:{_DASHBOARD_PORT}",
-            local_directory=os.path.join(options.directory, "scheduler"),
-        )
-    _add_dashboard(scheduler)
-    await scheduler
-    dashboard_port = scheduler.services["dashboard"].port
-    report = {"address": scheduler.address, "dashboard_port": dashboard_port}
-    os.write(report_fd, json.dumps(report).encode())
-    os.close(report_fd)
-    await scheduler.finished()
-
-
-def _add_dashboard(scheduler: Scheduler) -> None:
-    """Serve the dashboard, but import it (1 s, most of it bokeh) at the first visit only.
-
-    The application added here is asked for the paths that the scheduler does not know. At the first
-    such request it puts the real one in its place and has the browser ask again.
-    """
-    from tornado import web
-
-    loading = asyncio.Lock()
-
-    class FirstVisit(web.RequestHandler):
-        async def get(self) -> None:
-            if self.request.headers.get("Upgrade"):  # a page of an earlier cluster tries again
-                raise web.HTTPError(503)
-            async with loading:
-                if placeholder in scheduler.http_application.applications:
-                    await _load_dashboard(scheduler)
-                    scheduler.http_application.applications.remove(placeholder)
-            # One slash: "//host/" would lead elsewhere.
-            self.redirect("/" + (self.request.uri or "").lstrip("/"))
-
-    placeholder = web.Application([(r"/.*", FirstVisit)])
-    scheduler.http_application.add_application(placeholder)
-
-
-async def _load_dashboard(scheduler: Scheduler) -> None:
-    """Connect dask's dashboard to a scheduler that was started without.
-
-    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do
-    it later; ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when its parts change.
-    """
-    from distributed.http.utils import get_handlers
-    from tornado import web
-
-    try:
-        # In a thread: the scheduler serves its workers meanwhile.
-        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
-    except ImportError:
-        routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
-        scheduler.http_application.add_application(web.Application(routes))
-    else:
-        dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
-
-
-# A worker ---------------------------------------------------------------------------------------
-
-
-def _run_worker(number: int, address: str, options: _Options) -> None:
-    """Serve as a worker until it is closed."""
-    for stream in (sys.stdout, sys.stderr):
-        # The -u of the template has print() write its arguments one by one, so that the lines of
-        # two workers mix.
-        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
-    asyncio.run(_serve_worker(number, address, options))
-
-
-async def _serve_worker(number: int, address: str, options: _Options) -> None:
-    from distributed import Worker
-
-    try:
-        worker = await Worker(
-            address,
-            name=number,
-            nthreads=options.threads_per_worker,
-            memory_limit=options.memory_limit,
-            local_directory=_worker_directory(options, number),
-            security=options.credentials.security(),
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        )
-    except Exception:
-        traceback.print_exc()
-        sys.exit(_NOT_STARTED)
-    await worker.finished()
-
-
-def _worker_directory(options: _Options, number: int) -> str:
-    return os.path.join(options.directory, f"worker-{number}")

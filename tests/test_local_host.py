@@ -29,7 +29,7 @@ import psutil
 import pytest
 from distributed import Client, Security, Worker
 
-from parcoll.engine import local, process
+from parcoll.engine import process as host_processes
 from parcoll.engine.certificate import Credentials
 from parcoll.engine.local import Host, Ready
 from parcoll.errors import ClusterStartError
@@ -870,4 +870,4 @@ def test_importing_the_parent_side_does_not_import_dask() -> None:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout == "set()\n"
-    assert not process._live
+    assert not host_processes._live

@@ -194,14 +194,16 @@ def test_an_initial_that_is_not_neutral_counts_once(engine, partition_size):
 
 
 @IN_PARTITIONS
-def test_an_initial_that_combines_to_itself_but_is_not_neutral_counts_once(engine, partition_size):
-    pairs = [("depth", 5), ("name", "x"), ("size", 1), ("size", 2), ("a", 0), ("b", 0), ("c", 0)]
-    merged = parallel(pairs, partition_size=partition_size).fold(
-        lambda settings, pair: {**settings, pair[0]: pair[1]},
-        {"depth": 0},
-        lambda left, right: {**left, **right},
-    )
-    assert merged == {"depth": 0, **dict(pairs)}
+def test_an_initial_that_combines_to_itself_but_is_not_neutral_is_refused(engine, partition_size):
+    """Each partition would start from depth 0 and overwrite the depth found before it."""
+    pairs = [("name", "x"), ("depth", 5), ("size", 1), ("size", 2), ("a", 0), ("b", 0), ("c", 0)]
+    settings = parallel(pairs, partition_size=partition_size)
+    with pytest.raises(ValueError, match="not neutral.*use reduce"):
+        settings.fold(
+            lambda settings, pair: {**settings, pair[0]: pair[1]},
+            {"depth": 0},
+            lambda left, right: {**left, **right},
+        )
 
 
 @pytest.mark.parametrize("partition_count", [1, 2, 7])

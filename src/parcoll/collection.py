@@ -174,7 +174,8 @@ class ParallelGen(Generic[T_co]):
         >>> parallel("abc").reduce(lambda x, y: y + x)
         'cba'
         """
-        return evaluate.reduce(self._run(), _function(func, "reduce"), initial)
+        func = _function(func, "reduce")
+        return evaluate.reduce(self._run(), func, initial)
 
     def fold(
         self,
@@ -193,8 +194,10 @@ class ParallelGen(Generic[T_co]):
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
         """
+        func = _function(func, "fold")
         combine = None if combine is None else _function(combine, "fold")
-        return evaluate.fold(self._run(), _function(func, "fold"), initial, combine)  # type: ignore[no-any-return]
+        value: A = evaluate.fold(self._run(), func, initial, combine)
+        return value
 
     def foreach(self, func: Callable[[T_co], Any]) -> None:
         """Call `func` with each element on the workers, now; its results become this collection's elements.
@@ -326,7 +329,7 @@ def parallel(
     generator, for one evaluation; a function without arguments that returns an iterator, called anew
     for each evaluation (if it is no generator function, it is called once here, to see that it does);
     or a `dask.bag.Bag`, whose partitions stay where they are. The source is read in the thread that
-    evaluates.
+    evaluates, and is closed by nobody but Python's own collector, as with the builtins.
 
     `partition_size`: elements that travel to a worker together. "auto" starts with one, and aims at
     some tenths of a second and a few MiB.

@@ -12,7 +12,7 @@ from parcoll.engine.base import Engine, Job, Session
 from parcoll.engine.choose import engine_for
 from parcoll.errors import SerializationError
 from parcoll.outcome import Outcome
-from parcoll.pickling import Packed, cannot_send
+from parcoll.pickling import Packed, cannot_send, same
 from parcoll.place import Place
 from parcoll.program import Fold, Program, Sink
 from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
@@ -148,8 +148,13 @@ def fold(
     if combine is not None and not _is_neutral(combine, start):
         # Partitions cannot start from a value that counts each time: one exact fold instead.
         return _join(run, run.evaluation(keep=True), Fold(func, label, start), initial, "fold")
-    parts = run.evaluation(keep=True, sink="fold", fold=Fold(func, label, start), start_once=combine is None)
-    joined = Fold(combine or func, f"{label}, combining with {function_name(combine or func)}")
+    parts = run.evaluation(
+        keep=True, sink="fold", fold=Fold(func, label, start, combine), start_once=combine is None
+    )
+    joined = Fold(
+        combine or func,
+        f"{label}, combining with {function_name(combine or func)}",
+    )
     return _join(run, parts, joined, initial, "fold")
 
 
@@ -163,15 +168,15 @@ def _packed_initial(initial: Any) -> Packed | None:
 
 
 def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
-    """Tell whether `initial` may stand at the start of each partition without changing the answer."""
+    """Tell whether `initial` may stand at the start of each partition without changing the answer.
+
+    The workers ask again with the values they get (`tasks._check_neutral`).
+    """
     assert start is not None
     try:
-        combined = combine(start.load(), start.load())
-        if bool(combined == start.load()):
-            return True
+        return same(combine(start.load(), start.load()), start.load())
     except Exception:
         return False
-    return False
 
 
 def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:

@@ -24,6 +24,7 @@ class Fold:
     func: Callable[[Any, Any], Any]
     label: str
     initial: Payload | None = None  # packed, so that every use starts from a copy of its own
+    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
 
 
 @dataclass(frozen=True)

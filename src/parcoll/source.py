@@ -15,6 +15,7 @@ from parcoll.errors import SourceConsumedError
 from parcoll.text import describe, short_repr
 
 ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
+SIZED = (list, tuple, str, bytes, dict, set, frozenset)
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
@@ -73,7 +74,7 @@ class OnePassSource(Source):
 def source_of(given: Any) -> Source:
     """Check what `parallel` was given; reads nothing."""
     if isinstance(given, Mapping):
-        return Source(given.items, f"<{type(given).__name__} of {len(given)} pairs>")
+        return Source(given.items, _name(given))
     if isinstance(given, Iterator):
         return OnePassSource(given, _name(given))
     if _is_iterable(given):
@@ -143,16 +144,11 @@ def _name(given: Any) -> str:
     name = getattr(given, "__qualname__", None) or getattr(given, "__name__", None)
     if isinstance(name, str):
         return name.replace("<lambda>", "lambda")
-    if type(given) in SLICED or hasattr(given, "__len__"):
-        return f"<{type(given).__name__} of {_length(given)} elements>"
-    return short_repr(given)
-
-
-def _length(given: Any) -> int | str:
-    try:
-        return len(given)
-    except (OverflowError, TypeError):
-        return "many"
+    if type(given) is range:
+        return repr(given)
+    if type(given) in SIZED:  # others may have to read to tell
+        return f"<{type(given).__name__} of {len(given)} elements>"
+    return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)
 
 
 class Reader:

@@ -11,10 +11,10 @@ from parcoll.chain import Chain
 from parcoll.errors import SerializationError
 from parcoll.failure import Failure
 from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed, Payload, Plain, first_unpicklable
+from parcoll.pickling import Packed, Payload, Plain, first_unpicklable, same
 from parcoll.place import Place
 from parcoll.program import Fold, Program, SharedProgram
-from parcoll.text import short_repr
+from parcoll.text import function_name, short_repr
 
 Pack = Callable[[Any], Payload]
 
@@ -88,6 +88,9 @@ def _run(shared: SharedProgram, place: Place, keep: bool, given: Any, pack: Pack
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
     packed = _pack_results(results, outcome, chain, pack) if program.sink != "count" else None
+    if program.fold is not None and program.fold.combine is not None and results and not outcome.failure:
+        # A copy, since `combine` may write into its arguments.
+        outcome.failure = _check_neutral(program.fold, results[0], Packed.pack(results))
     outcome.seconds = time.perf_counter() - started
     if keep:
         return Kept(outcome, packed)
@@ -126,7 +129,7 @@ def _drive(
             outcome.failed_step = len(program.steps)
             break
         if program.limit is not None and len(results) >= program.limit:
-            stream.close()  # type: ignore[attr-defined]
+            _close(stream)
             break
         if program.budget is not None:
             now = time.perf_counter()
@@ -143,6 +146,12 @@ def _drive(
     elif program.sink == "results":
         outcome.produced = len(results)
     return results
+
+
+def _close(stream: Any) -> None:
+    """End a chain's loop before its elements do: its counts are taken then."""
+    if hasattr(stream, "close"):  # a chain without steps is the elements' own iterator
+        stream.close()
 
 
 class _Folding:
@@ -208,6 +217,28 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: tuple[Kept, ...],
     packed = None if outcome.failure or not value else _pack_value(value, outcome, label, pack)
     outcome.seconds = time.perf_counter() - started
     return Kept(outcome, packed, taken)
+
+
+def _check_neutral(fold: Fold, value: Any, packed: Payload) -> Failure | None:
+    """Fail where the value that every partition starts from changes the value of this one.
+
+    `combine` may join {"depth": 0} to itself and still overwrite the depth of 5 that was found in
+    another partition. Values that do not equal their own copies cannot be judged.
+    """
+    assert fold.combine is not None
+    assert fold.initial is not None
+    try:
+        joined = fold.combine(packed.load()[0], fold.initial.load())
+        if same(joined, value) or not same(packed.load()[0], value):
+            return None
+        raise ValueError(
+            f"{fold.label}: the initial value {short_repr(fold.initial.load())} is not neutral, joined "
+            f"to {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from it: "
+            "pass a neutral one, or use reduce()"
+        )
+    except BaseException as error:
+        note = f"in {fold.label}, combining with {function_name(fold.combine)}"
+        return Failure.of(error, note, skip_frames=1)
 
 
 def _elements(given: Any) -> Sequence[Any]:

@@ -14,6 +14,9 @@ import distributed.comm
 from parcoll.errors import ConnectError
 
 JOIN_SECONDS = 10.0
+# dask keeps trying to connect for that long, also to a worker that has died with a result: its 30 s
+# are for networks. On loopback an answer takes milliseconds.
+LOCAL_SECONDS = 5.0
 
 
 def is_client(value: Any) -> bool:
@@ -65,5 +68,10 @@ def client_of_host(address: str, security: Any) -> Any:
     # BatchedSend keeps the last 1000 messages that it sent, our partitions: 500 MB after a while.
     with dask.config.set({"distributed.admin.low-level-log-length": 5}):
         return distributed.Client(
-            address, security=security, set_as_default=False, direct_to_workers=True, name="parcoll"
+            address,
+            security=security,
+            set_as_default=False,
+            direct_to_workers=True,
+            timeout=LOCAL_SECONDS,
+            name="parcoll",
         )

@@ -28,6 +28,7 @@ from parcoll.text import key_words
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
 QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
 LIVENESS_SECONDS = 1.0  # between two looks at whether the client still has a scheduler
+GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
 MAX_LABEL = 100  # characters
 
 _in_task = threading.local()
@@ -156,6 +157,7 @@ class DistributedSession:
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
+        self._gathering = False
         self._results: queue.SimpleQueue[tuple[Job, Outcome] | BaseException] = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         self._wake = asyncio.Event()
@@ -247,9 +249,9 @@ class DistributedSession:
         self._closed = True
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
             self._client.loop.add_callback(self._stop_collecting)
-        for future in list(self._pending):
-            future.release()
-        self._pending.clear()
+        while self._pending:
+            with contextlib.suppress(KeyError):  # taken by the collector meanwhile
+                self._pending.popitem()[0].release()
         self._program_future = None
         if self._seceded:
             _leave_task()
@@ -259,12 +261,14 @@ class DistributedSession:
             self._collector = asyncio.ensure_future(self._collect())
 
     def _stop_collecting(self) -> None:
-        if self._collector is not None:
+        # A gather is never cancelled: the client shares it with those of other evaluations, which
+        # would be cancelled too. It ends by itself, and the collector after it.
+        if self._collector is not None and not self._gathering:
             self._collector.cancel()
 
     async def _collect(self) -> None:
         try:
-            while True:
+            while not self._closed:
                 self._wake.clear()
                 try:
                     batch = [await self._completed.__anext__()]
@@ -273,42 +277,50 @@ class DistributedSession:
                         await self._wake.wait()
                     continue
                 batch += self._completed.next_batch(block=False)
+                self._gathering = True
                 await self._deliver(batch)
+                self._gathering = False
+                del batch  # releases its futures before the next wait
         except Exception as error:
             self._results.put(error)
+        except asyncio.CancelledError:
+            if not self._closed:  # the client's loop ends: nobody else would tell the consumer
+                self._results.put(self._engine.lost())
+            raise
 
     async def _deliver(self, futures: list[Any]) -> None:
-        finished = [future for future in futures if future.status == "finished"]
-        values = await self._gather(finished)
-        for future in futures:
-            job = self._pending.pop(future, None)
-            if job is None:
-                continue
-            if future in values:
-                self._results.put((job, values[future]))
-            elif future.status == "cancelled":
-                self._results.put(self._engine.lost())
-            else:
-                self._results.put((job, await self._task_failed(future, job)))
-
-    async def _gather(self, futures: list[Any]) -> dict[Any, Outcome]:
-        if not futures:
-            return {}
-        gather = self._client.gather
+        """Bring the outcomes of finished tasks here, all with one request where that goes well."""
+        taken = {future: job for future in futures if (job := self._pending.pop(future, None))}
+        finished = [future for future in taken if future.status == "finished"]
         try:
-            values = await gather(futures, direct=self._engine.direct, asynchronous=True)
-            return dict(zip(futures, values, strict=True))
+            values = await self._gather(finished) if finished else []
         except Exception:
             # One of them was lost with its worker and failed when it ran again: which one?
-            values = {}
-            for future in futures:
-                with contextlib.suppress(Exception):
-                    values[future] = await gather(future, direct=self._engine.direct, asynchronous=True)
-            return values
+            finished, values = [], []
+        for future, outcome in zip(finished, values, strict=True):
+            self._results.put((taken.pop(future), outcome))
+        for future, job in taken.items():
+            self._results.put(await self._one_outcome(future, job))
 
-    async def _task_failed(self, future: Any, job: Job) -> Outcome:
+    async def _gather(self, futures: list[Any]) -> list[Outcome]:
+        outcomes: list[Outcome] = await self._client.gather(
+            futures, direct=self._engine.direct, asynchronous=True
+        )
+        return outcomes
+
+    async def _one_outcome(self, future: Any, job: Job) -> tuple[Job, Outcome] | BaseException:
+        for _ in range(GATHER_ATTEMPTS):
+            if future.status == "cancelled":
+                break
+            error = await future.exception()  # waits where dask runs the task again
+            if error is not None:
+                return job, self._task_failed(error, job)
+            with contextlib.suppress(Exception):
+                return job, (await self._gather([future]))[0]
+        return self._engine.lost()
+
+    def _task_failed(self, error: BaseException, job: Job) -> Outcome:
         """Describe a task that dask itself failed: its function never raises."""
-        error = await future.exception()
         many = "" if job.size is None else f"{job.size} element{'s' * (job.size > 1)} from "
         where = f"the partition of {many}{job.place.element(0)}"
         if isinstance(error, KilledWorker):

@@ -198,7 +198,7 @@ def test_an_initial_that_combines_to_itself_but_is_not_neutral_is_refused(engine
     """Each partition would start from depth 0 and overwrite the depth found before it."""
     pairs = [("name", "x"), ("depth", 5), ("size", 1), ("size", 2), ("a", 0), ("b", 0), ("c", 0)]
     settings = parallel(pairs, partition_size=partition_size)
-    with pytest.raises(ValueError, match="not neutral.*use reduce"):
+    with pytest.raises(ValueError, match=r"not neutral.*use reduce"):
         settings.fold(
             lambda settings, pair: {**settings, pair[0]: pair[1]},
             {"depth": 0},

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -295,13 +296,28 @@ def test_an_address_that_leads_nowhere_is_told(address: str, monkeypatch: pytest
     check_sentence(raised.value, "no dask scheduler", repr(address))
 
 
-def test_a_port_that_speaks_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something listens there that is no dask: the wait for its greeting ends too."""
     monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    errors: list[BaseException] = []
+
+    def attempt(address: str) -> None:
+        try:
+            connect(address)
+        except BaseException as error:
+            errors.append(error)
+
     with socket.create_server((LOOPBACK, 0)) as silent:
         address = f"tcp://{LOOPBACK}:{silent.getsockname()[1]}"
-        with pytest.raises(ConnectError) as raised:
-            connect(address)
-    check_sentence(raised.value, "no dask scheduler", address)
+        thread = threading.Thread(target=attempt, args=(address,), daemon=True)
+        thread.start()
+        thread.join(15)
+        hung = thread.is_alive()
+    thread.join(15)  # the listener is gone, which ends a wait that had no end
+    assert not hung, "connect() waits for ever"
+    (error,) = errors
+    assert isinstance(error, ConnectError)
+    check_sentence(error, "no dask scheduler", address)
 
 
 def test_tls_without_a_certificate_is_told(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from parcoll.engine.base import Engine, Job, Session
 from parcoll.engine.choose import engine_for
 from parcoll.errors import SerializationError
 from parcoll.outcome import Outcome
-from parcoll.pickling import Packed, cannot_send, same
+from parcoll.pickling import Packed, Payload, cannot_send, same
 from parcoll.place import Place
 from parcoll.program import Fold, Program, Sink
 from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
@@ -60,7 +60,7 @@ class Run:
         return Evaluation(
             self.engine,
             Program(self.plan.steps, sink=sink, budget=budget, **program),
-            self._feed(),
+            self._feed,
             self.sizer,
             self.stats,
             label=self.label,
@@ -82,7 +82,7 @@ class Run:
             jobs = [Job(reference=reference) for reference in origin.references]
         for number, job in enumerate(jobs):
             job.order, job.place = number, Place(0, number)
-        return PartitionFeed(jobs)
+        return PartitionFeed(jobs, origin)
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> Iterator[Any]:
@@ -98,14 +98,17 @@ def iterate(start: Callable[[], Run], limit: int | None = None) -> Iterator[Any]
 def _results(job: Job, outcome: Outcome) -> list[Any]:
     if outcome.results is None:
         return []
+    return _load(outcome.results, f"the results of the partition at {job.place.element(0)}")
+
+
+def _load(payload: Payload, what: str) -> list[Any]:
     try:
-        results: list[Any] = outcome.results.load()
+        values: list[Any] = payload.load()
     except Exception as error:
         raise SerializationError(
-            f"the results of the partition at {job.place.element(0)} came back from the worker "
-            f"but cannot be unpickled here: {type(error).__name__}: {error}"
+            f"{what} came back from the worker but cannot be unpickled here: {type(error).__name__}: {error}"
         ) from error
-    return results
+    return values
 
 
 def count(run: Run) -> int:
@@ -185,7 +188,8 @@ def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str)
     try:
         with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
-                joining.add(job.handle)
+                if not outcome.lost:
+                    joining.add(job.handle)
                 if outcome.failure is not None:
                     joining.finish()  # an error of `func` on earlier elements comes first
                     raise outcome.failure.rebuild()
@@ -194,7 +198,7 @@ def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str)
     finally:
         session.close()
     if payload is not None:
-        return payload.load()[0]
+        return _load(payload, f"the value of {name}()")[0]
     if initial is UNSET:
         raise TypeError(f"{name}() of empty iterable with no initial value")
     packed = _packed_initial(initial)

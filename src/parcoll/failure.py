@@ -6,15 +6,14 @@ would fail a second time if its exception could not be pickled. So workers retur
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import traceback
 from dataclasses import dataclass
-from types import TracebackType
+from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
-import cloudpickle
-
-from parcoll.pickling import PROTOCOL
+from parcoll.pickling import dumps
 from parcoll.text import short_repr
 
 MAX_CHAIN = 8  # causes and contexts of an exception that travel with it
@@ -62,6 +61,7 @@ class EncodedException:
     frames: Any  # tblib's dictionary
     text: str
     suppress_context: bool
+    members: list[EncodedException]  # of an exception group
     cause: EncodedException | None = None
     context: EncodedException | None = None
 
@@ -72,7 +72,7 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
     for _ in range(skip_frames):
         frames = frames.tb_next if frames is not None else None
     deeper = depth < MAX_CHAIN
-    attributes = {
+    attributes = _fields(error) | {
         name: value for name, value in getattr(error, "__dict__", {}).items() if name != "__notes__"
     }
     return EncodedException(
@@ -83,6 +83,7 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         module=kind.__module__,
         args=[_part(value) for value in error.args],
         attributes={name: _part(value) for name, value in attributes.items()},
+        members=[_encode(member, depth=depth + 1) for member in _members(error) if deeper],
         notes=[str(note) for note in getattr(error, "__notes__", ())],
         frames=_frames(frames),
         text="".join(traceback.format_exception(kind, error, frames)),
@@ -93,7 +94,7 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
 
 
 def _decode(encoded: EncodedException) -> BaseException:
-    error = _whole(encoded) or _from_parts(encoded)
+    error = _group(encoded) or _whole(encoded) or _from_parts(encoded)
     for note in encoded.notes:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
@@ -116,7 +117,12 @@ def _whole(encoded: EncodedException) -> BaseException | None:
         error = pickle.loads(encoded.whole)
     except Exception:
         return None
-    return error if isinstance(error, BaseException) else None
+    if not isinstance(error, BaseException):
+        return None
+    for name, part in encoded.attributes.items():
+        if getattr(error, name, None) is None:
+            _set(error, name, _load_part(part))
+    return error
 
 
 def _from_parts(encoded: EncodedException) -> BaseException:
@@ -125,14 +131,51 @@ def _from_parts(encoded: EncodedException) -> BaseException:
     try:
         error = kind.__new__(kind, *args)  # not __init__: its signature may be another
     except Exception:
-        error = BaseException.__new__(kind)
+        error = type(encoded.name, (Exception,), {"__module__": encoded.module})()
     error.args = tuple(args)
     for name, part in encoded.attributes.items():
+        _set(error, name, _load_part(part))
+    return error
+
+
+def _group(encoded: EncodedException) -> BaseException | None:
+    """Return an exception group of the members, each with its own type and traceback."""
+    if not encoded.members:
+        return None
+    members = [_decode(member) for member in encoded.members]
+    message = str(_load_part(encoded.args[0])) if encoded.args else ""
+    for kind in (_load_kind(encoded), ExceptionGroup, BaseExceptionGroup):
         try:
-            setattr(error, name, _load_part(part))
+            group: BaseException = kind(message, members)
         except Exception:
             continue
-    return error
+        return group
+    return None
+
+
+def _members(error: BaseException) -> tuple[BaseException, ...]:
+    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
+def _fields(error: BaseException) -> dict[str, Any]:
+    """Return what an exception holds beside its args and its dictionary: `SystemExit.code`, slots.
+
+    A class with an `__init__` of its own, and some builtin ones, leave these out of their pickles.
+    """
+    fields: dict[str, Any] = {}
+    for kind in type(error).__mro__:
+        if kind is BaseException:
+            break
+        for name, field in vars(kind).items():
+            if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name[:2] != "__":
+                with contextlib.suppress(Exception):
+                    fields.setdefault(name, getattr(error, name))
+    return fields
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    with contextlib.suppress(Exception):
+        setattr(error, name, value)
 
 
 def _load_kind(encoded: EncodedException) -> type[BaseException]:
@@ -151,7 +194,7 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
 
 def _pickled(value: Any) -> bytes | None:
     try:
-        pickled: bytes = cloudpickle.dumps(value, PROTOCOL)
+        pickled = dumps(value)
     except Exception:
         return None
     return pickled
@@ -160,7 +203,7 @@ def _pickled(value: Any) -> bytes | None:
 def _round_trip(error: BaseException) -> bytes | None:
     """Pickle the exception if what comes back is of its type: many with their own `__init__` fail."""
     try:
-        pickled = cloudpickle.dumps(error, PROTOCOL)
+        pickled = dumps(error)
         copy = pickle.loads(pickled)
     except BaseException:
         return None
@@ -170,7 +213,7 @@ def _round_trip(error: BaseException) -> bytes | None:
 
 def _part(value: Any) -> tuple[bool, bytes | str]:
     try:
-        pickled = cloudpickle.dumps(value, PROTOCOL)
+        pickled = dumps(value)
         pickle.loads(pickled)
     except Exception:
         return False, short_repr(value)

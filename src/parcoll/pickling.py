@@ -5,7 +5,10 @@ Runs on both sides, so it needs the standard library and cloudpickle only.
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +21,24 @@ PROTOCOL = 5
 # Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
 # microseconds in dask's protocol, a copy of 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
+
+
+def dumps(value: object) -> bytes:
+    """Pickle by value what is not importable."""
+    return _dumps(cloudpickle.Pickler, value, None)
+
+
+def _dumps(kind: type[pickle.Pickler], value: object, keep_inside: Any) -> bytes:
+    file = io.BytesIO()
+    pickler = kind(file, PROTOCOL, buffer_callback=keep_inside)
+    if "tblib.pickling_support" in sys.modules:
+        # distributed has tblib pickle all exceptions, and tblib loses `SystemExit.code` and the like.
+        reducers = getattr(kind, "dispatch_table", copyreg.dispatch_table).items()
+        pickler.dispatch_table = {
+            key: reduce for key, reduce in reducers if reduce.__module__ != "tblib.pickling_support"
+        }
+    pickler.dump(value)
+    return file.getvalue()
 
 
 class Packed:
@@ -45,14 +66,14 @@ class Packed:
             return False
 
         try:
-            head = pickle.dumps(value, PROTOCOL, buffer_callback=keep_inside)
+            head = _dumps(pickle.Pickler, value, keep_inside)
         except Exception:
             head = b"__main__"
         if b"__main__" in head:
             # A reference to `__main__` means nothing in a worker: its `__main__` is another.
             # (The words may also stand in a user's text: slower then, and still right.)
             buffers.clear()
-            head = cloudpickle.dumps(value, PROTOCOL, buffer_callback=keep_inside)
+            head = _dumps(cloudpickle.Pickler, value, keep_inside)
         return cls(head, *(buffer.raw() for buffer in buffers))
 
     def load(self) -> Any:
@@ -138,7 +159,7 @@ def _captured_culprit(func: Any, depth: int = 0) -> str | None:
     """Name the variable or attribute of `func` that cannot be pickled."""
     for name, value in _captured(func):
         try:
-            cloudpickle.dumps(value, PROTOCOL)
+            dumps(value)
         except Exception:
             inner = _captured_culprit(value, depth + 1) if depth < 3 else None
             return inner or f"it uses {name}, {describe(value)}, which cannot be pickled"

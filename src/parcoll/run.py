@@ -95,8 +95,9 @@ class PartitionFeed:
     slow = False
     error: BaseException | None = None
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: list[Job], origin: object) -> None:
         self._jobs = deque(jobs)
+        self._origin = origin  # holds the futures of what the jobs read
         self.ended = not jobs
 
     def next_job(self, threads: int) -> Job | None:
@@ -128,7 +129,7 @@ class Evaluation:
         self,
         engine: Engine,
         program: Program,
-        feed: Feed,
+        make_feed: Callable[[], Feed],
         sizer: Sizer,
         stats: Stats,
         *,
@@ -138,7 +139,7 @@ class Evaluation:
     ) -> None:
         self._engine = engine
         self._program = program
-        self._feed = feed
+        self._make_feed = make_feed
         self._sizer = sizer
         self._stats = stats
         self._label = label
@@ -157,8 +158,10 @@ class Evaluation:
         Reads, submits and waits in the thread that draws from it. A failure of an element comes as
         an outcome; what the source raised is raised here, after everything before it.
         """
+        # The session first: a function that cannot be sent leaves a one-pass source unread.
         session = self._engine.open(self._program, self._label, self._keep)
         try:
+            self._feed = self._make_feed()
             while True:
                 self._collect(session, block=False)
                 if not (self._feed.slow and self._head_ready()):

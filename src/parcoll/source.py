@@ -87,8 +87,6 @@ def source_of(given: Any) -> Source:
 def _is_iterable(given: Any) -> bool:
     if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
         return False
-    if isinstance(given, type):
-        return False
     return isinstance(given, Iterable) or (
         hasattr(type(given), "__getitem__") and hasattr(type(given), "__len__")
     )

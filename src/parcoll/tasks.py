@@ -87,7 +87,7 @@ def _run(shared: SharedProgram, place: Place, keep: bool, given: Any, pack: Pack
     outcome.flows = chain.flows(outcome.read)
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
-    packed = _pack_results(results, outcome, chain, pack) if program.sink != "count" else None
+    packed = _pack_results(results, outcome, chain, place, pack) if program.sink != "count" else None
     if program.fold is not None and program.fold.combine is not None and results and not outcome.failure:
         # A copy, since `combine` may write into its arguments.
         outcome.failure = _check_neutral(program.fold, results[0], Packed.pack(results))
@@ -250,17 +250,23 @@ def _elements(given: Any) -> Sequence[Any]:
     return given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)
 
 
-def _pack_results(results: list[Any], outcome: Outcome, chain: Chain, pack: Pack) -> Payload | None:
+def _pack_results(
+    results: list[Any], outcome: Outcome, chain: Chain, place: Place, pack: Pack
+) -> Payload | None:
     try:
         packed = pack(results)
     except BaseException as error:
         bad = first_unpicklable(results)
         position, cause = bad if bad is not None else (0, error)
+        whose = f"the result of {place.element(position)}"
+        if chain.passed:  # a filter or a flatmap: results do not stand where their elements do
+            whose = f"result {position} of the partition from {place.element(0)} to {chain.where()}"
         message = (
-            f"result {position} of the partition that ends at {chain.where()} cannot be sent back "
-            f"from the worker: {short_repr(results[position])} ({type(cause).__name__}: {cause})"
+            f"{whose} cannot be sent back from the worker: {short_repr(results[position])} "
+            f"({type(cause).__name__}: {cause})"
         )
-        outcome.failure = Failure.of(SerializationError(message), "return something picklable")
+        last = f"in {chain.steps[-1].label}" if chain.steps else "in a chain without steps"
+        outcome.failure = Failure.of(SerializationError(message), last)
         outcome.failed_step = None
         outcome.produced = position
         packed = pack(results[:position])

@@ -323,6 +323,8 @@ class DistributedSession:
         """Describe a task that dask itself failed: its function never raises."""
         many = "" if job.size is None else f"{job.size} element{'s' * (job.size > 1)} from "
         where = f"the partition of {many}{job.place.element(0)}"
+        if job.kind == "join":
+            where = f"the join of {len(job.parts) - 1} partitions"
         if isinstance(error, KilledWorker):
             lost: BaseException = WorkerLostError(
                 f"{self._words}: {where} ended {error.allowed_failures + 1} worker processes, one after "
@@ -331,7 +333,7 @@ class DistributedSession:
         else:
             lost = error
         lost.__cause__ = error if lost is not error else error.__cause__
-        return Outcome(failure=Failure.of(lost, f"in {where}"))
+        return Outcome(failure=Failure.of(lost, f"in {where}"), lost=True)
 
 
 def _enter_task() -> bool:

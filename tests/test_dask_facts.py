@@ -239,7 +239,7 @@ def test_names_on_the_scheduler_are_words_that_do_not_multiply(cluster: Connecti
         evaluate_in_all_ways(2)
     assert eventually(lambda: not on_scheduler(cluster, tasks))
     assert on_scheduler(cluster, names) == (prefixes, groups)
-    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in prefixes), prefixes
+    assert all(re.fullmatch("[a-z_]+(-[a-z_]+)*", name) for name in prefixes), prefixes
     assert "map-abs-filter-lambda" in prefixes
 
 

@@ -9,7 +9,7 @@ import copyreg
 import io
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -25,20 +25,44 @@ OUT_OF_BAND_BYTES = 64 * 1024
 
 def dumps(value: object) -> bytes:
     """Pickle by value what is not importable."""
-    return _dumps(cloudpickle.Pickler, value, None)
+    return _dumps(_ByValue, value, None)
 
 
-def _dumps(kind: type[pickle.Pickler], value: object, keep_inside: Any) -> bytes:
+def _dumps(kind: type[_ByReference | _ByValue], value: object, keep_inside: Any) -> bytes:
     file = io.BytesIO()
-    pickler = kind(file, PROTOCOL, buffer_callback=keep_inside)
-    if "tblib.pickling_support" in sys.modules:
-        # distributed has tblib pickle all exceptions, and tblib loses `SystemExit.code` and the like.
-        reducers = getattr(kind, "dispatch_table", copyreg.dispatch_table).items()
-        pickler.dispatch_table = {
-            key: reduce for key, reduce in reducers if reduce.__module__ != "tblib.pickling_support"
-        }
-    pickler.dump(value)
+    kind(file, keep_inside).dump(value)
     return file.getvalue()
+
+
+def _reducers(table: Mapping[type, Any]) -> dict[type, Any]:
+    """Return a pickler's table without tblib's entries for builtin exceptions.
+
+    distributed has tblib pickle all exceptions. That helps classes with an `__init__` of their own,
+    but loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
+    """
+    return {
+        kind: reduce
+        for kind, reduce in table.items()
+        if kind.__module__ != "builtins" or reduce.__module__ != "tblib.pickling_support"
+    }
+
+
+class _ByReference(pickle.Pickler):
+    """Python's own pickler: functions and classes by name."""
+
+    def __init__(self, file: io.BytesIO, keep_inside: Any) -> None:
+        if "tblib.pickling_support" in sys.modules:
+            self.dispatch_table = _reducers(copyreg.dispatch_table)
+        super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
+
+
+class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler: functions and classes by value where no module has them."""
+
+    def __init__(self, file: io.BytesIO, keep_inside: Any) -> None:
+        if "tblib.pickling_support" in sys.modules:
+            self.dispatch_table = _reducers(cloudpickle.Pickler.dispatch_table)  # before it is read
+        super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
 
 class Packed:
@@ -66,14 +90,14 @@ class Packed:
             return False
 
         try:
-            head = _dumps(pickle.Pickler, value, keep_inside)
+            head = _dumps(_ByReference, value, keep_inside)
         except Exception:
             head = b"__main__"
         if b"__main__" in head:
             # A reference to `__main__` means nothing in a worker: its `__main__` is another.
             # (The words may also stand in a user's text: slower then, and still right.)
             buffers.clear()
-            head = _dumps(cloudpickle.Pickler, value, keep_inside)
+            head = _dumps(_ByValue, value, keep_inside)
         return cls(head, *(buffer.raw() for buffer in buffers))
 
     def load(self) -> Any:

@@ -71,7 +71,6 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
     frames = error.__traceback__
     for _ in range(skip_frames):
         frames = frames.tb_next if frames is not None else None
-    deeper = depth < MAX_CHAIN
     attributes = _fields(error) | {
         name: value for name, value in getattr(error, "__dict__", {}).items() if name != "__notes__"
     }
@@ -83,18 +82,25 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         module=kind.__module__,
         args=[_part(value) for value in error.args],
         attributes={name: _part(value) for name, value in attributes.items()},
-        members=[_encode(member, depth=depth + 1) for member in _members(error) if deeper],
+        members=[_encode(member, depth=depth + 1) for member in _members(error)],
         notes=[str(note) for note in getattr(error, "__notes__", ())],
         frames=_frames(frames),
         text="".join(traceback.format_exception(kind, error, frames)),
         suppress_context=error.__suppress_context__,
-        cause=_encode(error.__cause__, depth=depth + 1) if error.__cause__ and deeper else None,
-        context=_encode(error.__context__, depth=depth + 1) if error.__context__ and deeper else None,
+        cause=_linked(error.__cause__, depth),
+        context=_linked(error.__context__, depth),
     )
 
 
+def _linked(error: BaseException | None, depth: int) -> EncodedException | None:
+    # Not by truth: an exception may have a length.
+    return None if error is None or depth >= MAX_CHAIN else _encode(error, depth=depth + 1)
+
+
 def _decode(encoded: EncodedException) -> BaseException:
-    error = _group(encoded) or _whole(encoded) or _from_parts(encoded)
+    error = _group(encoded)
+    error = _whole(encoded) if error is None else error
+    error = _from_parts(encoded) if error is None else error
     for note in encoded.notes:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
@@ -154,7 +160,7 @@ def _group(encoded: EncodedException) -> BaseException | None:
 
 
 def _members(error: BaseException) -> tuple[BaseException, ...]:
-    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()  # never its own member
 
 
 def _fields(error: BaseException) -> dict[str, Any]:

@@ -50,6 +50,9 @@ _CONFIG: dict[str, Any] = {
     "distributed.scheduler.idle-timeout": None,
     "distributed.scheduler.contact-address": None,
     "distributed.scheduler.dashboard.tls.cert": None,
+    # dask keeps trying to connect for that long, also to a worker that is gone; its 30 s are for
+    # networks. Not shorter: a worker that holds the GIL answers late, and is alive.
+    "distributed.comm.timeouts.connect": "10s",
     # A worker's directory is its own, and the template removes it: no need for locks.
     "distributed.worker.use-file-locking": False,
     # A worker cannot be kept from serving HTTP; it serves nothing then.

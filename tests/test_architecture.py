@@ -20,8 +20,8 @@ MODULES = {
 
 # Each row may import the rows above it and those of its own row, never one below.
 LAYERS = [
-    {"text", "errors", "place"},
-    {"pickling", "failure", "outcome", "steps", "stats"},
+    {"text", "errors", "place", "codec"},
+    {"pickling", "failure", "outcome", "steps", "stats", "equality"},
     {"chain", "program", "source", "sizing"},
     {"tasks", "engine.certificate", "engine.process"},
     {"graph", "engine.base", "engine.local", "engine.clients", "engine.roles"},
@@ -32,17 +32,8 @@ LAYERS = [
     {"collection", "connection"},
 ]
 # What a worker loads needs no more than every dask worker has.
-ON_WORKERS = {
-    "chain",
-    "errors",
-    "failure",
-    "outcome",
-    "pickling",
-    "place",
-    "program",
-    "steps",
-    "tasks",
-    "text",
+ON_WORKERS = {"chain", "codec", "equality", "errors", "failure", "outcome", "pickling", "place"} | {
+    *("program", "steps", "tasks", "text")
 }
 # Modules that load distributed: the engine and its clients, the host process, and TLS for both.
 USE_DISTRIBUTED = {

@@ -449,8 +449,8 @@ def test_a_fork_has_a_cluster_of_its_own(scripts: Scripts, end: str) -> None:
         from parcoll import parallel
         hosts = lambda: set(parallel(range(50)).map(lambda _: os.getppid()))
         before = hosts()
-        middle = iter(parallel(range(1000)).map(abs))
-        assert next(middle) == 0
+        streams = [iter(parallel(range(1000)).map(abs)) for _ in range(10)]  # all under way
+        assert [next(stream) for stream in streams] == [0] * 10
         pid = os.fork()
         if pid == 0:
             assert not hosts() & before
@@ -458,7 +458,7 @@ def test_a_fork_has_a_cluster_of_its_own(scripts: Scripts, end: str) -> None:
             {end}
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert hosts() == before
-        print("parent", list(middle) == list(range(1, 1000)))
+        print("parent", all(list(stream) == list(range(1, 1000)) for stream in streams))
         """,
         "-W",
         "ignore::DeprecationWarning",  # from 3.12 on, of any fork of a process with threads

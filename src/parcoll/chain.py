@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from parcoll.failure import Failure
@@ -20,7 +20,7 @@ from parcoll.text import short_repr
 # CPython allows 20 statically nested blocks; a longer row of flatmaps is cut into several loops.
 NESTED_LOOPS = 15
 
-Loop = Callable[[Iterable[Any]], Iterator[Any]]
+Loop = Callable[[Iterable[Any]], Generator[Any, None, None]]
 
 
 class Chain:
@@ -34,6 +34,7 @@ class Chain:
         self._place = START
         self._source: Sequence[Any] = ()
         self._iterator: Iterator[Any] = iter(())
+        self._streams: list[Generator[Any, None, None]] = []
         self._loops = [self._compile(start, stop) for start, stop in _segments(steps)]
 
     def run(self, elements: Sequence[Any], place: Place = START) -> Iterator[Any]:
@@ -44,9 +45,16 @@ class Chain:
         """
         self._source, self._place = elements, place
         self._iterator = stream = iter(elements)
+        self._streams.clear()
         for loop in self._loops:
-            stream = loop(stream)
+            stream = generator = loop(stream)
+            self._streams.append(generator)
         return stream
+
+    def close(self) -> None:
+        """End the loops, the last first: each adds what passed it to the counts then."""
+        for stream in reversed(self._streams):
+            stream.close()
 
     def run_all(self, elements: Iterable[Any]) -> list[Any]:
         """Return all results; a user's exception is raised here."""
@@ -56,7 +64,10 @@ class Chain:
         return results
 
     def flows(self, entered: int) -> list[tuple[int, int]]:
-        """Return (elements in, elements out) for each step when `entered` came from the source."""
+        """Return (elements in, elements out) for each step when `entered` came from the source.
+
+        To be asked when the loops have ended.
+        """
         flows = []
         for position, step in enumerate(self.steps):
             left = self.passed[position] if step.counts else entered

@@ -59,6 +59,11 @@ class _Node:
                     node._bag = node.source
         return self._bag
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as a row, without bag and lock: a function may use a collection."""
+        row = list(self.back())
+        return _chain, (row[-1].source, [node.step for node in reversed(row[:-1])])
+
     def back(self) -> Iterator[_Node]:
         """Give this node and those before it, down to the source."""
         node: _Node | None = self
@@ -72,6 +77,13 @@ class _Node:
         source = row[-1].source
         calls = [f".{node.step.label}" for node in reversed(row) if node.step is not None]
         return f"parallel({source!r}){''.join(calls)}"
+
+
+def _chain(source: Any, steps: list[Step]) -> _Node:
+    node = _Node(source=source)
+    for step in steps:
+        node = _Node(before=node, step=step)
+    return node
 
 
 class ParallelGen(Generic[T_co]):
@@ -278,6 +290,9 @@ class ParallelGen(Generic[T_co]):
     def stats(self) -> Stats:
         """Counts of this collection's last evaluation, or of the one going on."""
         return self._stats
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParallelGen, (self._node, self._options)
 
     def __repr__(self) -> str:
         tail = "" if self._options.ordered else ".unordered()"

@@ -10,9 +10,10 @@ from typing import Any
 
 from parcoll.engine.base import Engine, Job, Session
 from parcoll.engine.choose import engine_for
+from parcoll.equality import same
 from parcoll.errors import SerializationError
-from parcoll.outcome import Outcome
-from parcoll.pickling import Packed, Payload, cannot_send, same
+from parcoll.outcome import Kept, Outcome
+from parcoll.pickling import Packed, Payload, cannot_send
 from parcoll.place import Place
 from parcoll.program import Fold, Program, Sink
 from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
@@ -184,14 +185,21 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
 
 def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
     session = run.engine.open(Program((), fold=fold), name, keep=True)
-    joining = _Joining(session, run.stats)
+    joining = _Joining(session, run.stats, run.engine.fetch)
     try:
         with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
-            for job, outcome in outcomes:
+            while True:
+                try:
+                    job, outcome = next(outcomes)
+                except StopIteration:
+                    break
+                except Exception:
+                    joining.finish()  # an error of `func` on the elements before the source's comes first
+                    raise
                 if not outcome.lost:
                     joining.add(job.handle)
                 if outcome.failure is not None:
-                    joining.finish()  # an error of `func` on earlier elements comes first
+                    joining.finish()
                     raise outcome.failure.rebuild()
             handle = joining.finish()
         payload = run.engine.fetch(handle) if handle is not None else None
@@ -211,13 +219,19 @@ class _Joining:
 
     One join runs at a time, since each needs the one before; up to `WAITING` partitions gather
     behind it, and then the reading waits.
+
+    The scheduler remembers all tasks, and their data, that the value was made of, to make it again
+    if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as data.
     """
 
     WAITING = 16
+    MEMORY = 64
 
-    def __init__(self, session: Session, stats: Stats) -> None:
+    def __init__(self, session: Session, stats: Stats, fetch: Callable[[Any], Payload | None]) -> None:
         self._session = session
         self._stats = stats
+        self._fetch = fetch
+        self._joined = 0
         self._value: Any = None
         self._parts: list[Any] = []
         self._busy = False
@@ -239,6 +253,7 @@ class _Joining:
     def _start(self) -> None:
         if self._parts and not self._busy:
             job = Job("join", parts=[self._value, *self._parts], order=next(self._numbers))
+            self._joined += len(self._parts)
             self._session.submit([job])
             self._parts, self._busy = [], True
 
@@ -252,3 +267,6 @@ class _Joining:
                 self._stats.failed += 1
                 raise outcome.failure.rebuild()
             job.parts = ()
+            if self._joined >= self.MEMORY:
+                self._joined = 0
+                self._value = Kept(Outcome(), self._fetch(self._value), folded=outcome.produced)

@@ -7,15 +7,15 @@ would fail a second time if its exception could not be pickled. So workers retur
 from __future__ import annotations
 
 import contextlib
-import pickle
 import traceback
 from dataclasses import dataclass
 from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
-from parcoll.pickling import dumps
+from parcoll.codec import dumps, loads
 from parcoll.text import short_repr
 
+PLAIN = (str, bytes, int, float, bool, type(None))  # whose repr says all
 MAX_CHAIN = 8  # causes and contexts of an exception that travel with it
 
 
@@ -29,7 +29,11 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, note: str, skip_frames: int = 0) -> Failure:
         """Describe `error`, leaving out the outermost `skip_frames` frames, which are parcoll's."""
-        return cls(_encode(error, skip_frames), note)
+        try:
+            return cls(_encode(error, skip_frames), note)
+        except Exception as refusal:  # an exception whose own attributes raise
+            stand_in = Exception(f"{type(error).__name__}, which could not be described: {refusal!r}")
+            return cls(_encode(stand_in), note)
 
     def rebuild(self) -> BaseException:
         """Return the exception: its own type, the worker's traceback, its causes, and the note.
@@ -42,7 +46,7 @@ class Failure:
             wrapper = RuntimeError(f"a function of the chain raised {error!r}")
             wrapper.__cause__ = error
             error = wrapper
-        error.add_note(self.note)
+        _add_note(error, self.note)
         return error
 
 
@@ -83,12 +87,13 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         args=[_part(value) for value in error.args],
         attributes={name: _part(value) for name, value in attributes.items()},
         members=[_encode(member, depth=depth + 1) for member in _members(error)],
-        notes=[str(note) for note in getattr(error, "__notes__", ())],
+        notes=_notes(error),
         frames=_frames(frames),
         text="".join(traceback.format_exception(kind, error, frames)),
         suppress_context=error.__suppress_context__,
         cause=_linked(error.__cause__, depth),
-        context=_linked(error.__context__, depth),
+        # `raise ... from` makes the cause the context too: encoded once, not twice at each level.
+        context=None if error.__context__ is error.__cause__ else _linked(error.__context__, depth),
     )
 
 
@@ -103,16 +108,18 @@ def _decode(encoded: EncodedException) -> BaseException:
     error = _from_parts(encoded) if error is None else error
     for note in encoded.notes:
         if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+            _add_note(error, note)
     frames = _traceback(encoded.frames)
     if frames is None and encoded.frames is not None:
-        error.add_note("Traceback in the worker:\n" + encoded.text)
-    error.__traceback__ = frames
+        _add_note(error, "Traceback in the worker:\n" + encoded.text)
+    _set(error, "__traceback__", frames)
     if encoded.cause is not None:
-        error.__cause__ = _decode(encoded.cause)
+        cause = _decode(encoded.cause)
+        _set(error, "__cause__", cause)
+        _set(error, "__context__", cause)
     if encoded.context is not None:
-        error.__context__ = _decode(encoded.context)
-    error.__suppress_context__ = encoded.suppress_context
+        _set(error, "__context__", _decode(encoded.context))
+    _set(error, "__suppress_context__", encoded.suppress_context)
     return error
 
 
@@ -120,7 +127,7 @@ def _whole(encoded: EncodedException) -> BaseException | None:
     if encoded.whole is None:
         return None
     try:
-        error = pickle.loads(encoded.whole)
+        error = loads(encoded.whole)
     except Exception:
         return None
     if not isinstance(error, BaseException):
@@ -138,7 +145,7 @@ def _from_parts(encoded: EncodedException) -> BaseException:
         error = kind.__new__(kind, *args)  # not __init__: its signature may be another
     except Exception:
         error = type(encoded.name, (Exception,), {"__module__": encoded.module})()
-    error.args = tuple(args)
+    _set(error, "args", tuple(args))
     for name, part in encoded.attributes.items():
         _set(error, name, _load_part(part))
     return error
@@ -176,18 +183,32 @@ def _fields(error: BaseException) -> dict[str, Any]:
             if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name[:2] != "__":
                 with contextlib.suppress(Exception):
                     fields.setdefault(name, getattr(error, name))
-    return fields
+    # An OSError whose `filename2` has been set, to None even, shows it.
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    with contextlib.suppress(Exception):
+    try:
         setattr(error, name, value)
+    except Exception:
+        with contextlib.suppress(Exception):  # a frozen dataclass refuses the first way
+            object.__setattr__(error, name, value)
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    notes = getattr(error, "__notes__", None)
+    _set(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
 
 
 def _load_kind(encoded: EncodedException) -> type[BaseException]:
     for pickled in [encoded.kind, *encoded.bases]:
         try:
-            kind = pickle.loads(pickled) if pickled is not None else None
+            kind = loads(pickled) if pickled is not None else None
         except Exception:
             continue
         if isinstance(kind, type) and issubclass(kind, BaseException):
@@ -210,17 +231,22 @@ def _round_trip(error: BaseException) -> bytes | None:
     """Pickle the exception if what comes back is of its type: many with their own `__init__` fail."""
     try:
         pickled = dumps(error)
-        copy = pickle.loads(pickled)
+        copy = loads(pickled)
     except BaseException:
         return None
-    same = type(copy) is type(error) and len(copy.args) == len(error.args)
-    return pickled if same else None
+    # Classes that make their message in `__init__` would make it of the message a second time.
+    same_class = type(copy) is type(error)
+    return pickled if same_class and _shown(copy.args) == _shown(error.args) else None
+
+
+def _shown(args: tuple[Any, ...]) -> str:
+    return " ".join(short_repr(value) if type(value) in PLAIN else type(value).__name__ for value in args)
 
 
 def _part(value: Any) -> tuple[bool, bytes | str]:
     try:
         pickled = dumps(value)
-        pickle.loads(pickled)
+        loads(pickled)
     except Exception:
         return False, short_repr(value)
     return True, pickled
@@ -231,7 +257,7 @@ def _load_part(part: tuple[bool, bytes | str]) -> Any:
     if not is_pickle:
         return content
     try:
-        return pickle.loads(content)  # type: ignore[arg-type]
+        return loads(content)  # type: ignore[arg-type]
     except Exception as error:
         return f"<could not be unpickled: {error}>"
 

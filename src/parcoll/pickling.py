@@ -5,64 +5,17 @@ Runs on both sides, so it needs the standard library and cloudpickle only.
 
 from __future__ import annotations
 
-import copyreg
-import io
 import pickle
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
-
+from parcoll.codec import by_reference, by_value, dumps, loads, prefers_value
 from parcoll.errors import SerializationError
 from parcoll.text import describe
 
-PROTOCOL = 5
 # Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
 # microseconds in dask's protocol, a copy of 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
-
-
-def dumps(value: object) -> bytes:
-    """Pickle by value what is not importable."""
-    return _dumps(_ByValue, value, None)
-
-
-def _dumps(kind: type[_ByReference | _ByValue], value: object, keep_inside: Any) -> bytes:
-    file = io.BytesIO()
-    kind(file, keep_inside).dump(value)
-    return file.getvalue()
-
-
-def _reducers(table: Mapping[type, Any]) -> dict[type, Any]:
-    """Return a pickler's table without tblib's entries for builtin exceptions.
-
-    distributed has tblib pickle all exceptions. That helps classes with an `__init__` of their own,
-    but loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
-    """
-    return {
-        kind: reduce
-        for kind, reduce in table.items()
-        if kind.__module__ != "builtins" or reduce.__module__ != "tblib.pickling_support"
-    }
-
-
-class _ByReference(pickle.Pickler):
-    """Python's own pickler: functions and classes by name."""
-
-    def __init__(self, file: io.BytesIO, keep_inside: Any) -> None:
-        if "tblib.pickling_support" in sys.modules:
-            self.dispatch_table = _reducers(copyreg.dispatch_table)
-        super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
-
-
-class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler: functions and classes by value where no module has them."""
-
-    def __init__(self, file: io.BytesIO, keep_inside: Any) -> None:
-        if "tblib.pickling_support" in sys.modules:
-            self.dispatch_table = _reducers(cloudpickle.Pickler.dispatch_table)  # before it is read
-        super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
 
 class Packed:
@@ -89,20 +42,23 @@ class Packed:
             buffers.append(buffer)
             return False
 
-        try:
-            head = _dumps(_ByReference, value, keep_inside)
-        except Exception:
-            head = b"__main__"
+        head = b"__main__"
+        if not prefers_value():
+            try:
+                head = by_reference(value, keep_inside)
+            except Exception:
+                head = b"__main__"
         if b"__main__" in head:
             # A reference to `__main__` means nothing in a worker: its `__main__` is another.
             # (The words may also stand in a user's text: slower then, and still right.)
             buffers.clear()
-            head = _dumps(_ByValue, value, keep_inside)
-        return cls(head, *(buffer.raw() for buffer in buffers))
+            head = by_value(value, keep_inside)
+        # Copied now: the source, or the function that made it, may use its buffer again.
+        return cls(head, *(bytes(buffer.raw()) for buffer in buffers))
 
-    def load(self) -> Any:
+    def load(self, refresh_classes: bool = False) -> Any:
         """Return a new object, the caller's own: writing into its arrays changes nothing else."""
-        return pickle.loads(self.head, buffers=[bytearray(buffer) for buffer in self.buffers])
+        return loads(self.head, [bytearray(buffer) for buffer in self.buffers], refresh_classes)
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +90,7 @@ class Plain:
         """Hold `value` as it is."""
         return cls(value)
 
-    def load(self) -> Any:
+    def load(self, refresh_classes: bool = False) -> Any:
         """Return the very object."""
         return self.value
 
@@ -145,19 +101,6 @@ class Plain:
 
 
 Payload = Packed | Plain
-
-
-def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal, by `==` or, where that says nothing (arrays), by their pickles."""
-    try:
-        if bool(one == other):
-            return True
-    except Exception:
-        pass  # an array of truths has no truth
-    first, second = Packed.pack(one), Packed.pack(other)
-    return first.head == second.head and all(
-        bytes(a) == bytes(b) for a, b in zip(first.buffers, second.buffers, strict=True)
-    )
 
 
 def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:

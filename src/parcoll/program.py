@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -76,7 +77,11 @@ class SharedProgram:
     def _unpickle(self) -> Program:
         # Folders that the user's process added to sys.path since the workers started.
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
-        program: Program = self.packed.load()
+        _loading.depth = getattr(_loading, "depth", 0) + 1
+        try:
+            program: Program = self.packed.load(refresh_classes=True)
+        finally:
+            _loading.depth -= 1
         return program
 
     def __sizeof__(self) -> int:
@@ -87,8 +92,27 @@ class SharedProgram:
 
 
 _cache: OrderedDict[str, Program] = OrderedDict()
+_loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()
+
+
+def is_loading() -> bool:
+    """Tell whether this thread unpickles a program, which may run code of the user's modules.
+
+    An evaluation then must not wait for another task of this worker: that task would wait for the
+    cache, or for the module that is being imported.
+    """
+    return getattr(_loading, "depth", 0) > 0
+
+
+def _renew_lock() -> None:
+    global _cache_lock
+    _cache_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def in_process(program: Program) -> SharedProgram:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from parcoll.chain import Chain
+from parcoll.equality import differs
 from parcoll.errors import SerializationError
 from parcoll.failure import Failure
 from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed, Payload, Plain, first_unpicklable, same
+from parcoll.pickling import Packed, Payload, Plain, first_unpicklable
 from parcoll.place import Place
 from parcoll.program import Fold, Program, SharedProgram
 from parcoll.text import function_name, short_repr
 
+SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 Pack = Callable[[Any], Payload]
 
 # The clock is read between chunks of elements, not between elements (60 ns each): a chunk doubles
@@ -30,7 +33,11 @@ def run_partition(
     elements: Payload | Kept | Iterable[Any],
 ) -> Outcome | Kept:
     """Run the program on one partition; with `keep` the results stay in the worker."""
-    return _run(shared, place, keep, elements, Packed.pack)
+    try:
+        return _run(shared, place, keep, elements, Packed.pack)
+    except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
+        outcome = _broken(f"the partition at {place.element(0)} could not be finished", error)
+        return Kept(outcome, None) if keep else outcome
 
 
 def run_here(
@@ -45,7 +52,10 @@ def run_here(
 
 def join_kept(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
     """Fold the elements of `parts`, in order, into the value that `previous` holds."""
-    return _join(shared, previous, parts, Packed.pack)
+    try:
+        return _join(shared, previous, parts, Packed.pack)
+    except BaseException as error:
+        return Kept(_broken("the value folded so far could not be finished", error), None)
 
 
 def join_here(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
@@ -90,7 +100,8 @@ def _run(shared: SharedProgram, place: Place, keep: bool, given: Any, pack: Pack
     packed = _pack_results(results, outcome, chain, place, pack) if program.sink != "count" else None
     if program.fold is not None and program.fold.combine is not None and results and not outcome.failure:
         # A copy, since `combine` may write into its arguments.
-        outcome.failure = _check_neutral(program.fold, results[0], Packed.pack(results))
+        copied = packed if isinstance(packed, Packed) else Packed.pack(results)
+        outcome.failure = _check_neutral(program.fold, results[0], copied)
     outcome.seconds = time.perf_counter() - started
     if keep:
         return Kept(outcome, packed)
@@ -124,12 +135,12 @@ def _drive(
             results += itertools.islice(stream, program.limit - len(results))
         else:
             results += stream
+        chain.close()
         position += chain.drawn
         if outcome.failure is not None:
             outcome.failed_step = len(program.steps)
             break
         if program.limit is not None and len(results) >= program.limit:
-            _close(stream)
             break
         if program.budget is not None:
             now = time.perf_counter()
@@ -146,12 +157,6 @@ def _drive(
     elif program.sink == "results":
         outcome.produced = len(results)
     return results
-
-
-def _close(stream: Any) -> None:
-    """End a chain's loop before its elements do: its counts are taken then."""
-    if hasattr(stream, "close"):  # a chain without steps is the elements' own iterator
-        stream.close()
 
 
 class _Folding:
@@ -223,13 +228,13 @@ def _check_neutral(fold: Fold, value: Any, packed: Payload) -> Failure | None:
     """Fail where the value that every partition starts from changes the value of this one.
 
     `combine` may join {"depth": 0} to itself and still overwrite the depth of 5 that was found in
-    another partition. Values that do not equal their own copies cannot be judged.
+    another partition.
     """
     assert fold.combine is not None
     assert fold.initial is not None
     try:
         joined = fold.combine(packed.load()[0], fold.initial.load())
-        if same(joined, value) or not same(packed.load()[0], value):
+        if not differs(joined, value):
             return None
         raise ValueError(
             f"{fold.label}: the initial value {short_repr(fold.initial.load())} is not neutral, joined "
@@ -247,7 +252,9 @@ def _elements(given: Any) -> Sequence[Any]:
         return elements_of(given)
     if isinstance(given, (Packed, Plain)):
         given = given.load()
-    return given if hasattr(given, "__getitem__") and hasattr(given, "__len__") else list(given)
+    numpy = sys.modules.get("numpy")
+    sliced = type(given) in SLICED or (numpy is not None and type(given) is numpy.ndarray)
+    return given if sliced else list(given)
 
 
 def _pack_results(

@@ -6,11 +6,13 @@ import atexit
 import os
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 from parcoll.engine.base import Engine
 from parcoll.engine.cluster import LocalEngine
 from parcoll.engine.inline import InlineEngine
+from parcoll.program import is_loading
 
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
@@ -23,6 +25,8 @@ _abandoned: list[Any] = []  # a parent's engines in a forked child: never used, 
 
 def engine_for(client: Any) -> Engine:
     """Return the engine for an evaluation that was given this client, or None."""
+    if _must_not_wait():
+        return InlineEngine()
     if client is not None:
         return engine_of_client(client)
     innermost = current_connection()
@@ -71,6 +75,32 @@ def _dask_client() -> Any:
     return current_client()
 
 
+def _must_not_wait() -> bool:
+    """Tell whether waiting for another task would never end, here in a worker.
+
+    So it is while a task imports a module whose top level evaluates (other tasks wait for that
+    import), and in a thread that a user's function started: it cannot leave the worker's thread
+    pool to the tasks that it would wait for.
+    """
+    if is_loading():
+        return True
+    if "distributed" not in sys.modules:
+        return False
+    from parcoll.engine.clients import in_task
+
+    if in_task():
+        return _importing(sys._getframe())
+    return "parcoll.engine.host" in sys.modules
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _from_config() -> Engine | None:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     import dask  # 0.05 s, part of what the client needs anyway
@@ -98,15 +128,21 @@ def _engine_at(address: str) -> Engine:
 
 def _local() -> Engine:
     global _default
-    if "parcoll.engine.host" in sys.modules:
-        # A thread that a user's function started in one of our workers: no cluster inside a cluster.
-        return InlineEngine()
     with _lock:
         if _default is None or not _default.usable:
             if _default is not None:
                 _abandoned.append(_default)
             _default = LocalEngine()
         return _default
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it
 
 
 @atexit.register

@@ -24,6 +24,15 @@ def is_client(value: Any) -> bool:
     return isinstance(value, distributed.Client)
 
 
+def in_task() -> bool:
+    """Tell whether this thread runs a dask task."""
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True
+
+
 def current_client() -> Any:
     """Return the client of the task that runs this, or else dask's current one; None without."""
     try:

@@ -51,8 +51,8 @@ class LocalEngine:
             client_of_host(ready.address, ready.credentials.security()), direct=True, why_lost=self._failure
         )
 
-    def _failure(self) -> str:
-        return self._host.failure or "the local cluster was closed"
+    def _failure(self) -> str | None:
+        return "the local cluster was closed" if self._closed else self._host.failure
 
     @property
     def usable(self) -> bool:

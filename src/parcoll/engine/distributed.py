@@ -167,6 +167,7 @@ class DistributedSession:
         self._shared = SharedProgram(packed, self._token, engine.search_path, cached=not large)
         self._program: Any = None if large else self._shared
         self._program_future: Any = None
+        self._thread = threading.get_ident()
         self._seceded = _enter_task()
         self._client.loop.add_callback(self._start_collecting)
 
@@ -253,8 +254,8 @@ class DistributedSession:
             with contextlib.suppress(KeyError):  # taken by the collector meanwhile
                 self._pending.popitem()[0].release()
         self._program_future = None
-        if self._seceded:
-            _leave_task()
+        if self._seceded and self._thread == threading.get_ident():
+            _leave_task()  # closed by another thread: the task's own thread ends with its task
 
     def _start_collecting(self) -> None:
         if not self._closed:
@@ -348,13 +349,10 @@ def _enter_task() -> bool:
         except (ValueError, AttributeError, KeyError):  # not in a task's thread
             return False
     _in_task.depth = depth + 1
-    _in_task.thread = threading.get_ident()
     return True
 
 
 def _leave_task() -> None:
-    if getattr(_in_task, "thread", None) != threading.get_ident():
-        return  # closed by another thread: the task's thread ends with its task
     _in_task.depth -= 1
     if _in_task.depth == 0:
         distributed.rejoin()

@@ -53,6 +53,8 @@ _CONFIG: dict[str, Any] = {
     # dask keeps trying to connect for that long, also to a worker that is gone; its 30 s are for
     # networks. Not shorter: a worker that holds the GIL answers late, and is alive.
     "distributed.comm.timeouts.connect": "10s",
+    # A paused worker would wait for memory that its tasks hold: a hang, where no nanny ends it.
+    "distributed.worker.memory.pause": False,
     # A worker's directory is its own, and the template removes it: no need for locks.
     "distributed.worker.use-file-locking": False,
     # A worker cannot be kept from serving HTTP; it serves nothing then.
@@ -106,11 +108,16 @@ def _import_dask() -> None:
 
 
 def _quiet_logs() -> None:
-    """Show errors only: a start, an end and a death of a worker each log several lines."""
+    """Stay silent where parcoll reports: starts, ends and deaths of workers each log several lines.
+
+    dask's own configuration of its logs ("logging" in its yaml files) brings them back.
+    """
     import logging
 
     for name in ("distributed", "distributed.client", "distributed.gc"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("distributed.scheduler", "distributed.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Template:

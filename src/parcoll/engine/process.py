@@ -108,9 +108,10 @@ class HostProcess:
     @property
     def alive(self) -> bool:
         # Who holds the lock reads the same pipe, so its last finding is fresh.
-        if not self.closed and not self.ended and self._reading.acquire(blocking=False):
+        while not self.closed and not self.ended and self._reading.acquire(blocking=False):
             self._reading.release()
-            self._read_status(0)
+            if not self._read_status(0):
+                break
         return not self.closed and not self.ended
 
     def hang_up(self) -> None:
@@ -147,18 +148,20 @@ class HostProcess:
     def _renew_locks(self) -> None:
         self._reading, self._closing = threading.Lock(), threading.Lock()
 
-    def _read_status(self, seconds: float) -> None:
-        """Take what the host reports within that time; returns at the first report."""
+    def _read_status(self, seconds: float) -> bool:
+        """Take what the host reports within that time; returns at the first report, or False."""
         with self._reading, selectors.DefaultSelector() as selector:
             if not self._status:
-                return
+                return False
             selector.register(self._status[0], selectors.EVENT_READ)
-            if selector.select(seconds):
+            ready = bool(selector.select(seconds))
+            if ready:
                 data = os.read(self._status[0], 65536)
                 *lines, self._unread = (self._unread + data).split(b"\n")
                 for line in lines:
                     self.reports.update(json.loads(line))
                 self.ended = not data
+            return ready
 
     def why_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

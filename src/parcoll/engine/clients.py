@@ -53,16 +53,24 @@ def client_of(address: str, security: Any = None) -> Any:
         return distributed.Client(
             address, security=security, set_as_default=False, timeout=JOIN_SECONDS, name="parcoll"
         )
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+    except (OSError, TimeoutError, TypeError, ValueError, RuntimeError) as error:
         raise ConnectError(
             f"no dask scheduler could be joined at {address!r} within {JOIN_SECONDS:.0f} s: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error or 'no answer'}{_hint(address, security)}"
         ) from error
+
+
+def _hint(address: str, security: Any) -> str:
+    if address.startswith("tls://") and security is None:
+        return " (a tls:// address needs security=)"
+    return ""
 
 
 async def _try_to_connect(address: str, security: Any) -> None:
     arguments = security.get_connection_args("client")
-    comm = await distributed.comm.connect(address, timeout=JOIN_SECONDS, **arguments)
+    # The timeout of connect() does not cover a server that accepts and then says nothing.
+    connecting = distributed.comm.connect(address, timeout=JOIN_SECONDS, **arguments)
+    comm = await asyncio.wait_for(connecting, JOIN_SECONDS)
     await comm.close()
 
 

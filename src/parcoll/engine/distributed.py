@@ -8,6 +8,7 @@ import itertools
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from distributed.scheduler import KilledWorker
 from parcoll.engine.base import Job
 from parcoll.errors import ClusterLostError, ParcollError, WorkerLostError
 from parcoll.failure import Failure
-from parcoll.outcome import Outcome
+from parcoll.outcome import Kept, Outcome
 from parcoll.pickling import Packed, Payload, cannot_send
 from parcoll.program import Program, SharedProgram
 from parcoll.tasks import content, join_kept, report, run_partition
@@ -32,6 +33,7 @@ GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for
 MAX_LABEL = 100  # characters
 
 _in_task = threading.local()
+_sessions: weakref.WeakSet[DistributedSession] = weakref.WeakSet()
 
 
 class DistributedEngine:
@@ -113,17 +115,28 @@ class DistributedEngine:
         """Return a kept result as an argument for a task of this cluster."""
         if not isinstance(reference, distributed.Future):
             return reference  # kept in this process: it travels with the task
-        if reference.cancelled():
-            raise ClusterLostError(
-                "the results of foreach() are gone: the cluster that kept them was closed or lost"
-            )
-        if _same_scheduler(reference.client, self.client):
+        if _same_scheduler(reference.client, self.client) and not reference.cancelled():
             return TaskRef(reference.key)
-        return reference.result()
+        return result_of(reference)
+
+
+def result_of(reference: Any) -> Kept:
+    """Bring a kept result here, from whatever cluster keeps it."""
+    gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
+    try:
+        if reference.cancelled() or reference.client.status != "running":
+            raise ClusterLostError(gone)
+        kept: Kept = reference.result()
+    except (OSError, RuntimeError, asyncio.CancelledError) as error:
+        raise error if isinstance(error, ParcollError) else ClusterLostError(gone) from error
+    return kept
 
 
 def _same_scheduler(one: Any, other: Any) -> bool:
-    return one is other or one.scheduler.address == other.scheduler.address
+    if one is other:
+        return True
+    closed = one.scheduler is None or other.scheduler is None
+    return not closed and one.scheduler.address == other.scheduler.address
 
 
 def _pack_program(program: Program) -> Packed:
@@ -169,6 +182,7 @@ class DistributedSession:
         self._program_future: Any = None
         self._thread = threading.get_ident()
         self._seceded = _enter_task()
+        _sessions.add(self)
         self._client.loop.add_callback(self._start_collecting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -335,6 +349,18 @@ class DistributedSession:
             lost = error
         lost.__cause__ = error if lost is not error else error.__cause__
         return Outcome(failure=Failure.of(lost, f"in {where}"), lost=True)
+
+
+def _silence_collectors() -> None:
+    """In a fork: a parent's collectors will never run here, and are no news at the child's end."""
+    for session in list(_sessions):
+        if session._collector is not None:
+            # asyncio's own switch for tasks that are known to end unfinished (its gather uses it).
+            session._collector._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_silence_collectors)
 
 
 def _enter_task() -> bool:

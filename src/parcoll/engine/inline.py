@@ -83,5 +83,8 @@ class InlineSession:
 
 def _kept(reference: Any) -> Kept:
     """Return a kept result; one that a cluster keeps is brought here."""
-    kept: Kept = reference if isinstance(reference, Kept) else reference.result()
-    return kept
+    if isinstance(reference, Kept):
+        return reference
+    from parcoll.engine.distributed import result_of
+
+    return result_of(reference)

@@ -11,12 +11,12 @@ import sys
 import traceback
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parcoll.engine.certificate import Credentials
 
 if TYPE_CHECKING:
-    from distributed import Scheduler
+    from distributed.scheduler import Scheduler
 
 _DASHBOARD_PORT = 8787  # dask's own; any other one if it is taken
 NOT_STARTED = 87  # the exit code of a worker that could not start
@@ -44,8 +44,16 @@ def run_scheduler(report_fd: int, options: Options) -> None:
         raise
 
 
+def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
+    """Return dask's extensions but the one that keeps 5 kB for each submission to an idle cluster.
+
+    A live source makes one for each element. Only the dashboard's choice of metrics by span is lost.
+    """
+    return {name: extension for name, extension in extensions.items() if name != "spans"}
+
+
 async def _serve_scheduler(report_fd: int, options: Options) -> None:
-    from distributed import Scheduler
+    from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Port 8787 is already in use"
@@ -54,6 +62,7 @@ async def _serve_scheduler(report_fd: int, options: Options) -> None:
             port=0,
             protocol="tls://",
             security=options.credentials.security(),
+            extensions=_without_spans(DEFAULT_EXTENSIONS),
             dashboard=False,
             dashboard_address=f"127.0.0.1:{_DASHBOARD_PORT}",
             local_directory=os.path.join(options.directory, "scheduler"),
@@ -121,7 +130,7 @@ def run_worker(number: int, address: str, options: Options) -> None:
 
 
 async def _serve_worker(number: int, address: str, options: Options) -> None:
-    from distributed import Worker
+    from distributed.worker import DEFAULT_EXTENSIONS, Worker
 
     try:
         worker = await Worker(
@@ -132,6 +141,7 @@ async def _serve_worker(number: int, address: str, options: Options) -> None:
             local_directory=worker_directory(options, number),
             security=options.credentials.security(),
             host="127.0.0.1",
+            extensions=_without_spans(DEFAULT_EXTENSIONS),
             dashboard_address="127.0.0.1:0",
         )
     except Exception:

@@ -239,11 +239,15 @@ def test_an_attribute_error_keeps_its_name(engine):
     assert (type(error), error.name) == (AttributeError, "missing")
 
 
-@pytest.mark.parametrize("cause", [KeyError("inner"), Several("inner"), OwnInit(1, hint="inner")])
-def test_cause_context_and_notes_are_kept(engine, cause):
+@pytest.mark.parametrize(
+    "make_cause", [lambda: KeyError("inner"), lambda: Several("inner"), lambda: OwnInit(1, hint="inner")]
+)
+def test_cause_context_and_notes_are_kept(engine, make_cause):
+    cause = make_cause()
+
     def fail(x):
         try:
-            raise cause
+            raise make_cause()
         except Exception as error:
             new = ValueError("outer")
             new.add_note("the user's note")

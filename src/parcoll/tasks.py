@@ -24,6 +24,7 @@ Pack = Callable[[Any], Payload]
 # The clock is read between chunks of elements, not between elements (60 ns each): a chunk doubles
 # while it takes less than this, so that the budget is overrun by about as much.
 CHUNK_SECONDS = 0.01
+MAX_CHUNK = 512  # elements, since slow ones may follow cheap ones; a chunk costs 2 µs
 
 
 def run_partition(
@@ -146,7 +147,7 @@ def _drive(
             now = time.perf_counter()
             if now - started > program.budget:
                 break
-            size = size * 2 if now - clock < CHUNK_SECONDS else max(size // 2, 1)
+            size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now
     outcome.read = position
     stopped = outcome.failure or chain.failure or (program.limit and len(results) >= program.limit)

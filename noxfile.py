@@ -34,7 +34,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the built wheel, or what is named: `nox -s tests -- tests/test_map.py -x`."""
     wheel = build_wheel(session)
-    session.install(str(wheel), *group("test"))
+    session.install(f"{wheel}[dashboard]", *group("test"))
     # pip keeps an installed 0.1.0 when asked for another 0.1.0, so a reused environment
     # would test yesterday's code.
     session.install("--force-reinstall", "--no-deps", str(wheel))

@@ -247,9 +247,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", default=",".join(known), help="which, with commas between (default: %(default)s)"
     )
-    parser.add_argument(
-        "--small", action="store_true", help="a hundredth of the data, once: answers only"
-    )
+    parser.add_argument("--small", action="store_true", help="a hundredth of the data, once: answers only")
     options = parser.parse_args()
     options.rows = options.rows.split(",")
     if unknown := set(options.rows) - set(known):

@@ -95,6 +95,7 @@ def connect(
     Raises TypeError for another target, ConnectError where no scheduler answers, ClusterStartError
     where the local cluster does not start.
 
+    >>> from parcoll import connect, parallel
     >>> with connect("inline"):
     ...     list(parallel("abc").map(str.upper))
     ['A', 'B', 'C']

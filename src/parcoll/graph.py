@@ -2,7 +2,7 @@
 
 The one place that knows dask.bag and the shape of dask's graphs. It leans on two things that dask does
 not document as public, `Task` and its `func`, `args` and `dependencies` (dask's own collections are made
-of them); tests/test_graph.py fails when they change.
+of them); tests/test_dask_facts.py fails when they change.
 """
 
 from __future__ import annotations

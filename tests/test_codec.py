@@ -1,0 +1,132 @@
+"""What travels arrives as it was, and changes nothing where it arrives."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+
+import cloudpickle
+import numpy as np
+import pytest
+from cloudpickle import cloudpickle as internals
+
+from parcoll import parallel
+from parcoll.codec import dumps, loads
+from parcoll.pickling import Packed
+
+
+def local_class():
+    """Return a class that no module has, so that it is pickled by value."""
+
+    class Counted:
+        seen = 0
+
+        def __init__(self, number):
+            self.number = number
+
+    return Counted
+
+
+def test_a_class_that_is_here_already_stays_as_it_is():
+    kind = local_class()
+    pickled = dumps(kind(1))
+    kind.seen = 5
+    copy = loads(pickled)
+    assert (type(copy), copy.number, kind.seen) == (kind, 1, 5)
+
+
+def test_a_class_is_set_to_what_was_sent_where_that_is_asked_for():
+    kind = local_class()
+    pickled = dumps(kind)
+    kind.seen = 5
+    assert loads(pickled, refresh_classes=True) is kind
+    assert kind.seen == 0
+
+
+def test_results_leave_their_class_in_the_caller_alone(cluster):
+    kind = local_class()
+    for made in parallel(range(6), partition_size=1).map(kind):
+        kind.seen += made.number
+    assert kind.seen == 15
+
+
+def test_partitions_leave_their_class_in_the_worker_alone(cluster):
+    kind = local_class()
+
+    def seen(one):
+        import builtins
+
+        builtins.kept_by_a_test = type(one)  # else the class goes with the last of its partition
+        type(one).seen += 1
+        return type(one).seen
+
+    counts = list(parallel([kind(n) for n in range(20)], partition_size=2).map(seen))
+    assert max(counts) >= 10, "with two workers, one of them has counted ten elements or more"
+
+
+def test_cloudpickle_still_calls_what_the_loader_looks_for():
+    pickled = dumps(local_class()(1))
+    for name in ("_class_setstate", "_make_skeleton_class"):
+        assert name.encode() in pickled, f"cloudpickle no longer pickles classes through {name}"
+        assert callable(getattr(internals, name))
+    kind = local_class()
+    dumps(kind)
+    assert kind in internals._DYNAMIC_CLASS_TRACKER_BY_ID.values()
+
+
+def test_a_module_registered_with_cloudpickle_goes_by_value(tmp_path, monkeypatch):
+    (tmp_path / "by_value_module.py").write_text("def double(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("by_value_module")
+    assert b"double" in Packed.pack(module.double).head
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        packed = Packed.pack(module.double)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    monkeypatch.delitem(sys.modules, "by_value_module")
+    (tmp_path / "by_value_module.py").unlink()
+    assert packed.load()(4) == 8
+
+
+@pytest.mark.parametrize("nbytes", [10, 100_000])
+def test_an_array_may_be_used_again_by_whoever_gave_it(nbytes):
+    array = np.zeros(nbytes, dtype=np.uint8)
+    packed = Packed.pack([array])
+    array[:] = 1
+    (copy,) = packed.load()
+    assert not copy.any()
+    copy[:] = 2
+    assert not packed.load()[0].any(), "each load gives arrays of their own"
+
+
+def test_a_generator_may_yield_one_buffer_again_and_again(cluster):
+    def frames():
+        buffer = np.empty(200_000, dtype=np.int64)
+        for number in range(30):
+            buffer[:] = number
+            yield buffer
+
+    ends = list(parallel(frames, partition_size=1).map(lambda frame: (int(frame[0]), int(frame[-1]))))
+    assert ends == [(number, number) for number in range(30)]
+
+
+def test_large_buffers_travel_beside_the_pickle():
+    packed = Packed.pack([np.zeros(1_000_000), np.zeros(10)])
+    assert [len(buffer) for buffer in packed.buffers] == [8_000_000]
+    assert len(packed.head) < 2000
+    again = pickle.loads(pickle.dumps(packed))
+    assert (again.head, [bytes(b) for b in again.buffers]) == (packed.head, list(packed.buffers))
+
+
+@pytest.mark.parametrize("make", [lambda: np.arange(12.0).reshape(3, 4).T[::2], lambda: np.zeros((0, 3))])
+def test_arrays_of_any_layout_arrive_equal(make, cluster):
+    (copy,) = parallel([make()]).map(lambda array: array)
+    assert np.array_equal(copy, make())
+    assert copy.flags.writeable
+
+
+def test_a_function_may_use_a_collection(cluster):
+    evens = parallel(range(10)).filter(lambda x: x % 2 == 0)
+    assert list(parallel([1, 2]).map(lambda n: evens.map(lambda x: x * n).take(2))) == [[0, 2], [0, 4]]

@@ -201,7 +201,8 @@ class ParallelGen(Generic[T_co]):
         own elements, and `func` joins the values in source order. With `combine`, each partition starts
         from a copy of `initial`, and `combine` joins the values. `initial` counts once either way: where
         `combine(initial, initial)` is not equal to `initial`, the elements are folded one after the
-        other, as `reduce` does, so that the answer never depends on the partitions.
+        other, as `reduce` does, so that the answer never depends on the partitions. Raises ValueError
+        where `initial`, joined to a partition's value by `combine`, visibly changes it.
 
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
@@ -344,7 +345,9 @@ def parallel(
     generator, for one evaluation; a function without arguments that returns an iterator, called anew
     for each evaluation (if it is no generator function, it is called once here, to see that it does);
     or a `dask.bag.Bag`, whose partitions stay where they are. The source is read in the thread that
-    evaluates, and is closed by nobody but Python's own collector, as with the builtins.
+    evaluates, up to a window of a few partitions ahead of what was consumed: it must not wait for the
+    result of an element that it gave just before. An iterator of yours stays open afterwards; one that
+    a function returned goes with the evaluation.
 
     `partition_size`: elements that travel to a worker together. "auto" starts with one, and aims at
     some tenths of a second and a few MiB.

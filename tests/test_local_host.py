@@ -28,6 +28,7 @@ import distributed.comm
 import psutil
 import pytest
 from distributed import Client, Security, Worker
+from scripts import eventually
 
 from parcoll.engine import process as host_processes
 from parcoll.engine.certificate import Credentials
@@ -38,16 +39,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 MARK = "PARCOLL_TEST_RUN"
-
-
-def eventually(condition: Callable[[], object], seconds: float = 5) -> bool:
-    """Return whether the condition comes true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def processes_with(mark: str) -> list[psutil.Process]:

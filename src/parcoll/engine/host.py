@@ -55,13 +55,14 @@ _CONFIG: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "10s",
     # A paused worker would wait for memory that its tasks hold: a hang, where no nanny ends it.
     "distributed.worker.memory.pause": False,
-    # Each time a worker's event loop wakes, it takes the GIL from the task. With dask's intervals (20 ms
-    # to measure itself, 10 ms to sample for the profile page, 100 ms for memory) that is 400 switches a
-    # second, with these 50; 800 tasks of 5 ms took 6 % longer with the former.
-    "distributed.admin.tick.interval": "1s",
-    "distributed.admin.tick.limit": "10s",
-    "distributed.worker.profile.interval": "100ms",
-    "distributed.worker.memory.monitor-interval": "500ms",
+    # Each time an event loop wakes, it takes a core, or the GIL, from a task. At dask's intervals (20 ms
+    # to measure itself, 10 ms to sample for the profile page, ...) that is 400 switches a second in a
+    # worker, and two busy ones on two cores took 17 % longer than bare processes; at these, 14 %.
+    "distributed.admin.tick.interval": "5s",
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.profile.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "1s",
     # A worker's directory is its own, and the template removes it: no need for locks.
     "distributed.worker.use-file-locking": False,
     # A worker cannot be kept from serving HTTP; it serves nothing then.

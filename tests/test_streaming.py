@@ -64,6 +64,24 @@ def test_a_few_elements_of_an_endless_source_read_no_more_than_the_window(
     assert 10 <= source.read <= (WINDOW + taken - 1) * size
 
 
+def test_the_window_is_ten_partitions_for_two_threads(cluster):
+    """In plain numbers: a bound taken from the code would grow with it."""
+    read: list[int] = []
+
+    def source():
+        for number in itertools.count():
+            read.append(number)
+            yield number
+
+    stream = iter(parallel(source, partition_size=3).map(lambda x: x))
+    assert list(itertools.islice(stream, 10)) == list(range(10))
+    assert len(read) <= (4 + 10) * 3, "four partitions were begun by the consumer, ten may wait"
+    stream.close()
+    read.clear()
+    assert parallel(source).map(lambda x: x).first() == 0
+    assert len(read) <= 4 + 10 * 64, "the first partitions have one element, the next at most 64"
+
+
 def test_the_window_moves_with_the_consumer(cluster: Connection) -> None:
     """After each element no more than a window of partitions beyond the current one has been read."""
     source = Counted()

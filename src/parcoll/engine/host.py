@@ -56,8 +56,8 @@ _CONFIG: dict[str, Any] = {
     # A paused worker would wait for memory that its tasks hold: a hang, where no nanny ends it.
     "distributed.worker.memory.pause": False,
     # Each time an event loop wakes, it takes a core, or the GIL, from a task. At dask's intervals (20 ms
-    # to measure itself, 10 ms to sample for the profile page, ...) that is 400 switches a second in a
-    # worker, and two busy ones on two cores took 17 % longer than bare processes; at these, 14 %.
+    # to measure itself, 10 ms to sample for the profile page, ...) a busy worker gave way 500 times a
+    # second, and two on two cores took 26 % longer than bare processes; at these, 20 times and 17 %.
     "distributed.admin.tick.interval": "5s",
     "distributed.admin.tick.limit": "30s",
     "distributed.admin.system-monitor.interval": "2s",

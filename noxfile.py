@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "guard"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
@@ -56,11 +56,19 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Compare with multiprocessing.Pool: `nox -s bench -- --rows cold,increment --runs 3`."""
-    session.install(".", *group("bench"))
+def guard(session: nox.Session) -> None:
+    """Run a hundredth of the benchmarks, whose answers must be right; times are not looked at."""
+    session.install(".", *group("guard"))
     compile_packages(session)
-    session.run("python", "benchmarks/against_pool.py", *session.posargs)
+    session.run("python", "benchmarks", "--small")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare with what people use now: `nox -s bench -- --questions overhead --runs 3 --output docs`."""
+    session.install(".[dashboard]", *group("bench"))
+    compile_packages(session)
+    session.run("python", "benchmarks", *session.posargs)
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -55,12 +55,10 @@ class Run:
 
     def evaluation(self, keep: bool = False, sink: Sink = "results", **program: Any) -> Evaluation:
         """Return the window over this run's partitions."""
-        streamed = isinstance(self.plan.origin, Source)
-        budget = self.sizer.budget if streamed else None
         ordered = self.options.ordered and sink != "count"
         return Evaluation(
             self.engine,
-            Program(self.plan.steps, sink=sink, budget=budget, **program),
+            Program(self.plan.steps, sink=sink, **program),
             self._feed,
             self.sizer,
             self.stats,

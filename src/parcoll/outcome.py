@@ -21,6 +21,7 @@ class Outcome:
     nbytes: int = 0  # of the results, packed
     results: Payload | None = None
     failure: Failure | None = None
+    unshared: str | None = None  # why shared memory could not be used, where it could not
     lost: bool = False  # no worker could finish the task, so that there is no result, not even a part
 
 

@@ -11,11 +11,42 @@ from typing import Any
 
 from parcoll.codec import by_reference, by_value, dumps, loads, prefers_value
 from parcoll.errors import SerializationError
+from parcoll.segments import Address, Segment, Span, write
 from parcoll.text import describe
 
 # Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
 # microseconds in dask's protocol, a copy of 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
+
+
+# From this size on, bytes that stay on this machine go through shared memory. A segment costs about ten
+# calls to the kernel on either side; the scheduler would read and write, and twice en- and decrypt.
+SHARED_BYTES = 32 * 1024
+
+
+def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
+    """Return the pickle and the object's own large buffers, not yet copied."""
+    buffers: list[memoryview] = []
+
+    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True
+        buffers.append(view)
+        return False
+
+    head = b"__main__"
+    if not prefers_value():
+        try:
+            head = by_reference(value, keep_inside)
+        except Exception:
+            head = b"__main__"
+    if b"__main__" in head:
+        # A reference to `__main__` means nothing in a worker: its `__main__` is another.
+        # (The words may also stand in a user's text: slower then, and still right.)
+        buffers.clear()
+        head = by_value(value, keep_inside)
+    return head, *buffers
 
 
 class Packed:
@@ -33,28 +64,12 @@ class Packed:
     @classmethod
     def pack(cls, value: object) -> Packed:
         """Pickle `value`, by value where its module is `__main__` or where plain pickle cannot."""
-        buffers: list[pickle.PickleBuffer] = []
+        return cls.copy_of(*pickled(value))
 
-        def keep_inside(buffer: pickle.PickleBuffer) -> bool:
-            with buffer.raw() as view:
-                if view.nbytes < OUT_OF_BAND_BYTES:
-                    return True
-            buffers.append(buffer)
-            return False
-
-        head = b"__main__"
-        if not prefers_value():
-            try:
-                head = by_reference(value, keep_inside)
-            except Exception:
-                head = b"__main__"
-        if b"__main__" in head:
-            # A reference to `__main__` means nothing in a worker: its `__main__` is another.
-            # (The words may also stand in a user's text: slower then, and still right.)
-            buffers.clear()
-            head = by_value(value, keep_inside)
-        # Copied now: the source, or the function that made it, may use its buffer again.
-        return cls(head, *(bytes(buffer.raw()) for buffer in buffers))
+    @classmethod
+    def copy_of(cls, head: bytes, *buffers: memoryview) -> Packed:
+        """Copy the buffers now: the source, or the function that made them, may use them again."""
+        return cls(head, *map(bytes, buffers))
 
     def load(self, refresh_classes: bool = False) -> Any:
         """Return a new object, the caller's own: writing into its arrays changes nothing else."""
@@ -72,6 +87,9 @@ class Packed:
         if protocol >= 5:
             return Packed, (self.head, *(pickle.PickleBuffer(buffer) for buffer in self.buffers))
         return Packed, (self.head, *(bytes(buffer) for buffer in self.buffers))
+
+    def __dask_tokenize__(self) -> object:
+        return id(self)  # dask hashes what it submits; keys here do not depend on that
 
     def __repr__(self) -> str:
         return f"<Packed: {self.nbytes} bytes>"
@@ -100,7 +118,68 @@ class Plain:
         return 0
 
 
-Payload = Packed | Plain
+class Shared:
+    """The same face as `Packed` for an object whose bytes lie in memory that this machine shares."""
+
+    __slots__ = ("segment", "span")
+
+    def __init__(self, span: Span, segment: Segment | None = None) -> None:
+        self.span = span
+        self.segment = segment  # in the process that owns it
+
+    def load(self, refresh_classes: bool = False) -> Any:
+        """Return a new object, the caller's own; OSError where the memory is gone."""
+        head, *buffers = self.span.read()
+        return loads(head, buffers, refresh_classes)
+
+    def fetch(self) -> Fetched:
+        """Copy the bytes out, so that the memory can be used again."""
+        return Fetched(*self.span.read())
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are copied."""
+        return sum(self.span.sizes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shared, (self.span,)
+
+
+class Fetched(Packed):
+    """What was copied out of shared memory: it is loaded once, and without another copy."""
+
+    __slots__ = ()
+
+    def load(self, refresh_classes: bool = False) -> Any:
+        """Return the object."""
+        return loads(self.head, self.buffers, refresh_classes)
+
+
+class Space:
+    """Where a task may put what it returns: behind its elements, in the segment lent to its job."""
+
+    __slots__ = ("address", "failure", "offset")
+
+    def __init__(self, address: Address, offset: int) -> None:
+        self.address = address
+        self.offset = offset
+        self.failure: str | None = None  # why the segment could not be used
+
+    def pack(self, value: object) -> Packed | Shared:
+        """Pickle `value` into the segment where it is large."""
+        parts = pickled(value)
+        if sum(map(len, parts)) >= SHARED_BYTES:
+            try:
+                return Shared(write(self.address, self.offset, parts))
+            except OSError as error:
+                self.failure = str(error)
+        return Packed.copy_of(*parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Space, (self.address, self.offset)
+
+
+Payload = Packed | Plain | Shared
 
 
 def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:

@@ -25,6 +25,9 @@ class Place(NamedTuple):
         """Return the place that many elements on."""
         return self._replace(base=self.base + elements)
 
+    def __dask_tokenize__(self) -> object:
+        return self.order  # dask hashes what it submits; keys here do not depend on that
+
     def element(self, offset: int) -> str:
         """Name the element at this offset."""
         of = "" if self.partition is None else f" of partition {self.partition}"

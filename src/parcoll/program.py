@@ -37,7 +37,6 @@ class Program:
     fold: Fold | None = None  # for the sink "fold", and for joining partitions
     start_once: bool = False  # only the partition at index 0 starts from the fold's initial value
     limit: int | None = None  # results after which a partition may stop
-    budget: float | None = None  # seconds after which a partition hands back what it has not begun
 
 
 class SharedProgram:
@@ -86,6 +85,9 @@ class SharedProgram:
 
     def __sizeof__(self) -> int:
         return self.packed.nbytes
+
+    def __dask_tokenize__(self) -> object:
+        return self.token
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedProgram, (self.packed, self.token, self.search_path, self.cached)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from parcoll.engine.base import Engine, Job, Session
@@ -34,8 +34,23 @@ class Feed(Protocol):
     def next_job(self, threads: int) -> Job | None:
         """Read one partition; None at the end."""
 
-    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
-        """Return jobs for the elements that a worker handed back."""
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
+        """Take back the elements that a worker has not begun."""
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Cut the next partition off elements that were taken back."""
+
+
+class Rest:
+    """Elements that were read, and that a worker handed back."""
+
+    def __init__(self, elements: Sequence[Any], place: Place) -> None:
+        self.elements = elements
+        self.place = place
+        self.begun = 0  # elements of it that are in jobs
+
+    def __len__(self) -> int:
+        return len(self.elements) - self.begun
 
 
 class StreamFeed:
@@ -48,35 +63,45 @@ class StreamFeed:
         self._reader = reader
         self._sizer = sizer
         self._pack = pack
+        self._handed_back = 0  # elements
 
     def next_job(self, threads: int) -> Job | None:
         """Read as many elements as the sizer says, and pack them."""
-        size = self._sizer.next_size(self._reader.remaining(), threads)
+        size = self._sizer.next_size(self._remaining(), threads)
         place = Place(self._reader.position)
         started = time.perf_counter()
-        elements = self._reader.read(size, self._sizer.exact)
+        elements = self._reader.read(size, self._sizer.max_bytes(threads), self._sizer.exact)
         self.slow = time.perf_counter() - started > FLUSH_SECONDS / 2
         if self._reader.ended:
             self.ended = True
             self.error = self._reader.error
         return self._job(elements, place) if len(elements) else None
 
-    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
-        """Cut what is left into partitions of the size that now seems right."""
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
+        """Unpickle what the worker did not begin."""
         assert job.elements is not None
-        elements = job.elements.load()[outcome.read :]
-        jobs = []
-        start = 0
-        while start < len(elements):
-            size = self._sizer.next_size(len(elements) - start, threads)
-            part = self._job(elements[start : start + size], job.place.after(outcome.read + start))
-            jobs += [part] if part is not None else []
-            start += size
-        return jobs
+        rest = Rest(job.elements.load()[outcome.read :], job.place.after(outcome.read))
+        self._handed_back += len(rest)
+        return rest
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Cut a partition of the size that now seems right."""
+        size = min(self._sizer.next_size(self._remaining(), threads), len(rest))
+        part = rest.elements[rest.begun : rest.begun + size]
+        place = rest.place.after(rest.begun)
+        rest.begun += size
+        self._handed_back -= size
+        return self._job(part, place)
+
+    def _remaining(self) -> int | None:
+        unread = self._reader.remaining()
+        return None if unread is None else unread + self._handed_back
 
     def _job(self, elements: Any, place: Place) -> Job | None:
         try:
-            return Job(elements=self._pack(elements), place=place, order=place.order, size=len(elements))
+            packed = self._pack(elements)
+            budget = self._sizer.budget()
+            return Job(elements=packed, place=place, order=place.order, size=len(elements), budget=budget)
         except Exception as error:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)
@@ -106,20 +131,24 @@ class PartitionFeed:
         self.ended = not self._jobs
         return job
 
-    def rest_of(self, job: Job, outcome: Outcome, threads: int) -> list[Job]:
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
         """Fail: such partitions run without a time budget."""
+        raise AssertionError("a partition of a bag was cut short")
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Fail, for the same reason."""
         raise AssertionError("a partition of a bag was cut short")
 
 
 class _Slot:
-    """A job's place in the order of results."""
+    """A job's place in the order of results, or that of the elements which a worker handed back."""
 
     __slots__ = ("job", "outcome", "rest")
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job | None = None, rest: Rest | None = None) -> None:
         self.job = job
         self.outcome: Outcome | None = None
-        self.rest: list[_Slot] = []
+        self.rest = rest
 
 
 class Evaluation:
@@ -146,6 +175,7 @@ class Evaluation:
         self._ordered = ordered
         self._keep = keep
         self._slots: deque[_Slot] = deque()  # in order; taken from the left
+        self._rests: deque[_Slot] = deque()  # those of them that wait to be cut into jobs, in order
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
         self._failed = False
@@ -169,6 +199,7 @@ class Evaluation:
                 slot = self._take()
                 if slot is not None:
                     assert slot.outcome is not None
+                    assert slot.job is not None
                     yield slot.job, slot.outcome
                 elif self._running:
                     self._collect(session, block=True)
@@ -181,20 +212,42 @@ class Evaluation:
 
     def _fill(self, session: Session) -> None:
         threads = self._count_threads()
+        window = self._sizer.window(threads)
+        # What was handed back is in memory already, so it need not wait for a place in the window.
+        while self._rests and self._running < window:
+            self._submit(session, self._cut_rest(threads))
+        free = window - len(self._slots)
+        if free < self._sizer.refill(threads) and self._running > 2 * threads:
+            return
         group: list[Job] = []
         nbytes = 0
-        while self._may_read() and len(self._slots) < self._sizer.window(threads):
+        while self._may_read() and len(self._slots) < window:
             job = self._feed.next_job(threads)
             if job is not None:
                 self._slots.append(self._slot(job))
                 group.append(job)
-                nbytes += job.sent_bytes
+                nbytes += job.message_bytes
             if len(group) >= GROUP_JOBS or nbytes > GROUP_BYTES or self._feed.slow:
                 self._submit(session, group)
                 group, nbytes = [], 0
                 if self._feed.slow:
                     break
         self._submit(session, group)
+
+    def _cut_rest(self, threads: int) -> list[Job]:
+        """Return a group of jobs cut from the first of the rests, and give them their places."""
+        slot = self._rests[0]
+        assert slot.rest is not None
+        group: list[Job] = []
+        while len(slot.rest) and len(group) < self._sizer.refill(threads):
+            job = self._feed.job_of(slot.rest, threads)
+            if job is not None:
+                self._slots.insert(self._slots.index(slot), self._slot(job))
+                group.append(job)
+        if not len(slot.rest):
+            self._rests.popleft()
+            self._slots.remove(slot)
+        return group
 
     def _may_read(self) -> bool:
         # After a failure nothing that is read now would ever be delivered.
@@ -219,12 +272,12 @@ class Evaluation:
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:
-                    rest = self._feed.rest_of(job, outcome, self._count_threads())
-                    slot.rest = [self._slot(part) for part in rest]
-                    self._submit(session, rest)
+                    rest = _Slot(rest=self._feed.rest_of(job, outcome))
+                    self._slots.insert(self._slots.index(slot) + 1, rest)
+                    self._rests = deque(other for other in self._slots if other.rest is not None)
             else:
                 self._failed = True
-            job.elements = None  # the bytes were kept for a rest only
+            job.release()
 
     def _head_ready(self) -> bool:
         return bool(self._slots) and self._slots[0].outcome is not None
@@ -234,8 +287,6 @@ class Evaluation:
         for position, slot in enumerate(self._slots):
             if slot.outcome is not None:
                 del self._slots[position]
-                for part in reversed(slot.rest):
-                    self._slots.insert(position, part)
                 return slot
             if self._ordered:
                 break

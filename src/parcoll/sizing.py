@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 from parcoll.outcome import Outcome
 
-TARGET_SECONDS = 0.2  # a task costs the scheduler and the client 2 to 4 ms: 1 to 2 % of this
-TARGET_BYTES = 4 * 2**20  # packed elements, or packed results, of one partition
+TARGET_SECONDS = 0.4  # a task costs the processes around it about 8 ms of a core: 2 % of this
+TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
+WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
+LEAST_BYTES = 2 * 2**20
 MAX_ELEMENTS = 2**17
-GROWTH = 64  # 1, 64, 4096, 131072: three round trips of 15 ms to the largest
-LAST_SECONDS = 0.03  # partitions shrink towards the end of a sized source, down to this
-BUDGET_SECONDS = 4 * TARGET_SECONDS  # after this a worker hands back what it has not begun
+GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
+LAST_SECONDS = 0.1  # partitions shrink towards the end of a sized source, down to this
+BUDGET_SECONDS = 1.0  # after this a worker hands back what it has not begun
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
+SURER = 4  # a partition with that many times the elements is believed at once
+
+# Before anything is known of a function, its first element goes alone, so that its result comes at
+# once. Those behind it go in partitions of START elements, which a worker hands back after
+# START_SECONDS: the next partitions then have their final size, one round trip (15 ms) from the start.
+START = 2048
+START_SECONDS = 0.05
+START_SHARE = 16  # a thread: of a source with a length no more than that part goes at the start
+START_BYTES = 2**20
 
 
 class Sizer(Protocol):
     """Decides partition sizes from what the partitions before took."""
 
     exact: bool  # a partition is filled to its size, however long its source takes
-    budget: float | None  # seconds after which a worker hands back what it has not begun
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return the size of the next partition; `remaining` elements are left where that is known."""
 
+    def max_bytes(self, threads: int) -> int:
+        """Return how many bytes the next partition may read."""
+
+    def budget(self) -> float | None:
+        """Return the seconds after which a worker hands back what it has not begun."""
+
     def window(self, threads: int) -> int:
         """Return how many partitions may be under way or waiting for the consumer."""
+
+    def refill(self, threads: int) -> int:
+        """Return how many places in the window should be free before more are filled, at once."""
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
@@ -41,7 +61,6 @@ class Fixed:
     """The same number of elements in every partition: `partition_size=1000`."""
 
     exact = True
-    budget: float | None = None
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -54,6 +73,18 @@ class Fixed:
         """Return a constant number of partitions a thread."""
         return _window(threads)
 
+    def max_bytes(self, threads: int) -> int:
+        """Return no bound: the size is what was asked for."""
+        return sys.maxsize
+
+    def budget(self) -> float | None:
+        """Return no bound: a partition stays as it is."""
+        return None
+
+    def refill(self, threads: int) -> int:
+        """Return 1: a place is filled as soon as it is free."""
+        return 1
+
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn nothing."""
 
@@ -61,51 +92,91 @@ class Fixed:
 class Adaptive:
     """Sizes by time and bytes: `partition_size="auto"`.
 
-    The first partitions have one element, so that a slow function's first result comes at once. They
-    grow as fast as results come back; towards the end of a sized source they shrink, so that the
-    workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    Partitions grow as fast as results come back; towards the end of a sized source they shrink, so
+    that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+
+    `limit` is how many results are wanted: where few are, the first partitions stay small too.
     """
 
     exact = False
-    budget: float | None = BUDGET_SECONDS
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self._start = START if limit is None else min(START, max(64, limit))
+        self._begun = False  # the first partition is under way
         self._largest = 0  # elements of the largest partition that has come back
-        self._seconds = SMALLEST_TIME  # an element takes
-        self._bytes = 0.0  # an element takes, sent or received, whichever is more
+        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # an element takes
+        self._bytes = _Estimate(0.0, START_BYTES)  # an element takes, sent or received, whichever is more
 
     def next_size(self, remaining: int | None, threads: int) -> int:
-        """Return a size that should take `TARGET_SECONDS` and not more than `TARGET_BYTES`."""
-        if not self._largest:
+        """Return a size that should take `TARGET_SECONDS` and not more than `max_bytes`."""
+        if not self._begun:
+            self._begun = True
             return 1
-        size = min(self._largest * GROWTH, self._wanted())
+        if not self._largest:
+            share = START_SHARE * threads
+            return max(1, self._start if remaining is None else min(self._start, remaining // share))
+        size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
-            last = max(-(-remaining // (2 * threads)), int(LAST_SECONDS / self._seconds))
-            size = min(size, last)
+            least = int(LAST_SECONDS / self._seconds.value)
+            size = min(size, max(-(-2 * remaining // (3 * threads)), least))
         return max(size, 1)
 
-    def _wanted(self) -> int:
-        wanted = min(int(TARGET_SECONDS / self._seconds), MAX_ELEMENTS)
-        return min(wanted, int(TARGET_BYTES / self._bytes)) if self._bytes else wanted
+    def _wanted(self, threads: int) -> int:
+        wanted = min(int(TARGET_SECONDS / self._seconds.value), MAX_ELEMENTS)
+        nbytes = self._bytes.value
+        return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
+
+    def max_bytes(self, threads: int) -> int:
+        """Return little at the start, and less for each partition where there are many."""
+        if not self._largest:
+            return START_BYTES
+        return min(TARGET_BYTES, max(LEAST_BYTES, WINDOW_BYTES // self._full_window(threads)))
+
+    def budget(self) -> float | None:
+        """Return little at the start, and then more than any partition should need."""
+        return BUDGET_SECONDS if self._largest else START_SECONDS
 
     def window(self, threads: int) -> int:
-        """Return a smaller window while partitions grow: those ahead delay the first of the next size."""
-        growing = self._largest * GROWTH < self._wanted()
-        return 2 * threads if growing else _window(threads)
+        """Return a smaller window while nothing is known: those ahead delay the first of the next size."""
+        growing = self._largest * GROWTH < min(self._wanted(threads), MAX_ELEMENTS)
+        return 2 * threads if growing else self._full_window(threads)
+
+    def refill(self, threads: int) -> int:
+        """Return a third of it: the messages for four partitions cost little more than for one."""
+        return self.window(threads) // 3
+
+    def _full_window(self, threads: int) -> int:
+        return 4 * threads + 4
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Follow slower and larger elements at once, faster and smaller ones by halves."""
         if not outcome.read:
             return
         self._largest = max(self._largest, outcome.read)
-        self._seconds = _follow(self._seconds, max(outcome.seconds / outcome.read, SMALLEST_TIME))
-        self._bytes = _follow(self._bytes, max(sent_bytes, outcome.nbytes) / outcome.read)
+        self._seconds.see(max(outcome.seconds / outcome.read, SMALLEST_TIME), outcome.read)
+        self._bytes.see(max(sent_bytes, outcome.nbytes) / outcome.read, outcome.read)
 
 
-def _follow(estimate: float, seen: float) -> float:
-    return seen if seen >= estimate else (estimate + seen) / 2
+class _Estimate:
+    """What one element takes: the worst seen lately, if it was worth measuring."""
+
+    def __init__(self, value: float, negligible: float) -> None:
+        self.value = value
+        self._negligible = negligible  # for a partition: less is mostly what each partition takes
+        self._elements = 0  # of the largest partition seen
+
+    def see(self, value: float, elements: int) -> None:
+        """Take in the mean over a partition; that of one element says little of a million."""
+        much_larger = elements >= SURER * self._elements
+        much_smaller = elements * SURER <= self._elements
+        self._elements = max(self._elements, elements)
+        if much_larger or value >= self.value:
+            if not much_smaller or value * elements > self._negligible:
+                self.value = value
+        elif not much_smaller:
+            self.value = (self.value + value) / 2
 
 
-def sizer_for(partition_size: int | str) -> Sizer:
+def sizer_for(partition_size: int | str, limit: int | None = None) -> Sizer:
     """Return the sizer for a checked `partition_size` argument."""
-    return Adaptive() if isinstance(partition_size, str) else Fixed(partition_size)
+    return Adaptive(limit) if isinstance(partition_size, str) else Fixed(partition_size)

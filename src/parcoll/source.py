@@ -161,10 +161,11 @@ class Reader:
         """Return how many elements are left, where the source knows."""
         return None
 
-    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
+    def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return up to `size` elements; none only at the end.
 
-        Fewer than `size` where the source is slow or its elements are large, unless `exact`.
+        Fewer than `size` where the source is slow or its elements look larger than `max_bytes`, unless
+        `exact`.
         """
         raise NotImplementedError
 
@@ -200,23 +201,28 @@ class SliceReader(Reader):
         except OverflowError:
             return None
 
-    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
+    def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return a slice, shorter where its elements look large."""
         elements = self._sequence[self.position : self.position + size]
-        if not exact and isinstance(self._sequence, (list, tuple)) and len(elements) > STEP:
-            elements = elements[: _fitting(elements)]
+        if not exact and len(elements) > 1:
+            elements = elements[: _fitting(elements, max_bytes)]
         self.position += len(elements)
         self.ended = not len(elements)
         return elements
 
 
-def _fitting(elements: Sequence[Any]) -> int:
+def _fitting(elements: Sequence[Any], max_bytes: int) -> int:
     """Return how many elements fit in a partition, judged by one in `STEP`."""
+    if isinstance(elements, (range, str, bytes)):
+        return len(elements)
+    if not isinstance(elements, (list, tuple)):  # an array: its rows are of one size
+        return max(max_bytes * len(elements) // max(_size(elements), 1), 1)
     total = 0
     for position in range(0, len(elements), STEP):
-        total += _size(elements[position]) * STEP
-        if total > MAX_READ_BYTES:
-            return max(position, 1)
+        size = max(_size(elements[position]), 1)
+        total += size * STEP
+        if total > max_bytes:  # inside this run
+            return max(position, position + (max_bytes - total + size * STEP) // size, 1)
     return len(elements)
 
 
@@ -237,7 +243,7 @@ class StreamReader(Reader):
         except Exception:
             return None
 
-    def read(self, size: int, exact: bool = False) -> Sequence[Any]:
+    def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return what the source gives within `FLUSH_SECONDS`, at least one element."""
         elements: list[Any] = []
         started = clock = time.perf_counter()
@@ -254,7 +260,7 @@ class StreamReader(Reader):
                     break
                 nbytes += _size(elements[-1]) * wanted
                 now = time.perf_counter()
-                if not exact and (now - started > FLUSH_SECONDS or nbytes > MAX_READ_BYTES):
+                if not exact and (now - started > FLUSH_SECONDS or nbytes > max_bytes):
                     break
                 run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
                 clock = now

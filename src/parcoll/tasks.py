@@ -13,7 +13,7 @@ from parcoll.equality import differs
 from parcoll.errors import SerializationError
 from parcoll.failure import Failure
 from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed, Payload, Plain, first_unpicklable
+from parcoll.pickling import Packed, Payload, Plain, Shared, Space, first_unpicklable
 from parcoll.place import Place
 from parcoll.program import Fold, Program, SharedProgram
 from parcoll.text import function_name, short_repr
@@ -26,19 +26,37 @@ Pack = Callable[[Any], Payload]
 CHUNK_SECONDS = 0.01
 MAX_CHUNK = 512  # elements, since slow ones may follow cheap ones; a chunk costs 2 µs
 
+# The outcomes of tasks that ended in this worker, by key and with the topic that they are to be sent
+# under, until `engine.reports` sends them. A task has both on its ticket.
+Ticket = tuple[str, str]
+reports: dict[str, tuple[str, Outcome]] = {}
+
 
 def run_partition(
     shared: SharedProgram,
     place: Place,
     keep: bool,
     elements: Payload | Kept | Iterable[Any],
+    budget: float | None = None,
+    space: Space | None = None,
+    ticket: Ticket | None = None,
 ) -> Outcome | Kept:
-    """Run the program on one partition; with `keep` the results stay in the worker."""
+    """Run the program on one partition; with `keep` the results stay in the worker.
+
+    After `budget` seconds what has not begun is handed back. Large results go into `space`. With a
+    `ticket` the outcome is left in `reports` too.
+    """
     try:
-        return _run(shared, place, keep, elements, Packed.pack)
+        result = _run(shared, place, keep, elements, budget, space.pack if space is not None else Packed.pack)
     except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
         outcome = _broken(f"the partition at {place.element(0)} could not be finished", error)
-        return Kept(outcome, None) if keep else outcome
+        result = Kept(outcome, None) if keep else outcome
+    outcome = report(result)
+    if space is not None and space.failure is not None:
+        outcome.unshared = space.failure
+    if ticket is not None:
+        reports[ticket[1]] = ticket[0], outcome
+    return result
 
 
 def run_here(
@@ -46,17 +64,21 @@ def run_here(
     place: Place,
     keep: bool,
     elements: Payload | Kept | Iterable[Any],
+    budget: float | None = None,
 ) -> Outcome | Kept:
     """Do as `run_partition` does, in the user's own process: nothing is pickled."""
-    return _run(shared, place, keep, elements, Plain)
+    return _run(shared, place, keep, elements, budget, Plain)
 
 
-def join_kept(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
+def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
     """Fold the elements of `parts`, in order, into the value that `previous` holds."""
     try:
-        return _join(shared, previous, parts, Packed.pack)
+        result = _join(shared, previous, parts, Packed.pack)
     except BaseException as error:
-        return Kept(_broken("the value folded so far could not be finished", error), None)
+        result = Kept(_broken("the value folded so far could not be finished", error), None)
+    if ticket is not None:
+        reports[ticket[1]] = ticket[0], result.outcome
+    return result
 
 
 def join_here(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
@@ -64,9 +86,9 @@ def join_here(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kep
     return _join(shared, previous, parts, Plain)
 
 
-def report(kept: Kept) -> Outcome:
-    """Return what there is to know of a kept result, without the result."""
-    return kept.outcome
+def report(result: Kept | Outcome) -> Outcome:
+    """Return what there is to know of a result, without the result where it is kept."""
+    return result.outcome if isinstance(result, Kept) else result
 
 
 def content(kept: Kept) -> Payload | None:
@@ -79,22 +101,30 @@ def elements_of(kept: Kept) -> list[Any]:
     return list(kept.content.load()) if kept.content is not None else []
 
 
-def _run(shared: SharedProgram, place: Place, keep: bool, given: Any, pack: Pack) -> Outcome | Kept:
-    started = time.perf_counter()
+def _run(
+    shared: SharedProgram, place: Place, keep: bool, given: Any, budget: float | None, pack: Pack
+) -> Outcome | Kept:
     try:
         program = shared.load()
     except BaseException as error:
         outcome = _broken("the worker could not load the chain", error)
         return Kept(outcome, None) if keep else outcome
+    started = time.perf_counter()
     try:
         elements = _elements(given)
+    except OSError as error:
+        if not isinstance(given, Shared):
+            raise
+        # Not the elements' fault: they are sent once more, in the message itself.
+        outcome = Outcome(complete=False, unshared=str(error))
+        return Kept(outcome, None) if keep else outcome
     except BaseException as error:
         where = f"the worker could not load the partition at {place.element(0)}"
         outcome = _broken(where, error)
         return Kept(outcome, None) if keep else outcome
     chain = Chain(program.steps)
     outcome = Outcome()
-    results = _drive(chain, program, elements, place, outcome, started)
+    results = _drive(chain, program, elements, place, outcome, budget)
     outcome.flows = chain.flows(outcome.read)
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
@@ -116,16 +146,16 @@ def _drive(
     elements: Sequence[Any],
     place: Place,
     outcome: Outcome,
-    started: float,
+    budget: float | None,
 ) -> list[Any]:
     """Run the chain over `elements` in chunks until they, the limit or the budget end."""
     results: list[Any] = []
     fold = _Folding(program, place) if program.sink == "fold" else None
     position, size, total = 0, 1, len(elements)
-    clock = started
+    started = clock = time.perf_counter()
     while position < total and chain.failure is None:
         # Without a budget nobody looks at the clock, and the rest is one chunk.
-        size = size if program.budget is not None else total
+        size = size if budget is not None else total
         chunk = elements[position : position + size]
         stream = chain.run(chunk, place.after(position))
         if fold is not None:
@@ -143,9 +173,9 @@ def _drive(
             break
         if program.limit is not None and len(results) >= program.limit:
             break
-        if program.budget is not None:
+        if budget is not None:
             now = time.perf_counter()
-            if now - started > program.budget:
+            if now - started > budget:
                 break
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now
@@ -251,7 +281,7 @@ def _elements(given: Any) -> Sequence[Any]:
     """Return what a partition came as (packed, kept by an earlier task, or a bag's) as a sequence."""
     if isinstance(given, Kept):
         return elements_of(given)
-    if isinstance(given, (Packed, Plain)):
+    if isinstance(given, (Packed, Plain, Shared)):
         given = given.load()
     numpy = sys.modules.get("numpy")
     sliced = type(given) in SLICED or (numpy is not None and type(given) is numpy.ndarray)

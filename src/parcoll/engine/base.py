@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from parcoll.outcome import Outcome
-from parcoll.pickling import Payload
+from parcoll.pickling import Payload, Shared
 from parcoll.place import START, Place
 from parcoll.program import Program
+from parcoll.segments import Segment
 
 
 @dataclass(eq=False)
@@ -23,13 +24,27 @@ class Job:
     parts: Sequence[Any] = ()  # for "join": the value so far (or None), then kept partitions
     place: Place = START
     size: int | None = None  # elements, where known
+    budget: float | None = None  # seconds after which a worker hands back what it has not begun
     order: int = 0  # jobs with a smaller number go first
     handle: Any = None  # set by the engine where the result is kept
+    segment: Segment | None = None  # shared memory that the engine lent it
 
     @property
     def sent_bytes(self) -> int:
         """How many bytes the task's elements take."""
         return self.elements.nbytes if self.elements is not None else 0
+
+    @property
+    def message_bytes(self) -> int:
+        """How many of them travel in the message that submits the task."""
+        return 0 if isinstance(self.elements, Shared) else self.sent_bytes
+
+    def release(self) -> None:
+        """Drop the elements, which were kept for a rest only; the task is done and its results are here."""
+        self.elements = None
+        if self.segment is not None:
+            self.segment.give_back()
+            self.segment = None
 
 
 class Session(Protocol):

@@ -8,8 +8,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from parcoll.engine.local import Host
+from parcoll.engine.sharing import Sharing
 from parcoll.errors import ClusterLostError
-from parcoll.pickling import Packed, Payload
+from parcoll.pickling import Payload
 from parcoll.program import Program
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._engine: DistributedEngine | None = None
         self._closed = False
+        self._sharing = Sharing()
 
     def _connected(self) -> DistributedEngine:
         with self._lock:
@@ -48,7 +50,11 @@ class LocalEngine:
 
         ready = self._host.wait_ready()
         return DistributedEngine(
-            client_of_host(ready.address, ready.credentials.security()), direct=True, why_lost=self._failure
+            client_of_host(ready.address, ready.credentials.security()),
+            direct=True,
+            why_lost=self._failure,
+            sharing=self._sharing,
+            reporting=True,
         )
 
     def _failure(self) -> str | None:
@@ -79,8 +85,8 @@ class LocalEngine:
         return self._connected().open(program, label, keep)
 
     def pack(self, value: Any) -> Payload:
-        """Pickle the value."""
-        return Packed.pack(value)
+        """Pickle the value, into shared memory where it is large."""
+        return self._sharing.pack(value)
 
     def threads(self) -> int:
         """Return how many threads the workers have."""
@@ -100,6 +106,7 @@ class LocalEngine:
             if self._closed:
                 return
             self._closed = True
+            self._sharing.close()
             if os.getpid() == self._pid:
                 if self._engine is not None:
                     self._engine.client.close(timeout=2)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import pickle
 import queue
 import threading
 import weakref
@@ -18,10 +19,11 @@ from dask._task_spec import Task, TaskRef
 from distributed.scheduler import KilledWorker
 
 from parcoll.engine.base import Job
+from parcoll.engine.sharing import Sharing
 from parcoll.errors import ClusterLostError, ParcollError, WorkerLostError
 from parcoll.failure import Failure
 from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed, Payload, cannot_send
+from parcoll.pickling import Packed, Payload, Shared, cannot_send
 from parcoll.program import Program, SharedProgram
 from parcoll.tasks import content, join_kept, report, run_partition
 from parcoll.text import key_words
@@ -31,6 +33,8 @@ QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does
 LIVENESS_SECONDS = 1.0  # between two looks at whether the client still has a scheduler
 GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
 MAX_LABEL = 100  # characters
+# Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
+RELEASED = 32
 
 _in_task = threading.local()
 _sessions: weakref.WeakSet[DistributedSession] = weakref.WeakSet()
@@ -46,21 +50,39 @@ class DistributedEngine:
         direct: bool | None = None,
         search_path: Sequence[str] = (),
         why_lost: Callable[[], str | None] = lambda: None,
+        sharing: Sharing | None = None,
+        reporting: bool = False,
     ) -> None:
+        """Use the client's cluster.
+
+        `sharing` where its workers are on this machine; `reporting` where they have the plugin that
+        sends outcomes (`engine.reports`).
+        """
         if client.asynchronous:
             raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")
         self.client = client
         self.direct = direct
         self.search_path = tuple(search_path)
+        self.sharing = sharing
         self._why_lost = why_lost
         # Digits only: dask groups keys by their leading words of letters, and two clients of one
         # scheduler must not make the same key.
         self.token = str(int.from_bytes(os.urandom(8), "big"))
         self.numbers = itertools.count()
+        self.topic = f"parcoll-{self.token}" if reporting else None
+        self.waiting: dict[str, DistributedSession] = {}  # for reports, by the key of the task
+        if self.topic is not None:
+            client.subscribe_topic(self.topic, self._on_report)
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
         """Start an evaluation; names what cannot be pickled."""
         return DistributedSession(self, _pack_program(program), label, keep)
+
+    def _on_report(self, event: tuple[float, tuple[str, bytes]]) -> None:
+        key, outcome = event[1]
+        session = self.waiting.pop(key, None)
+        if session is not None:  # none for a task that ran again after its report
+            session.reported(key, pickle.loads(outcome))
 
     def pack(self, value: Any) -> Payload:
         """Pickle the value."""
@@ -164,6 +186,7 @@ class DistributedSession:
         self._engine = engine
         self._client = engine.client
         self._keep = keep
+        self._adding = threading.Lock()
         number = next(engine.numbers)
         self._token = f"{engine.token}-{number}"
         self._words = key_words(label)[:MAX_LABEL].rstrip("-")
@@ -173,6 +196,8 @@ class DistributedSession:
         self._gathering = False
         self._results: queue.SimpleQueue[tuple[Job, Outcome] | BaseException] = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        self._reported: list[Any] = []  # futures whose outcome is here: released with the next message
+        self._by_key: dict[str, Any] = {}  # the futures whose outcome is to be reported
         self._wake = asyncio.Event()
         self._completed = distributed.as_completed(loop=self._client.loop)
         self._collector: asyncio.Task[None] | None = None
@@ -191,25 +216,46 @@ class DistributedSession:
         priority: dict[Any, float] = {}
         if self._program is None:
             self._share_program()
-        outcome_keys, kept_keys = [], []
+        reporting = self._engine.topic is not None
+        outcome_keys: list[str] = []
+        kept_keys: list[str] = []
         for job in jobs:
             before = set(graph)
             key = f"{self._words}-{self._token}-{next(self._numbers)}"
             graph[key] = self._task(key, job, graph)
-            if self._keep:
+            if self._keep and not reporting:
                 kept_keys.append(key)
                 key = f"report-{key}"
                 graph[key] = Task(key, report, TaskRef(kept_keys[-1]))
             outcome_keys.append(key)
             # Without a priority each, a group of tasks runs last first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
-        futures = self._get(graph, [*outcome_keys, *kept_keys], priority, sum(j.sent_bytes for j in jobs))
-        for job, handle in zip(jobs, futures[len(jobs) :], strict=False):
-            job.handle = handle
-        for job, future in zip(jobs, futures, strict=False):
-            self._pending[future] = job
-            self._completed.add(future)
+            if reporting:
+                self._engine.waiting[key] = self
+        nbytes = sum(job.message_bytes for job in jobs)
+        # Whoever reads a report looks for its future, which is here a moment later.
+        with self._adding:
+            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
+            kept = (futures if reporting else futures[len(jobs) :]) if self._keep else []
+            for job, handle in zip(jobs, kept, strict=False):
+                job.handle = handle
+            for job, key, future in zip(jobs, outcome_keys, futures, strict=False):
+                self._pending[future] = job
+                if reporting:
+                    self._by_key[key] = future
+                self._completed.add(future)
+        if len(self._reported) >= RELEASED:
+            self._reported.clear()
         self._client.loop.add_callback(self._wake.set)
+
+    def reported(self, key: str, outcome: Outcome) -> None:
+        """Take an outcome that a worker sent; called in the client's loop."""
+        with self._adding:
+            future = self._by_key.pop(key, None)
+        job = self._pending.pop(future, None) if future is not None else None
+        if job is not None:
+            self._results.put((job, outcome))
+            self._reported.append(future)
 
     def _share_program(self) -> None:
         key = f"program-{self._token}"
@@ -229,9 +275,13 @@ class DistributedSession:
         return futures
 
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
+        engine = self._engine
+        ticket = (engine.topic, key) if engine.topic is not None else None
         if job.kind == "join":
             parts = [None if part is None else self._engine.resolve(part) for part in job.parts]
-            return Task(key, join_kept, self._program, *parts)
+            return Task(key, join_kept, self._program, ticket, *parts)
+        lend = engine.sharing is not None and not self._keep
+        space = engine.sharing.lend(job) if engine.sharing is not None and lend else None
         elements: Any = job.elements
         if job.graph is not None:
             tasks, last = job.graph
@@ -239,7 +289,8 @@ class DistributedSession:
             elements = TaskRef(last)
         elif job.reference is not None:
             elements = self._engine.resolve(job.reference)
-        return Task(key, run_partition, self._program, job.place, self._keep, elements)
+        settings = (self._keep, elements, job.budget, space, ticket)
+        return Task(key, run_partition, self._program, job.place, *settings)
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
         """Return what has been gathered; Ctrl-C interrupts the wait."""
@@ -255,7 +306,14 @@ class DistributedSession:
                 continue
             if isinstance(item, BaseException):
                 raise item
-            found.append(item)
+            found.append(self._received(*item))
+
+    def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        if isinstance(outcome.results, Shared):
+            outcome.results = outcome.results.fetch()
+        if outcome.unshared is not None and self._engine.sharing is not None:
+            self._engine.sharing.stop(outcome.unshared)
+        return job, outcome
 
     def close(self) -> None:
         """Release all futures, which cancels the tasks that have not begun."""
@@ -264,6 +322,10 @@ class DistributedSession:
         self._closed = True
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
             self._client.loop.add_callback(self._stop_collecting)
+        for key in list(self._by_key):
+            self._engine.waiting.pop(key, None)
+        self._by_key.clear()
+        self._reported.clear()
         while self._pending:
             with contextlib.suppress(KeyError):  # taken by the collector meanwhile
                 self._pending.popitem()[0].release()
@@ -306,6 +368,9 @@ class DistributedSession:
     async def _deliver(self, futures: list[Any]) -> None:
         """Bring the outcomes of finished tasks here, all with one request where that goes well."""
         taken = {future: job for future in futures if (job := self._pending.pop(future, None))}
+        for future in taken:
+            self._engine.waiting.pop(future.key, None)
+            self._by_key.pop(future.key, None)
         finished = [future for future in taken if future.status == "finished"]
         try:
             values = await self._gather(finished) if finished else []
@@ -318,10 +383,8 @@ class DistributedSession:
             self._results.put(await self._one_outcome(future, job))
 
     async def _gather(self, futures: list[Any]) -> list[Outcome]:
-        outcomes: list[Outcome] = await self._client.gather(
-            futures, direct=self._engine.direct, asynchronous=True
-        )
-        return outcomes
+        results = await self._client.gather(futures, direct=self._engine.direct, asynchronous=True)
+        return [report(result) for result in results]
 
     async def _one_outcome(self, future: Any, job: Job) -> tuple[Job, Outcome] | BaseException:
         for _ in range(GATHER_ATTEMPTS):

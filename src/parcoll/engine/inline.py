@@ -61,7 +61,7 @@ class InlineSession:
             previous, *parts = [None if part is None else _kept(part) for part in job.parts]
             result: Kept | Outcome = join_here(self._shared, previous, *(p for p in parts if p))
         else:
-            result = run_here(self._shared, job.place, self._keep, self._elements(job))
+            result = run_here(self._shared, job.place, self._keep, self._elements(job), job.budget)
         if isinstance(result, Kept):
             job.handle = result
             return [(job, result.outcome)]

@@ -132,6 +132,8 @@ def run_worker(number: int, address: str, options: Options) -> None:
 async def _serve_worker(number: int, address: str, options: Options) -> None:
     from distributed.worker import DEFAULT_EXTENSIONS, Worker
 
+    from parcoll.engine.reports import Reports
+
     try:
         worker = await Worker(
             address,
@@ -142,6 +144,7 @@ async def _serve_worker(number: int, address: str, options: Options) -> None:
             security=options.credentials.security(),
             host="127.0.0.1",
             extensions=_without_spans(DEFAULT_EXTENSIONS),
+            plugins=(Reports(),),
             dashboard_address="127.0.0.1:0",
         )
     except Exception:

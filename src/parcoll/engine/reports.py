@@ -1,0 +1,40 @@
+"""What our own workers send when a task ends: its outcome, on the stream that tells the scheduler of the end.
+
+A client would otherwise ask the worker for each outcome: a request, a wake-up and an answer. Tasks leave
+their outcome in `tasks.reports`; this plugin takes it from there when dask has noted that the task is
+done, and dask's events carry it to the client that submitted the task.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from parcoll.outcome import Outcome
+from parcoll.pickling import SHARED_BYTES, Packed
+from parcoll.tasks import reports
+
+
+class Reports(WorkerPlugin):
+    """Sends the outcome of each task that holds a ticket, when the task has ended."""
+
+    name = "parcoll-reports"
+
+    def setup(self, worker: Any) -> None:
+        """Remember the worker."""
+        self._worker = worker
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Send the outcome of a task that is done; forget that of one which nobody waits for."""
+        if not reports or finish not in ("memory", "released", "forgotten", "error"):
+            return
+        topic, outcome = reports.pop(key, ("", None))
+        if outcome is not None and finish == "memory" and _is_small(outcome):
+            self._worker.log_event(topic, (key, pickle.dumps(outcome)))
+
+
+def _is_small(outcome: Outcome) -> bool:
+    """Tell whether the scheduler may see it: large results are asked for by the client."""
+    return not isinstance(outcome.results, Packed) or outcome.results.nbytes <= 2 * SHARED_BYTES

@@ -20,12 +20,14 @@ MODULES = {
 
 # Each row may import the rows above it and those of its own row, never one below.
 LAYERS = [
-    {"text", "errors", "place", "codec"},
+    {"text", "errors", "place", "codec", "segments"},
     {"pickling", "failure", "outcome", "steps", "stats", "equality"},
     {"chain", "program", "source", "sizing"},
     {"tasks", "engine.certificate", "engine.process"},
-    {"graph", "engine.base", "engine.local", "engine.clients", "engine.roles"},
-    {"engine.inline", "engine.distributed", "engine.host", "run"},
+    {"graph", "engine.base", "engine.local", "engine.clients", "engine.collector", "engine.nesting"},
+    {"engine.reports", "engine.sharing", "run"},
+    {"engine.roles", "engine.session", "engine.distributed", "engine.inline"},
+    {"engine.host"},
     {"engine.cluster"},
     {"engine.choose"},
     {"evaluate"},
@@ -33,15 +35,19 @@ LAYERS = [
 ]
 # What a worker loads needs no more than every dask worker has.
 ON_WORKERS = {"chain", "codec", "equality", "errors", "failure", "outcome", "pickling", "place"} | {
-    *("program", "steps", "tasks", "text")
+    *("program", "segments", "steps", "tasks", "text")
 }
 # Modules that load distributed: the engine and its clients, the host process, and TLS for both.
 USE_DISTRIBUTED = {
     "engine.certificate",
     "engine.clients",
+    "engine.collector",
     "engine.distributed",
     "engine.host",
+    "engine.nesting",
+    "engine.reports",
     "engine.roles",
+    "engine.session",
 }
 
 

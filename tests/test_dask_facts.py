@@ -27,7 +27,8 @@ from scripts import append, eventually, lines
 
 from parcoll import Connection, connect, parallel
 from parcoll.engine.base import Job
-from parcoll.engine.distributed import EMBEDDED_BYTES
+from parcoll.engine.distributed import DistributedEngine
+from parcoll.engine.session import EMBEDDED_BYTES
 from parcoll.outcome import Kept, Outcome
 from parcoll.pickling import Packed
 from parcoll.program import Program
@@ -107,7 +108,8 @@ def test_results_travel_as_one_opaque_object(cluster: Connection, monkeypatch: p
 
     monkeypatch.setattr(client_of(cluster), "gather", noted)
     numbers = list(range(200_000))
-    assert list(parallel(numbers, partition_size=200_000).map(abs)) == numbers
+    client = client_of(cluster)  # named, it is a client like any other: no memory is shared with it
+    assert list(parallel(numbers, partition_size=200_000, client=client).map(abs)) == numbers
     (outcome,) = gathered
     assert type(outcome) is Outcome
     assert type(outcome.results) is Packed
@@ -360,11 +362,13 @@ def test_a_session_that_closes_does_not_take_another_s_results(
         return await gather_remote(*args)
 
     monkeypatch.setattr(client, "_gather_remote", held)
-    session = cluster.engine.open(Program((Map(abs),)), "left", keep=False)
-    session.submit([Job(elements=cluster.engine.pack([-1]), size=1)])
+    engine = DistributedEngine(client)  # of a cluster whose workers do not report by themselves
+    session = engine.open(Program((Map(abs),)), "left", keep=False)
+    session.submit([Job(elements=engine.pack([-1]), size=1)])
     assert begun.wait(10)
     results: list[int] = []
-    other = threading.Thread(target=lambda: results.extend(parallel(range(5)).map(abs)), daemon=True)
+    chain = parallel(range(5), client=client).map(abs)
+    other = threading.Thread(target=lambda: results.extend(chain), daemon=True)
     other.start()
     assert eventually(lambda: on_scheduler(cluster, finished) >= 2)
     session.close()

@@ -45,7 +45,7 @@ class Chain:
         """
         self._source, self._place = elements, place
         self._iterator = stream = iter(elements)
-        self._streams.clear()
+        self._streams = []
         for loop in self._loops:
             stream = generator = loop(stream)
             self._streams.append(generator)
@@ -158,10 +158,10 @@ def _factory(shape: tuple[tuple[str, bool, bool], ...]) -> tuple[Any, dict[int, 
         f"{indent}yield {element}",
         "  except BaseException as error:",
         "   if not record(error, locals()): raise",
-        "  finally:",
-        f"   count({', '.join(counted)})",
-        " return loop",
     ]
+    if counted:
+        lines += ["  finally:", f"   count({', '.join(counted)})"]
+    lines.append(" return loop")
     namespace: dict[str, Any] = {}
     exec(compile("\n".join(lines), "<parcoll chain>", "exec"), namespace)
     return namespace["factory"], step_of_line

@@ -249,7 +249,7 @@ class ParallelGen(Generic[T_co]):
         try:
             return list(itertools.islice(stream, number))
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
 
     @overload
     def first(self) -> T_co: ...

@@ -21,6 +21,7 @@ from parcoll.text import short_repr
 # Jobs go to the engine in groups: one message costs about as much as packing one small partition.
 GROUP_JOBS = 8
 GROUP_BYTES = 2**20
+GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
 THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
 
 
@@ -220,16 +221,17 @@ class Evaluation:
         if free < self._sizer.refill(threads) and self._running > 2 * threads:
             return
         group: list[Job] = []
-        nbytes = 0
+        nbytes, started = 0, time.perf_counter()
         while self._may_read() and len(self._slots) < window:
             job = self._feed.next_job(threads)
             if job is not None:
                 self._slots.append(self._slot(job))
                 group.append(job)
                 nbytes += job.message_bytes
-            if len(group) >= GROUP_JOBS or nbytes > GROUP_BYTES or self._feed.slow:
+            late = time.perf_counter() - started > GROUP_SECONDS
+            if len(group) >= GROUP_JOBS or nbytes > GROUP_BYTES or late or self._feed.slow:
                 self._submit(session, group)
-                group, nbytes = [], 0
+                group, nbytes, started = [], 0, time.perf_counter()
                 if self._feed.slow:
                     break
         self._submit(session, group)

@@ -20,6 +20,7 @@ SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
 STEP = 64  # elements between two looks at the clock and at one element's size
+SAMPLES = 128  # looks at one partition's sizes, 1 µs each
 
 
 class Source:
@@ -212,17 +213,18 @@ class SliceReader(Reader):
 
 
 def _fitting(elements: Sequence[Any], max_bytes: int) -> int:
-    """Return how many elements fit in a partition, judged by one in `STEP`."""
+    """Return how many elements fit in a partition, judged by one in `STEP`, or by `SAMPLES` of them."""
     if isinstance(elements, (range, str, bytes)):
         return len(elements)
     if not isinstance(elements, (list, tuple)):  # an array: its rows are of one size
         return max(max_bytes * len(elements) // max(_size(elements), 1), 1)
     total = 0
-    for position in range(0, len(elements), STEP):
+    step = max(STEP, len(elements) // SAMPLES)
+    for position in range(0, len(elements), step):
         size = max(_size(elements[position]), 1)
-        total += size * STEP
+        total += size * step
         if total > max_bytes:  # inside this run
-            return max(position, position + (max_bytes - total + size * STEP) // size, 1)
+            return max(position, position + (max_bytes - total + size * step) // size, 1)
     return len(elements)
 
 

@@ -14,7 +14,8 @@ from parcoll.pickling import Payload
 from parcoll.program import Program
 
 if TYPE_CHECKING:
-    from parcoll.engine.distributed import DistributedEngine, DistributedSession
+    from parcoll.engine.distributed import DistributedEngine
+    from parcoll.engine.session import DistributedSession
 
 
 class LocalEngine:

@@ -31,10 +31,10 @@ class Reports(WorkerPlugin):
         if not reports or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = reports.pop(key, ("", None))
-        if outcome is not None and finish == "memory" and _is_small(outcome):
-            self._worker.log_event(topic, (key, pickle.dumps(outcome)))
+        if outcome is not None and finish == "memory":
+            self._worker.log_event(topic, (key, pickle.dumps(outcome) if _is_small(outcome) else None))
 
 
 def _is_small(outcome: Outcome) -> bool:
-    """Tell whether the scheduler may see it: large results are asked for by the client."""
+    """Tell whether it may pass the scheduler: the client asks the worker for large results."""
     return not isinstance(outcome.results, Packed) or outcome.results.nbytes <= 2 * SHARED_BYTES

@@ -1,0 +1,268 @@
+"""One evaluation on a dask cluster: tasks are sent in groups, and outcomes come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import dask
+from dask._task_spec import Task, TaskRef
+from distributed.scheduler import KilledWorker
+
+from parcoll.engine.base import Job
+from parcoll.engine.collector import Collector
+from parcoll.engine.nesting import enter_task, leave_task
+from parcoll.errors import WorkerLostError
+from parcoll.failure import Failure
+from parcoll.outcome import Outcome
+from parcoll.pickling import Packed, Shared
+from parcoll.program import SharedProgram
+from parcoll.tasks import Ticket, join_kept, report, run_partition
+from parcoll.text import key_words
+
+if TYPE_CHECKING:
+    from parcoll.engine.distributed import DistributedEngine
+
+EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
+QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
+LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
+GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
+MAX_LABEL = 100  # characters
+# Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
+RELEASED = 32
+
+
+class DistributedSession:
+    """One program on the cluster: its tasks, and their outcomes as they come.
+
+    The workers of a local cluster send outcomes (`engine.reports`); of any other, a collector asks.
+    """
+
+    def __init__(self, engine: DistributedEngine, packed: Packed, label: str, keep: bool) -> None:
+        self._engine = engine
+        self._client = engine.client
+        self._keep = keep
+        number = next(engine.numbers)
+        self._token = f"{engine.token}-{number}"
+        self._words = key_words(label)[:MAX_LABEL].rstrip("-")
+        self._numbers = itertools.count()
+        self._pid = os.getpid()
+        self._closed = False
+        self._results: queue.SimpleQueue[tuple[Job, Outcome] | BaseException] = queue.SimpleQueue()
+        self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
+        self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
+        self._reported: list[Any] = []  # futures whose outcome was sent, to be released
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._collector = None if engine.topic is not None else Collector(self._client.loop, self)
+        large = packed.nbytes > EMBEDDED_BYTES
+        self._shared = SharedProgram(packed, self._token, engine.search_path, cached=not large)
+        self._program: Any = None if large else self._shared
+        self._program_future: Any = None
+        self._thread = threading.get_ident()
+        self._seceded = enter_task()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Send jobs to the scheduler in one message."""
+        graph: dict[Any, Any] = {}
+        priority: dict[Any, float] = {}
+        if self._program is None:
+            self._share_program()
+        reporting = self._collector is None
+        outcome_keys: list[str] = []
+        kept_keys: list[str] = []
+        for job in jobs:
+            before = set(graph)
+            key = f"{self._words}-{self._token}-{next(self._numbers)}"
+            graph[key] = self._task(key, job, graph)
+            if self._keep and not reporting:
+                kept_keys.append(key)
+                key = f"report-{key}"
+                graph[key] = Task(key, report, TaskRef(kept_keys[-1]))
+            outcome_keys.append(key)
+            # Without a priority each, a group of tasks runs last first.
+            priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
+            if reporting:
+                self._engine.waiting[key] = self
+        nbytes = sum(job.message_bytes for job in jobs)
+        # Whoever reads a report looks for its future, which is here a moment later.
+        with self._adding:
+            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
+            kept = (futures if reporting else futures[len(jobs) :]) if self._keep else []
+            for job, handle in zip(jobs, kept, strict=False):
+                job.handle = handle
+            for job, key, future in zip(jobs, outcome_keys, futures, strict=False):
+                self._pending[future] = job
+                if reporting:
+                    self._by_key[key] = future
+        if self._collector is not None:
+            self._collector.add(futures[: len(jobs)])
+        if len(self._reported) >= RELEASED:
+            self._reported.clear()
+
+    def reported(self, key: str, outcome: Outcome | None) -> None:
+        """Take an outcome that a worker sent, or fetch one too large for that; runs in the client's loop."""
+        with self._adding:
+            future = self._by_key.pop(key, None)
+        if outcome is None:
+            self._fetch([future])
+        elif (job := self._pending.pop(future, None)) is not None:
+            self._results.put((job, outcome))
+            self._reported.append(future)
+
+    def _fetch(self, futures: list[Any]) -> None:
+        task = asyncio.ensure_future(self.deliver(futures))
+        self._fetching.add(task)
+        task.add_done_callback(self._fetching.discard)
+
+    def _look_for_lost(self) -> None:
+        """Fetch what became of tasks that ended without a report: dask gave them up."""
+        with self._adding:
+            ended = [
+                future for future in self._by_key.values() if future.status not in ("pending", "finished")
+            ]
+            for future in ended:
+                del self._by_key[future.key]
+        if ended:
+            self._client.loop.add_callback(self._fetch, ended)
+
+    def _share_program(self) -> None:
+        key = f"program-{self._token}"
+        task = Task(key, SharedProgram, self._shared.packed, self._token, self._shared.search_path, False)
+        (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.packed.nbytes)
+        self._program = TaskRef(key)
+
+    def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
+        threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
+        quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
+        with self._engine.errors(), quiet:
+            if not self._engine.connected:
+                raise self._engine.lost()
+            # A callable is asked for each key on the scheduler; this one is a builtin's method, so
+            # that a scheduler without parcoll can unpickle it.
+            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority.get)
+        return futures
+
+    def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
+        engine = self._engine
+        ticket = Ticket(engine.topic, key) if engine.topic is not None else None
+        if job.kind == "join":
+            parts = [None if part is None else self._engine.resolve(part) for part in job.parts]
+            return Task(key, join_kept, self._program, ticket, *parts)
+        lend = engine.sharing is not None and not self._keep
+        space = engine.sharing.lend(job) if engine.sharing is not None and lend else None
+        elements: Any = job.elements
+        if job.graph is not None:
+            tasks, last = job.graph
+            graph.update(tasks)
+            elements = TaskRef(last)
+        elif job.reference is not None:
+            elements = self._engine.resolve(job.reference)
+        settings = (self._keep, elements, job.budget, space, ticket)
+        return Task(key, run_partition, self._program, job.place, *settings)
+
+    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+        """Return what has been gathered; Ctrl-C interrupts the wait."""
+        found: list[tuple[Job, Outcome]] = []
+        while True:
+            try:
+                item = self._results.get(block and not found, LIVENESS_SECONDS)
+            except queue.Empty:
+                if found or not block:
+                    return found
+                if not self._engine.connected:
+                    raise self._engine.lost() from None
+                self._look_for_lost()
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            found.append(self._received(*item))
+
+    def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        if isinstance(outcome.results, Shared):
+            outcome.results = outcome.results.fetch()
+        if outcome.unshared is not None and self._engine.sharing is not None:
+            self._engine.sharing.stop(outcome.unshared)
+        return job, outcome
+
+    def close(self) -> None:
+        """Release all futures, which cancels the tasks that have not begun."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        if self._collector is not None:
+            self._collector.stop()
+        for key in list(self._by_key):
+            self._engine.waiting.pop(key, None)
+        self._by_key.clear()
+        self._reported.clear()
+        while self._pending:
+            with contextlib.suppress(KeyError):  # taken by the collector meanwhile
+                self._pending.popitem()[0].release()
+        self._program_future = None
+        if self._seceded and self._thread == threading.get_ident():
+            leave_task()  # closed by another thread: the task's own thread ends with its task
+
+    async def deliver(self, futures: list[Any]) -> None:
+        """Bring the outcomes of finished tasks here, all with one request where that goes well."""
+        taken = {future: job for future in futures if (job := self._pending.pop(future, None))}
+        finished = [future for future in taken if future.status == "finished"]
+        try:
+            values = await self._gather(finished) if finished else []
+        except Exception:
+            # One of them was lost with its worker and failed when it ran again: which one?
+            finished, values = [], []
+        for future, outcome in zip(finished, values, strict=True):
+            self._results.put((taken.pop(future), outcome))
+        for future, job in taken.items():
+            self._results.put(await self._one_outcome(future, job))
+
+    def fail(self, error: BaseException) -> None:
+        """Have the consumer raise an error."""
+        self._results.put(error)
+
+    def lost(self) -> BaseException:
+        """Return the error for a scheduler that is gone."""
+        return self._engine.lost()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether nobody waits for outcomes any more."""
+        return self._closed
+
+    async def _gather(self, futures: list[Any]) -> list[Outcome]:
+        results = await self._client.gather(futures, direct=self._engine.direct, asynchronous=True)
+        return [report(result) for result in results]
+
+    async def _one_outcome(self, future: Any, job: Job) -> tuple[Job, Outcome] | BaseException:
+        for _ in range(GATHER_ATTEMPTS):
+            if future.status == "cancelled":
+                break
+            error = await future.exception()  # waits where dask runs the task again
+            if error is not None:
+                return job, self._task_failed(error, job)
+            with contextlib.suppress(Exception):
+                return job, (await self._gather([future]))[0]
+        return self._engine.lost()
+
+    def _task_failed(self, error: BaseException, job: Job) -> Outcome:
+        """Describe a task that dask itself failed: its function never raises."""
+        many = "" if job.size is None else f"{job.size} element{'s' * (job.size > 1)} from "
+        where = f"the partition of {many}{job.place.element(0)}"
+        if job.kind == "join":
+            where = f"the join of {len(job.parts) - 1} partitions"
+        if isinstance(error, KilledWorker):
+            lost: BaseException = WorkerLostError(
+                f"{self._words}: {where} ended {error.allowed_failures + 1} worker processes, one after "
+                "the other: a function of the chain crashes, exits the process or needs too much memory"
+            )
+        else:
+            lost = error
+        lost.__cause__ = error if lost is not error else error.__cause__
+        return Outcome(failure=Failure.of(lost, f"in {where}"), lost=True)

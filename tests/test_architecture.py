@@ -23,7 +23,7 @@ LAYERS = [
     {"text", "errors", "place", "codec", "segments"},
     {"pickling", "failure", "outcome", "steps", "stats", "equality"},
     {"chain", "program", "source", "sizing"},
-    {"tasks", "engine.certificate", "engine.process"},
+    {"tasks", "engine.certificate", "engine.lean", "engine.process"},
     {"graph", "engine.base", "engine.local", "engine.clients", "engine.collector", "engine.nesting"},
     {"engine.reports", "engine.sharing", "run"},
     {"engine.roles", "engine.session", "engine.distributed", "engine.inline"},

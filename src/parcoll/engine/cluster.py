@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from parcoll.engine.lean import lean_imports
 from parcoll.engine.local import Host
 from parcoll.engine.sharing import Sharing
 from parcoll.errors import ClusterLostError
@@ -46,8 +47,9 @@ class LocalEngine:
 
     def _connect(self) -> DistributedEngine:
         # Imported while the host process imports the same.
-        from parcoll.engine.clients import client_of_host
-        from parcoll.engine.distributed import DistributedEngine
+        with lean_imports():
+            from parcoll.engine.clients import client_of_host
+            from parcoll.engine.distributed import DistributedEngine
 
         ready = self._host.wait_ready()
         return DistributedEngine(

@@ -28,6 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from parcoll.engine.certificate import Credentials
+from parcoll.engine.lean import lean_imports
 from parcoll.engine.roles import NOT_STARTED, Options, run_scheduler, run_worker, worker_directory
 
 if TYPE_CHECKING:
@@ -90,11 +91,15 @@ class _End(Exception):
     """Ends the template; its text, if any, is what went wrong."""
 
 
-def main(status_fd: int) -> NoReturn:
-    """Run the template until the parent is gone; the second line of input has the options."""
+def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
+    """Run the template until the parent is gone; the second line of input has the options.
+
+    `with_numpy` where the parent uses it: so will its functions, and one import serves all workers.
+    """
     os.set_inheritable(status_fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
-    _import_dask()
+    with contextlib.nullcontext() if with_numpy else lean_imports():
+        _import_dask()
     # The module that started us is gone from here: workers have an empty __main__.
     sys.modules["__main__"] = types.ModuleType("__main__")
     with open(0, "rb", buffering=0, closefd=False) as stdin:

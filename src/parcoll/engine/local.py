@@ -75,7 +75,8 @@ class Host:
         self._process = HostProcess(_environment(threads_per_worker))
         weakref.finalize(self, self._process.hang_up).atexit = False
         try:
-            self._process.send({"sys_path": _import_path(), "argv": sys.argv})
+            with_numpy = "numpy" in sys.modules
+            self._process.send({"sys_path": _import_path(), "argv": sys.argv, "with_numpy": with_numpy})
             self._credentials = Credentials.generate()
             secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
             self._process.send(options | secret)

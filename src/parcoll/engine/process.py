@@ -29,7 +29,7 @@ if first is None:
 sys.path[:], sys.argv[:] = first["sys_path"], first["argv"]
 try:
     from parcoll.engine.host import main
-    main(first["status_fd"])
+    main(first["status_fd"], first.get("with_numpy", False))
 except BaseException as error:
     import traceback
     report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}

@@ -1,0 +1,48 @@
+"""Importing distributed without what it can do without: 0.45 s instead of 0.6."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+LEFT_OUT = "numpy"
+
+
+class _Absent(MetaPathFinder):
+    """Tells one thread that there is no numpy, and lets all others find it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
+        if name == LEFT_OUT and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@contextlib.contextmanager
+def lean_imports() -> Iterator[None]:
+    """Import without garbage collections, and without numpy where it is not loaded already.
+
+    An import makes hardly any garbage, and collections look through all that it made, again and again.
+
+    distributed asks for it in one place while it is imported, to allocate memory that is not zeroed
+    for what it receives (`distributed.protocol.utils.host_array`), and has a way without. All else
+    asks when the first array comes. tests/test_dask_facts.py fails when that changes.
+    """
+    finder = _Absent()
+    collects = gc.isenabled()
+    sys.meta_path.insert(0, finder)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        if collects:
+            gc.enable()

@@ -12,6 +12,7 @@ copy costs 0.03 to 0.1 ms a MB; pages mapped copy-on-write would cost 1 ms at th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import threading
@@ -26,10 +27,12 @@ TOKEN_BYTES = 16
 GRAIN = 2**20  # segments grow by that many bytes
 IDLE_BYTES = 192 * 2**20  # that an engine keeps for the next evaluation, and each process mapped
 
-# Buffers from this size share one mapping with huge pages, which are much cheaper to get: 0.15 ms a
-# MB instead of 0.6. One that is kept keeps the others' memory too, so small ones stay alone.
+# Buffers from this size share one mapping, an arena, that is used again. One that is kept keeps the
+# others' memory too, so small ones stay alone. No huge pages: on bare metal they are cheaper to get,
+# but in a virtual machine that gives free memory back to its host they took 2.5 ms a MB, not 0.9.
 ARENA_BUFFER = 512 * 1024
-ARENA_LEAST = 2**21  # one huge page
+ARENA_LEAST = 2**21
+IDLE_ARENAS = 64 * 2**20  # that each process keeps for what comes next
 
 
 class Address(NamedTuple):
@@ -112,10 +115,7 @@ def _allocate(sizes: Sequence[int]) -> list[Any]:
     large = sum(size for size in sizes if size >= ARENA_BUFFER)
     if large < ARENA_LEAST:
         return [bytearray(size) for size in sizes]
-    arena = mmap.mmap(-1, large, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
-        arena.madvise(mmap.MADV_HUGEPAGE)
-    view = memoryview(arena)
+    view = _arena(large)
     buffers: list[Any] = []
     for size in sizes:
         if size >= ARENA_BUFFER:
@@ -124,6 +124,31 @@ def _allocate(sizes: Sequence[int]) -> list[Any]:
         else:
             buffers.append(bytearray(size))
     return buffers
+
+
+def _arena(size: int) -> memoryview:
+    """Return private memory that is used again when the last buffer in it is dropped."""
+    for arena in list(_arenas):
+        if size <= len(arena) <= 2 * size:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                _arenas.remove(arena)
+                break
+    else:
+        arena = mmap.mmap(-1, -(-size // GRAIN) * GRAIN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # All buffers are views of this object, so that it dies when the last of them does.
+    exporter = (ctypes.c_char * len(arena)).from_buffer(arena)
+    weakref.finalize(exporter, _keep_arena, arena).atexit = False
+    return memoryview(exporter).cast("B")
+
+
+def _keep_arena(arena: mmap.mmap) -> None:
+    # Takes no lock: the collector may call it anywhere.
+    if sum(map(len, list(_arenas))) + len(arena) <= IDLE_ARENAS:
+        _arenas.append(arena)
+
+
+# Private memory that nothing refers to any more; not of a fork, whose copies of it are its own.
+_arenas: list[mmap.mmap] = []
 
 
 class Segment:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from parcoll.outcome import Outcome
 
-TARGET_SECONDS = 0.4  # a task costs the processes around it about 8 ms of a core: 2 % of this
+TARGET_SECONDS = 0.5  # a task costs the processes around it about 8 ms of a core: 1.6 % of this
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
 WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
 LEAST_BYTES = 2 * 2**20
@@ -119,6 +119,8 @@ class Adaptive:
         if remaining is not None:
             least = int(LAST_SECONDS / self._seconds.value)
             size = min(size, max(-(-2 * remaining // (3 * threads)), least))
+            if remaining - size < least // 2:
+                size = remaining
         return max(size, 1)
 
     def _wanted(self, threads: int) -> int:

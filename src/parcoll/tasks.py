@@ -50,8 +50,8 @@ def run_partition(
 ) -> Outcome | Kept:
     """Run the program on one partition; with `keep` the results stay in the worker.
 
-    After `budget` seconds what has not begun is handed back. Large results go into `space`. With a
-    `ticket` the outcome is left in `reports` too.
+    After `budget` seconds what has not begun is handed back, unless as much time again should be
+    enough for it. Large results go into `space`. With a `ticket` the outcome is left in `reports` too.
     """
     try:
         result = _run(shared, place, keep, elements, budget, space.pack if space is not None else Packed.pack)
@@ -182,7 +182,9 @@ def _drive(
             break
         if budget is not None:
             now = time.perf_counter()
-            if now - started > budget:
+            spent = now - started
+            # A small rest is finished: handing it back costs as much as 10 ms of work.
+            if spent > budget and spent * (total - position) > budget * position:
                 break
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -56,7 +58,8 @@ class Run:
     def evaluation(self, keep: bool = False, sink: Sink = "results", **program: Any) -> Evaluation:
         """Return the window over this run's partitions."""
         ordered = self.options.ordered and sink != "count"
-        self.sizer: Sizer = sizer_for(self.options.partition_size, program.get("limit"))
+        self.sizer: Sizer = sizer_for(self.options.partition_size, program.get("limit"), lasting=keep)
+        self.lasting = keep
         return Evaluation(
             self.engine,
             Program(self.plan.steps, sink=sink, **program),
@@ -73,7 +76,8 @@ class Run:
 
         origin = self.plan.origin
         if isinstance(origin, Source):
-            return StreamFeed(origin.open(), self.sizer, self.engine.pack)
+            pack = functools.partial(self.engine.pack, lasting=self.lasting)
+            return StreamFeed(origin.open(), self.sizer, pack)
         if isinstance(origin, BagPartitions):
             if origin.share_tasks:
                 origin = bag_partitions(self.engine.persist(origin.bag))
@@ -93,7 +97,7 @@ class Results(itertools.chain[Any]):
     @classmethod
     def of(cls, parts: Generator[list[Any], None, None]) -> Results:
         """Chain the parts, each of which is asked for when those before it are taken."""
-        results: Results = cls.from_iterable(parts)  # type: ignore[assignment]
+        results: Results = cls.from_iterable(_OneAtATime(parts))  # type: ignore[assignment]
         results._parts = parts
         return results
 
@@ -101,6 +105,24 @@ class Results(itertools.chain[Any]):
         """End the evaluation: no more results come."""
         self._parts.close()
         deque(self, maxlen=0)  # what is left of the part that was begun
+
+
+class _OneAtATime:
+    """An iterator that several threads may share: chain ends for good when its source raises.
+
+    A generator that one thread is in raises in another.
+    """
+
+    def __init__(self, parts: Generator[list[Any], None, None]) -> None:
+        self._parts = parts
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> _OneAtATime:
+        return self
+
+    def __next__(self) -> list[Any]:
+        with self._lock:
+            return next(self._parts)
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> Results:

@@ -241,7 +241,8 @@ class Evaluation:
         slot = self._rests[0]
         assert slot.rest is not None
         group: list[Job] = []
-        while len(slot.rest) and len(group) < self._sizer.refill(threads):
+        most = max(1, self._sizer.refill(threads))
+        while len(slot.rest) and len(group) < most:
             job = self._feed.job_of(slot.rest, threads)
             if job is not None:
                 self._slots.insert(self._slots.index(slot), self._slot(job))

@@ -21,6 +21,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+with contextlib.suppress(ImportError):  # not on Windows, where nobody gets as far as to need it
+    import fcntl
+
 PAGE = 4096
 HEADER = PAGE  # the token, and nothing else, stands in the first page
 TOKEN_BYTES = 16
@@ -32,6 +35,7 @@ IDLE_BYTES = 192 * 2**20  # that an engine keeps for the next evaluation, and ea
 # but in a virtual machine that gives free memory back to its host they took 2.5 ms a MB, not 0.9.
 ARENA_BUFFER = 512 * 1024
 ARENA_LEAST = 2**21
+ALIGNMENT = 64  # of buffers within an arena: what numpy, numba and vector instructions ask for at most
 IDLE_ARENAS = 64 * 2**20  # that each process keeps for what comes next
 
 
@@ -101,7 +105,22 @@ class Span(NamedTuple):
 
 
 def write(address: Address, offset: int, parts: Sequence[Any]) -> Span:
-    """Copy `parts` into a segment; OSError where it is gone, or cannot grow."""
+    """Copy `parts` into another process's segment; OSError where it is gone, or cannot grow.
+
+    The lock keeps the owner from using the segment for something else meanwhile: a task may run
+    twice, when a worker dies, and the second end long after the first.
+    """
+    descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.pread(descriptor, TOKEN_BYTES, 0) != address.token:
+            raise OSError(GONE)
+        return _write(address, offset, parts)
+    finally:
+        os.close(descriptor)
+
+
+def _write(address: Address, offset: int, parts: Sequence[Any]) -> Span:
     span = Span(address, offset, tuple(map(len, parts)))
     view = address.map(span.end)
     for part in parts:
@@ -112,7 +131,7 @@ def write(address: Address, offset: int, parts: Sequence[Any]) -> Span:
 
 def _allocate(sizes: Sequence[int]) -> list[Any]:
     """Return a private, writable buffer of each size."""
-    large = sum(size for size in sizes if size >= ARENA_BUFFER)
+    large = sum(_aligned(size) for size in sizes if size >= ARENA_BUFFER)
     if large < ARENA_LEAST:
         return [bytearray(size) for size in sizes]
     view = _arena(large)
@@ -120,10 +139,14 @@ def _allocate(sizes: Sequence[int]) -> list[Any]:
     for size in sizes:
         if size >= ARENA_BUFFER:
             buffers.append(view[:size])
-            view = view[size:]
+            view = view[_aligned(size) :]
         else:
             buffers.append(bytearray(size))
     return buffers
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _arena(size: int) -> memoryview:
@@ -164,9 +187,11 @@ class Segment:
         self.renew()
 
     def renew(self) -> None:
-        """Make all addresses given so far invalid."""
+        """Make all addresses given so far invalid; OSError while somebody writes to one of them."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.address = Address(os.getpid(), self._descriptor, os.urandom(TOKEN_BYTES))
         os.pwrite(self._descriptor, self.address.token, 0)
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     @property
     def nbytes(self) -> int:
@@ -175,7 +200,7 @@ class Segment:
 
     def write(self, parts: Sequence[Any]) -> Span:
         """Copy `parts` in, behind the header."""
-        return write(self.address, HEADER, parts)
+        return _write(self.address, HEADER, parts)
 
     def give_back(self) -> None:
         """Let another partition use it: nobody reads or writes it any more."""
@@ -188,28 +213,43 @@ class Segments:
     def __init__(self) -> None:
         self._idle: list[Segment] = []
         self._lock = threading.Lock()
+        self._closed = False
         self._pid = os.getpid()
 
     def take(self) -> Segment:
         """Return a segment that nobody uses; OSError where this system gives none."""
         if self._pid != os.getpid():
             raise OSError("it belongs to the process that this one was forked from")
-        with self._lock:
-            segment = self._idle.pop() if self._idle else None
-        if segment is None:
-            if not hasattr(os, "memfd_create"):
-                raise OSError("this system has no memory files")
-            return Segment(self)
-        segment.renew()
-        return segment
+        while True:
+            with self._lock:
+                segment = self._idle.pop() if self._idle else None
+            if segment is None:
+                return Segment(self)
+            with contextlib.suppress(BlockingIOError):
+                segment.renew()
+                return segment
 
     def take_back(self, segment: Segment) -> None:
         """Keep a segment for the next partition, unless that would be too much memory."""
         with self._lock:
-            if sum(idle.nbytes for idle in self._idle) + segment.nbytes <= IDLE_BYTES:
+            room = IDLE_BYTES - sum(idle.nbytes for idle in self._idle)
+            if segment.nbytes <= room and not self._closed:
                 self._idle.append(segment)
 
     def close(self) -> None:
-        """Free the segments that nobody uses."""
+        """Free the segments that nobody uses, and those that come back from now on."""
         with self._lock:
+            self._closed = True
             self._idle.clear()
+
+
+def _forget() -> None:
+    """In a fork: start anew, since another thread may have held the lock."""
+    global _mapping_lock
+    _mapping_lock = threading.Lock()
+    _mappings.clear()
+    _arenas.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

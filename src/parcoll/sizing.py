@@ -96,12 +96,16 @@ class Adaptive:
     that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
 
     `limit` is how many results are wanted: where few are, the first partitions stay small too.
+    `lasting` partitions are never cut short: dask runs them again when their results are lost, and then
+    they must take the same elements. So they start small, from one element on.
     """
 
     exact = False
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._start = START if limit is None else min(START, max(64, limit))
+    def __init__(self, limit: int | None = None, lasting: bool = False) -> None:
+        start = START if limit is None else min(START, max(64, limit))
+        self._start = 1 if lasting else start
+        self._lasting = lasting
         self._begun = False  # the first partition is under way
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # an element takes
@@ -119,8 +123,8 @@ class Adaptive:
         if remaining is not None:
             least = int(LAST_SECONDS / self._seconds.value)
             size = min(size, max(-(-2 * remaining // (3 * threads)), least))
-            if remaining - size < least // 2:
-                size = remaining
+            if remaining - size < least // 2 and remaining <= self._wanted(threads):
+                size = remaining  # not a last partition of next to nothing
         return max(size, 1)
 
     def _wanted(self, threads: int) -> int:
@@ -136,6 +140,8 @@ class Adaptive:
 
     def budget(self) -> float | None:
         """Return little at the start, and then more than any partition should need."""
+        if self._lasting:
+            return None
         return BUDGET_SECONDS if self._largest else START_SECONDS
 
     def window(self, threads: int) -> int:
@@ -145,7 +151,7 @@ class Adaptive:
 
     def refill(self, threads: int) -> int:
         """Return a third of it: the messages for four partitions cost little more than for one."""
-        return self.window(threads) // 3
+        return max(1, self.window(threads) // 3)
 
     def _full_window(self, threads: int) -> int:
         return 4 * threads + 4
@@ -179,6 +185,6 @@ class _Estimate:
             self.value = (self.value + value) / 2
 
 
-def sizer_for(partition_size: int | str, limit: int | None = None) -> Sizer:
+def sizer_for(partition_size: int | str, limit: int | None = None, lasting: bool = False) -> Sizer:
     """Return the sizer for a checked `partition_size` argument."""
-    return Adaptive(limit) if isinstance(partition_size, str) else Fixed(partition_size)
+    return Adaptive(limit, lasting) if isinstance(partition_size, str) else Fixed(partition_size)

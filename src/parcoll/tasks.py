@@ -120,11 +120,10 @@ def _run(
     try:
         elements = _elements(given)
     except OSError as error:
-        if not isinstance(given, Shared):
+        if not isinstance(given, Shared) or keep:
             raise
         # Not the elements' fault: they are sent once more, in the message itself.
-        outcome = Outcome(complete=False, unshared=str(error))
-        return Kept(outcome, None) if keep else outcome
+        return Outcome(complete=False, unshared=str(error))
     except BaseException as error:
         where = f"the worker could not load the partition at {place.element(0)}"
         outcome = _broken(where, error)

@@ -66,8 +66,11 @@ class Engine(Protocol):
     def open(self, program: Program, label: str, keep: bool) -> Session:
         """Start an evaluation; with `keep` results stay where they were made, as `Job.handle`."""
 
-    def pack(self, value: Any) -> Payload:
-        """Make `value` ready to travel to where this engine runs tasks."""
+    def pack(self, value: Any, lasting: bool = False) -> Payload:
+        """Make `value` ready to travel to where this engine runs tasks.
+
+        `lasting` where the task may run again after its job is done, to make its result anew.
+        """
 
     def threads(self) -> int:
         """Return how many tasks run at the same time."""

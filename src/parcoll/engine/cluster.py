@@ -11,7 +11,7 @@ from parcoll.engine.lean import lean_imports
 from parcoll.engine.local import Host
 from parcoll.engine.sharing import Sharing
 from parcoll.errors import ClusterLostError
-from parcoll.pickling import Payload
+from parcoll.pickling import Packed, Payload
 from parcoll.program import Program
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class LocalEngine:
         """Start an evaluation, when the cluster is ready."""
         return self._connected().open(program, label, keep)
 
-    def pack(self, value: Any) -> Payload:
-        """Pickle the value, into shared memory where it is large."""
-        return self._sharing.pack(value)
+    def pack(self, value: Any, lasting: bool = False) -> Payload:
+        """Pickle the value, into shared memory where it is large and needed once."""
+        return Packed.pack(value) if lasting else self._sharing.pack(value)
 
     def threads(self) -> int:
         """Return how many threads the workers have."""

@@ -61,12 +61,17 @@ class DistributedEngine:
         return DistributedSession(self, _pack_program(program), label, keep)
 
     def _on_report(self, event: tuple[float, tuple[str, bytes | None]]) -> None:
-        key, outcome = event[1]
+        key, pickled = event[1]
         session = self.waiting.pop(key, None)
-        if session is not None:  # none for a task that ran again after its report
-            session.reported(key, pickle.loads(outcome) if outcome is not None else None)
+        if session is None:
+            return  # the task ran again after its report
+        outcome = None
+        if pickled is not None:
+            with contextlib.suppress(Exception):  # dask would only log it; the session asks instead
+                outcome = pickle.loads(pickled)
+        session.reported(key, outcome)
 
-    def pack(self, value: Any) -> Payload:
+    def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value."""
         return Packed.pack(value)
 

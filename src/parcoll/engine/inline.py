@@ -20,7 +20,7 @@ class InlineEngine:
         """Start an evaluation."""
         return InlineSession(in_process(program), keep)
 
-    def pack(self, value: Any) -> Payload:
+    def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Hold the value: nothing travels."""
         return Plain(value)
 

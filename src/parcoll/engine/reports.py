@@ -7,6 +7,7 @@ done, and dask's events carry it to the client that submitted the task.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from typing import Any
 
@@ -31,8 +32,13 @@ class Reports(WorkerPlugin):
         if not reports or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = reports.pop(key, ("", None))
-        if outcome is not None and finish == "memory":
-            self._worker.log_event(topic, (key, pickle.dumps(outcome) if _is_small(outcome) else None))
+        if outcome is None or finish != "memory":
+            return
+        pickled = None  # the client asks then
+        if _is_small(outcome):
+            with contextlib.suppress(Exception):  # dask would only log it, and the client would wait
+                pickled = pickle.dumps(outcome)
+        self._worker.log_event(topic, (key, pickled))
 
 
 def _is_small(outcome: Outcome) -> bool:

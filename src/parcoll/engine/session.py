@@ -8,6 +8,7 @@ import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from parcoll.engine.nesting import enter_task, leave_task
 from parcoll.errors import WorkerLostError
 from parcoll.failure import Failure
 from parcoll.outcome import Outcome
-from parcoll.pickling import Packed, Shared
+from parcoll.pickling import SHARED_BYTES, Packed, Shared
 from parcoll.program import SharedProgram
 from parcoll.tasks import Ticket, join_kept, report, run_partition
 from parcoll.text import key_words
@@ -59,6 +60,9 @@ class DistributedSession:
         self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
         self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
         self._reported: list[Any] = []  # futures whose outcome was sent, to be released
+        self._large_results = False  # seen so far
+        self._looked = time.monotonic()
+        self._finished: set[Any] = set()  # futures that were done at the last look, without a report
         self._fetching: set[asyncio.Task[None]] = set()
         self._collector = None if engine.topic is not None else Collector(self._client.loop, self)
         large = packed.nbytes > EMBEDDED_BYTES
@@ -88,11 +92,11 @@ class DistributedSession:
             outcome_keys.append(key)
             # Without a priority each, a group of tasks runs last first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
-            if reporting:
-                self._engine.waiting[key] = self
         nbytes = sum(job.message_bytes for job in jobs)
         # Whoever reads a report looks for its future, which is here a moment later.
         with self._adding:
+            if reporting:
+                self._engine.waiting.update(dict.fromkeys(outcome_keys, self))
             futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
             kept = (futures if reporting else futures[len(jobs) :]) if self._keep else []
             for job, handle in zip(jobs, kept, strict=False):
@@ -119,16 +123,30 @@ class DistributedSession:
     def _fetch(self, futures: list[Any]) -> None:
         task = asyncio.ensure_future(self.deliver(futures))
         self._fetching.add(task)
-        task.add_done_callback(self._fetching.discard)
+        task.add_done_callback(self._fetched)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._results.put(error)
 
     def _look_for_lost(self) -> None:
-        """Fetch what became of tasks that ended without a report: dask gave them up."""
+        """Fetch what became of tasks that ended without a report: dask gave them up.
+
+        A report comes before dask's word that the task is done, so one that is missing at two looks
+        will not come.
+        """
+        now = time.monotonic()
+        if now - self._looked < LIVENESS_SECONDS:
+            return
+        self._looked = now
         with self._adding:
-            ended = [
-                future for future in self._by_key.values() if future.status not in ("pending", "finished")
-            ]
+            done = {future for future in self._by_key.values() if future.status != "pending"}
+            ended = [future for future in done if future.status != "finished" or future in self._finished]
+            self._finished = done.difference(ended)
             for future in ended:
                 del self._by_key[future.key]
+                self._engine.waiting.pop(future.key, None)
         if ended:
             self._client.loop.add_callback(self._fetch, ended)
 
@@ -156,7 +174,7 @@ class DistributedSession:
             parts = [None if part is None else self._engine.resolve(part) for part in job.parts]
             return Task(key, join_kept, self._program, ticket, *parts)
         lend = engine.sharing is not None and not self._keep
-        space = engine.sharing.lend(job) if engine.sharing is not None and lend else None
+        space = engine.sharing.lend(job, self._large_results) if engine.sharing is not None and lend else None
         elements: Any = job.elements
         if job.graph is not None:
             tasks, last = job.graph
@@ -171,6 +189,7 @@ class DistributedSession:
         """Return what has been gathered; Ctrl-C interrupts the wait."""
         found: list[tuple[Job, Outcome]] = []
         while True:
+            self._look_for_lost()
             try:
                 item = self._results.get(block and not found, LIVENESS_SECONDS)
             except queue.Empty:
@@ -178,13 +197,13 @@ class DistributedSession:
                     return found
                 if not self._engine.connected:
                     raise self._engine.lost() from None
-                self._look_for_lost()
                 continue
             if isinstance(item, BaseException):
                 raise item
             found.append(self._received(*item))
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        self._large_results = self._large_results or outcome.nbytes >= SHARED_BYTES
         if isinstance(outcome.results, Shared):
             outcome.results = outcome.results.fetch()
         if outcome.unshared is not None and self._engine.sharing is not None:

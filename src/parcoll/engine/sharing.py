@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 from parcoll.engine.base import Job
@@ -30,13 +31,18 @@ class Sharing:
                 self.stop(str(error))
         return Packed.copy_of(*parts)
 
-    def lend(self, job: Job) -> Space | None:
-        """Return where a task may put its results: behind its elements, or in a segment of its own."""
+    def lend(self, job: Job, large_results: bool) -> Space | None:
+        """Return where a task may put its results: behind its elements, or in a segment of its own.
+
+        The latter only where large results are to be expected, since each takes a descriptor.
+        """
         if not self._try():
             return None
         if isinstance(job.elements, Shared):
             job.segment = job.elements.segment
             return Space(job.elements.span.address, job.elements.span.end)
+        if not large_results:
+            return None
         try:
             job.segment = self._segments.take()
         except OSError as error:
@@ -61,7 +67,9 @@ class Sharing:
     def _try(self) -> bool:
         """Tell whether a segment can be opened by its address, as a worker will do."""
         if self._works is None:
-            self._works = True
+            self._works = hasattr(os, "memfd_create")  # not on macOS, which is nothing to warn of
+            if not self._works:
+                return False
             try:
                 segment = self._segments.take()
                 segment.address.map(HEADER)

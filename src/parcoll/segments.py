@@ -54,7 +54,7 @@ class Address(NamedTuple):
             if mapping is None or len(mapping) < size or mapping[:TOKEN_BYTES] != self.token:
                 mapping = self._open(size)
             _mappings[key] = mapping
-            while len(_mappings) > 1 and sum(map(len, _mappings.values())) > IDLE_BYTES:
+            while len(_mappings) > 1 and sum(map(len, list(_mappings.values()))) > IDLE_BYTES:
                 _mappings.popitem(last=False)  # unmapped when nobody copies from it any more
         return memoryview(mapping)
 
@@ -183,7 +183,7 @@ class Segment:
     def __init__(self, pool: Segments) -> None:
         self._pool = pool
         self._descriptor = os.memfd_create("parcoll", os.MFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, _close, os.getpid(), self._descriptor)
         self.renew()
 
     def renew(self) -> None:
@@ -205,6 +205,12 @@ class Segment:
     def give_back(self) -> None:
         """Let another partition use it: nobody reads or writes it any more."""
         self._pool.take_back(self)
+
+
+def _close(pid: int, descriptor: int) -> None:
+    # Takes no lock: the collector may call it anywhere.
+    os.close(descriptor)
+    _mappings.pop((pid, descriptor), None)
 
 
 class Segments:

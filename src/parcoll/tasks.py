@@ -181,9 +181,9 @@ def _drive(
             break
         if budget is not None:
             now = time.perf_counter()
-            spent = now - started
-            # A small rest is finished: handing it back costs as much as 10 ms of work.
-            if spent > budget and spent * (total - position) > budget * position:
+            # What is left is finished where it should take no longer, at the pace of the last chunk:
+            # to hand it back costs as much as 10 ms of work.
+            if now - started > budget and (now - clock) * (total - position) > budget * chain.drawn:
                 break
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now

@@ -25,14 +25,11 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from parcoll.engine.certificate import Credentials
 from parcoll.engine.lean import lean_imports
 from parcoll.engine.roles import NOT_STARTED, Options, run_scheduler, run_worker, worker_directory
-
-if TYPE_CHECKING:
-    pass
 
 # Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
 # here, instead of in each of them.

@@ -11,7 +11,7 @@ from typing import Any
 
 from parcoll.codec import by_reference, by_value, dumps, loads, prefers_value
 from parcoll.errors import SerializationError
-from parcoll.segments import Address, Segment, Span, write
+from parcoll.segments import Address, Segment, Span, WrittenError, write
 from parcoll.text import describe
 
 # Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
@@ -171,6 +171,8 @@ class Space:
         if sum(map(len, parts)) >= SHARED_BYTES:
             try:
                 return Shared(write(self.address, self.offset, parts))
+            except WrittenError:
+                pass  # nobody waits for these
             except OSError as error:
                 self.failure = str(error)
         return Packed.copy_of(*parts)

@@ -25,8 +25,9 @@ with contextlib.suppress(ImportError):  # not on Windows, where nobody gets as f
     import fcntl
 
 PAGE = 4096
-HEADER = PAGE  # the token, and nothing else, stands in the first page
+HEADER = PAGE  # the first page has the token, and whether a task has put its results behind it
 TOKEN_BYTES = 16
+NOT_WRITTEN, WRITTEN = b"\0", b"\1"
 GRAIN = 2**20  # segments grow by that many bytes
 IDLE_BYTES = 192 * 2**20  # that an engine keeps for the next evaluation, and each process mapped
 
@@ -37,6 +38,10 @@ ARENA_BUFFER = 512 * 1024
 ARENA_LEAST = 2**21
 ALIGNMENT = 64  # of buffers within an arena: what numpy, numba and vector instructions ask for at most
 IDLE_ARENAS = 64 * 2**20  # that each process keeps for what comes next
+
+
+class WrittenError(OSError):
+    """A segment has the results of its task already."""
 
 
 class Address(NamedTuple):
@@ -107,15 +112,20 @@ class Span(NamedTuple):
 def write(address: Address, offset: int, parts: Sequence[Any]) -> Span:
     """Copy `parts` into another process's segment; OSError where it is gone, or cannot grow.
 
-    The lock keeps the owner from using the segment for something else meanwhile: a task may run
-    twice, when a worker dies, and the second end long after the first.
+    A task may run twice, when a worker dies, and the second end long after the first. Only the first
+    to end writes, since its outcome may be on its way to the owner: the next gets WrittenError. The
+    lock keeps the owner from using the segment for something else meanwhile.
     """
     descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.pread(descriptor, TOKEN_BYTES, 0) != address.token:
             raise OSError(GONE)
-        return _write(address, offset, parts)
+        if os.pread(descriptor, 1, TOKEN_BYTES) == WRITTEN:
+            raise WrittenError("another run of this task has put its results here")
+        span = _write(address, offset, parts)
+        os.pwrite(descriptor, WRITTEN, TOKEN_BYTES)
+        return span
     finally:
         os.close(descriptor)
 
@@ -190,7 +200,7 @@ class Segment:
         """Make all addresses given so far invalid; OSError while somebody writes to one of them."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.address = Address(os.getpid(), self._descriptor, os.urandom(TOKEN_BYTES))
-        os.pwrite(self._descriptor, self.address.token, 0)
+        os.pwrite(self._descriptor, self.address.token + NOT_WRITTEN, 0)
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import itertools
 import os
@@ -118,6 +119,35 @@ def test_a_segment_that_is_used_anew_while_it_is_read_is_refused(monkeypatch: py
     monkeypatch.setattr(segments, "_allocate", meanwhile)
     with pytest.raises(OSError):
         span.read()
+
+
+def test_a_segment_that_a_late_worker_writes_to_is_not_lent() -> None:
+    """A task ran twice: its second run writes when the first one's results are here already."""
+    pool = Segments()
+    segment = pool.take()
+    address = segment.address
+    segment.give_back()
+    writing = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR)
+    fcntl.flock(writing, fcntl.LOCK_SH)
+    try:
+        other = pool.take()
+        assert other is not segment
+        assert other.write([b"right"]).read() == [b"right"]
+    finally:
+        os.close(writing)
+
+
+def test_a_segment_with_the_descriptor_of_an_earlier_one_is_another() -> None:
+    """A worker may have mapped the one that its owner has closed since."""
+    first = Segments().take()
+    first.write([b"first"])
+    (key,) = [key for key in segments._mappings if key[1] == first.address.descriptor]
+    mapping = segments._mappings[key]
+    del first
+    second = Segments().take()
+    assert (second.address.pid, second.address.descriptor) == key
+    segments._mappings[key] = mapping
+    assert second.write([b"second"]).read() == [b"second"]
 
 
 def test_what_is_kept_of_an_array_keeps_its_memory() -> None:

@@ -1,6 +1,6 @@
 """How much memory does a stream hold, however long it is?
 
-20,000,000 elements from a generator through `map` and `filter`, consumed one by one; and 20 GB of
+20,000,000 elements from a generator through `map` and `filter`, consumed one by one; and gigabytes of
 arrays of 1 MiB from a generator through `map`.
 """
 

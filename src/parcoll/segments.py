@@ -28,6 +28,7 @@ PAGE = 4096
 HEADER = PAGE  # the first page has the token, and whether a task has put its results behind it
 TOKEN_BYTES = 16
 NOT_WRITTEN, WRITTEN = b"\0", b"\1"
+GONE = "the shared memory of this partition is used for another one by now"
 GRAIN = 2**20  # segments grow by that many bytes
 IDLE_BYTES = 192 * 2**20  # that an engine keeps for the next evaluation, and each process mapped
 
@@ -76,8 +77,6 @@ class Address(NamedTuple):
         finally:
             os.close(descriptor)
 
-
-GONE = "the shared memory of this partition is used for another one by now"
 
 # The segments that this process has mapped, the one used last at the end.
 _mappings: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from parcoll.outcome import Outcome
 
-TARGET_SECONDS = 0.5  # a task costs the processes around it about 8 ms of a core: 1.6 % of this
+TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core: 2 % of this
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
 WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
 LEAST_BYTES = 2 * 2**20
@@ -146,7 +146,7 @@ class Adaptive:
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: those ahead delay the first of the next size."""
-        growing = self._largest * GROWTH < min(self._wanted(threads), MAX_ELEMENTS)
+        growing = self._largest * GROWTH < self._wanted(threads)
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:

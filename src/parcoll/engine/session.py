@@ -171,17 +171,17 @@ class DistributedSession:
         engine = self._engine
         ticket = Ticket(engine.topic, key) if engine.topic is not None else None
         if job.kind == "join":
-            parts = [None if part is None else self._engine.resolve(part) for part in job.parts]
+            parts = [None if part is None else engine.resolve(part) for part in job.parts]
             return Task(key, join_kept, self._program, ticket, *parts)
-        lend = engine.sharing is not None and not self._keep
-        space = engine.sharing.lend(job, self._large_results) if engine.sharing is not None and lend else None
+        sharing = None if self._keep else engine.sharing
+        space = sharing.lend(job, self._large_results) if sharing is not None else None
         elements: Any = job.elements
         if job.graph is not None:
             tasks, last = job.graph
             graph.update(tasks)
             elements = TaskRef(last)
         elif job.reference is not None:
-            elements = self._engine.resolve(job.reference)
+            elements = engine.resolve(job.reference)
         settings = (self._keep, elements, job.budget, space, ticket)
         return Task(key, run_partition, self._program, job.place, *settings)
 

@@ -20,6 +20,7 @@ import memory
 import overhead
 import report
 import scaling
+import scheduler_load
 import startup
 from children import RUN, ChildError, kill, marked
 from measuring import Bench, WrongAnswer, tell
@@ -32,6 +33,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "memory": memory,
     "latency": latency,
     "scaling": scaling,
+    "scheduler": scheduler_load,
 }
 Results = dict[str, dict[str, Any]]  # by question and row
 

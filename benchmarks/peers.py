@@ -10,6 +10,10 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -156,6 +160,37 @@ class Parcoll(Peer):
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
+
+
+class Remote(Parcoll):
+    """parcoll on a dask scheduler and workers that were started by hand, one for each core."""
+
+    name = "remote parcoll"
+
+    def __init__(self) -> None:
+        from parcoll import connect, parallel
+
+        self.parallel = parallel
+        self.folder = tempfile.TemporaryDirectory(prefix="benchmark-")
+        file = os.path.join(self.folder.name, "scheduler.json")
+        common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file]
+        workers = ["--nthreads", "1", "--nworkers", str(CORES), "--local-directory", self.folder.name]
+        commands = [["scheduler", "--port", "0", *common], ["worker", *workers, *common]]
+        self.processes = [
+            subprocess.Popen([sys.executable, "-m", "dask", *command], stderr=subprocess.DEVNULL)
+            for command in commands
+        ]
+        while not os.path.exists(file) or not os.path.getsize(file):
+            time.sleep(0.05)
+        self.connection = connect(file)
+        self.connection.engine.client.wait_for_workers(CORES)
+
+    def close(self) -> None:
+        super().close()
+        for process in reversed(self.processes):
+            process.terminate()
+            process.wait()
+        self.folder.cleanup()
 
 
 class Pool(Peer):
@@ -354,7 +389,7 @@ class DaskBag(Peer):
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
-    for peer in (Serial, Bare, Parcoll, Pool, Executor, Loky, Joblib, Mpire, Ray, Pseq, DaskBag)
+    for peer in (Serial, Bare, Parcoll, Remote, Pool, Executor, Loky, Joblib, Mpire, Ray, Pseq, DaskBag)
 }
 
 

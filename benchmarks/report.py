@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-NOT_RIVALS = ("parcoll", "serial", "bare processes")
+NOT_RIVALS = ("parcoll", "remote parcoll", "serial", "bare processes")
 SUMMARIES: tuple[Callable[[Sequence[float]], float], ...] = (min, statistics.median)
 
 
@@ -37,6 +37,9 @@ def contest(rows: Sequence[Row]) -> str:
     lines.append(["the best peer", *[names_of_best(row) for row in rows]])
     lines.append(["parcoll / bare processes", *[against(row, "bare processes") for row in rows]])
     lines.append(["serial / parcoll", *[against(row, "parcoll", "serial") for row in rows]])
+    remote = [against(row, "remote parcoll") for row in rows]
+    if any(remote):
+        lines.append(["parcoll / remote parcoll", *remote])
     return table(["seconds: minimum / median", *[row["title"] for row in rows]], lines)
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from parcoll import connect, parallel
+from parcoll import connect, parallel, progress
 
 WORD = re.compile(r"[^\W\d_]+")
 
@@ -37,10 +37,12 @@ def main():
     paths = find_files(options.folder, options.pattern)
     started = time.perf_counter()
 
+    progress()  # a bar, where somebody watches
     # None is a cluster on this machine; an address is a dask scheduler anywhere.
     with connect(os.environ.get("DASK_SCHEDULER_ADDRESS")) as cluster:
         print(f"dashboard: {cluster.dashboard_link}", flush=True)
-        counts = parallel(paths).map(count_words).fold(add_counts, Counter())
+        words = parallel(paths, name="count words").map(count_words)
+        counts = words.fold(add_counts, Counter())
 
     elapsed = time.perf_counter() - started
     for word, times in counts.most_common(options.top):

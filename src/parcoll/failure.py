@@ -49,6 +49,12 @@ class Failure:
         _add_note(error, self.note)
         return error
 
+    def original(self) -> BaseException:
+        """Return the same for who does not raise it: a `StopIteration` is one."""
+        error = _decode(self.exception)
+        _add_note(error, self.note)
+        return error
+
 
 @dataclass
 class EncodedException:
@@ -84,8 +90,8 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         bases=[p for base in kind.__mro__[1:] if (p := _pickled(base)) is not None],
         name=kind.__qualname__,
         module=kind.__module__,
-        args=[_part(value) for value in error.args],
-        attributes={name: _part(value) for name, value in attributes.items()},
+        args=[encoded_part(value) for value in error.args],
+        attributes={name: encoded_part(value) for name, value in attributes.items()},
         members=[_encode(member, depth=depth + 1) for member in _members(error)],
         notes=_notes(error),
         frames=_frames(frames),
@@ -134,20 +140,20 @@ def _whole(encoded: EncodedException) -> BaseException | None:
         return None
     for name, part in encoded.attributes.items():
         if getattr(error, name, None) is None:
-            _set(error, name, _load_part(part))
+            _set(error, name, decoded_part(part))
     return error
 
 
 def _from_parts(encoded: EncodedException) -> BaseException:
     kind = _load_kind(encoded)
-    args = [_load_part(part) for part in encoded.args]
+    args = [decoded_part(part) for part in encoded.args]
     try:
         error = kind.__new__(kind, *args)  # not __init__: its signature may be another
     except Exception:
         error = type(encoded.name, (Exception,), {"__module__": encoded.module})()
     _set(error, "args", tuple(args))
     for name, part in encoded.attributes.items():
-        _set(error, name, _load_part(part))
+        _set(error, name, decoded_part(part))
     return error
 
 
@@ -156,7 +162,7 @@ def _group(encoded: EncodedException) -> BaseException | None:
     if not encoded.members:
         return None
     members = [_decode(member) for member in encoded.members]
-    message = str(_load_part(encoded.args[0])) if encoded.args else ""
+    message = str(decoded_part(encoded.args[0])) if encoded.args else ""
     for kind in (_load_kind(encoded), ExceptionGroup, BaseExceptionGroup):
         try:
             group: BaseException = kind(message, members)
@@ -243,7 +249,8 @@ def _shown(args: tuple[Any, ...]) -> str:
     return " ".join(short_repr(value) if type(value) in PLAIN else type(value).__name__ for value in args)
 
 
-def _part(value: Any) -> tuple[bool, bytes | str]:
+def encoded_part(value: Any) -> tuple[bool, bytes | str]:
+    """Return whether it is a pickle, and the pickle, or the `repr` of what cannot be pickled."""
     try:
         pickled = dumps(value)
         loads(pickled)
@@ -252,7 +259,8 @@ def _part(value: Any) -> tuple[bool, bytes | str]:
     return True, pickled
 
 
-def _load_part(part: tuple[bool, bytes | str]) -> Any:
+def decoded_part(part: tuple[bool, bytes | str]) -> Any:
+    """Return what was encoded, or a text about it."""
     is_pickle, content = part
     if not is_pickle:
         return content

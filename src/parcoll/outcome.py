@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from parcoll.failed import FailedElement
 from parcoll.failure import Failure
 from parcoll.pickling import Payload
 
@@ -16,12 +17,19 @@ class Outcome:
     complete: bool = True  # false where a rest was left
     produced: int = 0  # elements that left the last step
     flows: list[tuple[int, int]] = field(default_factory=list)  # (in, out) of each step
-    failed_step: int | None = None  # the step whose function raised; len(flows) for the fold
+    failed_step: int | None = None  # the step that ended the evaluation; len(flows) for the fold
+    # (failed, replaced, retries) of each step; the element that ended the evaluation has failed too.
+    faults: list[tuple[int, int, int]] = field(default_factory=list)
+    failed_elements: bytes = b""  # packed; of those that the evaluation goes on without, the first
+    raised: FailedElement | None = None  # the element whose failure `failure` is
     seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed
     results: Payload | None = None
     failure: Failure | None = None
     unshared: str | None = None  # why shared memory could not be used, where it could not
+    deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
+    timeouts: int = 0  # calls that were stopped
     lost: bool = False  # no worker could finish the task, so that there is no result, not even a part
 
 
@@ -34,4 +42,5 @@ class Kept:
     folded: int = 0  # elements that a fold has taken
 
     def __sizeof__(self) -> int:
-        return 512 + (self.content.nbytes if self.content is not None else 0)
+        held = self.content.nbytes if self.content is not None else 0
+        return 512 + held + len(self.outcome.failed_elements)

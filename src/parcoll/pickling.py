@@ -118,6 +118,27 @@ class Plain:
         return 0
 
 
+class Several:
+    """The same face for a list that was packed in pieces."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[Packed]) -> None:
+        self.parts = parts
+
+    def load(self, refresh_classes: bool = False) -> list[Any]:
+        """Return the list."""
+        return [element for part in self.parts for element in part.load(refresh_classes)]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes travel."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Several, (self.parts,)
+
+
 class Shared:
     """The same face as `Packed` for an object whose bytes lie in memory that this machine shares."""
 
@@ -181,7 +202,7 @@ class Space:
         return Space, (self.address, self.offset)
 
 
-Payload = Packed | Plain | Shared
+Payload = Packed | Plain | Several | Shared
 
 
 def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:

@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+from parcoll.naming import function_title, function_words
+from parcoll.policy import PLAIN, Policy
 from parcoll.text import function_name
 
 _numbers = itertools.count()
@@ -25,8 +27,9 @@ class Step:
     counts: ClassVar[bool] = True
     nests: ClassVar[bool] = False
 
-    def __init__(self, func: Callable[..., Any] | None) -> None:
+    def __init__(self, func: Callable[..., Any] | None, policy: Policy = PLAIN) -> None:
         self.func = func
+        self.policy = policy
 
     def __call__(self, partition: Iterable[Any]) -> list[Any]:
         """Apply this step alone to a partition: how dask's own engines run the bag."""
@@ -35,9 +38,24 @@ class Step:
         return Chain([self]).run_all(partition)
 
     @property
+    def timed_line(self) -> str:
+        """The line for the loop that times each step."""
+        return self.line
+
+    @property
     def label(self) -> str:
         """The step as a user wrote it: ``map(parse)``."""
         return f"{self.kind}({function_name(self.func)})"
+
+    @property
+    def title(self) -> str:
+        """The same, for tables: a lambda in full, as far as it is found and short."""
+        return f"{self.kind}({function_title(self.func)})"
+
+    @property
+    def words(self) -> str:
+        """The step for the key of a task: ``map-parse``, and of a lambda what it does."""
+        return f"{self.kind}-{function_words(self.func)}"
 
     def __repr__(self) -> str:
         return self.label
@@ -63,6 +81,11 @@ class Filter(Step):
     @property
     def line(self) -> str:  # type: ignore[override]
         return "if not {x}: continue" if self.func is None else "if not {func}({x}): continue"
+
+    @property
+    def timed_line(self) -> str:
+        """The verdict alone: the clock is read before an element is dropped."""
+        return "{new} = not {x}" if self.func is None else "{new} = not {func}({x})"
 
 
 class FlatMap(Step):

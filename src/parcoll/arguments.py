@@ -1,0 +1,147 @@
+"""Checks what users passed: returns it as it is meant, or says what is allowed and what came."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from types import UnionType
+from typing import Any, get_args
+
+from parcoll.policy import PLAIN, Policy
+from parcoll.text import describe, short_repr
+
+MOST_SECONDS = 1e9  # 32 years: what is longer is no timeout, and may be too long for a clock
+
+
+def function(func: Any, method: str) -> Any:
+    """Return a function that a method was given."""
+    if not callable(func):
+        raise TypeError(f"{method}() needs a function, got {describe(func)}")
+    return func
+
+
+def partition_size(given: Any) -> int | str:
+    """Return a `partition_size`."""
+    if given == "auto" and isinstance(given, str):
+        return "auto"
+    return whole_number(given, 'partition_size must be "auto" or a whole number')
+
+
+def whole_number(given: Any, wanted: str, least: int = 1) -> int:
+    """Return a number of at least so much; `wanted` begins the sentence that refuses any other."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{wanted} from {least} up, got {describe(given)}") from None
+    if isinstance(given, bool) or number < least:
+        raise ValueError(f"{wanted} from {least} up, got {short_repr(given)}")
+    return number
+
+
+def reconnect(given: Any) -> float | None:
+    """Return a `reconnect`: seconds, None where a lost scheduler is not waited for."""
+    wanted = "reconnect must be a number of seconds from 0 up, or None"
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"{wanted}, got {describe(given)}")
+    if not given >= 0:
+        raise ValueError(f"{wanted}, got {short_repr(given)}")
+    return float(min(given, MOST_SECONDS)) or None
+
+
+def client(given: Any) -> Any:
+    """Return a `client`."""
+    # One cannot exist before its class does, whose import takes 0.5 s.
+    kind = getattr(sys.modules.get("distributed"), "Client", None)
+    if given is not None and not (kind is not None and isinstance(given, kind)):
+        raise TypeError(f"client must be a distributed.Client, got {describe(given)}")
+    return given
+
+
+def name(given: Any) -> str | None:
+    """Return a `name`."""
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"name must be a string, got {describe(given)}")
+    return given
+
+
+def progress(given: Any) -> bool | str | None:
+    """Return a `progress`."""
+    if given is not None and not isinstance(given, bool | str):
+        raise TypeError(f"progress must be True, False or a label, got {describe(given)}")
+    return given
+
+
+def checkpoint(given: Any) -> str | None:
+    """Return a `checkpoint` as a path or URL."""
+    if given is None:
+        return None
+    if not isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a folder's path or URL, got {describe(given)}")
+    path = os.fspath(given)
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"checkpoint must be a folder's path or URL, got {given!r}")
+    return path
+
+
+def taken(given: Any) -> int:
+    """Return how many elements `take` was asked for."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"take() needs a whole number, got {describe(given)}") from None
+    if number < 0:
+        raise ValueError(f"take() needs a number from 0 up, got {short_repr(number)}")
+    return min(number, sys.maxsize)  # which is more than anything has
+
+
+def policy(
+    on_error: Any, retries: Any, retry_on: Any, timeout: Any, of_chain: Policy | None = None
+) -> Policy:
+    """Return what is to become of failing elements; None in a step stands for what holds for its chain."""
+    default = of_chain or PLAIN
+    made = Policy(
+        _on_error(on_error) if on_error is not None or of_chain is None else default.on_error,
+        whole_number(retries, "retries must be a whole number", 0)
+        if retries is not None or of_chain is None
+        else default.retries,
+        _retry_on(retry_on) if retry_on is not None or of_chain is None else default.retry_on,
+        default.timeout if timeout is None else _timeout(timeout),
+    )
+    if of_chain is not None and retry_on is not None and not made.retries:
+        raise ValueError(f"retry_on says nothing without retries, got retry_on={describe(retry_on)}")
+    return made
+
+
+def _on_error(given: Any) -> Any:
+    wanted = 'on_error must be "raise", "skip" or a function of an ElementError'
+    if isinstance(given, str):
+        if given not in ("raise", "skip"):
+            raise ValueError(f"{wanted}, got {short_repr(given)}")
+    elif not callable(given) or (isinstance(given, type) and issubclass(given, BaseException)):
+        raise TypeError(f"{wanted}, got {describe(given)}")
+    return given
+
+
+def _timeout(given: Any) -> float | None:
+    wanted = "timeout must be a number of seconds above 0"
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"{wanted}, got {describe(given)}")
+    if not given > 0:
+        raise ValueError(f"{wanted}, got {short_repr(given)}")
+    return None if given > MOST_SECONDS else float(given)
+
+
+def _retry_on(given: Any) -> Any:
+    kinds = get_args(given) if isinstance(given, UnionType) else given
+    kinds = (kinds,) if isinstance(kinds, type) else kinds
+    if isinstance(kinds, tuple):
+        if kinds and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+            return kinds
+    elif callable(kinds):
+        return kinds
+    raise TypeError(
+        f"retry_on must be subclasses of Exception or a function of the exception, got {describe(given)}"
+    )

@@ -1,0 +1,142 @@
+"""Modules that came as source text: what a worker imports that has no file for them.
+
+It runs on workers that have no parcoll yet (`engine.bootstrap` sends its text), so it needs the standard
+library only and imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from types import CodeType, ModuleType
+from typing import NamedTuple
+
+
+class Source(NamedTuple):
+    """One module: its text, and the name of its file where it came from, for tracebacks."""
+
+    is_package: bool
+    filename: str
+    text: str
+
+
+class ShippedModules(MetaPathFinder, InspectLoader):
+    """Finds and loads modules that were shipped, before those that this machine has by the same name."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Source] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec of a shipped module."""
+        source = self.sources.get(fullname)
+        if source is None:
+            return None
+        spec = importlib.machinery.ModuleSpec(
+            fullname, self, origin=source.filename, is_package=source.is_package
+        )
+        spec.has_location = True  # sets __file__, which tracebacks and users read
+        return spec
+
+    def is_package(self, fullname: str) -> bool:
+        """Tell whether it is a package."""
+        return self.sources[fullname].is_package
+
+    def get_source(self, fullname: str) -> str:
+        """Return the text: for tracebacks, `inspect`, and for whoever ships it on."""
+        return self.sources[fullname].text
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the text, under the name of the file that the user knows."""
+        source = self.sources[fullname]
+        return compile(source.text, source.filename, "exec", dont_inherit=True)
+
+
+_lock = threading.Lock()
+
+
+def finder() -> ShippedModules:
+    """Return this process's finder, which may be of another copy of this module."""
+    for found in sys.meta_path:
+        if type(found).__name__ == ShippedModules.__name__:
+            return found  # type: ignore[return-value]
+    made = ShippedModules()
+    sys.meta_path.insert(0, made)
+    return made
+
+
+def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
+    """Have these modules imported from these texts, unless the process has the very same already.
+
+    Where one has changed, all are imported anew: they import each other. What runs already goes on
+    with the functions that it has.
+    """
+    with _lock:
+        wanted = {name: Source(*source) for name, source in sources.items()}
+        if all(_is_here(name, source) for name, source in wanted.items()):
+            return
+        finder().sources.update(wanted)
+        for name in wanted:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+
+def _is_here(name: str, source: Source) -> bool:
+    shipped = finder().sources.get(name)
+    if shipped is not None:
+        return shipped[1:] == source[1:]
+    path = _own_file(name, source.is_package)
+    try:
+        with open(path or "", encoding="utf-8", errors="replace") as file:
+            return file.read() == source.text
+    except OSError:
+        return False
+
+
+def _own_file(name: str, is_package: bool) -> str | None:
+    """Return where this machine has the module; imports nothing, as a package's `__init__` may do much."""
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest and not is_package:
+        return spec.origin
+    tail = [*rest, "__init__"] if is_package else rest
+    for folder in spec.submodule_search_locations or ():
+        path = os.path.join(folder, *tail) + ".py"
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def own_text() -> str:
+    """Return the text of this module, which may itself have come as text."""
+    source = finder().sources.get(__name__)
+    if source is not None:
+        return source.text
+    with open(__file__, encoding="utf-8") as file:
+        return file.read()
+
+
+def packed(sources: Mapping[str, tuple[bool, str, str]]) -> bytes:
+    """Pack sources to travel; nothing where there are none."""
+    plain = {name: tuple(source) for name, source in sorted(sources.items())}
+    return zlib.compress(json.dumps(plain).encode(), 1) if plain else b""
+
+
+def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:
+    """Return what was packed."""
+    plain = json.loads(zlib.decompress(content))
+    return {name: (is_package, filename, text) for name, (is_package, filename, text) in plain.items()}

@@ -1,0 +1,192 @@
+"""A folder of small files that are there whole or not at all: a local one, or any that fsspec can reach.
+
+On a local filesystem a file is written under another name, synced, and renamed, and then the folder is
+synced (1 to 2 ms together on an SSD). An object store has no rename and needs none: a put makes the whole
+object visible at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from parcoll.errors import CheckpointError
+from parcoll.log import logger
+
+with contextlib.suppress(ImportError):
+    import fcntl
+
+LOCK = "parcoll.lock"
+TEMPORARY = ".parcoll-unfinished-"
+
+
+class Folder(Protocol):
+    """Where a checkpoint is."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        """Return the names of its files; none where there is no folder."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content; FileNotFoundError without one."""
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        """Make a file of these bytes, or replace it, on the disk when this returns."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others out of the folder, as far as that can be done."""
+
+
+def folder_at(url: str) -> Folder:
+    """Return the folder at a path or URL; makes nothing."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise CheckpointError(f"checkpoint={url!r} cannot be opened: {error}") from error
+    if isinstance(system, LocalFileSystem):
+        return LocalFolder(url, path)
+    return RemoteFolder(url, system, path)
+
+
+class LocalFolder:
+    """A folder of this machine, or one that is mounted."""
+
+    def __init__(self, url: str, path: str) -> None:
+        self.url = url
+        self._path = path
+
+    def names(self) -> list[str]:
+        """List the folder."""
+        try:
+            return os.listdir(self._path)
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes:
+        """Read a file."""
+        with open(os.path.join(self._path, name), "rb") as file:
+            return file.read()
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        """Write, sync, rename, and sync the folder."""
+        temporary = os.path.join(self._path, f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
+        try:
+            with open(temporary, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, os.path.join(self._path, name))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self._sync()
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        os.unlink(os.path.join(self._path, name))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the folder: the kernel ends the lock with its process, however that ends."""
+        try:
+            os.makedirs(self._path, exist_ok=True)
+            descriptor = os.open(os.path.join(self._path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint {self.url!r} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
+        try:
+            try:
+                if "fcntl" in globals():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                raise _in_use(self.url, owner) from None
+            except OSError as error:  # a mounted filesystem without locks
+                logger.warning("checkpoint %s cannot be locked, so keep others out: %s", self.url, error)
+            os.ftruncate(descriptor, 0)
+            with contextlib.suppress(OSError):  # a full disk: the words are for the message only
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            for name in self.names():
+                if name.startswith(TEMPORARY):  # of a process that was killed
+                    with contextlib.suppress(OSError):
+                        self.remove(name)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+_held: set[str] = set()  # folders without locks that this process uses
+_held_lock = threading.Lock()
+
+
+class RemoteFolder:
+    """A folder that fsspec reaches. There is no lock, but for other evaluations of this process."""
+
+    def __init__(self, url: str, system: Any, path: str) -> None:
+        self.url = url
+        self._system = system
+        self._path = path.rstrip("/")
+
+    def names(self) -> list[str]:
+        """List the folder as it is now, and not as an earlier listing had it."""
+        self._system.invalidate_cache(self._path)
+        try:
+            found = self._system.ls(self._path, detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
+    def read(self, name: str) -> bytes:
+        """Get an object."""
+        content: bytes = self._system.cat_file(f"{self._path}/{name}")
+        return content
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        """Put an object."""
+        self._system.pipe_file(f"{self._path}/{name}", b"".join(parts))
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        self._system.rm_file(f"{self._path}/{name}")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep out this process's other evaluations."""
+        with _held_lock:
+            if self.url in _held:
+                raise _in_use(self.url, "this process")
+            _held.add(self.url)
+        try:
+            with contextlib.suppress(Exception):  # not every store has folders; a write will tell
+                self._system.makedirs(self._path, exist_ok=True)
+            yield
+        finally:
+            _held.discard(self.url)
+
+
+def _in_use(url: str, owner: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {url!r} is in use by {owner}: wait until its evaluation ends (closing or dropping "
+        "its iterator ends one), or give this one another folder"
+    )

@@ -1,0 +1,62 @@
+"""What only the kernel can do for a family of processes; on Linux. Elsewhere these do nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def prctl(option: int, value: int) -> bool:
+    """Set an attribute of this process; return False where that does not exist (not Linux)."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    call = ctypes.CDLL(None).prctl
+    call.argtypes = (ctypes.c_int, *4 * (ctypes.c_ulong,))
+    return bool(call(option, value, 0, 0, 0) == 0)
+
+
+def adopt_orphans() -> bool:
+    """Have the orphans among this process's descendants become its children; tells whether they will."""
+    return prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> bool:
+    """Have this process killed when its parent is, ``kill -9`` included; tells whether it will.
+
+    The kernel's help is needed for one that holds the GIL: no thread of it can run. For the kernel the
+    parent is the thread that started this process.
+    """
+    set_ = prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)
+    return set_
+
+
+def how_ended(code: int) -> str:
+    """Say how a process ended: ``was killed by signal 11 (SIGSEGV)``."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = ""
+    with contextlib.suppress(ValueError):
+        name = f" ({signal.Signals(-code).name})"
+    return f"was killed by signal {-code}{name}"
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process takes, without what it shares with others (large partitions).
+
+    0 where it is gone, or the system does not say so.
+    """
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            _, resident, shared, *_ = map(int, file.read().split())
+        return (resident - shared) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError, ValueError):
+        return 0

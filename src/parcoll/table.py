@@ -1,0 +1,144 @@
+"""The numbers of an evaluation (`Stats.snapshot`) as text, as HTML, and in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
+BUSY = 0.7  # utilisation from which on the workers are what an evaluation waits for
+MUCH = 0.4  # of the time
+
+
+def text(snapshot: dict[str, Any]) -> str:
+    """Return the numbers as a table with some lines around it."""
+    rows = [COLUMNS, *_rows(snapshot)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [row[0].ljust(widths[0]) + _right(row[1:], widths[1:]) for row in rows]
+    return "\n".join([headline(snapshot), *aligned, *_details(snapshot), verdict(snapshot)])
+
+
+def _right(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def html(snapshot: dict[str, Any]) -> str:
+    """Return the numbers as an HTML fragment; everything in it is escaped."""
+    from html import escape  # 5 ms, for notebooks only
+
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(snapshot)
+    )
+    lines = [*_details(snapshot), verdict(snapshot)]
+    failures = [f"{f['message']} ({f['note']})" for f in reversed(snapshot["failures"])]
+    return (
+        f"<div>{escape(headline(snapshot))}</div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        + "".join(f"<div>{escape(line)}</div>" for line in lines)
+        + "".join(f"<div><code>{escape(failure)}</code></div>" for failure in failures)
+    )
+
+
+def headline(snapshot: dict[str, Any]) -> str:
+    """Say how far it is: ``ended after 3.2 s: 1,000 of 1,000 elements, 312 a second``."""
+    state = snapshot["state"]
+    if state == "new":
+        return "not evaluated yet"
+    done, total, passed = snapshot["elements_in"], snapshot["total"], snapshot["seconds"]
+    of = f" of {total:,}" if total is not None else ""
+    rate = f", {done / passed:,.0f} a second" if passed > 0 and done else ""
+    failed = f", {snapshot['failed']:,} failed" if snapshot["failed"] else ""
+    failed += f", {snapshot['resumed']:,} from the checkpoint" if snapshot.get("resumed") else ""
+    failed += "".join(f", {remark}" for remark in troubles(snapshot))
+    after = "for" if state == "running" else "after"
+    return f"{state} {after} {duration(passed)}: {done:,}{of} elements{rate}{failed}"
+
+
+def troubles(snapshot: dict[str, Any]) -> list[str]:
+    """Return what was overcome, as far as there was any: ``["3 retries", "1 process died"]``."""
+    words = {
+        "retries": ("retry", "retries"),
+        "timeouts": ("call timed out", "calls timed out"),
+        "deaths": ("process died", "processes died"),
+        "losses": ("loss of the cluster", "losses of the cluster"),
+        "recovered": ("partition sent again", "partitions sent again"),
+    }
+    return [f"{snapshot[name]:,} {words[name][snapshot[name] != 1]}" for name in words if snapshot.get(name)]
+
+
+def verdict(snapshot: dict[str, Any]) -> str:
+    """Say what the time went into: the source, the consumer, one of the steps, or none of these."""
+    passed, waited = snapshot["seconds"], snapshot["waited"]
+    if not passed or not snapshot["partitions_done"]:
+        return "nothing has been evaluated"
+    if snapshot["utilisation"] < BUSY:
+        whom, seconds = max(
+            (("source", waited["source"]), ("consumer", waited["consumer"])), key=lambda pair: pair[1]
+        )
+        if seconds >= MUCH * passed and seconds >= waited["workers"]:
+            return f"the {whom} is the bottleneck: {seconds / passed:.0%} of the time was waiting for it"
+    parts = _parts(snapshot)
+    if parts and snapshot["worker_seconds"]:
+        label, seconds = max(parts, key=lambda part: part[1])
+        share = seconds / snapshot["worker_seconds"]
+        if share >= MUCH:
+            return f"`{label}` takes {min(share, 1):.0%} of the workers' time"
+        if sum(seconds for _, seconds in parts) < MUCH * snapshot["worker_seconds"]:
+            return "most of the workers' time goes into moving the elements: the steps are cheap"
+    return "no step takes most of the time"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 else f"{seconds:,.0f} s"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in the unit that fits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
+        nbytes /= 1024
+    return f"{nbytes:,.1f} TiB"
+
+
+def _parts(snapshot: dict[str, Any]) -> list[tuple[str, float]]:
+    parts = [(step["label"], step["seconds"]) for step in snapshot["steps"]]
+    return parts + ([(snapshot["fold"], snapshot["fold_seconds"])] if snapshot["fold"] else [])
+
+
+def _rows(snapshot: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for step in snapshot["steps"]:
+        counts = (f"{step[name]:,}" for name in ("entered", "left", "failed"))
+        rows.append((step["label"], *counts, *_times(step["seconds"], step["entered"], snapshot)))
+    if snapshot["fold"]:
+        folded = snapshot["elements_out"]
+        times = _times(snapshot["fold_seconds"], folded, snapshot)
+        rows.append((snapshot["fold"], f"{folded:,}", "", "", *times))
+    return rows
+
+
+def _times(seconds: float, elements: int, snapshot: dict[str, Any]) -> tuple[str, str, str]:
+    all_seconds = snapshot["worker_seconds"]
+    mean = duration(seconds / elements) if elements else ""
+    share = f"{min(seconds / all_seconds, 1):.0%}" if all_seconds else ""
+    return f"{seconds:,.2f}", mean, share
+
+
+def _details(snapshot: dict[str, Any]) -> list[str]:
+    if not snapshot["partitions"]:
+        return []
+    sizes, waited = snapshot["sizes"], snapshot["waited"]
+    return [
+        f"{snapshot['partitions_done']:,} of {snapshot['partitions']:,} partitions came back, of "
+        f"{sizes['smallest']:,} to {sizes['largest']:,} elements (median {sizes['median']:,})",
+        f"{size(snapshot['bytes_sent'])} sent, {size(snapshot['bytes_received'])} received; "
+        f"{snapshot['threads']} worker threads, busy {snapshot['utilisation']:.0%} of the time",
+        f"waited {duration(waited['source'])} for the source, {duration(waited['workers'])} for the "
+        f"workers, {duration(waited['consumer'])} for the consumer",
+    ]

@@ -1,6 +1,6 @@
 """The bag: extended by each chained call, and read back as what the engine has to run.
 
-The one place that knows dask.bag and the shape of dask's graphs. It leans on two things that dask does
+The one place that knows the shape of dask's graphs. It leans on two things that dask does
 not document as public, `Task` and its `func`, `args` and `dependencies` (dask's own collections are made
 of them); tests/test_dask_facts.py fails when they change.
 """
@@ -44,7 +44,7 @@ def bag_of_kept(references: list[Any]) -> Bag:
 
 def extend(bag: Bag, step: Step) -> Bag:
     """Return the bag with one more layer."""
-    longer: Bag = bag.map_partitions(step, token=key_words(step.label))
+    longer: Bag = bag.map_partitions(step, token=key_words(step.words))
     return longer
 
 
@@ -97,8 +97,9 @@ def _origin(bag: Bag, graph: dict[Any, Any], name: str, node: Any) -> Any:
             return node.func
         if node.func is elements_of:
             return KeptPartitions([graph[(name, i)].args[0] for i in range(bag.npartitions)])
-    # Layers above the base are ours; the base's own graph is what its keys need.
-    return bag_partitions(Bag(bag.dask, name, bag.npartitions))
+    # Layers above the base are ours: they stay here, since a scheduler may have no parcoll to read them.
+    keys = [(name, i) for i in range(bag.npartitions)]
+    return bag_partitions(Bag(bag.dask.cull(keys), name, bag.npartitions))
 
 
 def bag_partitions(bag: Bag) -> BagPartitions:

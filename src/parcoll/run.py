@@ -5,140 +5,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from parcoll.again import MAX_LOSSES
 from parcoll.engine.base import Engine, Job, Session
-from parcoll.errors import SerializationError
+from parcoll.errors import ClusterLostError
+from parcoll.feed import Feed, Rest
+from parcoll.log import logger
 from parcoll.outcome import Outcome
-from parcoll.pickling import first_unpicklable
-from parcoll.place import Place
 from parcoll.program import Program
 from parcoll.sizing import Sizer
-from parcoll.source import FLUSH_SECONDS, Reader
 from parcoll.stats import Stats
-from parcoll.text import short_repr
 
 # Jobs go to the engine in groups: one message costs about as much as packing one small partition.
 GROUP_JOBS = 8
 GROUP_BYTES = 2**20
 GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
+POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
 THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
-
-
-class Feed(Protocol):
-    """Where jobs come from."""
-
-    ended: bool
-    slow: bool  # the source made us wait: deliver what is ready before reading on
-    error: BaseException | None  # raised once everything before it was delivered
-
-    def next_job(self, threads: int) -> Job | None:
-        """Read one partition; None at the end."""
-
-    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
-        """Take back the elements that a worker has not begun."""
-
-    def job_of(self, rest: Rest, threads: int) -> Job | None:
-        """Cut the next partition off elements that were taken back."""
-
-
-class Rest:
-    """Elements that were read, and that a worker handed back."""
-
-    def __init__(self, elements: Sequence[Any], place: Place) -> None:
-        self.elements = elements
-        self.place = place
-        self.begun = 0  # elements of it that are in jobs
-
-    def __len__(self) -> int:
-        return len(self.elements) - self.begun
-
-
-class StreamFeed:
-    """Partitions cut from a stream of elements."""
-
-    def __init__(self, reader: Reader, sizer: Sizer, pack: Callable[[Any], Any]) -> None:
-        self.ended = False
-        self.slow = False
-        self.error: BaseException | None = None
-        self._reader = reader
-        self._sizer = sizer
-        self._pack = pack
-        self._handed_back = 0  # elements
-
-    def next_job(self, threads: int) -> Job | None:
-        """Read as many elements as the sizer says, and pack them."""
-        size = self._sizer.next_size(self._remaining(), threads)
-        place = Place(self._reader.position)
-        started = time.perf_counter()
-        elements = self._reader.read(size, self._sizer.max_bytes(threads), self._sizer.exact)
-        self.slow = time.perf_counter() - started > FLUSH_SECONDS / 2
-        if self._reader.ended:
-            self.ended = True
-            self.error = self._reader.error
-        return self._job(elements, place) if len(elements) else None
-
-    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
-        """Unpickle what the worker did not begin."""
-        assert job.elements is not None
-        rest = Rest(job.elements.load()[outcome.read :], job.place.after(outcome.read))
-        self._handed_back += len(rest)
-        return rest
-
-    def job_of(self, rest: Rest, threads: int) -> Job | None:
-        """Cut a partition of the size that now seems right."""
-        size = min(self._sizer.next_size(self._remaining(), threads), len(rest))
-        part = rest.elements[rest.begun : rest.begun + size]
-        place = rest.place.after(rest.begun)
-        rest.begun += size
-        self._handed_back -= size
-        return self._job(part, place)
-
-    def _remaining(self) -> int | None:
-        unread = self._reader.remaining()
-        return None if unread is None else unread + self._handed_back
-
-    def _job(self, elements: Any, place: Place) -> Job | None:
-        try:
-            packed = self._pack(elements)
-            budget = self._sizer.budget()
-            return Job(elements=packed, place=place, order=place.order, size=len(elements), budget=budget)
-        except Exception as error:
-            bad = first_unpicklable(elements)
-            position, cause = bad if bad is not None else (0, error)
-        self.ended = True
-        self.error = SerializationError(
-            f"{place.element(position)} of the source cannot be sent to the workers: "
-            f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
-        )
-        self.error.__cause__ = cause
-        return self._job(elements[:position], place) if position else None
-
-
-class PartitionFeed:
-    """Partitions that exist already: a bag's, or kept results."""
-
-    slow = False
-    error: BaseException | None = None
-
-    def __init__(self, jobs: list[Job], origin: object) -> None:
-        self._jobs = deque(jobs)
-        self._origin = origin  # holds the futures of what the jobs read
-        self.ended = not jobs
-
-    def next_job(self, threads: int) -> Job | None:
-        """Return the next partition's job."""
-        job = self._jobs.popleft()
-        self.ended = not self._jobs
-        return job
-
-    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
-        """Fail: such partitions run without a time budget."""
-        raise AssertionError("a partition of a bag was cut short")
-
-    def job_of(self, rest: Rest, threads: int) -> Job | None:
-        """Fail, for the same reason."""
-        raise AssertionError("a partition of a bag was cut short")
 
 
 class _Slot:
@@ -150,6 +34,16 @@ class _Slot:
         self.job = job
         self.outcome: Outcome | None = None
         self.rest = rest
+
+
+class Saver(Protocol):
+    """What puts outcomes on a disk before they are delivered."""
+
+    def delivers(self, held: Sequence[tuple[Job, Outcome]], idle: bool) -> bool:
+        """Tell whether these may be delivered, and then they are saved; `idle`: to wait brings no more."""
+
+    def close(self, held: Sequence[tuple[Job, Outcome]]) -> None:
+        """Save what was not delivered; nothing is raised here."""
 
 
 class Evaluation:
@@ -166,6 +60,7 @@ class Evaluation:
         label: str,
         ordered: bool = True,
         keep: bool = False,
+        saver: Saver | None = None,
     ) -> None:
         self._engine = engine
         self._program = program
@@ -175,10 +70,14 @@ class Evaluation:
         self._label = label
         self._ordered = ordered
         self._keep = keep
+        self._saver = saver
+        self._held: list[tuple[Job, Outcome]] = []  # taken, to be delivered when they are saved
         self._slots: deque[_Slot] = deque()  # in order; taken from the left
         self._rests: deque[_Slot] = deque()  # those of them that wait to be cut into jobs, in order
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
+        self._waiting = False  # nothing can be done until an outcome comes
+        self._losses = 0  # clusters that were lost without an outcome between them
         self._failed = False
         self._threads = 1
         self._threads_at = -THREADS_FOR
@@ -190,30 +89,101 @@ class Evaluation:
         an outcome; what the source raised is raised here, after everything before it.
         """
         # The session first: a function that cannot be sent leaves a one-pass source unread.
-        session = self._engine.open(self._program, self._label, self._keep)
+        self._session = self._engine.open(self._program, self._label, self._keep)
+        lost: ClusterLostError | None = None
         try:
             self._feed = self._make_feed()
+            self._stats.total = self._feed.total()
+            waited = self._stats.waited
             while True:
-                self._collect(session, block=False)
-                if not (self._feed.slow and self._head_ready()):
-                    self._fill(session)
+                if lost is None:
+                    try:
+                        self._turn(self._session)
+                    except ClusterLostError as error:
+                        lost = self._begin_again(error)
+                        continue
+                waited.source = self._feed.reading
                 slot = self._take()
                 if slot is not None:
                     assert slot.outcome is not None
                     assert slot.job is not None
-                    yield slot.job, slot.outcome
+                    self._held.append((slot.job, slot.outcome))
+                comes = lost is None and self._running and self._engine.in_background
+                for delivery in self._delivered(idle=slot is None and not comes):
+                    started, by_then = time.perf_counter(), waited.workers
+                    try:
+                        yield delivery
+                    finally:  # a fold waits for workers there
+                        waited.consumer += time.perf_counter() - started - (waited.workers - by_then)
+                if slot is not None:
+                    continue
+                if lost is not None:  # what had come by then was given
+                    raise lost
+                if self._held:
+                    time.sleep(POLL_SECONDS)
                 elif self._running:
-                    self._collect(session, block=True)
+                    self._waiting = True
                 elif (self._feed.ended or self._failed) and not self._slots:
                     break
             if self._feed.error is not None:
                 raise self._feed.error
         finally:
-            session.close()
+            self._session.close()
+            if self._held and self._saver is not None:
+                self._saver.close(self._held)
+
+    def _delivered(self, idle: bool) -> list[tuple[Job, Outcome]]:
+        """Return what the consumer gets now: what was taken, once it is saved where there is a saver.
+
+        A saver may wait for more, but not where nothing comes by itself (`idle`).
+        """
+        if not self._held:
+            return []
+        if self._saver is not None and not self._saver.delivers(self._held, idle):
+            return []
+        held, self._held = self._held, []
+        return held
+
+    def _turn(self, session: Session) -> None:
+        """Take in what has come, wait for it where there is nothing else to do, and submit more."""
+        started = time.perf_counter()
+        self._collect(session, block=self._waiting)
+        if self._waiting:
+            self._stats.waited.workers += time.perf_counter() - started
+        self._waiting = False
+        if not (self._feed.slow and self._head_ready()):
+            self._fill(session)
+
+    def _begin_again(self, error: ClusterLostError) -> ClusterLostError | None:
+        """Open a session on another cluster, and send all that has no outcome yet; None where that went well.
+
+        Not where results are kept: they are gone with the cluster.
+        """
+        while True:
+            self._losses += 1
+            if not (self._keep or error.for_good):
+                self._stats.lose()
+            if self._keep or error.for_good or not self._engine.renews or self._losses > MAX_LOSSES:
+                return error
+            self._session.close()
+            try:
+                self._session = self._engine.open(self._program, self._label, self._keep)
+                self._feed.renew()
+                jobs = sorted(self._by_job, key=lambda job: job.order)
+                logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
+                self._running = len(jobs)
+                self._stats.recover(len(jobs))
+                for start in range(0, len(jobs), GROUP_JOBS):
+                    self._session.submit(jobs[start : start + GROUP_JOBS])
+            except ClusterLostError as again:  # this one too
+                error = again
+            else:
+                self._threads_at = -THREADS_FOR
+                return None
 
     def _fill(self, session: Session) -> None:
         threads = self._count_threads()
-        window = self._sizer.window(threads)
+        window = self._stats.window = self._sizer.window(threads)
         # What was handed back is in memory already, so it need not wait for a place in the window.
         while self._rests and self._running < window:
             self._submit(session, self._cut_rest(threads))
@@ -223,8 +193,14 @@ class Evaluation:
         group: list[Job] = []
         nbytes, started = 0, time.perf_counter()
         while self._may_read() and len(self._slots) < window:
+            # The last partitions wait until a worker needs them, since dask assigns a task when it comes.
+            if self._running + len(group) >= 2 * threads and self._feed.nears_end(threads):
+                break
             job = self._feed.next_job(threads)
-            if job is not None:
+            if job is not None and job.saved is not None:
+                self._slots.append(_Slot(job))
+                self._slots[-1].outcome = job.saved
+            elif job is not None:
                 self._slots.append(self._slot(job))
                 group.append(job)
                 nbytes += job.message_bytes
@@ -259,7 +235,7 @@ class Evaluation:
     def _submit(self, session: Session, group: list[Job]) -> None:
         if group:
             self._running += len(group)
-            self._stats.partitions += len(group)
+            self._stats.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
 
     def _slot(self, job: Job) -> _Slot:
@@ -271,7 +247,11 @@ class Evaluation:
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome
+            self._losses = 0
             self._stats.add(outcome)
+            self._feed.returned(job, outcome)
+            if job.losses:
+                self._stats.recover(job.losses, job.lost_workers)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:
@@ -299,4 +279,5 @@ class Evaluation:
         now = time.monotonic()
         if now - self._threads_at >= THREADS_FOR:
             self._threads, self._threads_at = max(self._engine.threads(), 1), now
+            self._stats.threads = self._threads
         return self._threads

@@ -8,13 +8,16 @@ from typing import Protocol
 from parcoll.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core: 2 % of this
+# One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md): from 256 threads on
+# partitions grow with the threads, so that there are no more.
+TASKS_A_SECOND = 512
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
 WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
-LEAST_BYTES = 2 * 2**20
+LEAST_BYTES = 2**19
 MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
-LAST_SECONDS = 0.1  # partitions shrink towards the end of a sized source, down to this
-BUDGET_SECONDS = 1.0  # after this a worker hands back what it has not begun
+LAST_SECONDS = 0.05  # partitions shrink towards the end of a sized source, down to this
+BUDGET_TARGETS = 2  # times its aim, after which a worker hands back what it has not begun
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 SURER = 4  # a partition with that many times the elements is believed at once
 
@@ -25,6 +28,8 @@ START = 2048
 START_SECONDS = 0.05
 START_SHARE = 16  # a thread: of a source with a length no more than that part goes at the start
 START_BYTES = 2**20
+START_WINDOW = 16  # partitions: nearly all of them come back as rests where there are many threads
+MOST_AT_ONCE = 64  # partitions submitted together: a scheduler that takes in more answers nobody meanwhile
 
 
 class Sizer(Protocol):
@@ -46,6 +51,9 @@ class Sizer(Protocol):
 
     def refill(self, threads: int) -> int:
         """Return how many places in the window should be free before more are filled, at once."""
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether the next partition is one of the last of a sized source."""
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
@@ -85,6 +93,10 @@ class Fixed:
         """Return 1: a place is filled as soon as it is free."""
         return 1
 
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Return False: the size is fixed."""
+        return False
+
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn nothing."""
 
@@ -107,12 +119,14 @@ class Adaptive:
         self._start = 1 if lasting else start
         self._lasting = lasting
         self._begun = False  # the first partition is under way
+        self._target = TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # an element takes
         self._bytes = _Estimate(0.0, START_BYTES)  # an element takes, sent or received, whichever is more
 
     def next_size(self, remaining: int | None, threads: int) -> int:
-        """Return a size that should take `TARGET_SECONDS` and not more than `max_bytes`."""
+        """Return a size that should take the time aimed at, and not more than `max_bytes`."""
+        self._target = max(TARGET_SECONDS, threads / TASKS_A_SECOND)
         if not self._begun:
             self._begun = True
             return 1
@@ -121,14 +135,27 @@ class Adaptive:
             return max(1, self._start if remaining is None else min(self._start, remaining // share))
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
-            least = int(LAST_SECONDS / self._seconds.value)
-            size = min(size, max(-(-2 * remaining // (3 * threads)), least))
-            if remaining - size < least // 2 and remaining <= self._wanted(threads):
+            size = min(size, self._share(remaining, threads))
+            if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
                 size = remaining  # not a last partition of next to nothing
         return max(size, 1)
 
+    @property
+    def _least(self) -> int:
+        return int(LAST_SECONDS / self._seconds.value)
+
+    def _share(self, remaining: int, threads: int) -> int:
+        """Return the part of what is left that one worker may take, so that all end together."""
+        return max(-(-2 * remaining // (3 * threads)), self._least)
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether partitions have begun to shrink."""
+        if remaining is None or not self._largest:
+            return False
+        return self._share(remaining, threads) < self._wanted(threads)
+
     def _wanted(self, threads: int) -> int:
-        wanted = min(int(TARGET_SECONDS / self._seconds.value), MAX_ELEMENTS)
+        wanted = min(int(self._target / self._seconds.value), MAX_ELEMENTS)
         nbytes = self._bytes.value
         return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
 
@@ -142,16 +169,18 @@ class Adaptive:
         """Return little at the start, and then more than any partition should need."""
         if self._lasting:
             return None
-        return BUDGET_SECONDS if self._largest else START_SECONDS
+        return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: those ahead delay the first of the next size."""
+        if not self._largest:
+            return min(2 * threads, START_WINDOW)
         growing = self._largest * GROWTH < self._wanted(threads)
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:
         """Return a third of it: the messages for four partitions cost little more than for one."""
-        return max(1, self.window(threads) // 3)
+        return max(1, min(self.window(threads) // 3, MOST_AT_ONCE))
 
     def _full_window(self, threads: int) -> int:
         return 4 * threads + 4

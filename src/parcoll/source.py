@@ -26,6 +26,8 @@ SAMPLES = 128  # looks at one partition's sizes, 1 µs each
 class Source:
     """What a chain reads: opened anew by every evaluation, shared by all chains built on it."""
 
+    one_pass = False
+
     def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
         self._open = open_stream
         self._description = description
@@ -44,6 +46,8 @@ class Source:
 
 class OnePassSource(Source):
     """An iterator: it can be read once, and says so when asked again."""
+
+    one_pass = True
 
     def __init__(self, iterator: Iterator[Any], description: str) -> None:
         super().__init__(lambda: iterator, description)

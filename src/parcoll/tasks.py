@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 from parcoll.chain import Chain
 from parcoll.equality import differs
 from parcoll.errors import SerializationError
+from parcoll.failed import packed as pack_failed
 from parcoll.failure import Failure
+from parcoll.marks import Counting
 from parcoll.outcome import Kept, Outcome
 from parcoll.pickling import Packed, Payload, Plain, Shared, Space, first_unpicklable
 from parcoll.place import Place
 from parcoll.program import Fold, Program, SharedProgram
 from parcoll.text import function_name, short_repr
+from parcoll.timing import Timing
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 Pack = Callable[[Any], Payload]
@@ -53,10 +56,22 @@ def run_partition(
     After `budget` seconds what has not begun is handed back, unless as much time again should be
     enough for it. Large results go into `space`. With a `ticket` the outcome is left in `reports` too.
     """
+    pack = space.pack if space is not None else Packed.pack
+
+    def run() -> Outcome | Kept:
+        return _run(shared, place, keep, elements, budget, pack)
+
+    return finished(run, place, keep, space, ticket)
+
+
+def finished(
+    run: Callable[[], Outcome | Kept], place: Place, keep: bool, space: Space | None, ticket: Ticket | None
+) -> Outcome | Kept:
+    """Run a partition, whatever happens, and report what became of it."""
     try:
-        result = _run(shared, place, keep, elements, budget, space.pack if space is not None else Packed.pack)
+        result = run()
     except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
-        outcome = _broken(f"the partition at {place.element(0)} could not be finished", error)
+        outcome = broken(f"the partition at {place.element(0)} could not be finished", error)
         result = Kept(outcome, None) if keep else outcome
     outcome = report(result)
     if space is not None and space.failure is not None:
@@ -79,10 +94,15 @@ def run_here(
 
 def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
     """Fold the elements of `parts`, in order, into the value that `previous` holds."""
+    return joined(lambda: join(shared, previous, parts, Packed.pack), ticket)
+
+
+def joined(run: Callable[[], Kept], ticket: Ticket | None) -> Kept:
+    """Join partitions, whatever happens, and report what became of it."""
     try:
-        result = _join(shared, previous, parts, Packed.pack)
+        result = run()
     except BaseException as error:
-        result = Kept(_broken("the value folded so far could not be finished", error), None)
+        result = Kept(broken("the value folded so far could not be finished", error), None)
     if ticket is not None:
         reports[ticket.key] = ticket.topic, result.outcome
     return result
@@ -90,17 +110,12 @@ def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | Non
 
 def join_here(shared: SharedProgram, previous: Kept | None, *parts: Kept) -> Kept:
     """Do as `join_kept` does, in the user's own process."""
-    return _join(shared, previous, parts, Plain)
+    return join(shared, previous, parts, Plain)
 
 
 def report(result: Kept | Outcome) -> Outcome:
     """Return what there is to know of a result, without the result where it is kept."""
     return result.outcome if isinstance(result, Kept) else result
-
-
-def content(kept: Kept) -> Payload | None:
-    """Return a kept result itself."""
-    return kept.content
 
 
 def elements_of(kept: Kept) -> list[Any]:
@@ -114,11 +129,11 @@ def _run(
     try:
         program = shared.load()
     except BaseException as error:
-        outcome = _broken("the worker could not load the chain", error)
+        outcome = broken("the worker could not load the chain", error)
         return Kept(outcome, None) if keep else outcome
     started = time.perf_counter()
     try:
-        elements = _elements(given)
+        elements = as_sequence(given)
     except OSError as error:
         if not isinstance(given, Shared) or keep:
             raise
@@ -126,12 +141,26 @@ def _run(
         return Outcome(complete=False, unshared=str(error))
     except BaseException as error:
         where = f"the worker could not load the partition at {place.element(0)}"
-        outcome = _broken(where, error)
+        outcome = broken(where, error)
         return Kept(outcome, None) if keep else outcome
-    chain = Chain(program.steps)
+    chain = Chain(program.steps, program.ledger)
+    outcome = run_elements(chain, program, elements, place, budget, pack)
+    outcome.seconds = time.perf_counter() - started
+    if keep:
+        content, outcome.results = outcome.results, None
+        return Kept(outcome, content)
+    return outcome
+
+
+def run_elements(
+    chain: Chain, program: Program, elements: Sequence[Any], place: Place, budget: float | None, pack: Pack
+) -> Outcome:
+    """Run the program's chain on elements that are there, and pack what it makes of them."""
     outcome = Outcome()
     results = _drive(chain, program, elements, place, outcome, budget)
     outcome.flows = chain.flows(outcome.read)
+    outcome.faults = [(counts.failed, counts.replaced, counts.retries) for counts in chain.counts]
+    outcome.failed_elements, outcome.raised = pack_failed(chain.failed_elements), chain.raised
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
     packed = _pack_results(results, outcome, chain, place, pack) if program.sink != "count" else None
@@ -139,9 +168,6 @@ def _run(
         # A copy, since `combine` may write into its arguments.
         copied = packed if isinstance(packed, Packed) else Packed.pack(results)
         outcome.failure = _check_neutral(program.fold, results[0], copied)
-    outcome.seconds = time.perf_counter() - started
-    if keep:
-        return Kept(outcome, packed)
     outcome.results = packed
     return outcome
 
@@ -157,13 +183,14 @@ def _drive(
     """Run the chain over `elements` in chunks until they, the limit or the budget end."""
     results: list[Any] = []
     fold = _Folding(program, place) if program.sink == "fold" else None
+    timing = Timing(chain, program.pace)
     position, size, total = 0, 1, len(elements)
     started = clock = time.perf_counter()
     while position < total and chain.failure is None:
-        # Without a budget nobody looks at the clock, and the rest is one chunk.
-        size = size if budget is not None else total
-        chunk = elements[position : position + size]
-        stream = chain.run(chunk, place.after(position))
+        # Without a budget the rest may be one chunk.
+        taken, timed = timing.begin(size if budget is not None else total)
+        chunk = elements[position : position + taken]
+        stream = chain.run(chunk, place.after(position), timed)
         if fold is not None:
             outcome.failure = fold.take(stream, chain)
         elif program.sink == "count":
@@ -174,6 +201,7 @@ def _drive(
             results += stream
         chain.close()
         position += chain.drawn
+        timing.end(chain.drawn)
         if outcome.failure is not None:
             outcome.failed_step = len(program.steps)
             break
@@ -188,6 +216,7 @@ def _drive(
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now
     outcome.read = position
+    outcome.step_seconds = timing.seconds()
     stopped = outcome.failure or chain.failure or (program.limit and len(results) >= program.limit)
     outcome.complete = position >= total or bool(stopped)
     if fold is not None:
@@ -229,11 +258,14 @@ class _Folding:
             self.value = [value]
         except BaseException as error:
             note = f"in {self.fold.label}, at {chain.where()}: {short_repr(element)}"
-            return Failure.of(error, note, skip_frames=1)
+            return Failure.of(error, note, _own_frames(func))
         return None
 
 
-def _join(shared: SharedProgram, previous: Kept | None, parts: tuple[Kept, ...], pack: Pack) -> Kept:
+def join(
+    shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], pack: Pack, func: Any = None
+) -> Kept:
+    """Fold the elements of kept results; with `func` in the place of the fold's own."""
     started = time.perf_counter()
     taken = previous.folded if previous is not None else 0
     outcome = Outcome()
@@ -246,17 +278,17 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: tuple[Kept, ...],
             value = previous.content.load()
         elif previous is None and fold.initial is not None:
             value = [fold.initial.load()]
-        label = fold.label
+        label, func = fold.label, fold.func if func is None else func
     except BaseException as error:
-        return Kept(_broken("the worker could not load the value folded so far", error), None, taken)
+        return Kept(broken("the worker could not load the value folded so far", error), None, taken)
     try:
         for part in parts:
             for element in elements_of(part):
-                value = [fold.func(value[0], element)] if value else [element]
+                value = [func(value[0], element)] if value else [element]
                 taken += 1
     except BaseException as error:
         note = f"in {label}, at element {taken} of those that reached it: {short_repr(element)}"
-        outcome.failure = Failure.of(error, note, skip_frames=1)
+        outcome.failure = Failure.of(error, note, _own_frames(func))
     outcome.produced = taken
     packed = None if outcome.failure or not value else _pack_value(value, outcome, label, pack)
     outcome.seconds = time.perf_counter() - started
@@ -282,14 +314,19 @@ def _check_neutral(fold: Fold, value: Any, packed: Payload) -> Failure | None:
         )
     except BaseException as error:
         note = f"in {fold.label}, combining with {function_name(fold.combine)}"
-        return Failure.of(error, note, skip_frames=1)
+        return Failure.of(error, note, _own_frames(fold.combine))
 
 
-def _elements(given: Any) -> Sequence[Any]:
+def _own_frames(func: Any) -> int:
+    """Return how many frames of parcoll's a traceback has before the first of a fold's function."""
+    return 1 + isinstance(func, Counting)
+
+
+def as_sequence(given: Any) -> Sequence[Any]:
     """Return what a partition came as (packed, kept by an earlier task, or a bag's) as a sequence."""
     if isinstance(given, Kept):
         return elements_of(given)
-    if isinstance(given, (Packed, Plain, Shared)):
+    if isinstance(given, Payload):
         given = given.load()
     numpy = sys.modules.get("numpy")
     sliced = type(given) in SLICED or (numpy is not None and type(given) is numpy.ndarray)
@@ -332,7 +369,22 @@ def _pack_value(value: list[Any], outcome: Outcome, label: str, pack: Pack) -> P
         return None
 
 
-def _broken(what: str, error: BaseException) -> Outcome:
-    failure = SerializationError(f"{what}: {type(error).__name__}: {error}")
+def broken(what: str, error: BaseException) -> Outcome:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        failure = SerializationError(
+            f"{_this_worker()} has no package `{package}`, so {what}: install it there, or, if it is pure "
+            f'Python, send it with connect(..., ship=["{package}"])'
+        )
+    else:
+        failure = SerializationError(f"{what}: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return Outcome(failure=Failure.of(failure, what), complete=True)
+
+
+def _this_worker() -> str:
+    distributed = sys.modules.get("distributed")
+    try:
+        return f"worker {distributed.get_worker().address}" if distributed is not None else "this process"
+    except ValueError:  # not in a task
+        return "this process"

@@ -6,12 +6,15 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from parcoll import program
 from parcoll.engine.base import Engine
 from parcoll.engine.cluster import LocalEngine
 from parcoll.engine.inline import InlineEngine
+from parcoll.engine.lean import import_whole
 from parcoll.program import is_loading
 
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
@@ -39,11 +42,38 @@ def engine_for(client: Any) -> Engine:
     return _from_config() or _local()
 
 
-def engine_of_client(client: Any) -> Engine:
-    """Return an engine for a `distributed.Client`."""
-    from parcoll.engine.distributed import DistributedEngine
+def describe_engine(client: Any) -> str:
+    """Say which engine `engine_for` would return; starts and joins nothing."""
+    if _must_not_wait():
+        return "this process: waiting for a worker would never end here"
+    if client is not None:
+        return f"the client given, {_address(client)}"
+    innermost = current_connection()
+    if innermost is not None:
+        return f"connect(), {innermost.address}"
+    current = _dask_client()
+    if current is not None:
+        return f"dask's current client, {_address(current)}"
+    import dask
 
-    return DistributedEngine(client)
+    if dask.config.get("scheduler", None) in SYNCHRONOUS:
+        return "this process, as dask's configuration says"
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS") or dask.config.get("scheduler-address", None)
+    if address:
+        return f"the scheduler in dask's configuration, {address}"
+    running = _default is not None and _default.usable
+    return f"a local cluster, {'running' if running else 'started by the first evaluation'}"
+
+
+def _address(client: Any) -> str:
+    return getattr(getattr(client, "scheduler", None), "address", "which is not connected")
+
+
+def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> Engine:
+    """Return an engine for a `distributed.Client`; `ship` adds modules to those that are sent."""
+    from parcoll.engine.remote import joined_engine
+
+    return joined_engine(client, ship)
 
 
 def current_connection() -> Any:
@@ -82,7 +112,7 @@ def _must_not_wait() -> bool:
     import), and in a thread that a user's function started: it cannot leave the worker's thread
     pool to the tasks that it would wait for.
     """
-    if is_loading():
+    if is_loading() or program.isolated:
         return True
     if "distributed" not in sys.modules:
         return False
@@ -103,7 +133,8 @@ def _importing(frame: FrameType | None) -> bool:
 
 def _from_config() -> Engine | None:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-    import dask  # 0.05 s, part of what the client needs anyway
+    import_whole("dask")  # 0.05 s, part of what the client needs anyway
+    import dask
 
     if dask.config.get("scheduler", None) in SYNCHRONOUS:
         return InlineEngine()
@@ -114,12 +145,15 @@ def _from_config() -> Engine | None:
 def _engine_at(address: str) -> Engine:
     with _lock:
         pid, joined = _joined.get(address, (0, None))
-        if joined is not None and (pid != os.getpid() or joined.client.status != "running"):
+        if joined is not None and pid != os.getpid():
             _abandoned.append(joined)
             joined = None
-        if joined is None:
-            from parcoll.engine.clients import client_of
+        if joined is None or not joined.connected:
+            from parcoll.engine.clients import client_of, close_lost
 
+            if joined is not None:
+                del _joined[address]
+                close_lost(joined.client)
             joined = engine_of_client(client_of(address))
             _joined[address] = (os.getpid(), joined)
         engine: Engine = joined
@@ -152,6 +186,8 @@ def _close_all() -> None:
             connection.close()
     for pid, engine in list(_joined.values()):
         if pid == os.getpid():
-            engine.client.close(timeout=2)
+            from parcoll.engine.clients import close_lost
+
+            close_lost(engine.client)
     if _default is not None and _default.usable:
         _default.close()

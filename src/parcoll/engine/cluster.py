@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from parcoll.engine.lean import lean_imports
+from parcoll.engine.base import Follower
+from parcoll.engine.following import Followers
+from parcoll.engine.lean import import_whole
 from parcoll.engine.local import Host
 from parcoll.engine.sharing import Sharing
-from parcoll.errors import ClusterLostError
+from parcoll.errors import ClusterLostError, ClusterStartError, lost_for_good
+from parcoll.log import logger
 from parcoll.pickling import Packed, Payload
 from parcoll.program import Program
+from parcoll.stats import Stats
 
 if TYPE_CHECKING:
     from parcoll.engine.distributed import DistributedEngine
     from parcoll.engine.session import DistributedSession
 
+MAX_KILLED = 4  # clusters that are killed while they start, one after the other, before that is the error
+
 
 class LocalEngine:
-    """A host process, and the client that talks to its scheduler."""
+    """A host process, and the client that talks to its scheduler; another one where it dies."""
+
+    renews = True
+    in_background = True
 
     def __init__(
         self,
@@ -28,37 +38,67 @@ class LocalEngine:
         threads_per_worker: int = 1,
         memory_limit: int | float | str | None = "auto",
     ) -> None:
-        self._host = Host(n_workers, threads_per_worker, memory_limit)
+        self._settings = (n_workers, threads_per_worker, memory_limit)
+        self._host = Host(*self._settings)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._engine: DistributedEngine | None = None
         self._closed = False
         self._sharing = Sharing()
+        self._followers = Followers()
 
     def _connected(self) -> DistributedEngine:
         with self._lock:
-            if self._closed or not self.usable:
-                raise ClusterLostError("the local cluster is closed")
+            if self._closed or os.getpid() != self._pid:
+                raise lost_for_good("the local cluster is closed")
+            if not self._host.alive or (self._engine is not None and not self._engine.connected):
+                self._renew()
             if self._engine is None:
                 self._engine = self._connect()
+                self._followers.renew(self._engine.follow)
             # Folders may have come to the path since: a notebook's, a test runner's.
             self._engine.search_path = tuple(folder or os.getcwd() for folder in sys.path)
             return self._engine
 
     def _connect(self) -> DistributedEngine:
+        for _ in range(MAX_KILLED):
+            try:
+                return self._connect_once()
+            except (ClusterStartError, ClusterLostError, OSError, RuntimeError):
+                if not self._host.was_killed:
+                    raise
+                logger.warning("%s; another one is started", self._host.failure)
+            self._host.close()
+            self._host = Host(*self._settings)
+        return self._connect_once()
+
+    def _connect_once(self) -> DistributedEngine:
         # Imported while the host process imports the same.
-        with lean_imports():
-            from parcoll.engine.clients import client_of_host
-            from parcoll.engine.distributed import DistributedEngine
+        import_whole("parcoll.engine.clients", "parcoll.engine.distributed", lean=True)
+        from parcoll.engine.clients import client_of_host, close_lost
+        from parcoll.engine.distributed import DistributedEngine
 
         ready = self._host.wait_ready()
-        return DistributedEngine(
-            client_of_host(ready.address, ready.credentials.security()),
-            direct=True,
-            why_lost=self._failure,
-            sharing=self._sharing,
-            reporting=True,
-        )
+        logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
+        client = client_of_host(ready.address, ready.credentials.security())
+        try:
+            return DistributedEngine(
+                client, direct=True, why_lost=self._failure, sharing=self._sharing, reporting=True
+            )
+        except BaseException:
+            close_lost(client)
+            raise
+
+    def _renew(self) -> None:
+        """Start another cluster, since this one's host or scheduler is gone."""
+        logger.warning("%s; another one is started", self._host.failure or "the local cluster was lost")
+        if self._engine is not None:
+            from parcoll.engine.clients import close_lost
+
+            close_lost(self._engine.client)
+            self._engine = None
+        self._host.close()
+        self._host = Host(*self._settings)
 
     def _failure(self) -> str | None:
         return "the local cluster was closed" if self._closed else self._host.failure
@@ -80,16 +120,27 @@ class LocalEngine:
 
     @property
     def dashboard_link(self) -> str:
-        """The dashboard's address."""
-        return self._host.wait_ready().dashboard_link
+        """The dashboard's address, after the template in dask's configuration."""
+        link: str = self.client.dashboard_link
+        return link
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
         """Start an evaluation, when the cluster is ready."""
+        engine = self._connected()
+        if engine.interrupted:
+            from parcoll.engine.abandoned import end_abandoned
+
+            end_abandoned(engine.client, lambda: list(engine.waiting))
+            engine.interrupted = False
         return self._connected().open(program, label, keep)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value, into shared memory where it is large and needed once."""
         return Packed.pack(value) if lasting else self._sharing.pack(value)
+
+    def memory_limit(self) -> float:
+        """Return what each worker may hold, in bytes."""
+        return self._host.wait_ready().memory_limit or math.inf
 
     def threads(self) -> int:
         """Return how many threads the workers have."""
@@ -98,6 +149,10 @@ class LocalEngine:
     def fetch(self, handle: Any) -> Payload | None:
         """Bring a kept result here."""
         return self._connected().fetch(handle)
+
+    def follow(self, stats: Stats) -> Follower | None:
+        """Publish the evaluation on the dashboard's page."""
+        return self._followers.add(stats, self._connected().follow)
 
     def persist(self, bag: Any) -> Any:
         """Compute a bag on the cluster."""
@@ -112,5 +167,8 @@ class LocalEngine:
             self._sharing.close()
             if os.getpid() == self._pid:
                 if self._engine is not None:
-                    self._engine.client.close(timeout=2)
+                    from parcoll.engine.clients import close_lost
+
+                    close_lost(self._engine.client)
                 self._host.close()
+                logger.info("local cluster closed")

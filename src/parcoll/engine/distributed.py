@@ -5,25 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import distributed
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import TaskRef
 
+from parcoll import shipped
+from parcoll.engine.publish import Publisher
 from parcoll.engine.session import DistributedSession
 from parcoll.engine.sharing import Sharing
-from parcoll.errors import ClusterLostError, ParcollError
+from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
 from parcoll.outcome import Kept
 from parcoll.pickling import Packed, Payload, cannot_send
 from parcoll.program import Program
-from parcoll.tasks import content
+from parcoll.shipping import shipped_sources, sources_for
+from parcoll.stats import Stats
 
 
 class DistributedEngine:
     """Runs programs on the cluster of one client."""
+
+    renews = False
+    in_background = True
 
     def __init__(
         self,
@@ -31,22 +38,28 @@ class DistributedEngine:
         *,
         direct: bool | None = None,
         search_path: Sequence[str] = (),
+        ship: Sequence[Any] | None = None,
         why_lost: Callable[[], str | None] = lambda: None,
         sharing: Sharing | None = None,
         reporting: bool = False,
     ) -> None:
         """Use the client's cluster.
 
-        `sharing` where its workers are on this machine; `reporting` where they have the plugin that
-        sends outcomes (`engine.reports`).
+        `ship` says which modules to send and which not, beside those that are needed; None sends on what
+        was sent here, as to workers that import from `search_path`. `sharing` where its workers are on
+        this machine; `reporting` where they have the plugin that sends outcomes (`engine.reports`).
         """
-        if client.asynchronous:
-            raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")
         self.client = client
-        self.direct = direct
+        self.direct = direct  # None where it is not known yet: then data goes through the scheduler
+        self.reach: Callable[[], bool | None] | None = None  # finds it out, once there are workers
         self.search_path = tuple(search_path)
+        self.ship = ship
         self.sharing = sharing
+        self.interrupted = False  # by Ctrl-C: workers may be at what nobody waits for
         self._why_lost = why_lost
+        # A client that comes back to a scheduler has another stream to it: nothing of ours is there.
+        self._stream = client.scheduler_comm
+        self.address = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one
         # scheduler must not make the same key.
         self.token = str(int.from_bytes(os.urandom(8), "big"))
@@ -56,9 +69,22 @@ class DistributedEngine:
         if self.topic is not None:
             client.subscribe_topic(self.topic, self._on_report)
 
+    @property
+    def sends_ahead(self) -> bool:
+        """Tell whether large partitions go straight to the workers."""
+        return self.direct is True and self.sharing is None
+
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
         """Start an evaluation; names what cannot be pickled."""
-        return DistributedSession(self, _pack_program(program), label, keep)
+        if not self.connected:
+            raise self.lost()
+        packed = _pack_program(program)
+        return DistributedSession(self, packed, self._modules(program), label, keep, program.stops)
+
+    def _modules(self, program: Program) -> bytes:
+        """Return the sources to send along; within a task of a cluster, those that came with the task."""
+        sources = shipped_sources() if self.ship is None else sources_for(program, self.ship)
+        return shipped.packed(sources)
 
     def _on_report(self, event: tuple[float, tuple[str, bytes | None]]) -> None:
         key, pickled = event[1]
@@ -75,28 +101,46 @@ class DistributedEngine:
         """Pickle the value."""
         return Packed.pack(value)
 
+    def memory_limit(self) -> float:
+        """Return what the largest worker may hold, in bytes."""
+        try:
+            with self.errors():
+                workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        except ClusterLostError:  # which is told where the partition is sent
+            return math.inf
+        return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
+
     def threads(self) -> int:
         """Ask the scheduler how many threads its workers have."""
         with self.errors():
-            return sum(self.client.nthreads().values())
+            threads: int = sum(self.client.nthreads().values())
+            if threads and self.direct is None and self.reach is not None:
+                self.direct = self.reach()
+        return threads
 
     def fetch(self, handle: Any) -> Payload | None:
-        """Bring the content of a kept result here, and nothing else of it."""
-        with self.errors():
-            key = f"content-{self.token}-{next(self.numbers)}"
-            task = Task(key, content, self.resolve(handle))
-            (future,) = self.client.get({key: task}, [key], sync=False)
-            payload: Payload | None = self.client.gather(future, direct=self.direct)
+        """Bring the content of a kept result here."""
+        if not isinstance(handle, Kept):
+            with self.errors():
+                handle = self.client.gather(handle, direct=self.direct)
+        payload: Payload | None = handle.content
         return payload
+
+    def follow(self, stats: Stats) -> Publisher:
+        """Publish the evaluation on the dashboard's page."""
+        return Publisher(self.client, stats, has_page=self.topic is not None)
 
     def persist(self, bag: Any) -> Any:
         """Compute a bag whose partitions share tasks on the cluster, once."""
-        return self.client.persist(bag)
+        with self.errors():
+            return self.client.persist(bag)
 
     @property
     def connected(self) -> bool:
-        """Tell whether the client has a scheduler, or waits for it to come back."""
-        return self.client.status in ("running", "connecting")
+        """Tell whether the client still has the scheduler that it had."""
+        stream = self.client.scheduler_comm
+        there = stream is not None and stream is self._stream and not stream.closed()
+        return there and self.client.status == "running" and self._why_lost() is None
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -107,7 +151,7 @@ class DistributedEngine:
             raise
         except (OSError, asyncio.CancelledError) as error:
             raise self.lost() from error
-        except RuntimeError as error:
+        except Exception as error:
             if self.connected:
                 raise
             raise self.lost() from error
@@ -116,14 +160,17 @@ class DistributedEngine:
         """Return the error for a scheduler that is gone."""
         reason = self._why_lost()
         if reason is None:
-            address = getattr(getattr(self.client, "scheduler", None), "address", "of this client")
-            reason = f"the dask scheduler {address} is gone: its connection was closed or lost"
+            silent = getattr(self.client, "silent_seconds", None)  # a client of the user's has none
+            how = "its connection was closed or lost" if silent is None else f"no answer in {silent:.0f} s"
+            reason = f"the dask scheduler {self.address} is gone: {how}"
         return ClusterLostError(reason)
 
     def resolve(self, reference: Any) -> Any:
         """Return a kept result as an argument for a task of this cluster."""
         if not isinstance(reference, distributed.Future):
             return reference  # kept in this process: it travels with the task
+        if not self.connected:
+            raise self.lost()
         if _same_scheduler(reference.client, self.client) and not reference.cancelled():
             return TaskRef(reference.key)
         return result_of(reference)
@@ -134,10 +181,10 @@ def result_of(reference: Any) -> Kept:
     gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
     try:
         if reference.cancelled() or reference.client.status != "running":
-            raise ClusterLostError(gone)
+            raise lost_for_good(gone)
         kept: Kept = reference.result()
     except (OSError, RuntimeError, asyncio.CancelledError) as error:
-        raise error if isinstance(error, ParcollError) else ClusterLostError(gone) from error
+        raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
     return kept
 
 
@@ -154,6 +201,8 @@ def _pack_program(program: Program) -> Packed:
     except Exception as error:
         for step in program.steps:
             _check_function(step.func, f"the function of {step.label}")
+            _check_function(step.policy.on_error, f"the on_error of {step.label}")
+            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
         if program.fold is not None:
             _check_function(program.fold.func, f"the function of {program.fold.label}")
         raise cannot_send(None, "the chain", error) from error

@@ -8,7 +8,6 @@ its parent changes, when the scheduler ends, and at SIGTERM. Run by ``local``.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -17,7 +16,6 @@ import select
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -27,9 +25,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from parcoll.engine.certificate import Credentials
 from parcoll.engine.lean import lean_imports
-from parcoll.engine.roles import NOT_STARTED, Options, run_scheduler, run_worker, worker_directory
+from parcoll.engine.roles import (
+    NOT_STARTED,
+    most_memory,
+    options_of,
+    run_scheduler,
+    run_worker,
+    worker_directory,
+)
+from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
 
 # Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
 # here, instead of in each of them.
@@ -68,12 +73,11 @@ _CONFIG: dict[str, Any] = {
 }
 
 _GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL
+_MEMORY_SECONDS = 0.1  # how often it looks at what its workers take, as dask's nannies do
 _LOOK_SECONDS = 1.0  # how often the template checks that its parent is still the same
 # A worker that dies younger than this is replaced after a pause which doubles each time.
 _YOUNG_SECONDS = 1.0
-_PAUSE_SECONDS = (0.05, 5.0)
-# From <linux/prctl.h>.
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PAUSE_SECONDS = (0.05, 1.0)
 # That many workers in a row that could not start, and the host gives up.
 _MAX_NOT_STARTED = 5
 
@@ -86,6 +90,10 @@ class _Worker:
 
 class _End(Exception):
     """Ends the template; its text, if any, is what went wrong."""
+
+    def __init__(self, reason: str = "", killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed  # from outside: another cluster may fare better
 
 
 def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
@@ -137,16 +145,17 @@ class _Template:
     def __init__(self, status_fd: int, message: dict[str, Any]) -> None:
         self.status_fd = status_fd
         self.parent = os.getppid()
-        self.options = _options(message)
+        self.options = options_of(message)
         self.scheduler = 0  # the process id, once there is one
         self.address = ""
         self.workers: dict[int, _Worker] = {}
+        self.most_memory = most_memory(self.options.memory_limit)  # of a worker, in bytes; 0 for no limit
         self.next_number = 0
         self.due: list[float] = []  # when workers that died are to be replaced
         self.pause = 0.0
         self.not_started = 0
         self.told_to_end = False
-        self.adopts_orphans = _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self.adopts_orphans = adopt_orphans()
         self.scheduler_report, self._scheduler_report_of_child = os.pipe()
         self.wakeup, self._wakeup_of_signals = os.pipe()
         # Held open by the template alone: at its end in a child, the template is gone.
@@ -165,7 +174,7 @@ class _Template:
                 self._wait()
         except _End as end:
             if reason := str(end):
-                self._report(error=reason)
+                self._report(error=reason, killed=end.killed)
             else:
                 code = 0
         except BaseException as error:
@@ -194,7 +203,8 @@ class _Template:
     def _wait(self) -> None:
         """Wait for one thing to happen, and handle it."""
         now = time.monotonic()
-        seconds = max(0.0, min([_LOOK_SECONDS, *(due - now for due in self.due)]))
+        look = _MEMORY_SECONDS if self.most_memory and self.workers else _LOOK_SECONDS
+        seconds = max(0.0, min([look, *(due - now for due in self.due)]))
         watched = [0, self.wakeup] + ([] if self.address else [self.scheduler_report])
         readable, _, _ = select.select(watched, [], [], seconds)
         # The parent's id changes when it dies, also if a fork of it kept a copy of the pipe open.
@@ -206,6 +216,7 @@ class _Template:
         if self.scheduler_report in readable:
             self._greet_scheduler()
         self._bury_children()
+        self._end_large_workers()
         self._replace_workers()
 
     # The scheduler -------------------------------------------------------------------------------
@@ -223,7 +234,10 @@ class _Template:
             self._report(**report)
             raise _End(report["error"])
         self.address = report["address"]
-        self._report(**report, pid=os.getpid(), n_workers=self.options.n_workers)
+        options = self.options
+        self._report(
+            **report, pid=os.getpid(), n_workers=options.n_workers, memory_limit=options.memory_limit
+        )
         self.due = [0.0] * self.options.n_workers
 
     # The workers ---------------------------------------------------------------------------------
@@ -239,9 +253,17 @@ class _Template:
     def _bury_children(self) -> None:
         for pid, status in _reap()[0]:
             if pid == self.scheduler:
-                raise _End(f"its scheduler {_how(status)}")
+                code = os.waitstatus_to_exitcode(status)
+                raise _End(f"its scheduler {how_ended(code)}", killed=code < 0)
             if worker := self.workers.pop(pid, None):
                 self._plan_replacement(worker, os.waitstatus_to_exitcode(status))
+
+    def _end_large_workers(self) -> None:
+        """Kill workers that take more memory than they may, as a nanny does: what they run runs elsewhere."""
+        if self.most_memory:
+            for pid in self.workers:
+                if resident_bytes(pid) > self.most_memory:
+                    os.kill(pid, signal.SIGKILL)  # a child that was not reaped: it is there
 
     def _plan_replacement(self, worker: _Worker, code: int) -> None:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
@@ -322,30 +344,6 @@ class _Template:
         return True
 
 
-def _options(message: dict[str, Any]) -> Options:
-    import dask
-    from dask.system import CPU_COUNT
-    from dask.utils import parse_bytes
-    from distributed.system import MEMORY_LIMIT
-
-    n_workers = message["n_workers"] or CPU_COUNT
-    memory_limit = message["memory_limit"]
-    if memory_limit == "auto":
-        memory_limit = MEMORY_LIMIT // n_workers
-    elif isinstance(memory_limit, str):
-        parse_bytes(memory_limit)  # fails here and now instead of in each worker
-    elif memory_limit is None:
-        memory_limit = 0  # dask's word for no limit
-    base = dask.config.get("temporary-directory") or tempfile.gettempdir()
-    return Options(
-        n_workers=n_workers,
-        threads_per_worker=message["threads_per_worker"],
-        memory_limit=memory_limit,
-        credentials=Credentials(message["certificate"], message["key"]),
-        directory=os.path.join(os.path.abspath(base), f"parcoll-{os.urandom(8).hex()}"),
-    )
-
-
 # Processes --------------------------------------------------------------------------------------
 
 
@@ -361,11 +359,6 @@ def _reap() -> tuple[list[tuple[int, int]], bool]:
     return ended, False
 
 
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-
-
 def _exit_now(code: int) -> NoReturn:
     """Leave without the interpreter's own clean-up, which waits for threads that run tasks."""
     for stream in (sys.stdout, sys.stderr):
@@ -374,24 +367,10 @@ def _exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _prctl(option: int, value: int) -> bool:
-    """Set an attribute of this process; return False where that does not exist (not Linux)."""
-    if sys.platform != "linux":
-        return False
-    prctl = ctypes.CDLL(None).prctl
-    prctl.argtypes = (ctypes.c_int, *4 * (ctypes.c_ulong,))
-    return bool(prctl(option, value, 0, 0, 0) == 0)
-
-
 def _die_with(template: int, of_template: int) -> None:
-    """Have this child killed when the template is, ``kill -9`` included.
-
-    The kernel's help is needed for a worker that holds the GIL: no thread of it can run.
-    """
-    if not _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
+    """Have this child killed when the template is, ``kill -9`` included."""
+    if not die_with_parent(template):
         threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
-    if os.getppid() != template:  # it died before the kernel was asked
-        os._exit(1)
 
 
 def _exit_at_end_of(pipe: int) -> None:

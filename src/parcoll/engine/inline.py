@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,15 @@ from parcoll.engine.base import Job
 from parcoll.outcome import Kept, Outcome
 from parcoll.pickling import Payload, Plain
 from parcoll.program import Program, SharedProgram, in_process
+from parcoll.stats import Stats
 from parcoll.tasks import join_here, run_here
 
 
 class InlineEngine:
     """Runs each task when its result is asked for."""
+
+    renews = False
+    in_background = False
 
     def open(self, program: Program, label: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
@@ -24,6 +29,10 @@ class InlineEngine:
         """Hold the value: nothing travels."""
         return Plain(value)
 
+    def memory_limit(self) -> float:
+        """Return infinity: nothing is copied."""
+        return math.inf
+
     def threads(self) -> int:
         """Return 1."""
         return 1
@@ -32,6 +41,9 @@ class InlineEngine:
         """Return the content of a kept result, wherever it is kept."""
         kept = _kept(handle)
         return kept.content
+
+    def follow(self, stats: Stats) -> None:
+        """Tell nobody."""
 
     def persist(self, bag: Any) -> Any:
         """Compute the whole bag here."""

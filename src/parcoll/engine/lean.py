@@ -1,9 +1,10 @@
-"""Importing distributed without what it can do without: 0.45 s instead of 0.6."""
+"""Importing distributed without what it can do without, 0.45 s instead of 0.6, and out of reach of Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -46,3 +47,31 @@ def lean_imports() -> Iterator[None]:
         sys.meta_path.remove(finder)
         if collects:
             gc.enable()
+
+
+def import_whole(*names: str, lean: bool = False) -> None:
+    """Import modules in a thread of its own, where Ctrl-C does not reach them: it ends the wait alone.
+
+    An import that is interrupted leaves modules half done, and each later import of them fails: at a
+    prompt, or in a notebook, no evaluation would work any more.
+    """
+    if all(name in sys.modules for name in names):
+        return
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with lean_imports() if lean else contextlib.nullcontext():
+                for name in names:
+                    importlib.import_module(name)
+        except BaseException as error:
+            errors.append(error)
+
+    if threading.current_thread() is threading.main_thread():
+        thread = threading.Thread(target=work, name="parcoll-import", daemon=True)
+        thread.start()
+        thread.join()
+    else:  # which signals do not interrupt
+        work()
+    if errors:
+        raise errors[0]

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from parcoll.engine.certificate import Credentials
 from parcoll.engine.process import HostProcess, forget_ended
 from parcoll.errors import ClusterStartError
+from parcoll.text import short_repr
 
 # The thread pools of numerical libraries would have each worker use all cores.
 _THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_SIZE = re.compile(r"\d+(\.\d*)?\s*([kmgtp]?i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+_MOST = 10_000  # workers, and threads of one: more is a slip that would fill a machine with processes
+_MOST_BYTES = 2**63
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Ready:
         address: The scheduler's, ``tls://127.0.0.1:<port>``.
         dashboard_link: The dashboard's, ``http://127.0.0.1:<port>/status``.
         n_workers: How many workers there are.
+        memory_limit: What each of them may hold, in bytes; 0 for no limit.
         credentials: What a client must show: ``Client(address, security=credentials.security())``.
     """
 
     address: str
     dashboard_link: str
     n_workers: int
+    memory_limit: int
     credentials: Credentials
 
 
@@ -95,6 +100,7 @@ class Host:
             address=report["address"],
             dashboard_link=f"http://127.0.0.1:{report['dashboard_port']}/status",
             n_workers=report["n_workers"],
+            memory_limit=report["memory_limit"],
             credentials=self._credentials,
         )
 
@@ -112,6 +118,11 @@ class Host:
     def failure(self) -> str | None:
         """Why the host ended without being told to, or None."""
         return None if self.alive or self.closed else self._process.why_ended()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the host, or its scheduler, has ended by a signal: another one may fare better."""
+        return self._process.was_killed
 
     @property
     def closed(self) -> bool:
@@ -133,22 +144,26 @@ class Host:
 
 def _check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {short_repr(value)}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+        raise ValueError(f"{name} must be at least 1, not {short_repr(value)}")
+    if value > _MOST:
+        raise ValueError(f"{name} must be at most {_MOST:,}, not {short_repr(value)}")
     return value
 
 
 def _check_size(limit: int | float | str | None) -> int | float | str | None:
     """Return a memory limit that dask will understand too."""
-    if limit is None or limit == "auto":
+    if limit is None:
         return limit
     if isinstance(limit, bool) or not isinstance(limit, int | float | str):
-        raise TypeError(f"memory_limit must be a size, not {type(limit).__name__}: {limit!r}")
-    text = limit.strip() if isinstance(limit, str) else f"{limit:f}"
-    if not _SIZE.fullmatch(text):
+        raise TypeError(f"memory_limit must be a size, not {type(limit).__name__}: {short_repr(limit)}")
+    if limit == "auto":
+        return limit
+    if not (_SIZE.fullmatch(limit.strip()) if isinstance(limit, str) else 0 <= limit < _MOST_BYTES):
         raise ValueError(
-            f"memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', not {limit!r}"
+            "memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', "
+            f"not {short_repr(limit)}"
         )
     return limit
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parcoll.errors import ClusterStartError
+from parcoll.system import how_ended
 
 # What the child runs. It takes this process's sys.path before it imports anything of ours; no
 # garbage collection while it imports (the host freezes what it has then, and collects after).
@@ -167,10 +168,20 @@ class HostProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         code, error = self.popen.returncode, self.reports.get("error")
-        how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
+        how = how_ended(code) if code is not None else "does not answer"
         if "address" in self.reports:
             return f"the local cluster ended: {error or 'its host process ' + how}"
         return f"the local cluster did not start: {f'{error}; ' if error else ''}its host {how}"
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it, or its scheduler, has ended by a signal that this process did not send."""
+        if self.closed:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(1)
+        self._read_status(0)
+        return (self.popen.returncode or 0) < 0 or bool(self.reports.get("killed"))
 
     def _end_now(self) -> None:
         """Kill what is left of the host's process group and remove its directory."""

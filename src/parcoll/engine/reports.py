@@ -14,7 +14,7 @@ from typing import Any
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from parcoll.outcome import Outcome
-from parcoll.pickling import SHARED_BYTES, Packed
+from parcoll.pickling import SHARED_BYTES, Packed, Several
 from parcoll.tasks import reports
 
 
@@ -43,4 +43,5 @@ class Reports(WorkerPlugin):
 
 def _is_small(outcome: Outcome) -> bool:
     """Tell whether it may pass the scheduler: the client asks the worker for large results."""
-    return not isinstance(outcome.results, Packed) or outcome.results.nbytes <= 2 * SHARED_BYTES
+    results = outcome.results.nbytes if isinstance(outcome.results, Packed | Several) else 0
+    return results + len(outcome.failed_elements) <= 2 * SHARED_BYTES

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -28,9 +29,45 @@ class Options:
 
     n_workers: int
     threads_per_worker: int
-    memory_limit: int | float | str
+    memory_limit: int  # bytes; 0 for none
     credentials: Credentials
     directory: str
+
+
+def most_memory(limit: int) -> float:
+    """Return where a worker's memory ends: a little below its limit, as dask's configuration says."""
+    import dask
+
+    part = dask.config.get("distributed.worker.memory.terminate")
+    return limit * part if part and limit else 0.0
+
+
+def options_of(message: dict[str, Any]) -> Options:
+    """Return the options that the parent's message means."""
+    import dask
+    from dask.system import CPU_COUNT
+    from dask.utils import parse_bytes
+    from distributed.system import MEMORY_LIMIT
+
+    n_workers = message["n_workers"] or CPU_COUNT
+    memory_limit = message["memory_limit"]
+    if memory_limit == "auto":
+        memory_limit = MEMORY_LIMIT // n_workers
+    elif isinstance(memory_limit, str):
+        memory_limit = parse_bytes(memory_limit)
+    elif memory_limit is None:
+        memory_limit = 0  # dask's word for no limit
+    elif memory_limit <= 1:
+        memory_limit = memory_limit * MEMORY_LIMIT
+    memory_limit = min(int(memory_limit), MEMORY_LIMIT)
+    base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    return Options(
+        n_workers=n_workers,
+        threads_per_worker=message["threads_per_worker"],
+        memory_limit=memory_limit,
+        credentials=Credentials(message["certificate"], message["key"]),
+        directory=os.path.join(os.path.abspath(base), f"parcoll-{os.urandom(8).hex()}"),
+    )
 
 
 def run_scheduler(report_fd: int, options: Options) -> None:
@@ -55,6 +92,8 @@ def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
 async def _serve_scheduler(report_fd: int, options: Options) -> None:
     from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
 
+    from parcoll.engine.publish import new_page
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Port 8787 is already in use"
         scheduler = Scheduler(
@@ -69,6 +108,7 @@ async def _serve_scheduler(report_fd: int, options: Options) -> None:
         )
     _add_dashboard(scheduler)
     await scheduler
+    await scheduler.register_scheduler_plugin(new_page(), idempotent=True)
     dashboard_port = scheduler.services["dashboard"].port
     report = {"address": scheduler.address, "dashboard_port": dashboard_port}
     os.write(report_fd, json.dumps(report).encode())
@@ -117,7 +157,21 @@ async def _load_dashboard(scheduler: Scheduler) -> None:
         routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
         scheduler.http_application.add_application(web.Application(routes))
     else:
+        _allow_this_machine_only(scheduler.services["dashboard"].port)
         dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
+
+
+def _allow_this_machine_only(port: int) -> None:
+    """Have the dashboard's live connections refuse the pages of other web sites, which dask lets in.
+
+    Not where the user's configuration says whom to let in, or that the dashboard is behind a proxy.
+    """
+    import dask
+
+    origins = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
+    as_it_comes = dask.config.get(origins) == ["*"]
+    if as_it_comes and "{host}" in dask.config.get("distributed.dashboard.link"):
+        dask.config.set({origins: [f"127.0.0.1:{port}", f"localhost:{port}"]})
 
 
 def run_worker(number: int, address: str, options: Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import itertools
 import os
 import queue
@@ -16,11 +17,17 @@ import dask
 from dask._task_spec import Task, TaskRef
 from distributed.scheduler import KilledWorker
 
+from parcoll.engine.abandoned import was_interrupted
+from parcoll.engine.ahead import Ahead
 from parcoll.engine.base import Job
 from parcoll.engine.collector import Collector
+from parcoll.engine.given_up import failed, name_of, refused_bag
+from parcoll.engine.losses import register
 from parcoll.engine.nesting import enter_task, leave_task
-from parcoll.errors import WorkerLostError
+from parcoll.engine.opaque import opaque_task
+from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.failure import Failure
+from parcoll.isolation import join_isolated, run_isolated
 from parcoll.outcome import Outcome
 from parcoll.pickling import SHARED_BYTES, Packed, Shared
 from parcoll.program import SharedProgram
@@ -35,8 +42,20 @@ QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does
 LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
 GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
 MAX_LABEL = 100  # characters
+MAX_LOSSES = 6  # of workers that had one job, after which it is given up: isolated, it is hardly to blame
+REPORT = "report-"  # before the key of the task that it reports
 # Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
 RELEASED = 32
+# The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next
+# partition, which holds it for milliseconds at a time. Without a rest tasks came 20 ms late to the scheduler.
+REST_SECONDS = 0.001
+
+
+class Lost(enum.Enum):
+    """Why a job has no outcome."""
+
+    CANCELLED = enum.auto()  # dask gave it up without trying
+    WITH_WORKER = enum.auto()
 
 
 class DistributedSession:
@@ -45,18 +64,29 @@ class DistributedSession:
     The workers of a local cluster send outcomes (`engine.reports`); of any other, a collector asks.
     """
 
-    def __init__(self, engine: DistributedEngine, packed: Packed, label: str, keep: bool) -> None:
+    def __init__(
+        self,
+        engine: DistributedEngine,
+        packed: Packed,
+        modules: bytes,
+        label: str,
+        keep: bool,
+        isolated: bool = False,
+    ) -> None:
         self._engine = engine
         self._client = engine.client
         self._keep = keep
+        self._isolated = isolated
         number = next(engine.numbers)
         self._token = f"{engine.token}-{number}"
         self._words = key_words(label)[:MAX_LABEL].rstrip("-")
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
-        self._results: queue.SimpleQueue[tuple[Job, Outcome] | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException] = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        # Those of them whose outcome is being fetched; client's loop only.
+        self._delivering: dict[Any, Job] = {}
         self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
         self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
         self._reported: list[Any] = []  # futures whose outcome was sent, to be released
@@ -65,15 +95,27 @@ class DistributedSession:
         self._finished: set[Any] = set()  # futures that were done at the last look, without a report
         self._fetching: set[asyncio.Task[None]] = set()
         self._collector = None if engine.topic is not None else Collector(self._client.loop, self)
-        large = packed.nbytes > EMBEDDED_BYTES
-        self._shared = SharedProgram(packed, self._token, engine.search_path, cached=not large)
+        self._ahead: Ahead | None = None
+        self._shared = SharedProgram(packed, self._token, engine.search_path, modules)
+        large = self._shared.nbytes > EMBEDDED_BYTES
+        self._shared.cached = not large
         self._program: Any = None if large else self._shared
         self._program_future: Any = None
         self._thread = threading.get_ident()
+        register(self._client, self)
         self._seceded = enter_task()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Send jobs to the scheduler in one message."""
+        """Send jobs to the scheduler in one message, and large partitions straight to workers."""
+        # Not where results are kept: to make one again, dask needs the elements still.
+        if self._ahead is None and self._engine.sends_ahead and not self._keep:
+            self._ahead = Ahead(self._client, self._token)
+        if self._ahead is not None:
+            with self._engine.errors():
+                self._ahead.send(jobs)
+        self._submit(jobs)
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
         graph: dict[Any, Any] = {}
         priority: dict[Any, float] = {}
         if self._program is None:
@@ -87,17 +129,22 @@ class DistributedSession:
             graph[key] = self._task(key, job, graph)
             if self._keep and not reporting:
                 kept_keys.append(key)
-                key = f"report-{key}"
-                graph[key] = Task(key, report, TaskRef(kept_keys[-1]))
+                key = f"{REPORT}{key}"
+                graph[key] = opaque_task(key, report, TaskRef(kept_keys[-1]))
             outcome_keys.append(key)
             # Without a priority each, a group of tasks runs last first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
-        nbytes = sum(job.message_bytes for job in jobs)
+        nbytes = sum(job.message_bytes for job in jobs)  # at most
         # Whoever reads a report looks for its future, which is here a moment later.
         with self._adding:
             if reporting:
                 self._engine.waiting.update(dict.fromkeys(outcome_keys, self))
-            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
+            try:
+                futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
+            except BaseException:
+                for key in outcome_keys:
+                    self._engine.waiting.pop(key, None)
+                raise
             kept = (futures if reporting else futures[len(jobs) :]) if self._keep else []
             for job, handle in zip(jobs, kept, strict=False):
                 job.handle = handle
@@ -108,7 +155,14 @@ class DistributedSession:
         if self._collector is not None:
             self._collector.add(futures[: len(jobs)])
         if len(self._reported) >= RELEASED:
-            self._reported.clear()
+            self._release_reported()
+        time.sleep(REST_SECONDS)
+
+    def _release_reported(self) -> None:
+        """Release futures whose outcome has come: not by dropping them, since `__del__` swallows a Ctrl-C."""
+        with contextlib.suppress(IndexError):  # the client's loop may take them too
+            while True:
+                self._reported.pop().release()
 
     def reported(self, key: str, outcome: Outcome | None) -> None:
         """Take an outcome that a worker sent, or fetch one too large for that; runs in the client's loop."""
@@ -118,10 +172,13 @@ class DistributedSession:
             self._fetch([future])
         elif (job := self._pending.pop(future, None)) is not None:
             self._results.put((job, outcome))
-            self._reported.append(future)
+            if not self._keep:  # else it is the handle, too
+                self._reported.append(future)
 
     def _fetch(self, futures: list[Any]) -> None:
-        task = asyncio.ensure_future(self.deliver(futures))
+        self._keep_task(asyncio.ensure_future(self.deliver(futures)))
+
+    def _keep_task(self, task: asyncio.Task[None]) -> None:
         self._fetching.add(task)
         task.add_done_callback(self._fetched)
 
@@ -129,6 +186,25 @@ class DistributedSession:
         self._fetching.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._results.put(error)
+
+    def lose(self, worker: str, keys: list[str]) -> None:
+        """Send tasks that a lost worker had again, isolated; runs in the client's loop."""
+        self._reported.clear()  # else dask would run those again that the worker had done
+        wanted = set(keys)
+        with self._adding:
+            known = [*self._pending, *self._delivering]
+            lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
+            for future in lost:
+                self._by_key.pop(future.key, None)
+                self._engine.waiting.pop(future.key, None)
+        for future in lost:
+            job = self._pending.pop(future, None) or self._delivering.pop(future, None)
+            if job is not None:
+                job.lost_workers.append(worker)
+                job.handle = None  # with the future goes dask's own attempt to run it again as it is
+                self._results.put((job, Lost.WITH_WORKER))
+        if lost:  # others have the futures too: a collector, or a gather that would have them run again
+            self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
 
     def _look_for_lost(self) -> None:
         """Fetch what became of tasks that ended without a report: dask gave them up.
@@ -152,8 +228,9 @@ class DistributedSession:
 
     def _share_program(self) -> None:
         key = f"program-{self._token}"
-        task = Task(key, SharedProgram, self._shared.packed, self._token, self._shared.search_path, False)
-        (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.packed.nbytes)
+        _, arguments = self._shared.__reduce__()
+        task = opaque_task(key, SharedProgram, *arguments)
+        (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.nbytes)
         self._program = TaskRef(key)
 
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
@@ -170,20 +247,26 @@ class DistributedSession:
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
         engine = self._engine
         ticket = Ticket(engine.topic, key) if engine.topic is not None else None
+        isolated = job.isolated or self._isolated
         if job.kind == "join":
             parts = [None if part is None else engine.resolve(part) for part in job.parts]
-            return Task(key, join_kept, self._program, ticket, *parts)
+            join = join_isolated if isolated else join_kept
+            return opaque_task(key, join, self._program, ticket, *parts)
         sharing = None if self._keep else engine.sharing
-        space = sharing.lend(job, self._large_results) if sharing is not None else None
-        elements: Any = job.elements
+        space = sharing.lend(job, self._large_results and not isolated) if sharing is not None else None
+        elements: Any = (self._ahead and self._ahead.reference(job)) or job.elements
         if job.graph is not None:
             tasks, last = job.graph
             graph.update(tasks)
             elements = TaskRef(last)
         elif job.reference is not None:
             elements = engine.resolve(job.reference)
-        settings = (self._keep, elements, job.budget, space, ticket)
-        return Task(key, run_partition, self._program, job.place, *settings)
+        settings: tuple[Any, ...]
+        if isolated:  # and without `space`, since it comes in pieces
+            settings = (job.place, self._keep, elements, job.budget, ticket)
+            return opaque_task(key, run_isolated, self._program, *settings)
+        settings = (job.place, self._keep, elements, job.budget, space, ticket)
+        return opaque_task(key, run_partition, self._program, *settings)
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
         """Return what has been gathered; Ctrl-C interrupts the wait."""
@@ -200,7 +283,38 @@ class DistributedSession:
                 continue
             if isinstance(item, BaseException):
                 raise item
-            found.append(self._received(*item))
+            job, outcome = item
+            sent_ahead = self._ahead is not None and self._ahead.forget(job)
+            if isinstance(outcome, Outcome):
+                found.append(self._received(job, outcome))
+            elif outcome is Lost.WITH_WORKER:
+                try:
+                    self._send_again(job, found)
+                except ClusterLostError as error:
+                    if not found:
+                        raise
+                    self._results.put(error)  # after what has come
+                    return found
+            elif sent_ahead:  # its elements were lost with their worker
+                self._submit([job])
+            elif job.graph is not None and self._engine.connected:
+                raise refused_bag()
+            else:
+                raise self._engine.lost()
+
+    def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
+        """Send a job again whose worker died, so that the next one does not."""
+        job.isolated = True
+        job.losses += 1
+        if job.losses <= MAX_LOSSES:
+            self._submit([job])
+            return
+        where = name_of(job)
+        error = WorkerLostError(
+            f"{self._words}: {where} lost {job.losses} worker processes, one after the other, though its "
+            "functions ran beside them"
+        )
+        found.append((job, Outcome(failure=Failure.of(error, f"in {where}"), lost=True)))
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
         self._large_results = self._large_results or outcome.nbytes >= SHARED_BYTES
@@ -215,22 +329,30 @@ class DistributedSession:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        if self._pending and was_interrupted():
+            self._engine.interrupted = True
         if self._collector is not None:
             self._collector.stop()
         for key in list(self._by_key):
             self._engine.waiting.pop(key, None)
         self._by_key.clear()
-        self._reported.clear()
+        self._release_reported()
+        if self._ahead is not None:
+            self._ahead.clear()
         while self._pending:
             with contextlib.suppress(KeyError):  # taken by the collector meanwhile
                 self._pending.popitem()[0].release()
-        self._program_future = None
+        if self._program_future is not None:
+            self._program_future.release()
         if self._seceded and self._thread == threading.get_ident():
             leave_task()  # closed by another thread: the task's own thread ends with its task
 
     async def deliver(self, futures: list[Any]) -> None:
         """Bring the outcomes of finished tasks here, all with one request where that goes well."""
-        taken = {future: job for future in futures if (job := self._pending.pop(future, None))}
+        taken = [future for future in futures if future in self._pending]
+        for future in taken:
+            if (job := self._pending.pop(future, None)) is not None:
+                self._delivering[future] = job
         finished = [future for future in taken if future.status == "finished"]
         try:
             values = await self._gather(finished) if finished else []
@@ -238,9 +360,15 @@ class DistributedSession:
             # One of them was lost with its worker and failed when it ran again: which one?
             finished, values = [], []
         for future, outcome in zip(finished, values, strict=True):
-            self._results.put((taken.pop(future), outcome))
-        for future, job in taken.items():
-            self._results.put(await self._one_outcome(future, job))
+            self._put(future, outcome)
+        for future in taken:
+            if (job := self._delivering.get(future)) is not None:
+                self._put(future, await self._one_outcome(future, job))
+
+    def _put(self, future: Any, outcome: Outcome | Lost) -> None:
+        """Hand an outcome over, unless its job was sent again meanwhile."""
+        if (job := self._delivering.pop(future, None)) is not None:
+            self._results.put((job, outcome))
 
     def fail(self, error: BaseException) -> None:
         """Have the consumer raise an error."""
@@ -259,29 +387,14 @@ class DistributedSession:
         results = await self._client.gather(futures, direct=self._engine.direct, asynchronous=True)
         return [report(result) for result in results]
 
-    async def _one_outcome(self, future: Any, job: Job) -> tuple[Job, Outcome] | BaseException:
+    async def _one_outcome(self, future: Any, job: Job) -> Outcome | Lost:
+        """Return what became of a job."""
         for _ in range(GATHER_ATTEMPTS):
             if future.status == "cancelled":
                 break
             error = await future.exception()  # waits where dask runs the task again
             if error is not None:
-                return job, self._task_failed(error, job)
+                return Lost.WITH_WORKER if isinstance(error, KilledWorker) else failed(error, job)
             with contextlib.suppress(Exception):
-                return job, (await self._gather([future]))[0]
-        return self._engine.lost()
-
-    def _task_failed(self, error: BaseException, job: Job) -> Outcome:
-        """Describe a task that dask itself failed: its function never raises."""
-        many = "" if job.size is None else f"{job.size} element{'s' * (job.size > 1)} from "
-        where = f"the partition of {many}{job.place.element(0)}"
-        if job.kind == "join":
-            where = f"the join of {len(job.parts) - 1} partitions"
-        if isinstance(error, KilledWorker):
-            lost: BaseException = WorkerLostError(
-                f"{self._words}: {where} ended {error.allowed_failures + 1} worker processes, one after "
-                "the other: a function of the chain crashes, exits the process or needs too much memory"
-            )
-        else:
-            lost = error
-        lost.__cause__ = error if lost is not error else error.__cause__
-        return Outcome(failure=Failure.of(lost, f"in {where}"), lost=True)
+                return (await self._gather([future]))[0]
+        return Lost.CANCELLED

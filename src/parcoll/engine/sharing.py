@@ -6,6 +6,7 @@ import os
 import warnings
 
 from parcoll.engine.base import Job
+from parcoll.log import logger
 from parcoll.pickling import SHARED_BYTES, Packed, Payload, Shared, Space, pickled
 from parcoll.segments import HEADER, Segments
 
@@ -54,6 +55,7 @@ class Sharing:
         """Use messages from now on."""
         if self._works is not False:
             self._works = False
+            logger.warning("no shared memory: %s; data goes through sockets", reason)
             warnings.warn(
                 f"parcoll cannot use shared memory ({reason}): data goes through sockets, which is slower",
                 RuntimeWarning,

@@ -1,0 +1,197 @@
+"""The pipeline page: a plugin that keeps what clients publish, and serves it on the scheduler's dashboard.
+
+It travels by value to schedulers that have no parcoll (see `publish`), so it needs the standard library,
+tornado and distributed only. Everything it keeps is bounded: a scheduler may be up for months.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from typing import Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from tornado import web
+
+TOPIC = "parcoll"  # what clients publish under
+LOST_TOPIC = "parcoll-lost-workers"  # what they hear
+MAX_KEYS = 1000  # of the tasks that a lost worker had: it is given a few at a time
+MAX_PIPELINES = 100
+MAX_POINTS = 240  # of one pipeline's plot; when they are more, every second goes
+MAX_NAMES = 100  # of pipelines that have metrics
+MAX_STEP_NUMBERS = 1000  # of one name: its steps may be others each time
+COUNTERS = (
+    *("elements_in", "elements_out", "failed", "retries", "timeouts", "deaths", "recovered"),
+    *("bytes_sent", "bytes_received", "worker_seconds"),
+)
+STEP_COUNTERS = ("entered", "left", "failed", "retries", "seconds")
+# All there is on the page comes with it, and what users wrote is never markup.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class Page(SchedulerPlugin):
+    """Keeps the last 100 pipelines of all clients, whether these are still there or not."""
+
+    name = "parcoll-page"
+    idempotent = True
+
+    def __init__(self, html: str) -> None:
+        self.html = html
+        self.version = 0  # counts what was published, so that a page may ask for what is new
+        self.pipelines: OrderedDict[str, dict[str, Any]] = OrderedDict()  # the last published at the end
+        self.totals: OrderedDict[str, dict[tuple[str, ...], float]] = OrderedDict()  # by name, for metrics
+        self.metrics: Any = None
+
+    async def start(self, scheduler: Any) -> None:
+        """Add the routes; whatever prefix the dashboard has stands before them."""
+        self.scheduler = scheduler
+        routes = [
+            (r"/(?:.+/)?parcoll", PageHandler, {"page": self}),
+            (r"/(?:.+/)?parcoll/json", JSONHandler, {"page": self}),
+        ]
+        scheduler.http_application.add_handlers(".*$", routes)
+        try:
+            from prometheus_client import REGISTRY
+        except ImportError:
+            return
+        self.metrics = Metrics(self)
+        REGISTRY.register(self.metrics)
+
+    async def close(self) -> None:
+        """Take the metrics back: the process may start another scheduler."""
+        if self.metrics is not None:
+            from prometheus_client import REGISTRY
+
+            REGISTRY.unregister(self.metrics)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Take in what a client published; tell clients of workers that were lost."""
+        if topic == TOPIC:
+            self.publish(msg)
+        elif topic == "all" and msg.get("action") == "remove-worker" and not msg.get("expected"):
+            tasks = list(msg.get("processing-tasks") or ())
+            # Those that had ended too: a result may be what it could not send.
+            keys = [*tasks, *(msg.get("lost-computed-tasks") or ())][:MAX_KEYS]
+            keys = [key for key in keys if isinstance(key, str)]
+            self.scheduler.log_event(LOST_TOPIC, {"worker": msg["worker"], "tasks": len(tasks), "keys": keys})
+
+    def publish(self, message: dict[str, Any]) -> None:
+        """Put the numbers of a pipeline in the place of those it had before."""
+        key, done = message["id"], message["elements_in"]
+        before = self.pipelines.pop(key, None)
+        points = before["points"] if before is not None else [[message["started"], 0]]
+        points.append([message["ended"] or time.time(), done])
+        if len(points) > MAX_POINTS:
+            del points[1:-1:2]
+        self.version += 1
+        self.pipelines[key] = message | {"points": points, "heard": time.time(), "version": self.version}
+        self.count(message, before or {})
+        while len(self.pipelines) > MAX_PIPELINES:
+            ended = (key for key, kept in self.pipelines.items() if kept["state"] != "running")
+            del self.pipelines[next(ended, next(iter(self.pipelines)))]
+
+    def count(self, message: dict[str, Any], before: dict[str, Any]) -> None:
+        """Add what is new to the totals of all pipelines of that name."""
+        totals = self.totals.setdefault(message["name"], {})
+        self.totals.move_to_end(message["name"])
+        for name in COUNTERS:
+            totals[(name,)] = totals.get((name,), 0) + message.get(name, 0) - before.get(name, 0)
+        earlier = before.get("steps") or [{}] * len(message["steps"])
+        for number, (step, old) in enumerate(zip(message["steps"], earlier, strict=False), 1):
+            for name in STEP_COUNTERS:
+                key = ("step", name, f"{number} {step['label']}")
+                totals[key] = totals.pop(key, 0) + step[name] - old.get(name, 0)
+        for oldest in list(totals)[len(COUNTERS) : -MAX_STEP_NUMBERS]:  # those that counted longest ago
+            del totals[oldest]
+        while len(self.totals) > MAX_NAMES:
+            self.totals.popitem(last=False)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Note that nobody will tell how the client's pipelines went on."""
+        for pipeline in self.pipelines.values():
+            if pipeline["client_id"] == client and pipeline["state"] == "running":
+                self.version += 1
+                now = time.time()
+                pipeline.update(state="lost", ended=now, version=self.version)
+
+    def report(self, since: int) -> dict[str, Any]:
+        """Return what was published after that version, and which pipelines there are."""
+        workers = self.scheduler.workers.values()
+        kept = sorted(self.pipelines.values(), key=lambda one: (one["state"] == "running", one["started"]))
+        return {
+            "version": self.version,
+            "now": time.time(),
+            "scheduler": self.scheduler.address,
+            "workers": len(workers),
+            "threads": sum(worker.nthreads for worker in workers),
+            "busy": sum(min(len(worker.processing), worker.nthreads) for worker in workers),
+            "order": [pipeline["id"] for pipeline in reversed(kept)],
+            "pipelines": [pipeline for pipeline in reversed(kept) if pipeline["version"] > since],
+        }
+
+
+class PageHandler(web.RequestHandler):
+    """The page itself, which asks for the rest."""
+
+    def initialize(self, page: Page) -> None:
+        """Remember whose page."""
+        self.page = page
+
+    def get(self) -> None:
+        """Answer with the page."""
+        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("Cache-Control", "no-store")
+        self.write(self.page.html)
+
+
+class JSONHandler(web.RequestHandler):
+    """The numbers: of all pipelines, or of those published after the version `since`."""
+
+    def initialize(self, page: Page) -> None:
+        """Remember whose page."""
+        self.page = page
+
+    def get(self) -> None:
+        """Answer with the numbers."""
+        since = self.get_query_argument("since", "0")
+        self.set_header("Content-Type", "application/json")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        self.write(json.dumps(self.page.report(int(since) if since.isdecimal() else 0)))
+
+
+class Metrics:
+    """The totals for Prometheus, where the scheduler has its client library."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def describe(self) -> list[Any]:
+        """Return nothing: a process with two schedulers has the same names twice."""
+        return []
+
+    def collect(self) -> Any:
+        """Give the metrics of this moment."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        totals = self.page.totals
+        for name in COUNTERS:
+            text = f"{name.replace('_', ' ')} of all runs of a pipeline"
+            family = CounterMetricFamily(f"parcoll_{name}", text, labels=["pipeline"])
+            for pipeline, numbers in totals.items():
+                family.add_metric([pipeline], numbers[(name,)])
+            yield family
+        for name in STEP_COUNTERS:
+            text = f"{name} of a step in all runs of a pipeline"
+            family = CounterMetricFamily(f"parcoll_step_{name}", text, labels=["pipeline", "step"])
+            for pipeline, numbers in totals.items():
+                for key, number in numbers.items():
+                    if key[:2] == ("step", name):
+                        family.add_metric([pipeline, key[2]], number)
+            yield family
+        states = [pipeline["state"] for pipeline in self.page.pipelines.values()]
+        gauge = GaugeMetricFamily("parcoll_pipelines", "pipelines on the page", labels=["state"])
+        for state in sorted(set(states)):
+            gauge.add_metric([state], states.count(state))
+        yield gauge

@@ -1,27 +1,40 @@
 """Every core, or a whole dask cluster, as `map`: see `parallel`."""
 
-from parcoll.collection import ParallelGen, parallel
+from parcoll.collection import ParallelGen
 from parcoll.connection import Connection, connect
 from parcoll.errors import (
+    CheckpointError,
     ClusterLostError,
     ClusterStartError,
     ConnectError,
+    ElementError,
+    ElementTimeoutError,
     ParcollError,
     SerializationError,
     SourceConsumedError,
+    VersionWarning,
     WorkerLostError,
 )
+from parcoll.reading import read_text
+from parcoll.start import parallel
+from parcoll.switch import progress
 
 __all__ = [
+    "CheckpointError",
     "ClusterLostError",
     "ClusterStartError",
     "ConnectError",
     "Connection",
+    "ElementError",
+    "ElementTimeoutError",
     "ParallelGen",
     "ParcollError",
     "SerializationError",
     "SourceConsumedError",
+    "VersionWarning",
     "WorkerLostError",
     "connect",
     "parallel",
+    "progress",
+    "read_text",
 ]

@@ -1,89 +1,39 @@
-"""`parallel` and `ParallelGen`: what users call. Checks arguments, extends the bag, asks for evaluations."""
+"""`ParallelGen`: what users call. Checks arguments, extends the chain, asks for evaluations."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeGuard, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeGuard, TypeVar, Unpack, overload
 
-from parcoll import evaluate
+from parcoll import arguments, evaluate, folding, table
+from parcoll.errors import ElementError
 from parcoll.evaluate import UNSET, Options, Run
-from parcoll.source import Source, source_of
+from parcoll.explain import Explanation, explanation
+from parcoll.node import Node
+from parcoll.policy import OnError, RetryOn
 from parcoll.stats import Stats
 from parcoll.steps import Filter, FlatMap, Foreach, Map, Step
-from parcoll.text import describe
 
 if TYPE_CHECKING:
     from dask.bag import Bag
-    from distributed import Client
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 A = TypeVar("A")
-K = TypeVar("K")
-V = TypeVar("V")
 D = TypeVar("D")
+Word = Literal["raise", "skip"] | None
+Else = Callable[[ElementError], D]
 
 
-class _Node:
-    """One place in a chain: a source, or a step after another node. Never changes; its bag is made once."""
+class Tries(TypedDict, total=False):
+    """What a step may say of its attempts with one element; None for what `parallel` was told."""
 
-    __slots__ = ("_bag", "_lock", "before", "source", "step")
-
-    def __init__(self, source: Any = None, before: _Node | None = None, step: Step | None = None) -> None:
-        self.source = source  # a Source, or a dask bag
-        self.before = before
-        self.step = step
-        self._bag: Any = None
-        self._lock = threading.Lock()
-
-    def bag(self) -> Any:
-        """Return the bag up to here. Imports dask.bag, which is why it waits until it is asked for."""
-        from parcoll import graph
-
-        row = list(itertools.takewhile(lambda node: node._bag is None, self.back()))
-        for node in reversed(row):
-            with node._lock:
-                if node._bag is not None:
-                    continue
-                if node.before is not None and node.step is not None:
-                    node._bag = graph.extend(node.before._bag, node.step)
-                elif isinstance(node.source, Source):
-                    node._bag = graph.bag_of_source(node.source)
-                else:
-                    node._bag = node.source
-        return self._bag
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as a row, without bag and lock: a function may use a collection."""
-        row = list(self.back())
-        return _chain, (row[-1].source, [node.step for node in reversed(row[:-1])])
-
-    def back(self) -> Iterator[_Node]:
-        """Give this node and those before it, down to the source."""
-        node: _Node | None = self
-        while node is not None:
-            yield node
-            node = node.before
-
-    def describe(self) -> str:
-        """Return the chain as a user wrote it."""
-        row = list(self.back())
-        source = row[-1].source
-        calls = [f".{node.step.label}" for node in reversed(row) if node.step is not None]
-        return f"parallel({source!r}){''.join(calls)}"
-
-
-def _chain(source: Any, steps: list[Step]) -> _Node:
-    node = _Node(source=source)
-    for step in steps:
-        node = _Node(before=node, step=step)
-    return node
+    retries: int | None
+    retry_on: RetryOn | None
+    timeout: float | None
 
 
 class ParallelGen(Generic[T_co]):
@@ -96,54 +46,128 @@ class ParallelGen(Generic[T_co]):
     Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle.
     They get a copy of each element, in a worker process: changes they make to global variables or
     to their arguments are not seen by the caller. A function's exception is raised by the evaluating
-    call with its own type, after the results before it, with a note that names step and element.
+    call with its own type, after the results before it, with a note that names step and element; or
+    `on_error=`, `retries=` and `timeout=` say otherwise, for all steps where `parallel` got them, for one
+    where its method did. A step that is given None does as `parallel` was told.
     """
 
     __slots__ = ("__weakref__", "_node", "_options", "_stats")
 
-    def __init__(self, node: _Node, options: Options) -> None:
+    def __init__(self, node: Node, options: Options) -> None:
         self._node = node
         self._options = options
         self._stats = Stats()
 
-    def _extended(self, step: Step) -> ParallelGen[Any]:
-        return ParallelGen(_Node(before=self._node, step=step), self._options)
+    def _extended(self, kind: type[Step], func: Any, settings: tuple[Any, Any, Any, Any]) -> ParallelGen[Any]:
+        if not (kind is Filter and func is None):
+            func = arguments.function(func, kind.kind)
+        step = kind(func, arguments.policy(*settings, self._options.policy))
+        return ParallelGen(Node(before=self._node, step=step), self._options)
 
-    def map(self, func: Callable[[T_co], R]) -> ParallelGen[R]:
+    @overload
+    def map(
+        self, func: Callable[[T_co], R], *, on_error: Word = None, **tries: Unpack[Tries]
+    ) -> ParallelGen[R]: ...
+    @overload
+    def map(
+        self, func: Callable[[T_co], R], *, on_error: Else[D], **tries: Unpack[Tries]
+    ) -> ParallelGen[R | D]: ...
+    def map(
+        self,
+        func: Any,
+        *,
+        on_error: OnError | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
+        timeout: float | None = None,
+    ) -> ParallelGen[Any]:
         """Return a collection of `func(element)` for each element, in the same order. Lazy.
 
+        What an `on_error` function returns stands for the result, and goes on to the next step.
+
+        >>> from parcoll import parallel
         >>> list(parallel(["a", "b"]).map(str.upper))
         ['A', 'B']
+        >>> list(parallel(["1", "x"]).map(int, on_error=lambda error: len(error.element)))
+        [1, 1]
         """
-        return self._extended(Map(_function(func, "map")))
+        return self._extended(Map, func, (on_error, retries, retry_on, timeout))
 
     @overload
-    def filter(self: ParallelGen[R | None], predicate: None) -> ParallelGen[R]: ...
+    def filter(
+        self: ParallelGen[R | None], predicate: None, *, on_error: Word = None, **tries: Unpack[Tries]
+    ) -> ParallelGen[R]: ...
     @overload
-    def filter(self, predicate: Callable[[T_co], TypeGuard[R]]) -> ParallelGen[R]: ...
+    def filter(
+        self: ParallelGen[R | None], predicate: None, *, on_error: Else[D], **tries: Unpack[Tries]
+    ) -> ParallelGen[R | D]: ...
     @overload
-    def filter(self, predicate: Callable[[T_co], object]) -> ParallelGen[T_co]: ...
-    def filter(self, predicate: Any) -> ParallelGen[Any]:
+    def filter(
+        self, predicate: Callable[[T_co], TypeGuard[R]], *, on_error: Word = None, **tries: Unpack[Tries]
+    ) -> ParallelGen[R]: ...
+    @overload
+    def filter(
+        self, predicate: Callable[[T_co], TypeGuard[R]], *, on_error: Else[D], **tries: Unpack[Tries]
+    ) -> ParallelGen[R | D]: ...
+    @overload
+    def filter(
+        self, predicate: Callable[[T_co], object], *, on_error: Word = None, **tries: Unpack[Tries]
+    ) -> ParallelGen[T_co]: ...
+    @overload
+    def filter(
+        self, predicate: Callable[[T_co], object], *, on_error: Else[D], **tries: Unpack[Tries]
+    ) -> ParallelGen[T_co | D]: ...
+    def filter(
+        self,
+        predicate: Any,
+        *,
+        on_error: OnError | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
+        timeout: float | None = None,
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements for which `predicate` is true, in the same order. Lazy.
 
-        With None, the elements that are true themselves stay, as with the builtin.
+        With None, the elements that are true themselves stay, as with the builtin. What an `on_error`
+        function returns stands for the element, and stays, true or not.
 
+        >>> from parcoll import parallel
         >>> list(parallel(range(6)).filter(lambda x: x % 2))
         [1, 3, 5]
         """
-        return self._extended(Filter(predicate if predicate is None else _function(predicate, "filter")))
+        return self._extended(Filter, predicate, (on_error, retries, retry_on, timeout))
 
-    def flatmap(self, func: Callable[[T_co], Iterable[R]]) -> ParallelGen[R]:
+    @overload
+    def flatmap(
+        self, func: Callable[[T_co], Iterable[R]], *, on_error: Word = None, **tries: Unpack[Tries]
+    ) -> ParallelGen[R]: ...
+    @overload
+    def flatmap(
+        self, func: Callable[[T_co], Iterable[R]], *, on_error: Else[D], **tries: Unpack[Tries]
+    ) -> ParallelGen[R | D]: ...
+    def flatmap(
+        self,
+        func: Any,
+        *,
+        on_error: OnError | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
+        timeout: float | None = None,
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements of each `func(element)`, one level flattened. Lazy.
 
         `func` returns any iterable (a string gives its characters). It is drawn in the worker, one
         by one through the steps after it; what the last step makes of one partition is held there
         until it is sent back, so an endless iterable is for `take` and `first` only.
 
+        Where the iterable raises halfway, what it gave before stays: then the element has failed, and is
+        not tried again. What an `on_error` function returns comes after it, as one element.
+
+        >>> from parcoll import parallel
         >>> list(parallel(["ab", "c"]).flatmap(list))
         ['a', 'b', 'c']
         """
-        return self._extended(FlatMap(_function(func, "flatmap")))
+        return self._extended(FlatMap, func, (on_error, retries, retry_on, timeout))
 
     flat_map = flatmap
 
@@ -152,6 +176,7 @@ class ParallelGen(Generic[T_co]):
 
         `reduce`, `fold` and `foreach` keep the source's order all the same.
 
+        >>> from parcoll import parallel
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())
         [0, 1, 4, 9]
         """
@@ -183,18 +208,15 @@ class ParallelGen(Generic[T_co]):
 
         Raises TypeError for an empty collection without `initial`.
 
+        >>> from parcoll import parallel
         >>> parallel("abc").reduce(lambda x, y: y + x)
         'cba'
         """
-        func = _function(func, "reduce")
-        return evaluate.reduce(self._run(), func, initial)
+        self._resumes_not("reduce", "functools.reduce(func, collection)")
+        func = arguments.function(func, "reduce")
+        return folding.reduce(self._run(), func, initial)
 
-    def fold(
-        self,
-        func: Callable[[A, T_co], A],
-        initial: A,
-        combine: Callable[[A, A], A] | None = None,
-    ) -> A:
+    def fold(self, func: Callable[[A, T_co], A], initial: A, combine: Callable[[A, A], A] | None = None) -> A:
         """Return the fold of all elements from `initial`, each partition folded on its own. Evaluates.
 
         Without `combine`, `func` must be associative and take two elements: each partition folds its
@@ -204,45 +226,53 @@ class ParallelGen(Generic[T_co]):
         other, as `reduce` does, so that the answer never depends on the partitions. Raises ValueError
         where `initial`, joined to a partition's value by `combine`, visibly changes it.
 
+        >>> from parcoll import parallel
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
         """
-        func = _function(func, "fold")
-        combine = None if combine is None else _function(combine, "fold")
-        value: A = evaluate.fold(self._run(), func, initial, combine)
+        self._resumes_not("fold", "functools.reduce(func, collection, initial)")
+        func = arguments.function(func, "fold")
+        combine = None if combine is None else arguments.function(combine, "fold")
+        value: A = folding.fold(self._run(), func, initial, combine)
         return value
 
-    def foreach(self, func: Callable[[T_co], Any]) -> None:
+    def foreach(
+        self,
+        func: Callable[[T_co], Any],
+        *,
+        on_error: OnError | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Call `func` with each element on the workers, now; its results become this collection's elements.
 
         The results stay in the workers' memory until they are read, or until no collection refers
         to them. Collections chained from this one earlier keep the elements they had. When `func`
-        raises, so does this, and the collection stays as it was.
+        raises, so does this, and the collection stays as it was; but for `on_error`, as in `map`.
 
+        >>> from parcoll import parallel
         >>> numbers = parallel(range(3))
         >>> numbers.foreach(lambda x: x * 10)
         >>> list(numbers)
         [0, 10, 20]
         """
-        run = self._extended(Foreach(_function(func, "foreach")))._run()
+        self._resumes_not("foreach", "map(func) and a loop over its results")
+        run = self._extended(Foreach, func, (on_error, retries, retry_on, timeout))._run()
         self._stats = run.stats
         references = evaluate.keep_results(run)
         from parcoll import graph
 
-        self._node = _Node(source=graph.bag_of_kept(references))
+        self._node = Node(source=graph.bag_of_kept(references))
 
     def take(self, n: int) -> list[T_co]:
         """Return the first `n` elements, fewer if there are no more. Evaluates, and cancels the rest.
 
+        >>> from parcoll import parallel
         >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
         [0, 1, 4]
         """
-        try:
-            number = operator.index(n)
-        except TypeError:
-            raise TypeError(f"take() needs a whole number, got {describe(n)}") from None
-        if number < 0:
-            raise ValueError(f"take() needs a number from 0 up, got {number}")
+        number = arguments.taken(n)
         if number == 0:
             return []
         stream = evaluate.iterate(self._run, number)
@@ -260,6 +290,7 @@ class ParallelGen(Generic[T_co]):
 
         Raises ValueError for an empty collection without a default.
 
+        >>> from parcoll import parallel
         >>> parallel(["x", "y"]).first()
         'x'
         """
@@ -272,6 +303,9 @@ class ParallelGen(Generic[T_co]):
     def count(self) -> int:
         """Return the number of elements. Evaluates; the elements stay on the workers.
 
+        With a checkpoint they come here to be saved, and those that are saved are counted there.
+
+        >>> from parcoll import parallel
         >>> parallel(range(10)).filter(lambda x: x > 6).count()
         3
         """
@@ -289,111 +323,55 @@ class ParallelGen(Generic[T_co]):
 
     @property
     def stats(self) -> Stats:
-        """Counts of this collection's last evaluation, or of the one going on."""
+        """The numbers of this collection's last evaluation, or of the one going on; `str` is a table."""
         return self._stats
+
+    @property
+    def errors(self) -> list[ElementError]:
+        """The elements that failed in a step in the last evaluation, or in the one going on.
+
+        In the order of the source; the first thousand that came back, `stats.failed` has the count.
+        The one whose exception was raised is among them.
+
+        >>> from parcoll import parallel
+        >>> numbers = parallel(["1", "x", "3"], on_error="skip").map(int)
+        >>> sum(numbers), [(error.index, error.element) for error in numbers.errors]
+        (4, [(1, 'x')])
+        """
+        return self._stats.failed_elements.rebuilt()
+
+    def explain(self) -> Explanation:
+        """Return what there is to know: chain, source, engine, partitions, and the last run's numbers.
+
+        Evaluates nothing. `print` it, or let a notebook show it.
+
+        >>> from parcoll import parallel
+        >>> print(parallel(range(3), partition_size=2).map(str).explain().partitions)
+        2 elements each; results in source order
+        """
+        *_, first = self._node.back()
+        return explanation(self._chain_text(), first.source, self._options, self._stats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParallelGen, (self._node, self._options)
 
+    def _resumes_not(self, method: str, instead: str) -> None:
+        if self._options.checkpoint is not None:
+            raise TypeError(
+                f"{method}() keeps what it makes on the workers, where no checkpoint can have it "
+                f"(checkpoint={self._options.checkpoint!r}): use {instead}, or leave checkpoint out"
+            )
+
+    def _chain_text(self) -> str:
+        return self._node.describe() + ("" if self._options.ordered else ".unordered()")
+
     def __repr__(self) -> str:
-        tail = "" if self._options.ordered else ".unordered()"
-        return f"<ParallelGen: {self._node.describe()}{tail}>"
+        return f"<ParallelGen: {self._chain_text()}>"
 
+    def _repr_html_(self) -> str:
+        """Return the chain, and the numbers where there are any, for a notebook. Evaluates nothing."""
+        from html import escape
 
-@overload
-def parallel(
-    source: Mapping[K, V],
-    *,
-    partition_size: int | Literal["auto"] = "auto",
-    client: Client | None = None,
-    name: str | None = None,
-) -> ParallelGen[tuple[K, V]]: ...
-@overload
-def parallel(
-    source: Iterable[T],
-    *,
-    partition_size: int | Literal["auto"] = "auto",
-    client: Client | None = None,
-    name: str | None = None,
-) -> ParallelGen[T]: ...
-@overload
-def parallel(
-    source: Callable[[], Iterable[T]],
-    *,
-    partition_size: int | Literal["auto"] = "auto",
-    client: Client | None = None,
-    name: str | None = None,
-) -> ParallelGen[T]: ...
-@overload
-def parallel(
-    source: Bag,
-    *,
-    partition_size: int | Literal["auto"] = "auto",
-    client: Client | None = None,
-    name: str | None = None,
-) -> ParallelGen[Any]: ...
-def parallel(
-    source: Any,
-    *,
-    partition_size: int | Literal["auto"] = "auto",
-    client: Client | None = None,
-    name: str | None = None,
-) -> ParallelGen[Any]:
-    """Return a lazy collection of the source's elements. Reads, starts and submits nothing.
-
-    `source`: any iterable (a mapping gives its pairs, a string its characters); an iterator or a
-    generator, for one evaluation; a function without arguments that returns an iterator, called anew
-    for each evaluation (if it is no generator function, it is called once here, to see that it does);
-    or a `dask.bag.Bag`, whose partitions stay where they are. The source is read in the thread that
-    evaluates, up to a window of a few partitions ahead of what was consumed: it must not wait for the
-    result of an element that it gave just before. An iterator of yours stays open afterwards; one that
-    a function returned goes with the evaluation.
-
-    `partition_size`: elements that travel to a worker together. "auto" starts with one, and aims at
-    some tenths of a second and a few MiB.
-    `client`: a `distributed.Client` to run on, instead of the one `connect` or dask would give.
-    `name`: what the dask dashboard calls the tasks.
-
-    Raises TypeError for a source that is none of these, ValueError for a wrong `partition_size`.
-
-    >>> list(parallel([1, 2, 3]).map(lambda x: x + 1))
-    [2, 3, 4]
-    """
-    options = Options(_partition_size(partition_size), _client(client), _task_name(name))
-    return ParallelGen(_Node(source if _is_bag(source) else source_of(source)), options)
-
-
-def _is_bag(source: Any) -> bool:
-    module = sys.modules.get("dask.bag")  # a bag cannot exist before its module does
-    return module is not None and isinstance(source, module.Bag)
-
-
-def _function(func: Any, method: str) -> Any:
-    if not callable(func):
-        raise TypeError(f"{method}() needs a function, got {describe(func)}")
-    return func
-
-
-def _partition_size(given: Any) -> int | str:
-    if given == "auto" and isinstance(given, str):
-        return "auto"
-    wanted = 'partition_size must be "auto" or a whole number from 1 up'
-    try:
-        size = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{wanted}, got {describe(given)}") from None
-    if isinstance(given, bool) or size < 1:
-        raise ValueError(f"{wanted}, got {given!r}")
-    return size
-
-
-def _client(given: Any) -> Any:
-    if (given is not None and not hasattr(given, "get")) or isinstance(given, (str, dict)):
-        raise TypeError(f"client must be a distributed.Client, got {describe(given)}")
-    return given
-
-
-def _task_name(given: Any) -> str | None:
-    if given is not None and not isinstance(given, str):
-        raise TypeError(f"name must be a string, got {describe(given)}")
-    return given
+        numbers = self._stats.snapshot()
+        chain = f"<code>{escape(repr(self))}</code>"
+        return f"<div>{chain}</div>{'' if numbers['state'] == 'new' else table.html(numbers)}"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from parcoll import arguments
 from parcoll.engine import choose
 from parcoll.engine.cluster import LocalEngine
 from parcoll.engine.inline import InlineEngine
-from parcoll.text import describe
+from parcoll.errors import ConnectError
+from parcoll.log import logger
+from parcoll.text import describe, short_repr
 
 ALLOWED = (
-    'None (a local cluster), a scheduler\'s address ("tcp://..." or "tls://..."), "inline", '
+    'None (a local cluster), a scheduler\'s address ("tcp://..." or "tls://...") or file, "inline", '
     "a distributed.Client, or a dask cluster object"
 )
 
@@ -19,31 +26,35 @@ ALLOWED = (
 class Connection:
     """A cluster in force: evaluations run on it until it is closed, or its `with` block ends."""
 
-    def __init__(self, engine: Any, owned_client: Any = None) -> None:
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self._owned_client = owned_client
         self._closed = False
         choose.enter(self)
+        logger.debug("connected to %s", self.address)
 
     @property
     def address(self) -> str:
         """The scheduler's address; "inline" where there is none."""
         if isinstance(self.engine, InlineEngine):
             return "inline"
-        if isinstance(self.engine, LocalEngine):
-            return self.engine.address
-        address: str = self.engine.client.scheduler.address
+        address: str = self.engine.address
         return address
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of dask's dashboard; None where there is no cluster."""
+        """The address of the page that shows the cluster's pipelines; None where there is no cluster.
+
+        It comes from dask's template (`distributed.dashboard.link`); dask's own dashboard, at
+        `/status` instead of `/parcoll`, is linked there.
+        """
         if isinstance(self.engine, InlineEngine):
             return None
         if isinstance(self.engine, LocalEngine):
-            return self.engine.dashboard_link
-        link: str = self.engine.client.dashboard_link
-        return link
+            return _page_link(self.engine.dashboard_link)
+        from parcoll.engine.publish import join_now
+
+        join_now(self.engine.client)
+        return _page_link(self.engine.client.dashboard_link)
 
     def close(self) -> None:
         """Put back what was in force before; end the cluster if `connect` started it."""
@@ -51,10 +62,8 @@ class Connection:
             return
         self._closed = True
         choose.leave(self)
-        if isinstance(self.engine, LocalEngine):
+        if not isinstance(self.engine, InlineEngine):
             self.engine.close()
-        elif self._owned_client is not None:
-            self._owned_client.close(timeout=2)
 
     def __enter__(self) -> Connection:
         return self
@@ -72,6 +81,21 @@ class Connection:
             return "<Connection: closed>"
         return f"<Connection: {self.address}>"
 
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook, with a link to the page that shows the pipelines."""
+        from html import escape
+
+        text = f"<code>{escape(repr(self))}</code>"
+        link = None if self._closed else self.dashboard_link
+        if link is not None and link.startswith(("http://", "https://", "/")):
+            text += f' <a href="{escape(link)}" target="_blank" rel="noopener">pipelines</a>'
+        return f"<div>{text}</div>"
+
+
+def _page_link(dashboard: str) -> str:
+    """Return the page beside dask's first one; a template that ends otherwise says where to go itself."""
+    return f"{dashboard.removesuffix('/status')}/parcoll" if dashboard.endswith("/status") else dashboard
+
 
 def connect(
     target: Any = None,
@@ -80,14 +104,28 @@ def connect(
     threads_per_worker: int = 1,
     memory_limit: int | float | str | None = "auto",
     security: Any = None,
+    ship: Sequence[Any] = (),
+    reconnect: float | None = None,
 ) -> Connection:
     """Return a connection on which all evaluations run from now on. Starts or joins it at once.
 
     `target`: None starts a local cluster; an address (`"tcp://host:8786"`, `"tls://..."`) joins a
-    scheduler, with `security` for TLS; a `distributed.Client` or a dask cluster object is used as it
-    is; `"inline"` evaluates in this process, which is what a debugger wants.
+    scheduler, with `security` for TLS, as does the path of a scheduler file; a `distributed.Client` or a
+    dask cluster object is used as it is; `"inline"` evaluates in this process, which is what a debugger
+    wants.
+    `ship`: a scheduler's workers need dask only. parcoll and those modules of yours that no package
+    installs are sent along, as far as the functions, or the script, use them; `ship` adds others by name,
+    and leaves one out with "-name". What is in installed packages must be installed there too.
     `n_workers`, `threads_per_worker`, `memory_limit` (of each worker) are for a local cluster: one
     worker process with one thread for each core that this process may use.
+
+    `reconnect`: seconds for which an evaluation waits where the scheduler is gone, as while it is restarted.
+    When one answers again at the address (a file is read again, a cluster object asked again), it is joined
+    anew, and what has no result yet is sent again: results come once, and in order. What `reduce`, `fold`
+    and `foreach` had so far is gone; they begin again, unless their source can be read only once. Without
+    it, `ClusterLostError` ends the evaluation, and all later ones of this connection. A client that you
+    passed stays the one in use: dask has it look for its scheduler on its own, for as long as the `timeout`
+    that it was made with, and `reconnect` says how long evaluations wait for that.
 
     The connection is a context manager; used bare, it lasts until `close()` or the end of the
     program. The innermost one counts, in all threads. Closing it ends what it started and nothing else.
@@ -100,14 +138,33 @@ def connect(
     ...     list(parallel("abc").map(str.upper))
     ['A', 'B', 'C']
     """
+    reconnect = arguments.reconnect(reconnect)
     settings = (n_workers, threads_per_worker, memory_limit) != (None, 1, "auto")
     if target is not None and settings:
         raise TypeError(
             "n_workers, threads_per_worker and memory_limit are for a local cluster, which "
             f"connect() starts without a target; the target is {describe(target)}"
         )
-    if security is not None and not isinstance(target, str):
-        raise TypeError("security is for joining a scheduler by its address")
+    if security is not None and not isinstance(target, (str, os.PathLike)):
+        raise TypeError(
+            f"security is for joining a scheduler by its address, got {describe(security)} and no address"
+        )
+    if security is not None and not hasattr(security, "get_connection_args"):
+        raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
+    if ship != ():
+        from parcoll.shipping import names_of
+
+        names_of(ship)
+    if target is None and ship:
+        raise TypeError(
+            f"ship={short_repr(ship)} is for a dask scheduler's workers: those of a local cluster import "
+            "as you do"
+        )
+    if reconnect is not None and target in (None, "inline"):
+        raise TypeError(
+            "reconnect is for a dask scheduler that others run: a local cluster that dies is replaced "
+            f'anyway, and "inline" has none; the target is {describe(target)}'
+        )
     if target is None:
         engine = LocalEngine(n_workers, threads_per_worker, memory_limit)
         try:
@@ -116,28 +173,45 @@ def connect(
             engine.close()
             raise
         return Connection(engine)
-    if isinstance(target, str):
-        return _connect_address(target, security)
-    return _connect_object(target)
+    if isinstance(target, (str, os.PathLike)):
+        target = os.fspath(target)
+        return _connect_address(target, security, ship, reconnect)
+    return _connect_object(target, ship, reconnect)
 
 
-def _connect_address(target: str, security: Any) -> Connection:
+def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
     if target == "inline":
         return Connection(InlineEngine())
+    address = lambda: target  # noqa: E731
     if "://" not in target:
-        raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
-    from parcoll.engine.clients import client_of
+        if not target.endswith(".json") and not os.path.exists(target):
+            raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+        address = functools.partial(address_in, target)
+    from parcoll.engine.remote import OurWay, RemoteEngine
 
-    client = client_of(target, security)
-    return Connection(choose.engine_of_client(client), client)
+    return Connection(RemoteEngine(OurWay(address, security), ship, reconnect))
 
 
-def _connect_object(target: Any) -> Connection:
-    from parcoll.engine.clients import client_of, is_client
+def address_in(path: str | os.PathLike[str]) -> str:
+    """Return the scheduler's address from the file that `dask scheduler --scheduler-file` writes."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            address = json.load(file)["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConnectError(
+            f"{os.fspath(path)!r} is no scheduler file, as `dask scheduler --scheduler-file` writes it "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return str(address)
+
+
+def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
+    from parcoll.engine.clients import is_client
+    from parcoll.engine.remote import OurWay, RemoteEngine, TheirWay
 
     if is_client(target):
-        return Connection(choose.engine_of_client(target))
+        return Connection(RemoteEngine(TheirWay(target), ship, reconnect))
     if hasattr(target, "scheduler_address"):
-        client = client_of(target.scheduler_address, getattr(target, "security", None))
-        return Connection(choose.engine_of_client(client), client)
+        way = OurWay(lambda: str(target.scheduler_address), getattr(target, "security", None))
+        return Connection(RemoteEngine(way, ship, reconnect))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

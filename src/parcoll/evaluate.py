@@ -6,24 +6,27 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from parcoll.engine.base import Engine, Job, Session
+from parcoll.again import once_more
+from parcoll.engine.base import Engine, Follower, Job
 from parcoll.engine.choose import engine_for
-from parcoll.equality import same
-from parcoll.errors import SerializationError
-from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed, Payload, cannot_send
+from parcoll.engine.lean import import_whole
+from parcoll.errors import ClusterLostError, SerializationError
+from parcoll.feed import Feed, PartitionFeed, StreamFeed
+from parcoll.outcome import Outcome
+from parcoll.pickling import Payload
 from parcoll.place import Place
-from parcoll.program import Fold, Program, Sink
-from parcoll.run import Evaluation, Feed, PartitionFeed, StreamFeed
+from parcoll.policy import PLAIN, Policy
+from parcoll.program import Program, Sink
+from parcoll.run import Evaluation, Saver
 from parcoll.sizing import Sizer, sizer_for
 from parcoll.source import Source
 from parcoll.stats import Stats, StepStats
-from parcoll.text import function_name
+from parcoll.watch import Watch
 
 UNSET: Any = object()
 
@@ -36,6 +39,9 @@ class Options:
     client: Any = None
     name: str | None = None
     ordered: bool = True
+    progress: bool | str | None = None
+    policy: Policy = PLAIN  # of steps that say nothing else
+    checkpoint: str | None = None
 
 
 @dataclass
@@ -47,16 +53,53 @@ class Run:
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        # The engine comes first: a local cluster's processes import while this process does.
-        self.engine: Engine = engine_for(self.options.client)
+        self.reads = False  # the source was read
+        self._follower = _Follower(self.stats)
+        if self.options.checkpoint is None:  # else there may be nothing to run
+            # The engine comes first: a local cluster's processes import while this process does.
+            self.engine  # noqa: B018
+        import_whole("parcoll.graph")
         from parcoll.graph import plan_of
 
         self.plan = plan_of(self.make_bag())
-        self.stats.steps[:] = [StepStats(step.label) for step in self.plan.steps]
-        self.label = self.options.name or "-".join(step.label for step in self.plan.steps)
+        self.stats.steps[:] = [StepStats(step.title) for step in self.plan.steps]
+        self.label = self.options.name or "-".join(step.words for step in self.plan.steps)
+        steps = [step.label for step in self.plan.steps]
+        self.stats.name = self.options.name or ".".join(steps) or "parallel"
 
-    def evaluation(self, keep: bool = False, sink: Sink = "results", **program: Any) -> Evaluation:
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What evaluates; a local cluster is started when it is first asked for."""
+        return engine_for(self.options.client)
+
+    def watched(self, fold: str | None = None) -> Watch:
+        """Return the context to evaluate in; `fold` is what takes the results on the workers."""
+        self.stats.fold = fold
+        if self.options.checkpoint is None:
+            self._follower.follow(self.engine)
+        return Watch(self.stats, self._follower, self.options.progress)
+
+    def outcomes(self, sink: Sink = "results", limit: int | None = None) -> Iterator[tuple[Job, Outcome]]:
+        """Give each partition's outcome: of all that a checkpoint has, and then of what ran."""
+        if self.options.checkpoint is None:
+            return self.evaluation(sink=sink, limit=limit).outcomes()
+        from parcoll import resuming
+
+        assert isinstance(self.plan.origin, Source)
+
+        def rest(reader: Any, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
+            self._follower.follow(self.engine)
+            self._reader = reader
+            return self.evaluation(limit=limit, saver=saver).outcomes()
+
+        steps = self.plan.steps
+        return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, rest)
+
+    def evaluation(
+        self, keep: bool = False, sink: Sink = "results", saver: Saver | None = None, **program: Any
+    ) -> Evaluation:
         """Return the window over this run's partitions."""
+        self.limit = program.get("limit")
         ordered = self.options.ordered and sink != "count"
         self.sizer: Sizer = sizer_for(self.options.partition_size, program.get("limit"), lasting=keep)
         self.lasting = keep
@@ -69,24 +112,62 @@ class Run:
             label=self.label,
             ordered=ordered or keep,
             keep=keep,
+            saver=saver,
         )
 
     def _feed(self) -> Feed:
         from parcoll.graph import BagPartitions, bag_partitions
 
         origin = self.plan.origin
+        self.reads = True
         if isinstance(origin, Source):
             pack = functools.partial(self.engine.pack, lasting=self.lasting)
-            return StreamFeed(origin.open(), self.sizer, pack)
+            if self.options.checkpoint is not None:
+                from parcoll.resuming import ResumingFeed
+
+                settings = (self.sizer, pack, self.engine.memory_limit)
+                return ResumingFeed(self._reader, self.plan.steps, self.limit, *settings)
+            return StreamFeed(origin.open(), self.sizer, pack, self.engine.memory_limit)
+        renewed = None
         if isinstance(origin, BagPartitions):
             if origin.share_tasks:
-                origin = bag_partitions(self.engine.persist(origin.bag))
+                bag = origin.bag
+
+                def persisted(jobs: list[Job]) -> BagPartitions:
+                    found = bag_partitions(self.engine.persist(bag))
+                    for job, graph in zip(jobs, found.graphs, strict=True):
+                        job.graph = graph
+                    return found
+
+                renewed = persisted
             jobs = [Job(graph=graph) for graph in origin.graphs]
         else:
             jobs = [Job(reference=reference) for reference in origin.references]
         for number, job in enumerate(jobs):
             job.order, job.place = number, Place(0, number)
-        return PartitionFeed(jobs, origin)
+        if renewed is not None:
+            origin = renewed(jobs)
+        return PartitionFeed(jobs, origin, renewed)
+
+    def spent(self) -> object | None:
+        """Return the source where it was read, and gives its elements only once."""
+        origin = self.plan.origin
+        return origin if self.reads and isinstance(origin, Source) and origin.one_pass else None
+
+
+class _Follower:
+    """Whoever tells others of an evaluation, once there is an engine."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._follower: Follower | None = None
+
+    def follow(self, engine: Engine) -> None:
+        self._follower = engine.follow(self._stats)
+
+    def end(self) -> None:
+        if self._follower is not None:
+            self._follower.end()
 
 
 class Results(itertools.chain[Any]):
@@ -131,21 +212,31 @@ def iterate(start: Callable[[], Run], limit: int | None = None) -> Results:
 
 
 def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], None, None]:
-    run = start()
-    with closing(run.evaluation(limit=limit).outcomes()) as outcomes:  # type: ignore[type-var]
-        for job, outcome in outcomes:
-            yield _results(job, outcome)
-            if outcome.failure is not None:
-                raise outcome.failure.rebuild()
+    yielded = 0
+    try:
+        run = start()
+        with run.watched(), closing(run.outcomes(limit=limit)) as outcomes:  # type: ignore[type-var]
+            for job, outcome in outcomes:
+                results = _results(job, outcome)
+                yielded += len(results)
+                yield results
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+    except ClusterLostError as error:
+        if limit is None:
+            error.tell(f"{yielded:,} element{'s' * (yielded != 1)} had been yielded", yielded)
+        else:
+            error.tell(f"{yielded:,} of the first {limit:,} had come, and take() gives all or none")
+        raise
 
 
 def _results(job: Job, outcome: Outcome) -> list[Any]:
     if outcome.results is None:
         return []
-    return _load(outcome.results, f"the results of the partition at {job.place.element(0)}")
+    return loaded(outcome.results, f"the results of the partition at {job.place.element(0)}")
 
 
-def _load(payload: Payload, what: str) -> list[Any]:
+def loaded(payload: Payload, what: str) -> list[Any]:
     try:
         values: list[Any] = payload.load()
     except Exception as error:
@@ -158,16 +249,25 @@ def _load(payload: Payload, what: str) -> list[Any]:
 def count(run: Run) -> int:
     """Return how many results there are; none of them travels."""
     total = 0
-    with closing(run.evaluation(sink="count").outcomes()) as outcomes:  # type: ignore[type-var]
-        for _, outcome in outcomes:
-            if outcome.failure is not None:
-                raise outcome.failure.rebuild()
-            total += outcome.produced
+    try:
+        with run.watched(), closing(run.outcomes("count")) as outcomes:  # type: ignore[type-var]
+            for _, outcome in outcomes:
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+                total += outcome.produced
+    except ClusterLostError as error:
+        error.tell(f"count() had come to {total:,}")
+        raise
     return total
 
 
 def keep_results(run: Run) -> list[Any]:
     """Run everything, and return references to the results, which stay where they were made."""
+    with run.watched():
+        return once_more(run, "foreach", "kept nothing: its results were on that cluster", lambda: _keep(run))
+
+
+def _keep(run: Run) -> list[Any]:
     references = []
     with closing(run.evaluation(keep=True).outcomes()) as outcomes:  # type: ignore[type-var]
         for job, outcome in outcomes:
@@ -175,141 +275,3 @@ def keep_results(run: Run) -> list[Any]:
                 raise outcome.failure.rebuild()
             references.append(job.handle)
     return references
-
-
-def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
-    """Fold the results from left to right on the workers; only the value comes back."""
-    fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial))
-    return _join(run, run.evaluation(keep=True), fold, initial, "reduce")
-
-
-def fold(
-    run: Run,
-    func: Callable[[Any, Any], Any],
-    initial: Any,
-    combine: Callable[[Any, Any], Any] | None,
-) -> Any:
-    """Fold each partition where its results are, then combine the values in source order."""
-    start = _packed_initial(initial)
-    label = f"fold({function_name(func)})"
-    if combine is not None and not _is_neutral(combine, start):
-        # Partitions cannot start from a value that counts each time: one exact fold instead.
-        return _join(run, run.evaluation(keep=True), Fold(func, label, start), initial, "fold")
-    parts = run.evaluation(
-        keep=True, sink="fold", fold=Fold(func, label, start, combine), start_once=combine is None
-    )
-    joined = Fold(
-        combine or func,
-        f"{label}, combining with {function_name(combine or func)}",
-    )
-    return _join(run, parts, joined, initial, "fold")
-
-
-def _packed_initial(initial: Any) -> Packed | None:
-    if initial is UNSET:
-        return None
-    try:
-        return Packed.pack(initial)
-    except Exception as error:
-        raise cannot_send(initial, "the initial value", error) from error
-
-
-def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
-    """Tell whether `initial` may stand at the start of each partition without changing the answer.
-
-    The workers ask again with the values they get (`tasks._check_neutral`).
-    """
-    assert start is not None
-    try:
-        return same(combine(start.load(), start.load()), start.load())
-    except Exception:
-        return False
-
-
-def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
-    session = run.engine.open(Program((), fold=fold), name, keep=True)
-    joining = _Joining(session, run.stats, run.engine.fetch)
-    try:
-        with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
-            while True:
-                try:
-                    job, outcome = next(outcomes)
-                except StopIteration:
-                    break
-                except Exception:
-                    joining.finish()  # an error of `func` on the elements before the source's comes first
-                    raise
-                if not outcome.lost:
-                    joining.add(job.handle)
-                if outcome.failure is not None:
-                    joining.finish()
-                    raise outcome.failure.rebuild()
-            handle = joining.finish()
-        payload = run.engine.fetch(handle) if handle is not None else None
-    finally:
-        session.close()
-    if payload is not None:
-        return _load(payload, f"the value of {name}()")[0]
-    if initial is UNSET:
-        raise TypeError(f"{name}() of empty iterable with no initial value")
-    packed = _packed_initial(initial)
-    assert packed is not None
-    return packed.load()
-
-
-class _Joining:
-    """The chain of joins: each takes the value so far and all the partitions ready by then.
-
-    One join runs at a time, since each needs the one before; up to `WAITING` partitions gather
-    behind it, and then the reading waits.
-
-    The scheduler remembers all tasks, and their data, that the value was made of, to make it again
-    if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as data.
-    """
-
-    WAITING = 16
-    MEMORY = 64
-
-    def __init__(self, session: Session, stats: Stats, fetch: Callable[[Any], Payload | None]) -> None:
-        self._session = session
-        self._stats = stats
-        self._fetch = fetch
-        self._joined = 0
-        self._value: Any = None
-        self._parts: list[Any] = []
-        self._busy = False
-        self._numbers = itertools.count()
-
-    def add(self, part: Any) -> None:
-        """Take one more kept partition."""
-        self._parts.append(part)
-        self._settle(block=len(self._parts) >= self.WAITING)
-        self._start()
-
-    def finish(self) -> Any:
-        """Join what is left and return the last value's handle, None where nothing was joined."""
-        self._settle(block=True)
-        self._start()
-        self._settle(block=True)
-        return self._value
-
-    def _start(self) -> None:
-        if self._parts and not self._busy:
-            job = Job("join", parts=[self._value, *self._parts], order=next(self._numbers))
-            self._joined += len(self._parts)
-            self._session.submit([job])
-            self._parts, self._busy = [], True
-
-    def _settle(self, block: bool) -> None:
-        if not self._busy:
-            return
-        for job, outcome in self._session.completed(block):
-            self._busy = False
-            self._value = job.handle
-            if outcome.failure is not None:
-                self._stats.failed += 1
-                raise outcome.failure.rebuild()
-            job.parts = ()
-            if self._joined >= self.MEMORY:
-                self._joined = 0
-                self._value = Kept(Outcome(), self._fetch(self._value), folded=outcome.produced)

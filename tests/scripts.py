@@ -8,10 +8,11 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def eventually(condition: Callable[[], object], seconds: float = 5) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+@contextmanager
+def meanwhile(work: Callable[[threading.Event], object]) -> Iterator[None]:
+    """Call `work` in a thread while the block runs; at its end the event is set, and `work` is to return.
+
+    What it raises fails the test, as pytest does with any thread's error.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), name="meanwhile")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def append(path: str | Path, text: object) -> None:
@@ -106,6 +123,15 @@ class Scripts:
         assert process.returncode == code, f"ended with {process.returncode}\n{out}\n{err}"
         return out, err
 
+    def run_with(
+        self, script: Path, *arguments: str | Path, env: dict[str, str], code: int = 0
+    ) -> tuple[str, str]:
+        """Run a script with arguments and environment variables; return what it wrote."""
+        process = self.start(script, *arguments, env=env)
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == code, f"ended with {process.returncode}\n{out}\n{err}"
+        return out, err
+
     def run_file(self, text: str, *flags: str) -> str:
         """Run a script that must succeed without a word on stderr; return its stdout."""
         out, err = self.run(*flags, self.write("script.py", text))
@@ -146,4 +172,6 @@ class Scripts:
 
 
 def _segments() -> set[str]:
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    # Without the semaphores of `multiprocessing`, which dask's nannies have, and other programs.
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return {name for name in names if not name.startswith("sem.mp-")}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import subprocess
 import sys
+import types
 
 import cloudpickle
 import numpy as np
 import pytest
 from cloudpickle import cloudpickle as internals
 
-from parcoll import parallel
-from parcoll.codec import dumps, loads
+from parcoll import codec, parallel
+from parcoll.codec import NO_FILE, dumps, loads
 from parcoll.pickling import Packed
 
 
@@ -75,6 +77,37 @@ def test_cloudpickle_still_calls_what_the_loader_looks_for():
     assert kind in internals._DYNAMIC_CLASS_TRACKER_BY_ID.values()
 
 
+def test_what_another_process_saved_is_of_this_ones_classes(monkeypatch):
+    """The classes of `__main__` go by value, with an id of the process that pickled them."""
+    code = """
+import enum, dataclasses, sys
+from parcoll.codec import dumps
+@dataclasses.dataclass
+class Point:
+    x: int
+class Colour(enum.Enum):
+    RED = 1
+class Outer:
+    class Point:
+        def inner(self):
+            return "inner"
+sys.stdout.buffer.write(dumps([Point(3), Colour.RED, Outer.Point()]))
+"""
+    saved = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    main = types.ModuleType("__main__")
+    exec(code.rpartition("\n")[0].rpartition("\n")[0], vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    point, colour, inner = codec.loads_saved(saved)
+    assert type(point) is main.Point
+    assert point == main.Point(3)
+    assert colour is main.Colour.RED
+    assert type(inner) is not main.Point  # though it has the name
+    assert inner.inner() == "inner"
+    del main.Point, main.Colour
+    point, colour, _ = codec.loads_saved(saved)
+    assert (type(point).__name__, point.x, colour.name) == ("Point", 3, "RED")
+
+
 def test_a_module_registered_with_cloudpickle_goes_by_value(tmp_path, monkeypatch):
     (tmp_path / "by_value_module.py").write_text("def double(x):\n    return 2 * x\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -130,3 +163,12 @@ def test_arrays_of_any_layout_arrive_equal(make, cluster):
 def test_a_function_may_use_a_collection(cluster):
     evens = parallel(range(10)).filter(lambda x: x % 2 == 0)
     assert list(parallel([1, 2]).map(lambda n: evens.map(lambda x: x * n).take(2))) == [[0, 2], [0, 4]]
+
+
+def test_a_function_s_traceback_names_its_file(cluster):
+    """cloudpickle leaves the name of the file out, and with it the lines that a traceback shows."""
+    assert internals._code_reduce((lambda: 1).__code__)[1].count(NO_FILE) == 1
+    assert loads(dumps(lambda: 1)).__code__.co_filename == __file__
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(parallel([0]).map(lambda x: 1 / x))
+    assert str(raised.traceback[-1].path) == __file__

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 
+import distributed
 import pytest
 
 from parcoll import ParallelGen, parallel
@@ -29,13 +30,16 @@ class Unread:
         raise AssertionError("the source was asked for its length, which a lazy one may have to read for")
 
 
-class Untouched:
+class Untouched(distributed.Client):
     """A client that fails the test as soon as anything is asked of it."""
 
-    def get(self):
-        raise AssertionError("the client was used")
+    def __init__(self):
+        pass
 
-    def __getattr__(self, name):
+    def __del__(self):
+        pass
+
+    def __getattribute__(self, name):
         raise AssertionError(f"{name} was asked for")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -81,11 +82,11 @@ def test_a_result_that_exits_while_it_is_pickled_ends_no_worker(cluster):
             raise SystemExit(3)
 
     def pid_or_exit(x):
-        import os
-
         return os.getpid() if x else Exits()
 
-    before = set(parallel([1] * 50, partition_size=1).map(pid_or_exit))
+    client = cluster.engine.client
+    client.wait_for_workers(2, timeout=30)
+    before = set(client.run(os.getpid).values())
     with pytest.raises(SerializationError, match="SystemExit: 3"):
         list(parallel([0]).map(pid_or_exit))
     assert set(parallel([1] * 50, partition_size=1).map(pid_or_exit)) <= before

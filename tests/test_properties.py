@@ -100,35 +100,53 @@ def by_parcoll(chain, values, size, as_function=False):
     return collection
 
 
-def check_answers(chain, values, size, as_function, n):
-    """Compare every evaluating call with the builtins; by repr too, since 1 equals True."""
-    expected = by_builtins(chain, values)
-    collection = by_parcoll(chain, values, size, as_function)
+def answers_of(collection, n):
+    """Return what every evaluating call gives; results by repr too, since 1 equals True."""
     results = list(collection)
-    assert results == expected
-    assert repr(results) == repr(expected)
-    assert Counter(map(repr, collection.unordered())) == Counter(map(repr, expected))
-    assert collection.count() == len(expected)
-    assert collection.take(n) == expected[:n]
-    assert collection.first("none") == next(iter(expected), "none")
-    assert collection.reduce(nest, "start") == functools.reduce(nest, expected, "start")
-    if expected:
-        assert collection.reduce(nest) == functools.reduce(nest, expected)
-    assert collection.map(repr).fold(lambda a, b: a + b, ">") == ">" + "".join(map(repr, expected))
-    assert collection.fold(lambda n, x: n + 1, 0, lambda a, b: a + b) == len(expected)
+    return {
+        "list": results,
+        "list, by repr": repr(results),
+        "unordered": Counter(map(repr, collection.unordered())),
+        "count": collection.count(),
+        "take": collection.take(n),
+        "first": collection.first("none"),
+        "reduce from a start": collection.reduce(nest, "start"),
+        "reduce": collection.reduce(nest) if results else None,
+        "fold": collection.map(repr).fold(lambda a, b: a + b, ">"),
+        "fold, combining": collection.fold(lambda n, x: n + 1, 0, lambda a, b: a + b),
+    }
+
+
+def answers_by_builtins(chain, values, n):
+    """Return the same of the builtins."""
+    expected = by_builtins(chain, values)
+    return {
+        "list": expected,
+        "list, by repr": repr(expected),
+        "unordered": Counter(map(repr, expected)),
+        "count": len(expected),
+        "take": expected[:n],
+        "first": next(iter(expected), "none"),
+        "reduce from a start": functools.reduce(nest, expected, "start"),
+        "reduce": functools.reduce(nest, expected) if expected else None,
+        "fold": ">" + "".join(map(repr, expected)),
+        "fold, combining": len(expected),
+    }
 
 
 @settings(deadline=None, max_examples=150)
 @given(chain=chains, values=sources, size=sizes, as_function=st.booleans(), n=st.integers(0, 30))
 def test_all_answers_equal_the_builtins_inline(chain, values, size, as_function, n):
     with connect("inline"):
-        check_answers(chain, values, size, as_function, n)
+        found = answers_of(by_parcoll(chain, values, size, as_function), n)
+    assert found == answers_by_builtins(chain, values, n)
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chain=chains, values=sources, size=sizes, as_function=st.booleans(), n=st.integers(0, 30))
 def test_all_answers_equal_the_builtins_on_workers(cluster, chain, values, size, as_function, n):
-    check_answers(chain, values, size, as_function, n)
+    found = answers_of(by_parcoll(chain, values, size, as_function), n)
+    assert found == answers_by_builtins(chain, values, n)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

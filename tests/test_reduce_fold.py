@@ -300,3 +300,16 @@ def test_fold_equals_reduce_for_every_associative_function(func, elements, data)
         source = parallel(values, partition_size=size)
         assert source.reduce(func, initial) == expected
         assert source.fold(func, initial) == expected
+
+
+class Merging(list[int]):
+    """A function that is false, since it is an empty list."""
+
+    def __call__(self, one: int, other: int) -> int:
+        return one + other
+
+
+def test_a_combine_that_is_false_is_used(cluster):
+    for timeout in (None, 9):
+        numbers = parallel(range(30), partition_size=10, timeout=timeout)
+        assert numbers.fold(lambda count, x: count + 1, 0, Merging()) == 30

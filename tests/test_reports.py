@@ -6,10 +6,12 @@ import itertools
 import operator
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask.bag
 import distributed
 import pytest
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -256,6 +258,33 @@ def test_workers_keep_no_outcome_that_nobody_waits_for(cluster: Connection, tmp_
         stream.close()
     assert eventually(lambda: waiting_reports(cluster) == 0)
     assert eventually(lambda: not cluster.engine._connected().waiting), "nor does the client wait for any"
+
+
+def test_the_client_waits_for_no_task_that_could_not_be_sent(cluster: Connection) -> None:
+    """What a bag holds cannot always be pickled, which dask finds out when all is made ready."""
+    bag = dask.bag.Bag({("unsendable", 0): (list, [threading.Lock()])}, "unsendable", 1)
+    with pytest.raises((TypeError, RuntimeError)):
+        list(parallel(bag).map(id))
+    assert not cluster.engine._connected().waiting
+
+
+def test_ctrl_c_while_futures_are_released_is_raised(
+    cluster: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are dropped, Python calls `__del__`, and what that raises is printed and forgotten."""
+    presses: list[type[BaseException]] = [KeyboardInterrupt]
+    release = distributed.Future.release
+
+    def interrupted(future: Any) -> None:
+        release(future)
+        if presses and threading.current_thread() is threading.main_thread():
+            raise presses.pop()
+
+    monkeypatch.setattr(distributed.Future, "release", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        parallel(range(4)).map(abs).count()
+    assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+    assert eventually(lambda: client_of(cluster).run_on_scheduler(number_of_tasks) == 0)
 
 
 def number_of_tasks(dask_scheduler: Any) -> int:

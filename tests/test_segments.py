@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_engines
+from bare import bare_cluster
+from conftest import shared_memory
 from scripts import append, clean_environment, eventually, lines
 
 from parcoll import Connection, connect, parallel, segments
 from parcoll.engine.base import Job
+from parcoll.feed import StreamFeed
 from parcoll.pickling import Packed
-from parcoll.run import StreamFeed
 from parcoll.segments import Segment, Segments, Span, write
 
-remote = test_engines.remote  # a fixture: a scheduler and a worker as an administrator starts them
 MB = 10**6
 
 
@@ -584,7 +584,7 @@ def test_where_only_results_are_large_they_come_too(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_left_of_it_when_the_cluster_is_closed() -> None:
     """Whole evaluations, iterators that were left, errors: no memory file, nothing in /dev/shm."""
-    before, in_shm = memory_files(), set(os.listdir("/dev/shm"))
+    before, in_shm = memory_files(), shared_memory()
     arrays = [np.full(130_000, n) for n in range(40)]
     with connect(n_workers=2):
         left = iter(parallel(itertools.repeat(arrays[1])).map(np.negative))
@@ -597,10 +597,17 @@ def test_nothing_is_left_of_it_when_the_cluster_is_closed() -> None:
         assert memory_files() - before, "the test must see what it is about"
         del left
     assert eventually(lambda: gc.collect() >= 0 and memory_files() <= before)
-    assert set(os.listdir("/dev/shm")) <= in_shm
+    assert shared_memory() <= in_shm
 
 
-def test_workers_elsewhere_are_sent_everything(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give the scheduler file of a cluster with a worker, which has numpy."""
+    with bare_cluster(tmp_path_factory.mktemp("remote"), 1, lacking=("parcoll",)) as cluster:
+        yield cluster.file
+
+
+def test_workers_elsewhere_are_sent_everything(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler that we did not start may have workers on any machine: no segment is made for them."""
     jobs: list[tuple[Job, type]] = []
     init = Job.__init__

@@ -14,8 +14,8 @@ import pytest
 from scripts import append, lines
 
 from parcoll import Connection, parallel
+from parcoll.feed import StreamFeed
 from parcoll.outcome import Outcome
-from parcoll.run import StreamFeed
 from parcoll.sizing import Adaptive, Fixed, sizer_for
 
 MIB = 2**20
@@ -175,18 +175,28 @@ def test_a_partition_of_which_nothing_was_begun_says_nothing() -> None:
         (10**6, 2, 5000),  # 0.5 s
         (15_000, 2, 5000),
         (6000, 2, 2000),  # two thirds of what a thread gets
-        (3000, 2, 1000),  # 0.1 s, and not less
-        (1600, 2, 1000),
-        (1400, 2, 1400),  # with what would be left, if that is less than half of it
+        (1500, 2, 500),  # 0.05 s, and not less
+        (800, 2, 500),
+        (700, 2, 700),  # with what would be left, if that is less than half of it
         (1, 2, 1),
         (10**6, 64, 5000),
-        (12_000, 64, 1000),
+        (12_000, 64, 500),
     ],
 )
 def test_partitions_shrink_towards_the_end_of_a_sized_source(remaining: int, threads: int, size: int) -> None:
     sizer = after(2048, 1e-4)
     assert sizer.next_size(remaining, threads) == pytest.approx(size, abs=1)
     assert sizer.next_size(None, threads) == pytest.approx(5000, abs=1)
+
+
+def test_the_last_partitions_wait_for_a_worker_that_needs_them() -> None:
+    """From the first that is smaller than it would be in mid-stream; small ones of cheap elements do not."""
+    known = after(2048, 1e-4)
+    assert [known.nears_end(remaining, 2) for remaining in (15_100, 14_900, 1)] == [False, True, True]
+    assert not known.nears_end(None, 2), "a stream's end comes as a surprise"
+    assert not after(131_072, 1e-8).nears_end(1000, 2)
+    assert not begun().nears_end(10, 2), "nothing is known yet"
+    assert not Fixed(3).nears_end(1, 2)
 
 
 @pytest.mark.parametrize("remaining", [20_000, 5000, 2000])
@@ -206,10 +216,18 @@ def test_the_window_in_plain_numbers() -> None:
     def numbers(sizer: Any, threads: int) -> tuple[int, int, int]:
         return sizer.window(threads), sizer.refill(threads), sizer.max_bytes(threads)
 
-    assert [numbers(fresh, threads) for threads in (2, 64)] == [(4, 1, MIB), (128, 42, MIB)]
-    assert [numbers(known, threads) for threads in (2, 64)] == [(12, 4, 8 * MIB), (260, 86, 2 * MIB)]
+    assert [numbers(fresh, threads) for threads in (2, 64)] == [(4, 1, MIB), (16, 5, MIB)]
+    assert [numbers(known, threads) for threads in (2, 64)] == [(12, 4, 8 * MIB), (260, 64, MIB / 2)]
     fixed = Fixed(3)
     assert [numbers(fixed, threads) for threads in (2, 64)] == [(10, 1, sys.maxsize), (258, 1, sys.maxsize)]
+
+
+@pytest.mark.parametrize(("threads", "seconds"), [(2, 0.5), (256, 0.5), (512, 1.0), (2048, 4.0)])
+def test_partitions_take_longer_where_there_are_many_threads(threads: int, seconds: float) -> None:
+    """So that one scheduler has no more than 512 tasks a second, and a budget that fits."""
+    sizer = after(2048, 1e-4)
+    assert sizer.next_size(None, threads) == pytest.approx(min(seconds / 1e-4, 131_072), abs=1)
+    assert sizer.budget() == pytest.approx(2 * seconds)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
+import sys
+import types
 from collections import ChainMap, OrderedDict, deque
 
 import dask
@@ -423,3 +425,10 @@ def test_equal_elements_are_not_merged_and_each_has_its_side_effect(engine, tmp_
 
     assert list(parallel(["same"] * 20, partition_size=partition_size).map(write)) == ["same"] * 20
     assert log.read_text(encoding="utf-8") == "same\n" * 20
+
+
+def test_a_source_is_taken_while_another_thread_imports_dask_bag(monkeypatch, inline):
+    monkeypatch.setitem(sys.modules, "dask.bag", types.ModuleType("dask.bag"))  # begun, and still empty
+    chain = parallel([1, 2])
+    monkeypatch.undo()
+    assert list(chain) == [1, 2]

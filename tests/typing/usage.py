@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, assert_type
 
 from dask.bag import Bag
 
-from parcoll import ParallelGen, connect, parallel
+from parcoll import ElementError, ParallelGen, connect, parallel, progress, read_text
 
 
 def count_up() -> Iterator[int]:
@@ -59,6 +59,14 @@ def sources(bag: Bag, pairs: dict[str, int], lines: Iterable[bytes]) -> None:
     assert_type(parallel(bag), ParallelGen[Any])
 
 
+def text(paths: list[Path]) -> None:
+    assert_type(read_text("logs/*.txt"), ParallelGen[str])
+    assert_type(read_text(Path("a.txt"), blocksize="64 MiB", encoding="latin-1"), ParallelGen[str])
+    assert_type(read_text(paths, files_per_partition=10, name="logs"), ParallelGen[str])
+    assert_type(read_text(["s3://a/b.gz"], compression="gzip", storage_options={}), ParallelGen[str])
+    assert_type(read_text("a.txt").map(len), ParallelGen[int])
+
+
 def options() -> None:
     assert_type(parallel([1], partition_size=100), ParallelGen[int])
     assert_type(parallel([1], partition_size="auto", name="numbers"), ParallelGen[int])
@@ -82,6 +90,35 @@ def narrowing(
     assert_type(numbers.filter(None), ParallelGen[int])
     assert_type(gaps.filter(None), ParallelGen[int])
     assert_type(mixed.filter(is_text), ParallelGen[str])
+
+
+def index_of(error: ElementError) -> str:
+    return f"{error.index}, {error.attempts}"
+
+
+def temporary(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == 11
+
+
+def failing(numbers: ParallelGen[int], mixed: ParallelGen[int | str], gaps: ParallelGen[int | None]) -> None:
+    assert_type(parallel([1], on_error="skip", retries=3, retry_on=OSError), ParallelGen[int])
+    assert_type(parallel([1], on_error=index_of), ParallelGen[int])
+    assert_type(numbers.map(half, on_error="skip"), ParallelGen[float])
+    assert_type(numbers.map(half, on_error=index_of), ParallelGen[float | str])
+    assert_type(numbers.map(half, on_error=lambda error: None), ParallelGen[float | None])
+    assert_type(numbers.map(half, retries=2, retry_on=(OSError, ValueError)), ParallelGen[float])
+    assert_type(numbers.map(half, retries=2, retry_on=OSError | ValueError), ParallelGen[float])
+    assert_type(numbers.map(half, retries=2, retry_on=temporary), ParallelGen[float])
+    assert_type(numbers.filter(half, on_error="skip"), ParallelGen[int])
+    assert_type(numbers.filter(half, on_error=index_of), ParallelGen[int | str])
+    assert_type(mixed.filter(is_text, on_error=lambda error: 1.5), ParallelGen[str | float])
+    assert_type(gaps.filter(None, on_error="raise"), ParallelGen[int])
+    assert_type(numbers.flatmap(range, on_error="skip"), ParallelGen[int])
+    assert_type(numbers.flatmap(range, on_error=index_of, retries=1), ParallelGen[int | str])
+    assert_type(numbers.foreach(print, on_error="skip", retries=1), None)
+    assert_type(numbers.errors, list[ElementError])
+    assert_type(numbers.errors[0].exception, Exception)
+    assert_type(numbers.stats.failed, int)
 
 
 def evaluation(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
@@ -116,6 +153,18 @@ def folds(numbers: ParallelGen[int], words: ParallelGen[str], paths: Sequence[Pa
 
 def attributes(numbers: ParallelGen[int]) -> None:
     assert_type(numbers.bag, Bag)
+    assert_type(numbers.stats.verdict, str)
+    assert_type([step.seconds for step in numbers.stats.steps], list[float])
+    assert_type(numbers.stats.total, int | None)
+    assert_type(str(numbers.explain()), str)
+
+
+def watching() -> None:
+    assert_type(parallel([1], progress=True), ParallelGen[int])
+    assert_type(parallel([1], progress="label"), ParallelGen[int])
+    progress(True)
+    with progress():
+        pass
 
 
 def connections() -> None:
@@ -134,6 +183,14 @@ def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     parallel(3)  # type: ignore[call-overload]
     parallel([1], 100)  # type: ignore[call-overload]
     parallel([1], partition_sizes=100)  # type: ignore[call-overload]
+    parallel([1], progress=1.5)  # type: ignore[call-overload]
+    parallel([1], checkpoint=1)  # type: ignore[call-overload]
+    progress("label")  # type: ignore[arg-type]
     words.map(half)  # type: ignore[arg-type]
+    numbers.map(half, on_error="ignore")  # type: ignore[call-overload]
+    numbers.map(half, on_error=len)  # type: ignore[arg-type]
+    numbers.map(half, retries="3")  # type: ignore[call-overload]
     numbers.flatmap(half)  # type: ignore[arg-type]
     numbers.take("3")  # type: ignore[arg-type]
+    read_text(3)  # type: ignore[arg-type]
+    read_text("a.txt", partition_size=10)  # type: ignore[call-arg]

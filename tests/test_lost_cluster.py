@@ -1,0 +1,223 @@
+"""A local cluster whose host or scheduler dies: another one takes over, and the answer stays exact."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+from scripts import clean_environment, eventually, meanwhile
+
+from parcoll import ClusterLostError, Connection, connect, parallel
+from parcoll.again import MAX_LOSSES
+from parcoll.engine import silence
+from parcoll.engine.inline import InlineEngine, InlineSession
+from parcoll.program import Program
+
+
+@pytest.fixture
+def own() -> Iterator[Connection]:
+    """Give a cluster to be killed."""
+    with connect(n_workers=2) as connection:
+        yield connection
+
+
+def kill(connection: Connection, who: str) -> None:
+    host = psutil.Process(connection.engine._host.pid)
+    victim = host if who == "host" else min(host.children(), key=lambda process: process.create_time())
+    os.kill(victim.pid, signal.SIGKILL)
+
+
+@contextmanager
+def killed_each(seconds: float, times: int, connection: Connection, who: str) -> Iterator[list[int]]:
+    """Kill it again and again while the block runs; gives the process ids of the hosts that were killed."""
+    killed: list[int] = []
+
+    def work(ended: threading.Event) -> None:
+        while len(killed) < times and not ended.wait(seconds):
+            pid = connection.engine._host.pid
+            if pid not in killed and connection.engine._engine is not None:
+                kill(connection, who)
+                killed.append(pid)
+
+    with meanwhile(work):
+        yield killed
+
+
+def slowly(x: int) -> int:
+    time.sleep(0.004)
+    return 2 * x
+
+
+def large(x: int) -> bytes:
+    time.sleep(0.002)
+    return bytes([x % 251]) * 60_000
+
+
+@pytest.mark.parametrize("who", ["host", "scheduler"])
+def test_results_are_exact_and_in_order_however_often_it_dies(own: Connection, who: str) -> None:
+    with killed_each(0.5, 3, own, who) as killed:
+        assert list(parallel(range(1_500)).map(slowly)) == list(range(0, 3_000, 2))
+    assert len(killed) == 3
+    assert own.engine._host.pid not in killed
+
+
+@pytest.mark.parametrize("who", ["host", "scheduler"])
+def test_elements_and_results_in_shared_memory_survive(own: Connection, who: str) -> None:
+    elements = [(x, bytes(40_000)) for x in range(800)]
+    with killed_each(0.5, 2, own, who) as killed:
+        results = list(parallel(elements).map(lambda pair: large(pair[0])))
+    assert killed
+    assert results == [bytes([x % 251]) * 60_000 for x in range(800)]
+
+
+def test_a_scheduler_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel answers for a process that is stopped: only its silence tells."""
+    monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(silence, "seconds_allowed", lambda: 2.0)
+    with connect(n_workers=2) as own:
+        # Of that size most are still to be read when it hangs.
+        numbers = parallel(iter(range(600)), partition_size=5).map(slowly)
+        stream = iter(numbers)
+        found = [next(stream) for _ in range(100)]
+        victim = psutil.Process(own.engine._host.pid)
+        min(victim.children(), key=lambda process: process.create_time()).suspend()
+        found += stream
+        assert found == list(range(0, 1_200, 2))
+        assert numbers.stats.losses == 1
+        assert own.engine._host.pid != victim.pid
+
+
+DIED_UNNOTICED = """
+import os, signal, sys, time
+import psutil
+from parcoll import connect, parallel
+
+own = connect(n_workers=1)
+assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+host = psutil.Process(own.engine._host.pid)
+scheduler = min(host.children(), key=lambda process: process.create_time())
+{"host": host, "scheduler": scheduler}[sys.argv[1]].kill()
+while own.engine._engine.client.status == "running":
+    time.sleep(0.01)
+own.close()
+"""
+
+
+@pytest.mark.parametrize("who", ["host", "scheduler"])
+def test_one_that_died_unnoticed_is_closed_without_a_word(who: str) -> None:
+    command = [sys.executable, "-c", DIED_UNNOTICED, who]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_what_was_yielded_before_is_not_yielded_again(own: Connection) -> None:
+    """One partition at a time from a source that can be read once: nothing is lost or doubled."""
+    stream = iter(parallel(iter(range(300)), partition_size=1).map(slowly))
+    found = [next(stream) for _ in range(20)]
+    kill(own, "host")
+    found += [next(stream) for _ in range(100)]
+    kill(own, "scheduler")
+    found += stream
+    assert found == list(range(0, 600, 2))
+
+
+def test_count_and_unordered_survive(own: Connection) -> None:
+    with killed_each(0.4, 1, own, "host") as killed:
+        assert parallel(range(600)).map(slowly).count() == 600
+    assert killed
+    with killed_each(0.4, 1, own, "scheduler") as killed:
+        assert sorted(parallel(range(600)).map(slowly).unordered()) == list(range(0, 1_200, 2))
+    assert killed
+
+
+@pytest.mark.parametrize("who", ["host", "scheduler"])
+def test_the_next_evaluation_runs_on_another_one(own: Connection, who: str) -> None:
+    address = own.address
+    assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+    kill(own, who)
+    assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+    assert own.address != address
+
+
+def concatenated(text: str, x: int) -> str:
+    return f"{text} {x}"
+
+
+@pytest.mark.parametrize("who", [pytest.param("host", marks=pytest.mark.slow), "scheduler"])
+def test_reduce_fold_and_foreach_begin_again(own: Connection, who: str) -> None:
+    """What they hold on the cluster is made again from the source, and counted once."""
+    numbers = parallel(range(600)).map(slowly)
+    doubled = list(range(0, 1_200, 2))
+    with killed_each(0.5, 1, own, who) as killed:
+        assert numbers.map(str).reduce(lambda a, b: f"{a} {b}") == " ".join(map(str, doubled))
+    assert killed
+    assert numbers.stats.state == "new"
+    with killed_each(0.5, 2, own, who) as killed:
+        assert numbers.fold(concatenated, "", operator.add) == functools.reduce(concatenated, doubled, "")
+    assert len(killed) == 2
+    with killed_each(0.5, 1, own, who) as killed:
+        numbers.foreach(lambda x: -x)
+    assert killed
+    stats = numbers.stats
+    assert (stats.losses, stats.state, stats.elements_in, stats.elements_out) == (1, "ended", 600, 600)
+    assert [step.entered for step in stats.steps] == [600, 600]
+    assert list(numbers) == [-x for x in doubled]
+
+
+def test_what_cannot_be_read_again_does_not_begin_again(own: Connection) -> None:
+    total = parallel(iter(range(2_000))).map(slowly)
+    with killed_each(0.5, 1, own, "host") as killed, pytest.raises(ClusterLostError) as raised:
+        total.reduce(lambda a, b: a + b)
+    assert killed
+    text = str(raised.value)
+    assert "\n" not in text
+    assert "reduce() has no value" in text
+    assert "only once: pass a list, or a function" in text
+    assert raised.value.yielded == 0
+    assert parallel(range(10)).reduce(lambda a, b: a + b) == 45
+
+
+def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None:
+    """What a foreach has kept was in the workers' memory."""
+    kept = parallel(range(10))
+    kept.foreach(abs)
+    stream = iter(kept)
+    kill(own, "host")
+    assert eventually(lambda: not own.engine._host.alive)
+    for _ in range(2):
+        with pytest.raises(ClusterLostError, match=r"the results of foreach.* are gone.*; 0 elements"):
+            list(stream)
+        stream = iter(kept)
+    with pytest.raises(ClusterLostError, match=r"are gone.*reduce.. has no value"):
+        kept.reduce(lambda a, b: a + b)
+
+
+def test_a_cluster_that_dies_each_time_is_given_up() -> None:
+    class Dying(InlineSession):
+        def completed(self, block: bool) -> Any:
+            raise ClusterLostError("it died")
+
+    class Engine(InlineEngine):
+        renews = True
+        opened = 0
+
+        def open(self, program: Program, label: str, keep: bool) -> InlineSession:
+            Engine.opened += 1
+            return Dying(super().open(program, label, keep)._shared, keep)
+
+    with connect("inline") as connection:
+        connection.engine = Engine()
+        with pytest.raises(ClusterLostError, match="it died"):
+            list(parallel(range(3)).map(abs))
+    assert Engine.opened == MAX_LOSSES + 1

@@ -1,0 +1,101 @@
+"""`memory_limit=` holds, and what is too large for a worker is named, and costs nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_failing_elements import check_sums, drained
+
+from parcoll import Connection, SerializationError, WorkerLostError, connect, parallel
+from parcoll.memory import memory_limit
+
+LIMIT = 400 * 2**20  # bytes of a worker
+
+
+@pytest.fixture(scope="module")
+def small(leaves_no_trace: None) -> Iterator[Connection]:
+    """Two workers with a memory limit."""
+    with connect(n_workers=2, memory_limit=LIMIT) as connection:
+        yield connection
+
+
+def take_memory() -> None:
+    held = []
+    while True:
+        held.append(bytearray(20 * 2**20))
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("size", [1, 40, "auto"])
+def test_a_function_that_needs_too_much(small: Connection, size: Any) -> None:
+    chain = parallel(range(40), on_error="skip", partition_size=size)
+    chain = chain.map(lambda x: take_memory() if x == 23 else x)
+    assert list(chain) == [x for x in range(40) if x != 23]
+    (error,) = chain.errors
+    assert (error.index, error.attempts) == (23, 2)
+    message = "map(lambda) ends the process that runs it, at element 23: it was ended, since it took more "
+    assert str(error.exception).startswith(message + "memory than its worker may: ")
+    check_sums(chain.stats)
+
+
+def test_what_grows_from_element_to_element_is_no_element_s_fault(small: Connection) -> None:
+    """A function that keeps what it made: its process is ended now and then, and no result is lost."""
+    kept: list[bytes] = []
+
+    def work(x: int) -> int:
+        kept.append(b"x" * (16 * 2**20))  # zeros would take no memory
+        time.sleep(0.02)
+        return x
+
+    chain = parallel(range(120), partition_size=60).map(work)
+    assert list(chain) == list(range(120))
+    assert chain.stats.deaths >= 2
+    check_sums(chain.stats)
+
+
+def test_a_worker_knows_its_limit(small: Connection) -> None:
+    assert memory_limit() == float("inf")  # here
+    assert parallel([1]).map(lambda _: memory_limit()).first() == LIMIT
+    assert small.engine.memory_limit() == LIMIT
+    assert small.engine._connected().memory_limit() == LIMIT
+
+
+def test_elements_and_results_too_large_for_a_worker_are_named(small: Connection) -> None:
+    large = LIMIT * 3 // 4
+    found, raised = drained(parallel(bytes(large) if x == 5 else x for x in range(9)).map(lambda x: x))
+    assert found == list(range(5))
+    assert isinstance(raised, SerializationError)
+    assert str(raised).startswith(
+        "element 5 of the source takes 300 MiB packed, and a worker, which may hold 400"
+    )
+    found, raised = drained(parallel(range(9), partition_size=3).map(lambda x: bytes(large) if x == 5 else x))
+    assert found == list(range(5))
+    assert isinstance(raised, WorkerLostError)
+    assert str(raised).startswith(
+        "the result of element 5 ends the process that packs it: it was ended, since"
+    )
+    found, raised = drained(
+        parallel(range(9), partition_size=3, timeout=60).map(lambda x: bytes(LIMIT // 3) if x == 5 else x)
+    )
+    assert found == list(range(5))
+    assert isinstance(raised, SerializationError)
+    assert str(raised).startswith(
+        "the result of element 5 takes 133 MiB packed, and its worker, which may hold"
+    )
+    several = [bytes(LIMIT // 10) for _ in range(8)]
+    with pytest.raises(
+        SerializationError, match=r"partition of 8 elements from element 0 .* a smaller partition_size"
+    ):
+        list(parallel(several, partition_size=8).map(len))
+    assert list(parallel(several).map(len)) == [LIMIT // 10] * 8
+
+
+def test_kept_results_of_a_worker_that_grew_too_large_are_made_again(small: Connection) -> None:
+    numbers = parallel(range(40), partition_size=10)
+    numbers.foreach(lambda x: x + 1)
+    with pytest.raises(WorkerLostError):
+        list(parallel([1]).map(lambda x: take_memory()))
+    assert list(numbers) == list(range(1, 41))

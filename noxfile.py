@@ -48,6 +48,22 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the cases that wait long for what others of the same test show too."""
+    session.install(".[dashboard]", *group("test"))
+    compile_packages(session)
+    session.run("pytest", "tests", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill random processes of a cluster for ten minutes: `nox -s chaos -- --seconds 600 --seed 7`."""
+    session.install(".", *group("test"))
+    compile_packages(session)
+    session.run("python", "tests/faults/chaos.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Count words with the dashboard on: `nox -s demo -- FOLDER --pattern '*.txt' --top 10`."""
     session.install(".[dashboard]")

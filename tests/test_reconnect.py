@@ -105,7 +105,7 @@ def in_progress(collection: Any) -> Callable[[], bool]:
 # Without reconnect --------------------------------------------------------------------------------
 
 ALL_CALLS = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 import dask.bag
 from parcoll import ClusterLostError, connect, parallel
 
@@ -113,26 +113,31 @@ def slow(x):
     time.sleep(0.05)
     return x
 
-def late(x):
-    time.sleep(8)
+over = sys.argv[2]
+
+def endless(x):
+    while not os.path.exists(over):
+        time.sleep(0.05)
 
 drawn_from = threading.Semaphore(0)
+gone = threading.Event()
 
-def drawn(collection, pause=0.0):
+def drawn(collection, wait=False):
     stream = iter(collection)
     next(stream)
     drawn_from.release()
-    time.sleep(pause)
+    if wait:
+        gone.wait(60)
     for _ in stream:
         pass
 
 numbers = parallel(range(100_000), partition_size=1).map(slow)
 bag = parallel(dask.bag.range(5_000, npartitions=1_000)).map(slow)
 calls = {
-    "nothing had come": lambda: list(parallel(range(1)).map(late)),
+    "nothing had come": lambda: list(parallel(range(1)).map(endless)),
     "in order": lambda: drawn(numbers),
     "unordered": lambda: drawn(numbers.unordered()),
-    "not drawn from": lambda: drawn(numbers, 3.0),
+    "not drawn from": lambda: drawn(numbers, wait=True),
     "bag": lambda: drawn(bag),
     "take": lambda: numbers.take(90_000),
     "count": numbers.count,
@@ -157,8 +162,10 @@ with connect(sys.argv[1]) as connection:
     for thread in threads:
         thread.start()
     for _ in range(4):
-        drawn_from.acquire(timeout=20)
+        assert drawn_from.acquire(timeout=60)
     print("begun", flush=True)
+    sys.stdin.readline()
+    gone.set()
     for thread in threads:
         thread.join(30)
     for name in ("afterwards", "again"):
@@ -177,12 +184,14 @@ SLOW = pytest.mark.slow
 )
 def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how: str) -> None:
     """However it goes, without a word of dask's, and without a thread that stays."""
-    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | {
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {
         "env": clean_environment()
     }
-    with bare_cluster(tmp_path / "cluster", 2) as cluster:
+    over = tmp_path / "over"
+    # One is kept by what never ends.
+    with bare_cluster(tmp_path / "cluster", 3) as cluster:
         address = cluster.address
-        script = subprocess.Popen([sys.executable, "-c", ALL_CALLS, address], text=True, **pipes)
+        script = subprocess.Popen([sys.executable, "-c", ALL_CALLS, address, str(over)], text=True, **pipes)
         assert script.stdout is not None
         assert script.stdout.readline() == "begun\n"
         if how == "shutdown":
@@ -190,7 +199,9 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
                 client.shutdown()
         else:
             cluster.scheduler.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
-        out, err = script.communicate(timeout=50)
+        cluster.scheduler.wait(30)
+        out, err = script.communicate("gone\n", timeout=50)
+        over.touch()
     assert err == ""
     found = json.loads(out)
     assert found.pop("threads") == ["MainThread"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -471,14 +472,85 @@ def test_a_thousand_pipelines_leave_a_hundred() -> None:
 
 def test_a_pipeline_that_runs_for_weeks_keeps_a_plot_of_bounded_size() -> None:
     page = pages.Page("")
-    for i in range(5000):
+    for i in range(1, 5000):
         page.publish(message("long", elements_in=i, ended=float(i)))
     points = page.pipelines["long"]["points"]
-    assert len(points) <= pages.MAX_POINTS
+    assert len(points) <= pages.MAX_POINTS + pages.RECENT_POINTS
     assert points[0] == [1.0, 0]
     assert points[-1] == [4999.0, 4999]
     assert points == sorted(points)
     assert page.totals["long"][("elements_in",)] == 4999
+
+
+def test_the_plot_of_a_long_run_spans_all_of_it() -> None:
+    """Evenly, and closer in the last seconds, from which the page tells the present rate."""
+    plot = pages.Plot(0.0)
+    for i in range(1, 7201):
+        points = plot.add(i / 2, i)
+        assert points[-1] == [i / 2, i]
+        assert len(points) <= pages.MAX_POINTS + pages.RECENT_POINTS
+    assert points[0] == [0.0, 0]
+    assert points[-pages.RECENT_POINTS :] == [[i / 2, i] for i in range(7181, 7201)]
+    times = [time for time, _ in points]
+    gaps = [after - before for before, after in itertools.pairwise(times[: -pages.RECENT_POINTS])]
+    assert len(gaps) > pages.MAX_POINTS / 3
+    assert max(gaps) <= 2.5 * min(gaps)
+
+
+def test_more_pipelines_than_are_shown_are_counted_once() -> None:
+    page = pages.Page("")
+    steps = [vars(StepStats("map(str)", entered=10))]
+    for _ in range(3):
+        for i in range(150):
+            numbers = {"state": "running", "ended": None, "steps": steps, "elements_in": 10}
+            page.publish(message(f"one of many {i}", **numbers) | {"name": "n"})
+    assert len(page.pipelines) == len(page.plots) == 100
+    assert len(page.unseen) == 50
+    assert page.totals["n"][("elements_in",)] == 1500
+    assert page.totals["n"][("step", "entered", "1 map(str)")] == 1500
+    page.remove_client(None, "c")
+    assert not page.unseen
+    for i in range(3000):
+        page.publish(message(f"another {i}", state="running", ended=None))
+    assert len(page.unseen) == pages.MAX_UNSEEN
+
+
+@pytest.mark.usefixtures("has_browser")
+def test_the_page_s_script(cluster: Connection, tmp_path: Path) -> None:
+    """What it makes of numbers; and what a reader has marked or scrolled stays while it runs."""
+    with opened(tmp_path / "profile", viewport={"width": 390, "height": 800}) as page:
+        page.goto(cluster.dashboard_link)
+        page.locator("#cluster", has_text="workers").wait_for()
+        numbers = "[0, 1e-9, 0.0123, 9.996, 20, 99.94, 99.97, 100, 999.6, 12345].map(short)"
+        assert " ".join(page.evaluate(numbers)) == "0 0 0.0123 10 20 99.9 100 100 1,000 12,345"
+        times = "[0, 0.0009999, 0.0015, 0.9997, 1.25, 121, 7200].map(duration)"
+        assert page.evaluate(times) == ["0 µs", "1 ms", "1.5 ms", "1.0 s", "1.3 s", "2.0 min", "2.0 h"]
+        sizes = "[0, 1023, 1536, 1010 * 1024, 5 * 2 ** 40].map(size)"
+        assert page.evaluate(sizes) == ["0 B", "1,023 B", "1.5 KiB", "1,010 KiB", "5 TiB"]
+        run = parallel(range(100_000), name="scrolled", partition_size=20).map(slow)
+        stream = iter(run)
+        next(stream)
+        wait_for(page, "scrolled", "running")
+        scrolled = "document.querySelector('[data-name=scrolled] .scroll').scrollLeft"
+        page.evaluate(f"{scrolled} = 60")
+        version = "document.querySelector('[data-name=scrolled]').dataset.version"
+        before = page.evaluate(version)
+        for _ in range(200):
+            next(stream)
+        assert eventually(lambda: page.evaluate(version) != before)
+        assert page.evaluate(scrolled) == 60
+        heading = "document.querySelector('[data-name=scrolled] h2')"
+        page.evaluate(f"getSelection().selectAllChildren({heading})")
+        marked = page.evaluate(version)
+        for _ in range(200):
+            next(stream)
+        page.wait_for_timeout(2500)
+        assert page.evaluate("String(getSelection())") == "scrolled"
+        assert page.evaluate(version) == marked
+        page.evaluate("getSelection().empty()")
+        assert eventually(lambda: page.evaluate(version) != marked)
+        stream.close()
+        wait_for(page, "scrolled", "stopped")
 
 
 def test_steps_that_are_others_each_time_leave_metrics_of_bounded_size() -> None:

@@ -225,6 +225,43 @@ def test_a_log_file_gets_nothing_unless_asked(scripts: Scripts) -> None:
     assert scripts.run(script) == ("", "")
 
 
+def test_a_bar_that_nobody_can_see_costs_no_result(scripts: Scripts) -> None:
+    """Its pipe has no reader any more, from the start or from some moment on, or it is closed."""
+    text = """
+import os, sys
+kept = os.dup(2)
+
+def reader_gone():
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    os.close(reading)
+
+def run(way, *moments):
+    chain = parallel(range(60), progress=True, partition_size=5).map(slow)
+    results = []
+    for x in chain:
+        if x in moments:
+            way()
+        results.append(x)
+    os.dup2(kept, 2)
+    print(len(results), chain.stats.state)
+
+bar_seconds = __import__("parcoll.bar").bar
+bar_seconds.LOG_SECONDS = bar_seconds._Log.seconds = 0.01
+reader_gone()
+run(lambda: None)
+run(reader_gone, 30)
+sys.stderr = None
+run(lambda: None)
+sys.stderr = open(os.devnull, "w")
+run(sys.stderr.close, 30)
+sys.stderr = sys.__stderr__
+"""
+    out, _ = scripts.run(scripts.write("script.py", START + text))
+    assert out == "60 ended\n" * 4
+
+
 def test_tqdm_is_imported_for_a_bar_only(scripts: Scripts) -> None:
     text = "import sys\nparallel(range(5)).count()\nprint('tqdm' in sys.modules)"
     assert scripts.run_file(START + text) == "False\n"

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from scripts import eventually, wait_for_file
 
-from parcoll import Connection, connect, parallel
+from parcoll import Connection, connect, parallel, table
 from parcoll.engine import choose
 from parcoll.naming import function_words
 from parcoll.stats import Stats
@@ -100,6 +101,66 @@ def test_a_partition_whose_step_raises_counts_exactly(engine: Any, position: int
     (failure,) = stats.failures
     assert (failure.step, failure.message) == ("map(fail)", "ValueError: <b>bad</b>")
     assert f"at element {position}" in failure.note
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("2 errors\nname:\n    Field required\n"), "ValueError: 2 errors name: Field required"),
+        (ExceptionGroup("many", [ValueError("a"), KeyError("b")]), "ExceptionGroup: many (2 sub-exceptions)"),
+        (SyntaxError("no way", ("here.py", 3, 1, "x = ", 3, 5)), "SyntaxError: no way (here.py, line 3)"),
+        (StopIteration(), "StopIteration"),
+        (urllib.error.URLError("gone"), "urllib.error.URLError: <urlopen error gone>"),
+        (Odd(), f"{__name__}.Odd: <its str() failed>"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_failure_is_told_in_one_line(inline: Connection, error: Exception, message: str) -> None:
+    error.add_note("and a note")
+
+    def fail(x: int) -> int:
+        raise error
+
+    chain = parallel(range(1), on_error="skip").map(fail)
+    assert list(chain) == []
+    (failure,) = chain.stats.failures
+    assert failure.message == message
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 µs"),
+        (1.5e-6, "1.5 µs"),
+        (999.6e-6, "1 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (999.4, "999 s"),
+        (999.8, "1,000 s"),
+        (86_400, "86,400 s"),
+    ],
+)
+def test_times_are_told_with_three_digits(seconds: float, shown: str) -> None:
+    assert table.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (1010 * 1024, "1,010 KiB"),
+        (5 * 2**40, "5.0 TiB"),
+    ],
+)
+def test_sizes_are_told_with_three_digits(nbytes: float, shown: str) -> None:
+    assert table.size(nbytes) == shown
 
 
 def test_how_an_evaluation_ended(engine: Any) -> None:

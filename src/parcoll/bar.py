@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from parcoll.stats import Stats
@@ -26,22 +28,42 @@ class Bar:
         label = " ".join(label.split())
         if len(label) > MAX_LABEL:
             label = f"{label[: MAX_LABEL - 15]}...{label[-12:]}"
-        self._display = _Line(label) if _is_terminal() else _Log(label)
-        self._display.draw(stats)
+        self._display: _Line | _Log | None = None
+        with self._shown():
+            self._display = _Line(label) if _is_terminal() else _Log(label)
+        self._draw()
         self._thread = threading.Thread(target=self._keep_fresh, name="parcoll-progress", daemon=True)
         self._thread.start()
 
     def _keep_fresh(self) -> None:
-        while not self._ended.wait(self._display.seconds):
-            self._display.draw(self._stats)
+        while self._display is not None and not self._ended.wait(self._display.seconds):
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._shown():
+            if self._display is not None:
+                self._display.draw(self._stats)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Show nothing from now on where nobody can see it: the evaluation is worth more than its bar.
+
+        Standard error is a pipe whose reader is gone, or closed, or its terminal is.
+        """
+        try:
+            yield
+        except (AttributeError, OSError, ValueError):
+            self._display = None
 
     def end(self) -> None:
         """Draw the final numbers, and leave the line."""
         self._ended.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._display.draw(self._stats)
-        self._display.close()
+        self._draw()
+        with self._shown():
+            if self._display is not None:
+                self._display.close()
 
 
 def _is_terminal() -> bool:
@@ -110,7 +132,8 @@ class _Log:
         line = self._format(**numbers, ncols=100, prefix=self._label, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
         if line != self._shown:
             self._shown = line
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            sys.stderr.write(line.rstrip() + "\n")
+            sys.stderr.flush()
 
     def close(self) -> None:
         """Leave what is written."""

@@ -69,7 +69,8 @@ class EncodedException:
     attributes: dict[str, tuple[bool, bytes | str]]
     notes: list[str]
     frames: Any  # tblib's dictionary
-    text: str
+    text: str  # the traceback, as Python prints it
+    summary: str  # in one line: its type and its message
     suppress_context: bool
     members: list[EncodedException]  # of an exception group
     cause: EncodedException | None = None
@@ -96,11 +97,24 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         notes=_notes(error),
         frames=_frames(frames),
         text="".join(traceback.format_exception(kind, error, frames)),
+        summary=_summary(error),
         suppress_context=error.__suppress_context__,
         cause=_linked(error.__cause__, depth),
         # `raise ... from` makes the cause the context too: encoded once, not twice at each level.
         context=None if error.__context__ is error.__cause__ else _linked(error.__context__, depth),
     )
+
+
+def _summary(error: BaseException) -> str:
+    """Return ``ValueError: what it says``, in one line: messages of validators have many."""
+    module, name = type(error).__module__, type(error).__qualname__
+    if module not in ("builtins", "__main__"):
+        name = f"{module}.{name}"
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = "<its str() failed>"
+    return f"{name}: {message}" if message else name
 
 
 def _linked(error: BaseException | None, depth: int) -> EncodedException | None:

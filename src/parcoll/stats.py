@@ -269,8 +269,8 @@ class Stats:
             self._tell(self.fold or "", outcome.failure)
 
     def _tell(self, step: str, failure: Failure) -> None:
-        message = failure.exception.text.strip().rsplit("\n", 1)[-1]
-        self.failures.append(FailureReport(time.time(), step, message[:MESSAGE], failure.note[:MESSAGE]))
+        message = failure.exception.summary[:MESSAGE]
+        self.failures.append(FailureReport(time.time(), step, message, failure.note[:MESSAGE]))
 
     def snapshot(self) -> dict[str, Any]:
         """Return the numbers at one moment, as dicts, lists, strings and numbers."""

@@ -8,6 +8,7 @@ from typing import Any
 COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
 BUSY = 0.7  # utilisation from which on the workers are what an evaluation waits for
 MUCH = 0.4  # of the time
+LEAST = 0.9995  # of a unit: what three digits show as 1 of it
 
 
 def text(snapshot: dict[str, Any]) -> str:
@@ -92,18 +93,23 @@ def verdict(snapshot: dict[str, Any]) -> str:
 def duration(seconds: float) -> str:
     """Return seconds in the unit that fits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 else f"{seconds:,.0f} s"
-    return f"{seconds / 1e-6:.3g} µs"
+        if seconds >= size * LEAST:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 1e-6)} µs"
 
 
 def size(nbytes: float) -> str:
     """Return bytes in the unit that fits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if nbytes < 1024:
-            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
+            return f"{_three_digits(nbytes)} {unit}" if unit != "B" else f"{nbytes:.0f} B"
         nbytes /= 1024
     return f"{nbytes:,.1f} TiB"
+
+
+def _three_digits(number: float) -> str:
+    """Return three digits, or as many as a large number has: never an exponent as of 1e+03."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
 
 
 def _parts(snapshot: dict[str, Any]) -> list[tuple[str, float]]:

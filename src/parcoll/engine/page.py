@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -19,6 +19,8 @@ LOST_TOPIC = "parcoll-lost-workers"  # what they hear
 MAX_KEYS = 1000  # of the tasks that a lost worker had: it is given a few at a time
 MAX_PIPELINES = 100
 MAX_POINTS = 240  # of one pipeline's plot; when they are more, every second goes
+RECENT_POINTS = 20  # kept beside these: the page tells the rate of the last seconds
+MAX_UNSEEN = 1000  # running pipelines that are not among the hundred, to count them on
 MAX_NAMES = 100  # of pipelines that have metrics
 MAX_STEP_NUMBERS = 1000  # of one name: its steps may be others each time
 COUNTERS = (
@@ -28,6 +30,27 @@ COUNTERS = (
 STEP_COUNTERS = ("entered", "left", "failed", "retries", "seconds")
 # All there is on the page comes with it, and what users wrote is never markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class Plot:
+    """How far a pipeline was when: evenly over its whole life, and closer at its end."""
+
+    def __init__(self, started: float) -> None:
+        self.kept: list[list[float]] = [[started, 0]]
+        self.recent: deque[list[float]] = deque()
+        self.gap = 0.0  # seconds between two that are kept
+
+    def add(self, now: float, done: int) -> list[list[float]]:
+        """Take in a point, and return all that are left."""
+        self.recent.append([now, done])
+        if len(self.recent) > RECENT_POINTS:
+            oldest = self.recent.popleft()
+            if oldest[0] - self.kept[-1][0] >= self.gap:
+                self.kept.append(oldest)
+        if len(self.kept) > MAX_POINTS:
+            del self.kept[1::2]
+            self.gap = (self.kept[-1][0] - self.kept[0][0]) / len(self.kept)
+        return [*self.kept, *self.recent]
 
 
 class Page(SchedulerPlugin):
@@ -40,6 +63,8 @@ class Page(SchedulerPlugin):
         self.html = html
         self.version = 0  # counts what was published, so that a page may ask for what is new
         self.pipelines: OrderedDict[str, dict[str, Any]] = OrderedDict()  # the last published at the end
+        self.plots: dict[str, Plot] = {}  # of these
+        self.unseen: OrderedDict[str, dict[str, Any]] = OrderedDict()  # what was counted of others that run
         self.totals: OrderedDict[str, dict[tuple[str, ...], float]] = OrderedDict()  # by name, for metrics
         self.metrics: Any = None
 
@@ -78,18 +103,26 @@ class Page(SchedulerPlugin):
 
     def publish(self, message: dict[str, Any]) -> None:
         """Put the numbers of a pipeline in the place of those it had before."""
-        key, done = message["id"], message["elements_in"]
-        before = self.pipelines.pop(key, None)
-        points = before["points"] if before is not None else [[message["started"], 0]]
-        points.append([message["ended"] or time.time(), done])
-        if len(points) > MAX_POINTS:
-            del points[1:-1:2]
+        key, now = message["id"], time.time()
+        before = self.pipelines.pop(key, None) or self.unseen.pop(key, {})
+        plot = self.plots.setdefault(key, Plot(message["started"]))
+        points = plot.add(message["ended"] or now, message["elements_in"])
         self.version += 1
-        self.pipelines[key] = message | {"points": points, "heard": time.time(), "version": self.version}
-        self.count(message, before or {})
+        self.pipelines[key] = message | {"points": points, "heard": now, "version": self.version}
+        self.count(message, before)
         while len(self.pipelines) > MAX_PIPELINES:
-            ended = (key for key, kept in self.pipelines.items() if kept["state"] != "running")
-            del self.pipelines[next(ended, next(iter(self.pipelines)))]
+            self.drop_one()
+
+    def drop_one(self) -> None:
+        """Show a pipeline no more: one that ended, or else the one that was heard of longest ago."""
+        ended = (key for key, kept in self.pipelines.items() if kept["state"] != "running")
+        key = next(ended, next(iter(self.pipelines)))
+        dropped = self.pipelines.pop(key)
+        del self.plots[key]
+        if dropped["state"] == "running":
+            self.unseen[key] = {name: dropped.get(name, 0) for name in (*COUNTERS, "steps", "client_id")}
+        while len(self.unseen) > MAX_UNSEEN:
+            self.unseen.popitem(last=False)
 
     def count(self, message: dict[str, Any], before: dict[str, Any]) -> None:
         """Add what is new to the totals of all pipelines of that name."""
@@ -109,6 +142,8 @@ class Page(SchedulerPlugin):
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Note that nobody will tell how the client's pipelines went on."""
+        for key in [key for key, counted in self.unseen.items() if counted["client_id"] == client]:
+            del self.unseen[key]
         for pipeline in self.pipelines.values():
             if pipeline["client_id"] == client and pipeline["state"] == "running":
                 self.version += 1

@@ -10,7 +10,7 @@ import threading
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,22 +256,58 @@ def test_a_closed_port_is_told_within_its_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "address",
+    ("address", "words"),
     [
-        "http://127.0.0.1:8786",
-        "nonsense://127.0.0.1:8786",
-        "tcp://",
-        "tcp://127.0.0.1:99999999",
-        pytest.param("tcp://no such host:1", marks=pytest.mark.slow),
-        "tcp://host.invalid:8786",
-        "://",
+        ("http://127.0.0.1:8786", "'http' is none of tcp, tls"),
+        ("nonsense://127.0.0.1:8786", "'nonsense' is none of tcp, tls"),
+        ("tcp://", "no host and port"),
+        ("tcp://127.0.0.1", "no host and port"),
+        ("tcp://::1:8786", "no host and port"),
+        ("tcp://127.0.0.1:99999", "no host and port"),
+        ("tcp://no such host:1", "no host and port"),
+        ("tcp://host.invalid:8786", "its host is not known here"),
+        ("tcp://127.0.0.1:1", "nothing listens there"),
+        ("tcp://127.0.0.1:1/\n", "nothing listens there"),
+        ("://", "'' is none of tcp, tls"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_leads_nowhere_is_told(
+    address: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
     with pytest.raises(ConnectError) as raised:
         connect(address)
-    check_sentence(raised.value, "no dask scheduler", repr(address))
+    check_sentence(
+        raised.value, "no dask scheduler", repr(address.strip("/\n") if "\n" in address else address), words
+    )
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400", b"SSH-2.0-x\r\n", b"\0" * 64, b"\xff" * 64])
+def test_a_server_that_speaks_first_is_told(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask takes the first bytes for a length: those of HTTP for one of some exabytes."""
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(answer)
+                    ended.wait(3)
+
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        address = f"tcp://{LOOPBACK}:{listener.getsockname()[1]}"
+        try:
+            with pytest.raises(ConnectError) as raised:
+                connect(address)
+        finally:
+            ended.set()
+            thread.join()
+    check_sentence(raised.value, "no dask scheduler", address, "does not answer as dask does")
 
 
 def test_a_port_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +387,7 @@ def test_a_scheduler_that_speaks_tls_tells_whom_it_refuses(tmp_path: Path) -> No
             assert connection.address == address
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 1', None])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 1', '{"address": null}', None])
 def test_a_file_that_is_no_scheduler_file_is_told(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "scheduler.json"
     if content is not None:
@@ -410,7 +446,10 @@ def test_an_address_in_the_config_that_leads_nowhere_is_told(monkeypatch: pytest
     check_sentence(raised.value, address)
 
 
-@pytest.mark.parametrize("target", [1, "localhost", b"tcp://127.0.0.1:1", [], object(), distributed.Client])
+@pytest.mark.parametrize(
+    "target",
+    [1, "localhost", b"tcp://127.0.0.1:1", [], distributed.Client, distributed.LocalCluster],
+)
 def test_another_target_is_a_type_error(target: Any) -> None:
     with pytest.raises(TypeError, match="connect"):
         connect(target)

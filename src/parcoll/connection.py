@@ -184,7 +184,7 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
         return Connection(InlineEngine())
     address = lambda: target  # noqa: E731
     if "://" not in target:
-        if not target.endswith(".json") and not os.path.exists(target):
+        if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
     from parcoll.engine.remote import OurWay, RemoteEngine
@@ -197,12 +197,14 @@ def address_in(path: str | os.PathLike[str]) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             address = json.load(file)["address"]
+        if not isinstance(address, str):
+            raise TypeError(f"its address is {address!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectError(
             f"{os.fspath(path)!r} is no scheduler file, as `dask scheduler --scheduler-file` writes it "
             f"({type(error).__name__}: {error})"
         ) from error
-    return str(address)
+    return address
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
@@ -211,7 +213,7 @@ def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -
 
     if is_client(target):
         return Connection(RemoteEngine(TheirWay(target), ship, reconnect))
-    if hasattr(target, "scheduler_address"):
+    if hasattr(target, "scheduler_address") and not isinstance(target, type):
         way = OurWay(lambda: str(target.scheduler_address), getattr(target, "security", None))
         return Connection(RemoteEngine(way, ship, reconnect))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

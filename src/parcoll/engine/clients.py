@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 import warnings
 from collections.abc import Coroutine
@@ -26,6 +27,9 @@ JOIN_SECONDS = 8.0  # a scheduler may be starting; a user who mistyped its addre
 # are for networks. On loopback an answer takes milliseconds.
 LOCAL_SECONDS = 5.0
 CLOSE_SECONDS = 2.0  # that a client has to say goodbye
+PLAIN_SECONDS = 0.5  # that a plain socket tries, to tell why there was no answer
+WITH_PORT = ("tcp", "tls", "ws", "wss")
+SCHEMES = (*WITH_PORT, "inproc", "ucx")
 SEND_SECONDS = 0.001  # between two messages of a client to its scheduler
 
 
@@ -76,6 +80,7 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
     """
     started = time.monotonic()
     seconds = JOIN_SECONDS if seconds is None else seconds
+    address = _checked(address)
     try:
         server = _in_own_thread(_greet(address, security or distributed.Security(), seconds))
         if server["type"] != "Scheduler":
@@ -91,12 +96,33 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
         return client
     except ConnectError:
         raise
-    except (OSError, TimeoutError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         seconds = time.monotonic() - started
         raise ConnectError(
             f"no dask scheduler could be joined at {address!r} after {seconds:.0f} s: "
             f"{_reason(error, address, security)}"
         ) from error
+
+
+def _checked(address: str) -> str:
+    """Return the address without what may stand around it; refuse one that can be none."""
+    scheme, place = distributed.comm.parse_address(address.strip())
+    place = place.rstrip("/")
+    if scheme not in SCHEMES:
+        raise ConnectError(
+            f"no dask scheduler can be at {address!r}: {scheme!r} is none of {', '.join(SCHEMES)}"
+        )
+    if scheme in WITH_PORT:
+        try:
+            host, port = distributed.comm.parse_host_port(place)
+            possible = bool(host) and " " not in host and 0 < port < 65536
+        except ValueError:
+            possible = False
+        if not possible:
+            raise ConnectError(
+                f"no dask scheduler can be at {address!r}: that is no host and port, as in tcp://host:8786"
+            )
+    return f"{scheme}://{place}"
 
 
 def _address_of_its(server: dict[str, Any]) -> str:
@@ -118,11 +144,22 @@ def _reason(error: BaseException, address: str, security: Any) -> str:
         return f"what listens there closed the connection{hint}"
     if isinstance(error, _NoGreeting):
         return "something listens there that does not answer as dask does"
+    # dask says that it has tried for so many seconds, whatever stood in the way.
+    scheme, place = distributed.comm.parse_address(address)
+    try:
+        if isinstance(error, OSError) and scheme in WITH_PORT:
+            socket.create_connection(distributed.comm.parse_host_port(place), timeout=PLAIN_SECONDS).close()
+    except socket.gaierror as plain:
+        return f"its host is not known here ({plain.strerror})"
+    except ConnectionRefusedError:
+        return "nothing listens there"
+    except OSError:
+        pass
     return f"{type(error).__name__}: {error or 'no answer'}"
 
 
 class _NoGreeting(TimeoutError):
-    """A connection was made, and nothing came through it."""
+    """A connection was made, and nothing came through it that dask would send."""
 
 
 async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
@@ -131,16 +168,23 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
     # The timeout of connect() does not cover a server that accepts and then says nothing.
     connecting = distributed.comm.connect(address, timeout=seconds, **arguments)
     try:
-        comm = await asyncio.wait_for(connecting, seconds)
+        # A second more, so that one which is never made says so itself.
+        comm = await asyncio.wait_for(connecting, seconds + 1)
     except TimeoutError as error:
         if isinstance(error.__cause__ or error, asyncio.CancelledError) or not str(error):
             raise _NoGreeting from error
         raise
+    except (OSError, TypeError, RuntimeError):
+        raise
+    except Exception as error:  # what it said was taken for a length (MemoryError), or for msgpack
+        raise _NoGreeting from error
     try:
         await comm.write({"op": "identity", "reply": True})
-        found: dict[str, Any] = await asyncio.wait_for(comm.read(), seconds)
+        found: Any = await asyncio.wait_for(comm.read(), seconds)
     finally:
         await comm.close()
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise _NoGreeting
     return found
 
 

@@ -173,6 +173,31 @@ def test_a_module_that_has_changed_is_loaded_anew(bare: BareCluster, scripts: Sc
     assert run_script(scripts, bare, SCRIPT) == "[['p+0+20', 'p+1+20']]\n"
 
 
+ONE_MORE_MODULE = """
+import importlib
+from parcoll import parallel
+import first, kinds
+
+sent = [kinds.Kind.A] * 40
+running = iter(parallel(sent, partition_size=1).map(first.is_a))
+assert next(running)
+one_more = importlib.import_module("one_more")
+assert all(parallel(sent, partition_size=1).map(one_more.is_a_too))
+print(list(running).count(True))
+"""
+
+
+def test_an_evaluation_that_runs_keeps_its_classes_when_another_needs_one_more_module(
+    bare: BareCluster, scripts: Scripts
+) -> None:
+    scripts.write("kinds.py", "import enum\nclass Kind(enum.Enum):\n    A = 1\n")
+    scripts.write(
+        "first.py", "import kinds, time\ndef is_a(x):\n    time.sleep(0.05)\n    return x is kinds.Kind.A\n"
+    )
+    scripts.write("one_more.py", "from kinds import Kind\ndef is_a_too(x):\n    return x is Kind.A\n")
+    assert run_script(scripts, bare, ONE_MORE_MODULE) == "39\n"
+
+
 def test_functions_of_this_module_travel_by_name_with_it(bare: BareCluster) -> None:
     """The module of a test is not installed, so it goes along."""
     with connect(bare.file):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from parcoll import SerializationError
 from parcoll.shipping import sources_for
 
 
@@ -46,3 +50,72 @@ def test_an_object_of_the_script_that_raises_when_looked_at_is_passed_over(
     monkeypatch.setattr(main, "odd_proxy", Proxy(), raising=False)
     monkeypatch.setattr(main, "odd_module", odd_package.good, raising=False)
     assert "odd_package.good" in sources_for(abs)
+
+
+def test_modules_in_a_zip_file_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "library.zip"
+    texts = {"zipped_one.py": "x = 1\n", "zipped/__init__.py": "y = 2\n", "zipped/below/__init__.py": ""}
+    texts["zipped/below/deep.py"] = "z = 3\n"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in texts.items():
+            file.writestr(name, text)
+    monkeypatch.syspath_prepend(path)
+    found = sources_for(abs, ["zipped", "zipped_one"])
+    assert {name: (source.is_package, source.text) for name, source in found.items()} == {
+        "zipped": (True, "y = 2\n"),
+        "zipped.below": (True, ""),
+        "zipped.below.deep": (False, "z = 3\n"),
+        "zipped_one": (False, "x = 1\n"),
+    }
+
+
+def test_a_module_whose_file_is_gone_is_in_nobody_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is asked for."""
+    path = tmp_path / "soon_gone.py"
+    path.write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("soon_gone")
+    path.unlink()
+    monkeypatch.setattr(sys.modules["__main__"], "odd_module", module, raising=False)
+    assert "soon_gone" not in sources_for(abs)
+    with pytest.raises(SerializationError, match=r"the module 'soon_gone' cannot be sent .*No such file"):
+        sources_for(abs, ["soon_gone"])
+
+
+INSTALLED = """
+import importlib, json, sys
+from parcoll.shipped import install
+
+def source(text, is_package=False):
+    return is_package, "somewhere.py", text
+
+first = {
+    "base": source("KIND = object()"),
+    "user": source("from base import KIND"),
+    "pack": source("", True),
+    "pack.one": source("from user import KIND"),
+    "pack.two": source(""),
+    "apart": source("KIND = object()"),
+}
+install(first)
+before = {name: importlib.import_module(name) for name in first}
+
+def kept():
+    return sorted(name for name in first if importlib.import_module(name) is before[name])
+
+install({"late": source("import base"), "apart": first["apart"]})
+print(kept())
+install({"apart": source("KIND = 1")})
+print(kept())
+install(first | {"apart": source("KIND = 1"), "base": source("KIND = 2")})
+print(kept(), importlib.import_module("pack.one").KIND)
+"""
+
+
+def test_what_has_changed_and_what_imports_it_is_imported_anew() -> None:
+    """And nothing else: an evaluation that runs may have objects of classes of the others."""
+    run = subprocess.run([sys.executable, "-c", INSTALLED], capture_output=True, text=True, check=True)
+    everything = ["apart", "base", "pack", "pack.one", "pack.two", "user"]
+    assert run.stdout.splitlines() == [str(everything), str(everything[1:]), "[] 2"]

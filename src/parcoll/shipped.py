@@ -6,6 +6,8 @@ library only and imports nothing of ours.
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -77,17 +79,59 @@ def finder() -> ShippedModules:
 def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
     """Have these modules imported from these texts, unless the process has the very same already.
 
-    Where one has changed, all are imported anew: they import each other. What runs already goes on
-    with the functions that it has.
+    A package that has changed is imported anew, and so is what imports it; the others stay what they are,
+    and so do their classes, of which an evaluation that runs may have objects. It goes on with the functions
+    that it has.
     """
     with _lock:
         wanted = {name: Source(*source) for name, source in sources.items()}
-        if all(_is_here(name, source) for name, source in wanted.items()):
+        missing = {name for name, source in wanted.items() if not _is_here(name, source)}
+        if not missing:
             return
-        finder().sources.update(wanted)
-        for name in wanted:
-            sys.modules.pop(name, None)
+        tops = set(map(_top, missing))
+        shipped = finder().sources
+        shipped.update({name: source for name, source in wanted.items() if _top(name) in tops})
+        anew = _with_importers({_top(name) for name in missing if name in sys.modules}, shipped)
+        for name in shipped:
+            if _top(name) in anew:
+                sys.modules.pop(name, None)
         importlib.invalidate_caches()
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _with_importers(tops: set[str], shipped: Mapping[str, Source]) -> set[str]:
+    """Add the packages that import one of these, or one that does."""
+    found, todo = set(tops), list(tops)
+    if not todo:
+        return found
+    imports: dict[str, set[str]] = {}
+    for name, source in shipped.items():
+        imports.setdefault(_top(name), set()).update(imported_by(source.text))
+    while todo:
+        changed = todo.pop()
+        importers = {top for top, names in imports.items() if changed in names} - found
+        found |= importers
+        todo += importers
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def imported_by(text: str) -> frozenset[str]:
+    """Return the top-level modules that a source imports, anywhere in it."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return frozenset()  # not for this Python; who imports it will see
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {_top(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(_top(node.module))
+    return frozenset(found)
 
 
 def _is_here(name: str, source: Source) -> bool:

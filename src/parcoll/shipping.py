@@ -7,13 +7,14 @@ where an evaluation runs within another, those are its own that were shipped the
 
 from __future__ import annotations
 
-import ast
 import dis
 import functools
 import importlib.util
+import pkgutil
 import site
 import sys
 import sysconfig
+import zipimport
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -21,7 +22,7 @@ from typing import Any
 
 from parcoll.codec import modules_in
 from parcoll.errors import SerializationError
-from parcoll.shipped import Source, finder
+from parcoll.shipped import Source, finder, imported_by
 from parcoll.text import describe, short_repr
 
 # A folder that is a package by accident (a home folder with an __init__.py) must not travel.
@@ -53,8 +54,8 @@ def sources_for(program: Any, ship: Sequence[Any] = ()) -> Sources:
         seen.add(top)
         sources = _sources_of(top, asked_for=top in added)
         found |= sources
-        for name, source in sources.items():
-            todo += _imports(source.text, name)
+        for source in sources.values():
+            todo += imported_by(source.text)
     return found
 
 
@@ -107,22 +108,6 @@ def _imported_by(code: CodeType) -> Iterator[str]:
             yield from _imported_by(constant)
 
 
-@functools.lru_cache(maxsize=4096)
-def _imports(text: str, name: str) -> frozenset[str]:
-    """Return the top-level modules that a source imports, anywhere in it."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return frozenset()  # not for this Python; who imports it will see
-    found = {name.partition(".")[0]}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return frozenset(found)
-
-
 def _sources_of(top: str, asked_for: bool = False) -> Sources:
     """Return the sources of a top-level module or package, none where it is not the user's own."""
     spec = _spec(top)
@@ -131,13 +116,31 @@ def _sources_of(top: str, asked_for: bool = False) -> Sources:
     if spec.submodule_search_locations is not None:
         folders = [Path(folder) for folder in spec.submodule_search_locations]
         own = [folder for folder in folders if asked_for or is_own(folder)]
-        return package_sources(top, own)
+        return package_sources(top, own) or (_zipped(top, spec) if own else {})
     if not spec.origin or not spec.has_location:
         return {}
     path = Path(spec.origin)
     if path.suffix != ".py" or not (asked_for or is_own(path)):
         return {}
-    return {top: Source(False, str(path), _read(path, _stamp(path)))}
+    try:
+        return {top: Source(False, str(path), _read(path, _stamp(path)))}
+    except OSError as error:  # in a zip file, gone since it was imported, or another user's
+        found = _zipped(top, spec)
+        if asked_for and not found:
+            raise SerializationError(f"the module {top!r} cannot be sent to the workers: {error}") from error
+        return found
+
+
+def _zipped(name: str, spec: Any) -> Sources:
+    """Return the sources of a module that is in a zip file, with those below it."""
+    if not isinstance(spec.loader, zipimport.zipimporter):
+        return {}
+    text = spec.loader.get_source(name)
+    folders = spec.submodule_search_locations
+    found = {name: Source(folders is not None, spec.origin or "", text)} if text is not None else {}
+    for finder_of_it, below, _ in pkgutil.iter_modules(folders or [], f"{name}."):
+        found |= _zipped(below, finder_of_it.find_spec(below, None))
+    return found
 
 
 def _spec(top: str) -> Any:

@@ -2,6 +2,7 @@
 
 A function of the user's own is taken apart: its bytecode and constants, defaults, captured variables, and
 the global variables that it names, with the functions and classes among them taken apart in the same way.
+Of modules of the user's own count the members that it names; of those that it imports when it runs, all.
 What a package or Python has installed goes by its name. Left out is what changes nothing: where a function
 stands (file, line, its own name), the names of its local variables, its docstring.
 
@@ -11,18 +12,20 @@ digests do not depend on PYTHONHASHSEED. What cannot be compared (an open file, 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import enum
 import functools
+import inspect
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from parcoll import digest
-from parcoll.shipping import is_own
+from parcoll.shipping import imported_sources, is_own, names_imported
 from parcoll.steps import Step
 
 # Of a code's flags: *args, **kwargs, generator, coroutine, asynchronous generator.
@@ -127,7 +130,12 @@ class _Walk:
             return digest.of_parts(
                 b"partial", self.of(value.func), self.of(value.args), self.of(value.keywords)
             )
-        if isinstance(value, (staticmethod, classmethod)) or hasattr(value, "__wrapped__"):
+        if isinstance(value, enum.Enum):
+            return digest.of_parts(b"member", self.of(type(value)), value.name.encode(), self.of(value.value))
+        if _own(type(value).__module__):
+            return self._object(value)
+        # As `functools.wraps` leaves it; not by `hasattr`, to which some classes answer for any name.
+        if inspect.getattr_static(value, "__wrapped__", None) is not None:
             return digest.of_parts(_named(type(value)), self.of(value.__wrapped__))
         if isinstance(value, property):
             return digest.of_parts(b"property", *map(self.of, (value.fget, value.fset, value.fdel)))
@@ -135,8 +143,6 @@ class _Walk:
             bound = value.__self__
             of = b"" if bound is None or isinstance(bound, ModuleType) else self.of(bound)
             return digest.of_parts(b"builtin", f"{value.__module__}.{value.__qualname__}".encode(), of)
-        if isinstance(value, enum.Enum):
-            return digest.of_parts(_named(type(value)), value.name.encode())
         return self._data(value)
 
     def _data(self, value: Any) -> bytes:
@@ -149,15 +155,33 @@ class _Walk:
             return digest.of_parts(_named(kind), *sorted(map(self.of, sorted(value, key=_order))))
         if kind is dict:
             return digest.of_parts(_named(kind), *self._pairs(value))
-        if not _own(kind.__module__):
-            return _named(kind) if kind.__module__.startswith(CHANGING) else self._reduced(value)
+        return _named(kind) if kind.__module__.startswith(CHANGING) else self._reduced(value)
+
+    def _object(self, value: Any) -> bytes:
+        """Take an object of a class of the user's own apart, and what it is below that class."""
+        kind = type(value)
         state = dict(getattr(value, "__dict__", {}))
         for base in kind.__mro__:
-            slots = base.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name):
-                    state[name] = getattr(value, name)
-        return digest.of_parts(b"object", self.of(kind), *self._pairs(state))
+            for name, member in vars(base).items():
+                if isinstance(member, MemberDescriptorType):  # a slot, by the name that is its own
+                    with contextlib.suppress(AttributeError):  # it is empty
+                        state[name] = member.__get__(value)
+        below = next(base for base in kind.__mro__ if not _own(base.__module__))
+        return digest.of_parts(b"object", self.of(kind), *self._pairs(state), *self._content(value, below))
+
+    def _content(self, value: Any, kind: type) -> list[bytes]:
+        """Return what an object holds as one of an installed class that its own derives from."""
+        if kind in (list, tuple):
+            return [*map(self.of, kind.__iter__(value))]
+        if kind in (set, frozenset):
+            return sorted(map(self.of, sorted(kind.__iter__(value), key=_order)))
+        if kind is dict:
+            return self._pairs(dict(dict.items(value)))
+        if kind in digest.SCALARS:
+            return [self.of(kind.__getnewargs__(value))]  # type: ignore[attr-defined]
+        if issubclass(kind, BaseException):
+            return [self.of(value.args)]
+        return [] if kind is object else [self._reduced(value)]
 
     def _reduced(self, value: Any) -> bytes:
         """Take an object of an installed class apart: `numpy.vectorize(f)` has a function of the user's."""
@@ -178,6 +202,12 @@ class _Walk:
 
     def _class(self, kind: type) -> bytes:
         own = {name: value for name, value in vars(kind).items() if name not in _INCIDENTAL}
+        if issubclass(kind, enum.Enum):
+            # Beside its members Python keeps tables in it, to which flags that were combined are added.
+            own = {name: value for name, value in own.items() if not _enum_table(name)}
+            own |= {name: member.value for name, member in kind.__members__.items()}
+        if _own(type(kind).__module__):
+            own["metaclass"] = type(kind)
         members = [digest.of_parts(name.encode(), self.of(value)) for name, value in sorted(own.items())]
         return digest.of_parts(b"class", kind.__name__.encode(), *map(self.of, kind.__bases__), *members)
 
@@ -225,16 +255,44 @@ def _parts_of(func: FunctionType) -> Iterator[tuple[str, Any]]:
     for name in sorted(set(_global_names(code)).intersection(func.__globals__)):
         value = func.__globals__[name]
         if isinstance(value, ModuleType) and _own(value.__name__):
-            members = sorted(names.intersection(vars(value)))
-            yield from ((f"{name}.{member}", vars(value)[member]) for member in members)
+            yield from _members_of(value, name, names)
         else:
             yield f"the global {name!r}", value
+    for name, text in sorted(imported_sources(_imports(func)).items()):
+        with contextlib.suppress(SyntaxError, ValueError):  # not for this Python: importing it fails too
+            yield f"the module {name!r}, which it imports,", compile(text, "", "exec", dont_inherit=True)
+
+
+def _members_of(module: ModuleType, label: str, names: set[str]) -> Iterator[tuple[str, Any]]:
+    """Give what is named of a module's members, and of the modules below it."""
+    for name in sorted(names.intersection(vars(module))):
+        value = vars(module)[name]
+        if isinstance(value, ModuleType) and value.__name__.startswith(f"{module.__name__}."):
+            yield from _members_of(value, f"{label}.{name}", names)
+        elif isinstance(value, ModuleType) and value is not module and _own(value.__name__):
+            below = names.intersection(vars(value))
+            yield from ((f"{label}.{name}.{member}", vars(value)[member]) for member in sorted(below))
+        else:
+            yield f"{label}.{name}", value
+
+
+def _imports(func: FunctionType) -> Iterator[str]:
+    """Give the modules that a function imports when it runs, and what of them might be one."""
+    package = func.__globals__.get("__package__") or ""
+    for code in _codes(func.__code__):
+        steps = list(dis.get_instructions(code))
+        for i, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level, members = steps[i - 2].argval, steps[i - 1].argval
+                yield from names_imported(step.argval, level, members or (), package)
 
 
 def _order(value: Any) -> tuple[str, str]:
-    """Sort the members of a set: scalars by value, functions and classes by name."""
-    text = repr(value) if type(value) in digest.SCALARS else getattr(value, "__qualname__", "")
-    return type(value).__qualname__, str(text)
+    """Sort the members of a set: scalars by value, functions and classes by name, others by content."""
+    if type(value) in digest.SCALARS:
+        return type(value).__qualname__, repr(value)
+    name = inspect.getattr_static(value, "__qualname__", None)
+    return type(value).__qualname__, name if isinstance(name, str) else digest.of_value(value).hex()
 
 
 def _loads_first_constant(code: CodeType) -> bool:
@@ -254,6 +312,10 @@ def _global_names(code: CodeType) -> Iterator[str]:
         for step in dis.get_instructions(inner):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 yield step.argval
+
+
+def _enum_table(name: str) -> bool:
+    return name.startswith("_") and name.endswith("_") and not name.startswith("__")
 
 
 def _named(kind: type) -> bytes:

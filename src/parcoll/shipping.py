@@ -7,6 +7,8 @@ where an evaluation runs within another, those are its own that were shipped the
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dis
 import functools
 import importlib.util
@@ -106,6 +108,39 @@ def _imported_by(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _imported_by(constant)
+
+
+def names_imported(name: str, level: int, members: Iterable[str], package: str) -> Iterator[str]:
+    """Give the names of the modules that ``from name import members`` may load, in a package."""
+    try:
+        base = importlib.util.resolve_name("." * level + name, package) if level else name
+    except ImportError:  # beyond its package
+        return
+    parts = base.split(".")
+    yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+    yield from (f"{base}.{member}" for member in members)
+
+
+def imported_sources(names: Iterable[str]) -> dict[str, str]:
+    """Return the texts of these modules as far as they are the user's own, with all that they import."""
+    found: dict[str, str] = {}
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        source = _sources_of(name.partition(".")[0]).get(name) if name not in found else None
+        if source is None or name.partition(".")[0] == "parcoll":
+            continue
+        found[name] = source.text
+        package = name if source.is_package else name.rpartition(".")[0]
+        with contextlib.suppress(SyntaxError, ValueError):
+            for node in ast.walk(ast.parse(source.text)):
+                if isinstance(node, ast.Import):
+                    for alias in node.names:
+                        todo += names_imported(alias.name, 0, (), package)
+                elif isinstance(node, ast.ImportFrom):
+                    members = [alias.name for alias in node.names]
+                    todo += names_imported(node.module or "", node.level, members, package)
+    return found
 
 
 def _sources_of(top: str, asked_for: bool = False) -> Sources:

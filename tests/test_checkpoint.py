@@ -6,10 +6,13 @@ import dataclasses
 import datetime
 import enum
 import functools
+import importlib
 import itertools
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -622,6 +625,108 @@ OTHER = [
         "import functools\nfunc = functools.partial(pow, 3)",
     ),
 ]
+# An object of a class of the user's own that holds 1, as one of what it derives from; and it holds 2.
+HOLDING = [
+    "from typing import NamedTuple\nclass K(NamedTuple): n: int\nk = K(1)",
+    "from collections import namedtuple\nk = namedtuple('K', 'n')(1)",
+    "class K(dict): pass\nk = K(a=1)",
+    "class K(list): pass\nk = K([1])",
+    "class K(int): pass\nk = K(1)",
+    "class K(str): pass\nk = K('1')",
+    "class K(frozenset): pass\nk = K([1])",
+    "class K(Exception): pass\nk = K(1)",
+    "class K(dict): __getattr__ = dict.get\nk = K(a=1)",
+    "import collections\nclass K(collections.deque): pass\nk = K([1])",
+    "import fractions\nclass K(fractions.Fraction): pass\nk = K(1)",
+    "class K:\n __slots__ = ('__x',)\n def __init__(s, x): s.__x = x\nk = K(1)",
+    "import enum\nclass K(enum.Enum): A = 1\nk = K.A",
+    "import enum\nclass K(enum.Enum): A = 1\nk = K",
+    "class M(type):\n def __call__(cls): return 1\nclass K(metaclass=M): pass\nk = K",
+    "def f(): pass\nclass K:\n def __init__(s, n):\n  s.n = n\n  s.__wrapped__ = f\nk = K(1)",
+]
+
+
+@pytest.mark.parametrize("text", HOLDING)
+def test_what_an_object_holds_is_a_change(text: str):
+    one = f"{text}\ndef func(x): return k"
+    other = one.replace("(1)", "(2)").replace("=1)", "=2)").replace("'1'", "'2'").replace("A = 1", "A = 2")
+    other = other.replace("return 1", "return 2").replace("([1])", "([2])")
+    assert one != other
+    assert of_function(compiled(one)) == of_function(compiled(one))
+    assert of_function(compiled(one)) != of_function(compiled(other))
+
+
+def test_flags_that_were_combined_meanwhile_are_no_change():
+    text = "import enum\nclass K(enum.Flag):\n A = 1\n B = 2\n C = 4\ndef func(x): return K"
+    one, other = compiled(text), compiled(text)
+    kind = other.__globals__["K"]
+    assert kind.A | kind.B in (kind.A | kind.B | kind.C)
+    assert of_function(one) == of_function(other)
+
+
+SETS = """
+import dataclasses, datetime, enum, sys
+from parcoll.fingerprint import of_function
+
+class Kind(enum.Enum):
+    A, B, C, D = "abcd"
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: str
+
+days = {datetime.date(2026, 1, day) for day in range(1, 9)}
+kinds = frozenset(Kind)
+points = {Point(x): {x} for x in "abcdef"}
+
+def func(x):
+    return days, kinds, points
+
+print(sorted(of_function(func).items()))
+"""
+
+
+def test_sets_of_objects_are_the_same_in_every_process():
+    found = set()
+    for seed in range(4):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        command = [sys.executable, "-c", SETS]
+        found.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1
+
+
+MODULES = {
+    "attribute": ("import inner.deep", "inner.deep.scale(x)"),
+    "within": ("", "__import__ and scale(x)", "from inner.deep import scale"),
+    "within, as a module": ("", "deep.scale(x)", "from inner import deep"),
+    "within, by way of another": ("", "other.scale(x)", "import inner.other as other"),
+}
+
+
+@pytest.mark.parametrize("which", MODULES)
+def test_modules_below_modules_and_those_imported_within_count(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is written there, not how it is laid out; and nothing of modules that it has no part in."""
+    package = tmp_path / "inner"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    head, value, *within = MODULES[which]
+    text = f"{head}\ndef func(x):\n    {within[0] if within else ''}\n    return {value}"
+
+    def digests(deep: str, apart: str = "") -> Any:
+        (package / "__init__.py").write_text("")
+        (package / "deep.py").write_text(deep)
+        (package / "other.py").write_text("from .deep import scale\n")
+        (package / "apart.py").write_text(apart)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "inner"]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        return of_function(compiled(text))
+
+    one = digests("def scale(x): return x * 10\n")
+    assert digests("# why\n\ndef scale(x):\n    return x * 10\n", "y = 1\n") == one
+    assert digests("def scale(x): return x * 200\n") != one
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)

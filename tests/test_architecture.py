@@ -55,6 +55,7 @@ LAYERS = [
     {
         "engine.abandoned",
         "engine.ahead",
+        "engine.gathering",
         "engine.joining",
         "engine.reports",
         "engine.sharing",

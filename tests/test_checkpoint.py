@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -407,6 +408,44 @@ def test_what_failed_before_the_element_that_ended_it(cluster: Connection, tmp_p
 
     saved = chain(tmp_path / "run")
     with pytest.raises(KeyError):
+        list(saved)
+    marker.touch()
+    plain = chain(None)
+    assert list(saved) == list(plain)
+    for one, other in zip(saved.stats.steps, plain.stats.steps, strict=True):
+        assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
+    assert [str(error) for error in saved.errors] == [str(error) for error in plain.errors]
+
+
+@pytest.mark.parametrize("ending", ["on_error", "exit"])
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_what_ended_it_is_counted_once(
+    cluster: Connection, tmp_path: Path, ending: str, timeout: float | None
+):
+    """Also where it was no exception of the function itself, and had failed in an earlier step."""
+    marker = tmp_path / "repaired"
+
+    def picky(x: int) -> int:
+        if x % 11 == 0:
+            raise ValueError(x)
+        return x
+
+    def told(error: Any) -> int:
+        if error.index == 44 and ending == "on_error" and not marker.exists():
+            raise KeyError("not repaired")
+        return -1 - error.index  # no multiple of 11
+
+    def exits(x: int) -> int:
+        if x == -45 and ending == "exit" and not marker.exists():
+            sys.exit(1)
+        return x
+
+    def chain(folder: Path | None) -> ParallelGen[int]:
+        found = parallel(range(90), partition_size=20, checkpoint=folder, timeout=timeout)
+        return found.map(picky, on_error=told).map(exits).map(picky, retries=1)
+
+    saved = chain(tmp_path / "run")
+    with pytest.raises((KeyError, SystemExit)):
         list(saved)
     marker.touch()
     plain = chain(None)
@@ -850,6 +889,47 @@ def test_a_wrong_checkpoint(given: Any, error: type[Exception]):
 def test_a_url_that_nobody_knows(inline: Connection):
     with pytest.raises(CheckpointError, match="cannot be opened"):
         list(parallel([1], checkpoint="nosuch://bucket/x"))
+
+
+FORKED = """
+import os, signal, sys, time
+from parcoll import connect, parallel
+
+def numbers():
+    return parallel(range(100), checkpoint=sys.argv[1], partition_size=10).map(abs)
+
+with connect("inline"):
+    stream = iter(numbers())
+    next(stream)
+    child = os.fork()
+    if not child:
+        time.sleep(1000)
+    print(child, flush=True)
+    if sys.argv[2] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    list(stream)
+    print(numbers().count(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["ends", "dies"])
+def test_a_lock_ends_with_its_evaluation_in_a_process_that_has_forked(
+    inline: Connection, tmp_path: Path, end: str
+):
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path), end]
+    with open(tmp_path.with_suffix(".out"), "w+") as out:
+        script = subprocess.Popen(command, stdout=out)
+        try:
+            code = script.wait(60)
+            out.seek(0)
+            child, *count = map(int, out.read().split())
+            try:
+                assert (code, count) == ((0, [100]) if end == "ends" else (-signal.SIGKILL, []))
+                assert parallel(range(100), checkpoint=tmp_path).map(abs).count() == 100
+            finally:
+                os.kill(child, signal.SIGKILL)
+        finally:
+            script.kill()
 
 
 @pytest.mark.parametrize("url", ["{}/run", "memory://{}/run"])

@@ -197,6 +197,22 @@ def test_an_element_that_cannot_even_be_described(cluster: Connection) -> None:
     )
 
 
+class Truth:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __bool__(self) -> bool:
+        if self.n == 13:
+            os._exit(3)
+        return True
+
+
+def test_the_truth_of_an_element(cluster: Connection) -> None:
+    chain = parallel(map(Truth, range(30)), on_error="skip", partition_size=10).map(lambda x: x).filter(None)
+    assert [truth.n for truth in chain] == [n for n in range(30) if n != 13]
+    assert [(error.step, error.index) for error in chain.errors] == [("filter(None)", 13)]
+
+
 def test_a_partition_that_ends_who_loads_it(cluster: Connection) -> None:
     class Element:
         def __reduce__(self) -> Any:

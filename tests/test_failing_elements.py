@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from scripts import append, lines
 
 import parcoll.guard
-from parcoll import Connection, ElementError, connect, parallel, policy
+from parcoll import Connection, ElementError, SerializationError, connect, parallel, policy
 from parcoll.chain import Chain
 from parcoll.failed import ELEMENT_BYTES, KEPT, Ledger, packed
 from parcoll.policy import BASE_SECONDS, CAP_SECONDS, Policy, pause
@@ -537,6 +537,23 @@ def test_what_cannot_be_pickled_still_arrives(engine: Any) -> None:
     for error in chain.errors:
         assert type(error.exception).__name__ == "Odd"
         assert "lock" in error.element
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_result_that_cannot_be_pickled_behind_elements_that_were_skipped(
+    cluster: Connection, timed: bool
+) -> None:
+    """Results do not stand where their elements do, so that its number among them is told."""
+
+    def lock_at_10(x: int) -> Any:
+        return threading.Lock() if x == 10 else 1 // (x not in (3, 5)) and x
+
+    settings = {"on_error": "skip", "partition_size": 20} | ({"timeout": 60} if timed else {})
+    with pytest.raises(SerializationError, match=r"^result 8 of the partition from element 0 to "):
+        list(parallel(range(20), **settings).map(lock_at_10))
+    settings |= {"on_error": lambda error: -1}
+    with pytest.raises(SerializationError, match=r"^the result of element 10 cannot be sent back"):
+        list(parallel(range(20), **settings).map(lock_at_10))
 
 
 CALLS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare import bare_cluster
 from scripts import eventually
 
 from parcoll import Connection, connect, parallel
@@ -123,3 +125,34 @@ def test_arrays_of_odd_sizes_are_aligned(cluster: Connection) -> None:
     assert aligned_there == [True, True]
     assert [array.flags.aligned for array in arrays] == [True, True]
     assert all(map(numpy.array_equal, arrays, pair))
+
+
+def test_a_result_that_is_asked_of_a_lost_worker_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dask goes on calling a worker that is gone, with the results of others in its hands."""
+
+    def slowly(x: int) -> int:
+        time.sleep(0.05)
+        return x
+
+    with bare_cluster(tmp_path / "cluster", 2) as cluster, connect(cluster.address) as connection:
+        client = connection.engine.client
+        gather, asked, end = client.gather, threading.Event(), asyncio.Event()
+
+        def calling(futures: Any, **options: Any) -> Any:
+            if asked.is_set():
+                return gather(futures, **options)
+            asked.set()
+            return end.wait()
+
+        monkeypatch.setattr(client, "gather", calling)
+        results: list[int] = []
+        numbers = parallel(range(100), partition_size=1).map(slowly)
+        thread = threading.Thread(target=lambda: results.extend(numbers), daemon=True)
+        thread.start()
+        assert asked.wait(30)
+        os.kill(min(processes(connection)), signal.SIGKILL)
+        thread.join(30)
+        client.loop.add_callback(end.set)
+        assert results == list(range(100))

@@ -230,6 +230,22 @@ def test_a_flatmap_is_timed_while_it_is_drawn(cluster: Connection) -> None:
     check_sums(endless.stats)
 
 
+class Endless:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __bool__(self) -> bool:
+        while self.n == 13:
+            pass
+        return True
+
+
+def test_the_truth_of_an_element(cluster: Connection) -> None:
+    chain = parallel(map(Endless, range(30)), on_error="skip", timeout=1, partition_size=10).filter(None)
+    assert [element.n for element in chain] == [n for n in range(30) if n != 13]
+    assert [(error.step, error.index) for error in chain.errors] == [("filter(None)", 13)]
+
+
 def test_one_of_many_that_a_flatmap_made(cluster: Connection) -> None:
     chain = parallel(range(3), timeout=SECONDS, on_error="skip", partition_size=3)
     chain = chain.flatmap(lambda x: range(10 * x, 10 * x + 4))

@@ -45,6 +45,7 @@ class Chain:
         self.counts = [Counts() for _ in steps]
         self.failed_elements: list[FailedElement] = []  # as many as the ledger has room for
         self.raised: FailedElement | None = None  # whose failure `failure` is
+        self.ended_at: int | None = None  # the index of the source element that ended the loop
         self._ledger = ledger or Ledger()
         self.seconds = [0.0] * (len(steps) + 1)  # of elements run timed: each step, then what took them
         self._place = START
@@ -183,7 +184,7 @@ class Chain:
         return ElementError(label, position, place.base, element, error, attempts, place.partition)
 
     def _fail(self, error: BaseException, position: int, note: str) -> None:
-        self.failed_step = position
+        self.failed_step, self.ended_at = position, self._here().base
         self.failure = Failure.of(error, note, _own_frames(error))
 
     def _failed_element(self, failure: Failure, position: int, element: Any, attempts: int) -> FailedElement:

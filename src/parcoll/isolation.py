@@ -324,6 +324,7 @@ class _Partition:
         if isinstance(piece.results, Packed) and piece.produced:
             self._parts.append(piece.results)
         merged.failure, merged.failed_step, merged.raised = piece.failure, piece.failed_step, piece.raised
+        merged.ended_at = piece.ended_at
 
     def _finish(self) -> Outcome:
         merged = self._merged

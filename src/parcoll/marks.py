@@ -99,12 +99,18 @@ class Marked:
     """A step's function that notes each call before it is made, or fails where there is a verdict."""
 
     def __init__(
-        self, func: Callable[..., Any], step: int, timeout: float | None, marks: Marks, verdicts: Verdicts
+        self,
+        func: Callable[..., Any] | None,
+        step: int,
+        timeout: float | None,
+        marks: Marks,
+        verdicts: Verdicts,
     ) -> None:
         self.__name__ = function_name(func)
         self.attempts = 1  # with the call made last
         self.chain: Where  # set when it is made of the steps
-        self._func = func
+        # filter(None) asks for the truth of an element, which may be a method of the user's.
+        self._func: Callable[..., Any] = bool if func is None else func
         self._step = step
         self._timeout = math.inf if timeout is None else timeout
         self._numbers, self._times = marks.numbers, marks.times
@@ -227,8 +233,7 @@ def marked(steps: Sequence[Step], marks: Marks, verdicts: Verdicts) -> list[Step
     made = []
     for position, step in enumerate(steps):
         step = copy.copy(step)
-        if step.func is not None:
-            kind = MarkedDraw if isinstance(step, FlatMap) else Marked
-            step.func = kind(step.func, position, step.policy.timeout, marks, verdicts)
+        kind = MarkedDraw if isinstance(step, FlatMap) else Marked
+        step.func = kind(step.func, position, step.policy.timeout, marks, verdicts)
         made.append(step)
     return made

@@ -22,6 +22,7 @@ class Outcome:
     faults: list[tuple[int, int, int]] = field(default_factory=list)
     failed_elements: bytes = b""  # packed; of those that the evaluation goes on without, the first
     raised: FailedElement | None = None  # the element whose failure `failure` is
+    ended_at: int | None = None  # the index of the source element at which `failed_step` ended it
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed

@@ -274,13 +274,13 @@ def _without_last(outcome: Outcome, position: int) -> Outcome:
     faults[position][0] -= 1
     faults[position][2] -= raised.attempts - 1 if raised is not None else 0
     failed = unpacked(outcome.failed_elements)
-    base = raised.place.base if raised is not None else None
     for element in failed:
-        if element.place.base == base:  # it had failed in an earlier step, and was replaced there
-            faults[element.step_index][0] -= 1
-            faults[element.step_index][1] -= 1
+        if element.place.base == outcome.ended_at:
             faults[element.step_index][2] -= element.attempts - 1
-    kept = [element for element in failed if element.place.base != base]
+            if element.step_index != position:  # it had failed in an earlier step, and was replaced there
+                faults[element.step_index][0] -= 1
+                faults[element.step_index][1] -= 1
+    kept = [element for element in failed if element.place.base != outcome.ended_at]
     return Outcome(
         read=outcome.read - 1,
         produced=outcome.produced,

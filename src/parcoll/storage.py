@@ -115,6 +115,7 @@ class LocalFolder:
             raise CheckpointError(
                 f"the checkpoint {self.url!r} cannot be opened: {type(error).__name__}: {error}"
             ) from error
+        pid = os.getpid()
         try:
             try:
                 if "fcntl" in globals():
@@ -131,9 +132,25 @@ class LocalFolder:
                 if name.startswith(TEMPORARY):  # of a process that was killed
                     with contextlib.suppress(OSError):
                         self.remove(name)
+            _descriptors.add(descriptor)
             yield
         finally:
-            os.close(descriptor)
+            if pid == os.getpid():
+                _descriptors.discard(descriptor)
+                os.close(descriptor)
+
+
+_descriptors: set[int] = set()  # of the locks of this process
+
+
+def _close_copies() -> None:
+    """In a fork: a lock of the parent's ends with the parent, not with those that it has started."""
+    while _descriptors:
+        os.close(_descriptors.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_copies)
 
 
 _held: set[str] = set()  # folders without locks that this process uses

@@ -163,6 +163,7 @@ def run_elements(
     outcome.failed_elements, outcome.raised = pack_failed(chain.failed_elements), chain.raised
     if outcome.failure is None:
         outcome.failure, outcome.failed_step = chain.failure, chain.failed_step
+        outcome.ended_at = chain.ended_at
     packed = _pack_results(results, outcome, chain, place, pack) if program.sink != "count" else None
     if program.fold is not None and program.fold.combine is not None and results and not outcome.failure:
         # A copy, since `combine` may write into its arguments.
@@ -342,7 +343,8 @@ def _pack_results(
         bad = first_unpicklable(results)
         position, cause = bad if bad is not None else (0, error)
         whose = f"the result of {place.element(position)}"
-        if chain.passed:  # a filter or a flatmap: results do not stand where their elements do
+        skipped = any(counts.failed > counts.replaced for counts in chain.counts)
+        if chain.passed or skipped:  # by a filter or a flatmap: results do not stand where their elements do
             whose = f"result {position} of the partition from {place.element(0)} to {chain.where()}"
         message = (
             f"{whose} cannot be sent back from the worker: {short_repr(results[position])} "

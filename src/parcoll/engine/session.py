@@ -21,6 +21,7 @@ from parcoll.engine.abandoned import was_interrupted
 from parcoll.engine.ahead import Ahead
 from parcoll.engine.base import Job
 from parcoll.engine.collector import Collector
+from parcoll.engine.gathering import Gathering, WorkerLostMeanwhile
 from parcoll.engine.given_up import failed, name_of, refused_bag
 from parcoll.engine.losses import register
 from parcoll.engine.nesting import enter_task, leave_task
@@ -87,6 +88,7 @@ class DistributedSession:
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         # Those of them whose outcome is being fetched; client's loop only.
         self._delivering: dict[Any, Job] = {}
+        self._gathering = Gathering(self._client)
         self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
         self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
         self._reported: list[Any] = []  # futures whose outcome was sent, to be released
@@ -189,6 +191,7 @@ class DistributedSession:
 
     def lose(self, worker: str, keys: list[str]) -> None:
         """Send tasks that a lost worker had again, isolated; runs in the client's loop."""
+        self._gathering.lose()
         self._reported.clear()  # else dask would run those again that the worker had done
         wanted = set(keys)
         with self._adding:
@@ -355,9 +358,9 @@ class DistributedSession:
                 self._delivering[future] = job
         finished = [future for future in taken if future.status == "finished"]
         try:
-            values = await self._gather(finished) if finished else []
+            values = await self._gathering.outcomes(finished, self._engine.direct) if finished else []
         except Exception:
-            # One of them was lost with its worker and failed when it ran again: which one?
+            # One of them was lost with its worker, or it failed when it ran again: which one?
             finished, values = [], []
         for future, outcome in zip(finished, values, strict=True):
             self._put(future, outcome)
@@ -383,18 +386,15 @@ class DistributedSession:
         """Tell whether nobody waits for outcomes any more."""
         return self._closed
 
-    async def _gather(self, futures: list[Any]) -> list[Outcome]:
-        results = await self._client.gather(futures, direct=self._engine.direct, asynchronous=True)
-        return [report(result) for result in results]
-
     async def _one_outcome(self, future: Any, job: Job) -> Outcome | Lost:
         """Return what became of a job."""
-        for _ in range(GATHER_ATTEMPTS):
-            if future.status == "cancelled":
-                break
+        attempts = 0
+        while attempts < GATHER_ATTEMPTS and future in self._delivering and future.status != "cancelled":
             error = await future.exception()  # waits where dask runs the task again
             if error is not None:
                 return Lost.WITH_WORKER if isinstance(error, KilledWorker) else failed(error, job)
-            with contextlib.suppress(Exception):
-                return (await self._gather([future]))[0]
+            try:
+                return (await self._gathering.outcomes([future], self._engine.direct))[0]
+            except Exception as error:  # where it was lost with its worker, `lose` takes the job away
+                attempts += not isinstance(error, WorkerLostMeanwhile)
         return Lost.CANCELLED

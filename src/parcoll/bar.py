@@ -52,7 +52,7 @@ class Bar:
         """
         try:
             yield
-        except (AttributeError, OSError, ValueError):
+        except (OSError, ValueError):
             self._display = None
 
     def end(self) -> None:
@@ -132,8 +132,8 @@ class _Log:
         line = self._format(**numbers, ncols=100, prefix=self._label, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
         if line != self._shown:
             self._shown = line
-            sys.stderr.write(line.rstrip() + "\n")
-            sys.stderr.flush()
+            if sys.stderr is not None:  # for print(), None is standard output
+                print(line.rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave what is written."""

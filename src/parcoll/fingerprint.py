@@ -166,7 +166,9 @@ class _Walk:
                 if isinstance(member, MemberDescriptorType):  # a slot, by the name that is its own
                     with contextlib.suppress(AttributeError):  # it is empty
                         state[name] = member.__get__(value)
-        below = next(base for base in kind.__mro__ if not _own(base.__module__))
+        # Not `Generic` and `ABC`, which hold nothing and stand before what does.
+        installed = (base for base in kind.__mro__ if not _own(base.__module__))
+        below = next(base for base in installed if base.__module__ not in ("abc", "typing"))
         return digest.of_parts(b"object", self.of(kind), *self._pairs(state), *self._content(value, below))
 
     def _content(self, value: Any, kind: type) -> list[bytes]:

@@ -124,11 +124,17 @@ def names_imported(name: str, level: int, members: Iterable[str], package: str) 
 def imported_sources(names: Iterable[str]) -> dict[str, str]:
     """Return the texts of these modules as far as they are the user's own, with all that they import."""
     found: dict[str, str] = {}
+    packages: dict[str, Sources] = {"parcoll": {}}
     todo = list(names)
     while todo:
         name = todo.pop()
-        source = _sources_of(name.partition(".")[0]).get(name) if name not in found else None
-        if source is None or name.partition(".")[0] == "parcoll":
+        top = name.partition(".")[0]
+        if top not in packages:
+            packages[top] = {}
+            with contextlib.suppress(SerializationError):  # too large to be sent, which nobody asks for here
+                packages[top] = _sources_of(top)
+        source = packages[top].get(name) if name not in found else None
+        if source is None:
             continue
         found[name] = source.text
         package = name if source.is_package else name.rpartition(".")[0]

@@ -125,7 +125,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 # These tidy up when the others are gone: loky's semaphores in /dev/shm, parcoll's folder.
-TIDY = ("resource_tracker", "parcoll.engine")
+TIDY = ("resource_tracker", "parcoll.local")
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:

@@ -15,7 +15,7 @@ import report
 from children import FOLDER, Child
 from measuring import Bench, about, check, tell
 
-from parcoll.sizing import TARGET_SECONDS, TASKS_A_SECOND
+from parcoll.evaluation.sizing import TARGET_SECONDS, TASKS_A_SECOND
 
 ROWS = ("load",)
 THREADS = (2, 16, 64, 128, 256, 512)

@@ -1,10 +1,15 @@
-"""The shape of the code: who may import whom, and what `import parcoll` loads."""
+"""The shape of the code: rooms in one order of imports, read from the folders; what `import parcoll` loads.
+
+A room is a folder of `src/parcoll`. The modules beside the folders are two rooms more: the ground, which is
+what any folder imports of them, and the front door, which is the rest.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,150 +17,133 @@ import pytest
 import parcoll
 
 ROOT = Path(parcoll.__file__).parent
+# From the ground up. Rooms of one row do not import each other.
+ORDER = [
+    {"ground"},
+    {"wire"},
+    {"chain"},
+    {"worker"},
+    {"checkpoint", "watch"},
+    {"local"},
+    {"evaluation"},
+    {"cluster"},
+    {"front door"},
+]
+# What a worker loads, which needs no more than every dask worker has.
+ON_WORKERS = {"ground", "wire", "chain", "worker"}
+# These have modules that load distributed, and these one that loads dask.bag.
+USE_DISTRIBUTED = {"worker", "watch", "local", "cluster"}
+USE_BAGS = {"evaluation.bag", "sources"}
+
 MODULES = {
-    "parcoll." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in ROOT.rglob("*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
     if path.name != "__init__.py"
 }
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
-# Each row may import the rows above it and those of its own row, never one below.
-LAYERS = [
-    {"text", "errors", "place", "system", "memory", "codec", "segments", "shipped", "call"}
-    | {"naming", "log", "table", "switch", "arguments", "policy"},
-    {"pickling", "failure", "failed", "outcome", "steps", "equality", "digest", "storage"},
-    {"stats"},
-    {
-        "chain",
-        "guard",
-        "loops",
-        "marks",
-        "timing",
-        "program",
-        "source",
-        "sizing",
-        "shipping",
-        "fingerprint",
-        "checkpoint",
-    },
-    {
-        "tasks",
-        "bar",
-        "subworker",
-        "subworker_main",
-        "blame",
-        "isolation",
-        "engine.certificate",
-        "engine.lean",
-        "engine.page",
-        "engine.process",
-    },
-    {"graph", "engine.base", "engine.local", "engine.silence", "engine.collector", "engine.nesting"}
-    | {"engine.bootstrap", "engine.opaque"},
-    {"engine.clients", "engine.losses", "engine.publish", "engine.following", "engine.given_up", "watch"},
-    {
-        "engine.abandoned",
-        "engine.ahead",
-        "engine.gathering",
-        "engine.joining",
-        "engine.reports",
-        "engine.sharing",
-        "feed",
-        "again",
-    },
-    {"run", "resuming"},
-    {"engine.roles", "engine.session", "engine.distributed", "engine.inline", "engine.remote"},
-    {"engine.host"},
-    {"engine.cluster"},
-    {"engine.choose"},
-    {"evaluate", "folding", "node"},
-    {"explain"},
-    {"collection", "connection"},
-    {"start"},
-    {"reading"},
-]
-# What a worker loads needs no more than every dask worker has.
-ON_WORKERS = {
-    "call",
-    "chain",
-    "codec",
-    "equality",
-    "errors",
-    "failed",
-    "failure",
-    "guard",
-    "loops",
-    "marks",
-} | {
-    *("naming", "outcome", "pickling", "place", "policy", "program", "segments", "shipped", "steps", "tasks"),
-    *("blame", "isolation", "memory", "subworker", "subworker_main", "system"),
-    *("text", "timing"),
-}
-# Modules that load distributed: the engine and its clients, the host process, and TLS for both.
-USE_DISTRIBUTED = {
-    "engine.bootstrap",
-    "engine.certificate",
-    "engine.clients",
-    "engine.collector",
-    "engine.distributed",
-    "engine.host",
-    "engine.joining",
-    "engine.nesting",
-    "engine.page",
-    "engine.reports",
-    "engine.roles",
-    "engine.session",
-}
-# Modules that load dask.bag: the graph, and dask's own reader of text.
-USE_BAGS = {"graph", "reading"}
+
+def statements(path: Path) -> list[tuple[ast.AST, set[str]]]:
+    """Return the import statements of a file, wherever they stand, each with the modules that it names."""
+    found: list[tuple[ast.AST, set[str]]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.append((node, {alias.name for alias in node.names}))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node, {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}))
+    return found
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def layer_of(module: str) -> int:
-    (row,) = [row for row, names in enumerate(LAYERS) if module in names]
-    return row
+    """Return all modules that a file names in an import: those for types, and in functions, count as well."""
+    return {name for _, names in statements(path) for name in names}
 
 
 def ours(path: Path) -> set[str]:
-    return {name.removeprefix("parcoll.") for name in imported(path) if name in MODULES}
+    """Return the modules of parcoll among them."""
+    return {name.removeprefix("parcoll.") for name in imported(path)} & MODULES.keys()
+
+
+IMPORTS = {name: ours(path) for name, path in MODULES.items()}
+GROUND = {
+    module
+    for name, modules in IMPORTS.items()
+    for module in modules
+    if "." in name and "." not in module
+}
+
+
+def room_of(module: str) -> str:
+    if "." in module:
+        return module.partition(".")[0]
+    return "ground" if module in GROUND else "front door"
+
+
+def row_of(room: str) -> int:
+    (row,) = [row for row, rooms in enumerate(ORDER) if room in rooms]
+    return row
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_point_one_way(name: str):
-    short = name.removeprefix("parcoll.")
-    # steps asks for chain when dask itself runs a step: a chain is made of steps.
-    below = {m for m in ours(MODULES[name]) if layer_of(m) > layer_of(short)} - (
-        {"chain"} if short == "steps" else set()
-    )
-    assert not below, f"{short} imports {below} from a higher layer"
+def test_a_room_imports_from_rooms_below_it_only(name: str):
+    room = room_of(name)
+    above = {m for m in IMPORTS[name] if room_of(m) != room and row_of(room_of(m)) >= row_of(room)}
+    assert not above, f"{name} imports {above}, which stand above it"
 
 
-@pytest.mark.parametrize("name", sorted(ON_WORKERS))
-def test_what_runs_on_workers_imports_the_standard_library_and_cloudpickle_only(name: str):
-    # psutil is one of distributed's own dependencies.
-    allowed = sys.stdlib_module_names | {"parcoll", "cloudpickle", "tblib", "psutil"}
-    assert {module.split(".")[0] for module in imported(MODULES[f"parcoll.{name}"])} <= allowed
-    assert ours(MODULES[f"parcoll.{name}"]) <= ON_WORKERS
+def test_no_import_leads_back_to_where_it_started():
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_only_the_engines_import_distributed_and_only_graph_and_reading_dask_bag(name: str):
-    short = name.removeprefix("parcoll.")
-    modules = imported(MODULES[name])
-    type_only = short in ("collection", "reading", "start")  # for annotations
-    if short not in USE_DISTRIBUTED and not type_only:
-        assert not {m for m in modules if m.split(".")[0] == "distributed"}
-    if short not in USE_BAGS and not type_only:
-        assert not {m for m in modules if m.startswith("dask.bag")}
+def test_an_import_within_a_function_says_why(name: str):
+    """A circle is not a reason: only start-up time, or a module that need not be there."""
+    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    hidden = [
+        node.lineno
+        for node, names in statements(MODULES[name])
+        if node.col_offset
+        and any(found.startswith("parcoll") for found in names)
+        and not any("lazy:" in line for line in lines[max(node.lineno - 2, 0) : node.lineno])
+        and not lines[node.lineno - 2].strip().startswith("from parcoll")
+        and not lines[node.lineno - 2].strip().startswith("if TYPE_CHECKING")
+    ]
+    assert not hidden, f"{name} imports within functions without `# lazy: why` at lines {hidden}"
+
+
+def test_rooms_are_few_and_each_holds_a_dozen_modules_at_most():
+    assert set().union(*ORDER) == {*FOLDERS, "ground", "front door"}
+    assert len(FOLDERS) <= 8
+    sizes = {folder: sum(room_of(name) == folder for name in MODULES) for folder in FOLDERS}
+    assert {folder: size for folder, size in sizes.items() if size > 12} == {}
+    assert sum("." not in name for name in MODULES) <= 11
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in ON_WORKERS))
+def test_what_runs_on_workers_needs_what_every_dask_worker_has(name: str):
+    # psutil and tblib are among distributed's own dependencies.
+    allowed = sys.stdlib_module_names | {"parcoll", "cloudpickle", "tblib", "psutil", "distributed"}
+    assert {module.split(".")[0] for module in imported(MODULES[name])} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_few_rooms_load_distributed_and_two_modules_dask_bag(name: str):
+    for_types = {id(node) for node in type_only(MODULES[name])}
+    loaded = {n for node, names in statements(MODULES[name]) if id(node) not in for_types for n in names}
+    if room_of(name) not in USE_DISTRIBUTED:
+        assert not {module for module in loaded if module.split(".")[0] == "distributed"}
+    if name not in USE_BAGS:
+        assert not {module for module in loaded if module.startswith("dask.bag")}
+
+
+def type_only(path: Path) -> list[ast.AST]:
+    """Return what stands under `if TYPE_CHECKING`."""
+    blocks = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    return [inner for block in blocks for inner in ast.walk(block)]
 
 
 def test_importing_parcoll_loads_neither_dask_nor_distributed():

@@ -19,7 +19,7 @@ from bare import LACKING, BareCluster, bare_cluster, tls_options
 from scripts import Scripts, eventually, wait_for_file
 
 from parcoll import SerializationError, connect, parallel
-from parcoll.engine.certificate import Credentials
+from parcoll.local.credentials import Credentials
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "word_count.py"
 

@@ -39,8 +39,8 @@ from parcoll import (
     parallel,
     storage,
 )
-from parcoll.checkpoint import CHAIN, END
-from parcoll.fingerprint import of_function
+from parcoll.checkpoint.fingerprint import of_function
+from parcoll.checkpoint.pieces import CHAIN, END
 
 
 def noting(log: Path) -> Callable[[int], int]:
@@ -705,7 +705,7 @@ def test_flags_that_were_combined_meanwhile_are_no_change():
 
 SETS = """
 import dataclasses, datetime, enum, sys
-from parcoll.fingerprint import of_function
+from parcoll.checkpoint.fingerprint import of_function
 
 class Kind(enum.Enum):
     A, B, C, D = "abcd"

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from cloudpickle import cloudpickle as internals
 
-from parcoll import codec, parallel
-from parcoll.codec import NO_FILE, dumps, loads
-from parcoll.pickling import Packed
+from parcoll import parallel
+from parcoll.wire import codec
+from parcoll.wire.codec import NO_FILE, dumps, loads
+from parcoll.wire.payload import Packed
 
 
 def local_class():
@@ -81,7 +82,7 @@ def test_what_another_process_saved_is_of_this_ones_classes(monkeypatch):
     """The classes of `__main__` go by value, with an id of the process that pickled them."""
     code = """
 import enum, dataclasses, sys
-from parcoll.codec import dumps
+from parcoll.wire.codec import dumps
 @dataclasses.dataclass
 class Point:
     x: int

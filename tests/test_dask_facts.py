@@ -32,16 +32,16 @@ from distributed.scheduler import KilledWorker
 from scripts import append, eventually, lines
 
 from parcoll import Connection, connect, parallel
-from parcoll.engine import clients
-from parcoll.engine.base import Job
-from parcoll.engine.clients import client_of as joined_client
-from parcoll.engine.distributed import DistributedEngine
-from parcoll.engine.session import EMBEDDED_BYTES
-from parcoll.outcome import Kept, Outcome
-from parcoll.pickling import Packed
-from parcoll.program import Program
-from parcoll.sizing import Fixed
-from parcoll.steps import Map, Step
+from parcoll.chain.steps import Map, Step
+from parcoll.cluster import clients
+from parcoll.cluster.clients import client_of as joined_client
+from parcoll.cluster.engine import DistributedEngine
+from parcoll.cluster.session import EMBEDDED_BYTES
+from parcoll.evaluation.engine import Job
+from parcoll.evaluation.sizing import Fixed
+from parcoll.wire.payload import Packed
+from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.program import Program
 
 
 def client_of(cluster: Connection) -> Any:

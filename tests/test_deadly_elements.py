@@ -22,13 +22,13 @@ from scripts import append, clean_environment, eventually, lines
 from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, ElementError, SerializationError, WorkerLostError, connect, parallel
-from parcoll.feed import StreamFeed
-from parcoll.outcome import Outcome
-from parcoll.pickling import Packed
-from parcoll.sizing import sizer_for
-from parcoll.source import source_of
-from parcoll.stats import Stats
-from parcoll.subworker import pool
+from parcoll.evaluation.feed import StreamFeed
+from parcoll.evaluation.reader import source_of
+from parcoll.evaluation.sizing import sizer_for
+from parcoll.watch.stats import Stats
+from parcoll.wire.payload import Packed
+from parcoll.worker.outcome import Outcome
+from parcoll.worker.subworker import pool
 
 WAYS: dict[str, tuple[Any, str]] = {
     "exit": (lambda: os._exit(3), "it ended with exit code 3"),
@@ -239,7 +239,10 @@ def test_one_that_kills_the_worker_itself_is_given_up_at_last(cluster: Connectio
 
     def work(x: int) -> int:
         if x == 2:
-            os.kill(os.getppid() if "parcoll.subworker_main" in sys.modules else os.getpid(), signal.SIGKILL)
+            os.kill(
+                os.getppid() if "parcoll.worker.subworker_main" in sys.modules else os.getpid(),
+                signal.SIGKILL,
+            )
             time.sleep(60)
         return x
 

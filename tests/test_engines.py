@@ -21,12 +21,20 @@ from bare import bare_cluster, tls_options
 from distributed.versions import get_versions
 from scripts import Scripts
 
-from parcoll import ClusterLostError, ConnectError, SerializationError, VersionWarning, connect, parallel
-from parcoll.engine import choose, clients
-from parcoll.engine.certificate import Credentials
-from parcoll.engine.joining import check_versions
-from parcoll.pickling import Packed
-from parcoll.program import Program, SharedProgram
+from parcoll import (
+    ClusterLostError,
+    ConnectError,
+    SerializationError,
+    VersionWarning,
+    connect,
+    current,
+    parallel,
+)
+from parcoll.cluster import clients
+from parcoll.cluster.joining import check_versions
+from parcoll.local.credentials import Credentials
+from parcoll.wire.payload import Packed
+from parcoll.worker.program import Program, SharedProgram
 
 LOOPBACK = "127.0.0.1"
 
@@ -52,7 +60,7 @@ def no_default_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("the default local cluster would be started")
 
-    monkeypatch.setattr(choose, "_local", refuse)
+    monkeypatch.setattr(current, "_local", refuse)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
 
 
@@ -118,20 +126,20 @@ def test_the_synchronous_scheduler_is_this_process(name: str) -> None:
 def test_the_address_in_dask_s_config_is_joined_once(remote: str) -> None:
     with dask.config.set({"scheduler-address": remote}):
         assert evaluated_at() == remote
-        joined = choose._joined[remote][1]
+        joined = current._joined[remote][1]
         assert evaluated_at() == remote
-        assert choose._joined[remote][1] is joined
+        assert current._joined[remote][1] is joined
     assert no_default_client()
     joined.client.close()
     with dask.config.set({"scheduler-address": remote}):
         assert evaluated_at() == remote, "a client that was closed is replaced"
-    choose._joined.pop(remote)[1].client.close()
+    current._joined.pop(remote)[1].client.close()
 
 
 def test_the_address_in_the_environment_is_joined(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", remote)
     assert evaluated_at() == remote
-    choose._joined.pop(remote)[1].client.close()
+    current._joined.pop(remote)[1].client.close()
 
 
 def test_connect_beats_the_environment(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

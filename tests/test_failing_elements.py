@@ -21,23 +21,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripts import append, lines
 
-import parcoll.guard
-from parcoll import Connection, ElementError, SerializationError, connect, parallel, policy
-from parcoll.chain import Chain
-from parcoll.failed import ELEMENT_BYTES, KEPT, Ledger, packed
-from parcoll.policy import BASE_SECONDS, CAP_SECONDS, Policy, pause
-from parcoll.program import Program
-from parcoll.steps import Map
+import parcoll.chain.guard
+from parcoll import Connection, ElementError, SerializationError, connect, parallel
+from parcoll.chain import policy
+from parcoll.chain.failures import ELEMENT_BYTES, KEPT, Ledger, packed
+from parcoll.chain.loop import Chain
+from parcoll.chain.policy import BASE_SECONDS, CAP_SECONDS, Policy, pause
+from parcoll.chain.steps import Map
+from parcoll.worker.program import Program
 
 # The client's own threads draw random numbers while hypothesis watches the generator.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
 def no_pause() -> None:
-    from parcoll import policy, subworker
+    from parcoll.chain import policy
+    from parcoll.worker import subworker
 
     policy.BASE_SECONDS = 0.0
-    line = "import parcoll.policy; parcoll.policy.BASE_SECONDS = 0.0\n"
+    line = "import parcoll.chain.policy; parcoll.policy.BASE_SECONDS = 0.0\n"
     subworker._BOOT = subworker._BOOT.replace("\nmain(", f"\n{line}main(")
 
 

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from parcoll import ConnectError, ParallelGen, ParcollError, connect, parallel, progress, read_text
-from parcoll.engine import choose, clients, local
+from parcoll import ConnectError, ParallelGen, ParcollError, connect, current, parallel, progress, read_text
+from parcoll.cluster import clients
+from parcoll.local import host
 from parcoll.text import short_repr
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -114,10 +115,10 @@ def here(leaves_no_trace: None) -> Iterator[None]:
         raise Started
 
     with pytest.MonkeyPatch.context() as patch, connect("inline"):
-        patch.setattr(local, "HostProcess", start)
+        patch.setattr(host, "HostProcess", start)
         patch.setattr(clients, "JOIN_SECONDS", 0.2)
         yield
-        assert choose._default is None
+        assert current._default is None
         assert not psutil.Process().children(recursive=True)
 
 

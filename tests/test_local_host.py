@@ -30,10 +30,10 @@ import pytest
 from distributed import Client, Security, Worker
 from scripts import eventually
 
-from parcoll.engine import process as host_processes
-from parcoll.engine.certificate import Credentials
-from parcoll.engine.local import Host, Ready
 from parcoll.errors import ClusterStartError
+from parcoll.local import host_process as host_processes
+from parcoll.local.credentials import Credentials
+from parcoll.local.host import Host, Ready
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -119,7 +119,7 @@ def workers_of(client: Client) -> dict[str, int]:
 
 PRELUDE = """
 import ctypes, os, signal, sys, time
-from parcoll.engine.local import Host
+from parcoll.local.host import Host
 def connect(host):
     from distributed import Client
     ready = host.wait_ready()
@@ -478,13 +478,13 @@ def test_programs_that_tasks_started_end_too(start: Any, connect: Any, mark: str
 def test_without_the_kernel_s_help_a_child_sees_that_its_template_is_gone() -> None:
     """The way of macOS, and of no use to a worker that holds the GIL."""
     script = """
-        from parcoll.engine import host
-        host._prctl = lambda *_: False
+        from parcoll.local import host_main
+        host_main._prctl = lambda *_: False
         of_template, template_lives = os.pipe()
         template = os.getpid()
         if os.fork() == 0:
             os.close(template_lives)
-            host._die_with(template, of_template)
+            host_main._die_with(template, of_template)
             print("up", flush=True)
             time.sleep(60)
         time.sleep(60)
@@ -888,7 +888,7 @@ def test_a_frozen_program_does_not_start_itself(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_the_parent_side_does_not_import_dask() -> None:
-    code = "import sys, parcoll.engine.local; print({'dask', 'distributed'} & set(sys.modules))"
+    code = "import sys, parcoll.local.host; print({'dask', 'distributed'} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout == "set()\n"

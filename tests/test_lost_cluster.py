@@ -19,10 +19,10 @@ import pytest
 from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel
-from parcoll.again import MAX_LOSSES
-from parcoll.engine import silence
-from parcoll.engine.inline import InlineEngine, InlineSession
-from parcoll.program import Program
+from parcoll.cluster import silence
+from parcoll.evaluation.again import MAX_LOSSES
+from parcoll.evaluation.inline import InlineEngine, InlineSession
+from parcoll.worker.program import Program
 
 
 @pytest.fixture

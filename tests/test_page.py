@@ -24,10 +24,10 @@ from browser import chromium, opened
 from scripts import Scripts, clean_environment, eventually
 
 from parcoll import Connection, connect, parallel
-from parcoll.engine import page as pages
-from parcoll.engine import publish
-from parcoll.engine.publish import Publisher, new_page
-from parcoll.stats import Stats, StepStats
+from parcoll.watch import page as pages
+from parcoll.watch import publish
+from parcoll.watch.publish import Publisher, new_page
+from parcoll.watch.stats import Stats, StepStats
 
 
 @pytest.fixture
@@ -344,8 +344,8 @@ CLIENT = """
 import sys, time
 import distributed
 from parcoll import connect, parallel
-from parcoll.engine.publish import Publisher
-from parcoll.stats import Stats
+from parcoll.watch.publish import Publisher
+from parcoll.watch.stats import Stats
 
 with distributed.Client(sys.argv[1], set_as_default=False) as client:
     with connect("inline"):
@@ -403,7 +403,7 @@ def test_the_page_comes_with_the_client_and_outlives_it(bare_scheduler: Path, sc
     killed.kill()
     assert eventually(lambda: named(link, "killed")["state"] == "lost", 20)
     with distributed.Client(address, set_as_default=False) as client:
-        assert client.run_on_scheduler(lambda: "parcoll.engine.page" in sys.modules) is False
+        assert client.run_on_scheduler(lambda: "parcoll.watch.page" in sys.modules) is False
 
 
 REMOTE = """

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from scripts import Scripts
 
-from parcoll import bar, parallel, progress
-from parcoll.outcome import Outcome
-from parcoll.stats import Stats
+from parcoll import parallel, progress
+from parcoll.watch import bar
+from parcoll.watch.stats import Stats
+from parcoll.worker.outcome import Outcome
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def run(way, *moments):
     os.dup2(kept, 2)
     print(len(results), chain.stats.state)
 
-bar_seconds = __import__("parcoll.bar").bar
+bar_seconds = __import__("parcoll.watch.bar", fromlist=["bar"])
 bar_seconds.LOG_SECONDS = bar_seconds._Log.seconds = 0.01
 reader_gone()
 run(lambda: None)

@@ -25,8 +25,8 @@ import pytest
 from bare import BareCluster, bare_cluster
 from scripts import append, clean_environment, eventually, lines, meanwhile
 
-from parcoll import ClusterLostError, Connection, connect, parallel
-from parcoll.engine import choose, silence
+from parcoll import ClusterLostError, Connection, connect, current, parallel
+from parcoll.cluster import silence
 
 WAIT = 60.0  # seconds: `reconnect` where the scheduler does come back
 
@@ -543,7 +543,7 @@ def test_the_scheduler_in_dask_s_configuration_is_joined_anew_by_the_next_evalua
             list(stream)
         cluster.start()
         assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
-    choose._joined.pop(cluster.address)[1].client.close()
+    current._joined.pop(cluster.address)[1].client.close()
 
 
 # A client of the user's ---------------------------------------------------------------------------

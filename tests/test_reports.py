@@ -62,7 +62,7 @@ def waiting_reports(cluster: Connection) -> int:
     """Return how many outcomes the workers still hold."""
 
     def held() -> int:
-        from parcoll.tasks import reports
+        from parcoll.worker.tasks import reports
 
         return len(reports)
 

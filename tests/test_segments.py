@@ -25,11 +25,12 @@ from bare import bare_cluster
 from conftest import shared_memory
 from scripts import append, clean_environment, eventually, lines
 
-from parcoll import Connection, connect, parallel, segments
-from parcoll.engine.base import Job
-from parcoll.feed import StreamFeed
-from parcoll.pickling import Packed
-from parcoll.segments import Segment, Segments, Span, write
+from parcoll import Connection, connect, parallel
+from parcoll.evaluation.engine import Job
+from parcoll.evaluation.feed import StreamFeed
+from parcoll.wire import segments
+from parcoll.wire.payload import Packed
+from parcoll.wire.segments import Segment, Segments, Span, write
 
 MB = 10**6
 
@@ -229,7 +230,7 @@ def test_a_fork_gets_none_of_its_parent_s_segments() -> None:
 
 OTHER_PROCESS = """
 import pickle, sys
-from parcoll.segments import write
+from parcoll.wire.segments import write
 span = pickle.load(sys.stdin.buffer)
 head, buffer = span.read()
 buffer[:1] = b"!"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parcoll import SerializationError
-from parcoll.shipping import sources_for
+from parcoll.wire.own_modules import sources_for
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_module_whose_file_is_gone_is_in_nobody_s_way(
 
 INSTALLED = """
 import importlib, json, sys
-from parcoll.shipped import install
+from parcoll.wire.modules import install
 
 def source(text, is_package=False):
     return is_package, "somewhere.py", text

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from parcoll.engine import silence
+from parcoll.cluster import silence
 
 ALLOWED = 0.05
 

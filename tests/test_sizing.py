@@ -14,9 +14,9 @@ import pytest
 from scripts import append, lines
 
 from parcoll import Connection, parallel
-from parcoll.feed import StreamFeed
-from parcoll.outcome import Outcome
-from parcoll.sizing import Adaptive, Fixed, sizer_for
+from parcoll.evaluation.feed import StreamFeed
+from parcoll.evaluation.sizing import Adaptive, Fixed, sizer_for
+from parcoll.worker.outcome import Outcome
 
 MIB = 2**20
 

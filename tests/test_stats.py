@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 from scripts import eventually, wait_for_file
 
-from parcoll import Connection, connect, parallel, table
-from parcoll.engine import choose
-from parcoll.naming import function_words
-from parcoll.stats import Stats
-from parcoll.text import key_words
+from parcoll import Connection, connect, current, parallel
+from parcoll.text import function_words, key_words
+from parcoll.watch import table
+from parcoll.watch.stats import Stats
 
 
 def slow(x: int) -> int:
@@ -336,15 +335,15 @@ def test_explain_says_what_would_run_and_what_ran(inline: Connection) -> None:
 
 
 def test_explain_starts_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "_connected", [])
-    monkeypatch.setattr(choose, "_default", None)
+    monkeypatch.setattr(current, "_connected", [])
+    monkeypatch.setattr(current, "_default", None)
     numbers = iter(range(3))
     explained = parallel(numbers).unordered().explain()
     assert explained.engine == "a local cluster, started by the first evaluation"
     assert "one evaluation" in explained.source
     assert explained.partitions.endswith("results as they come")
     assert list(numbers) == [0, 1, 2]
-    assert choose._default is None
+    assert current._default is None
 
 
 def test_explain_names_the_bag_and_the_client(cluster: Connection) -> None:

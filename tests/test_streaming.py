@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from scripts import append, eventually, lines, wait_for_file
 
 from parcoll import Connection, parallel
-from parcoll.feed import StreamFeed
-from parcoll.sizing import MAX_ELEMENTS, Fixed
+from parcoll.evaluation.feed import StreamFeed
+from parcoll.evaluation.sizing import MAX_ELEMENTS, Fixed
 
 THREADS = 2  # of the `cluster` fixture
 WINDOW = Fixed(1).window(THREADS)  # partitions under way or waiting for the consumer

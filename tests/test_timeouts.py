@@ -21,8 +21,8 @@ from scripts import append, eventually, lines
 from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, ElementError, ElementTimeoutError, connect, parallel
-from parcoll.subworker import Subworker
-from parcoll.subworker_main import Load
+from parcoll.worker.subworker import Subworker
+from parcoll.worker.subworker_main import Load
 
 SECONDS = 0.3
 LONG = 1000  # seconds: nothing here waits for it
@@ -409,7 +409,7 @@ def test_an_evaluation_within_a_timed_call_ends(cluster: Connection) -> None:
 
 def test_no_process_stays_beside_an_idle_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient() -> None:
-        from parcoll import subworker
+        from parcoll.worker import subworker
 
         subworker.IDLE_SECONDS = 0.2
 

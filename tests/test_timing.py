@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from parcoll import timing
-from parcoll.chain import Chain
-from parcoll.steps import FlatMap, Map, Step
-from parcoll.timing import LOOK_EVERY, SAMPLE, SAMPLE_EVERY, Pace, Timing
+from parcoll.chain import timing
+from parcoll.chain.loop import Chain
+from parcoll.chain.steps import FlatMap, Map, Step
+from parcoll.chain.timing import LOOK_EVERY, SAMPLE, SAMPLE_EVERY, Pace, Timing
 
 
 class Clock:

@@ -16,8 +16,8 @@ from parcoll.errors import (
     WorkerLostError,
 )
 from parcoll.reading import read_text
-from parcoll.start import parallel
-from parcoll.switch import progress
+from parcoll.sources import parallel
+from parcoll.watch.progress import progress
 
 __all__ = [
     "CheckpointError",

@@ -8,7 +8,7 @@ import sys
 from types import UnionType
 from typing import Any, get_args
 
-from parcoll.policy import PLAIN, Policy
+from parcoll.chain.policy import PLAIN, Policy
 from parcoll.text import describe, short_repr
 
 MOST_SECONDS = 1e9  # 32 years: what is longer is no timeout, and may be too long for a clock

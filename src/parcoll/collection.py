@@ -7,14 +7,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeGuard, TypeVar, Unpack, overload
 
-from parcoll import arguments, evaluate, folding, table
+from parcoll import arguments
+from parcoll.chain.policy import OnError, RetryOn
+from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
-from parcoll.evaluate import UNSET, Options, Run
+from parcoll.evaluation import folding
+from parcoll.evaluation import run as evaluation
+from parcoll.evaluation.plan import Node
+from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Explanation, explanation
-from parcoll.node import Node
-from parcoll.policy import OnError, RetryOn
-from parcoll.stats import Stats
-from parcoll.steps import Filter, FlatMap, Foreach, Map, Step
+from parcoll.watch import table
+from parcoll.watch.stats import Stats
 
 if TYPE_CHECKING:
     from dask.bag import Bag
@@ -189,11 +192,11 @@ class ParallelGen(Generic[T_co]):
         partitions for each worker thread. Closing or dropping the iterator, or leaving the loop,
         cancels what has not begun.
         """
-        return evaluate.iterate(self._run)
+        return evaluation.iterate(self._run)
 
     def _run(self) -> Run:
         self._stats = Stats()
-        return Run(self._node.bag, self._options, self._stats)
+        return Run(self._node, self._options, self._stats)
 
     @overload
     def reduce(self, func: Callable[[T_co, T_co], T_co]) -> T_co: ...
@@ -260,10 +263,10 @@ class ParallelGen(Generic[T_co]):
         self._resumes_not("foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, (on_error, retries, retry_on, timeout))._run()
         self._stats = run.stats
-        references = evaluate.keep_results(run)
-        from parcoll import graph
+        references = evaluation.keep_results(run)
+        from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
-        self._node = Node(source=graph.bag_of_kept(references))
+        self._node = Node(source=bag_of_kept(references))
 
     def take(self, n: int) -> list[T_co]:
         """Return the first `n` elements, fewer if there are no more. Evaluates, and cancels the rest.
@@ -275,7 +278,7 @@ class ParallelGen(Generic[T_co]):
         number = arguments.taken(n)
         if number == 0:
             return []
-        stream = evaluate.iterate(self._run, number)
+        stream = evaluation.iterate(self._run, number)
         try:
             return list(itertools.islice(stream, number))
         finally:
@@ -309,7 +312,7 @@ class ParallelGen(Generic[T_co]):
         >>> parallel(range(10)).filter(lambda x: x > 6).count()
         3
         """
-        return evaluate.count(self._run())
+        return evaluation.count(self._run())
 
     @property
     def bag(self) -> Bag:
@@ -318,8 +321,9 @@ class ParallelGen(Generic[T_co]):
         Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is
         one partition there, since the engine cuts it while it runs.
         """
-        bag: Bag = self._node.bag()
-        return bag
+        from parcoll.evaluation.bag import bag_of  # lazy: dask.bag
+
+        return bag_of(self._node)
 
     @property
     def stats(self) -> Stats:

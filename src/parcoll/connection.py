@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from parcoll import arguments
-from parcoll.engine import choose
-from parcoll.engine.cluster import LocalEngine
-from parcoll.engine.inline import InlineEngine
+from parcoll import arguments, current
+from parcoll.cluster.renewing import LocalEngine
 from parcoll.errors import ConnectError
+from parcoll.evaluation.inline import InlineEngine
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
 
@@ -29,7 +28,7 @@ class Connection:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self._closed = False
-        choose.enter(self)
+        current.enter(self)
         logger.debug("connected to %s", self.address)
 
     @property
@@ -51,7 +50,7 @@ class Connection:
             return None
         if isinstance(self.engine, LocalEngine):
             return _page_link(self.engine.dashboard_link)
-        from parcoll.engine.publish import join_now
+        from parcoll.watch.publish import join_now
 
         join_now(self.engine.client)
         return _page_link(self.engine.client.dashboard_link)
@@ -61,7 +60,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        choose.leave(self)
+        current.leave(self)
         if not isinstance(self.engine, InlineEngine):
             self.engine.close()
 
@@ -152,7 +151,7 @@ def connect(
     if security is not None and not hasattr(security, "get_connection_args"):
         raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
     if ship != ():
-        from parcoll.shipping import names_of
+        from parcoll.wire.own_modules import names_of
 
         names_of(ship)
     if target is None and ship:
@@ -187,7 +186,7 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
-    from parcoll.engine.remote import OurWay, RemoteEngine
+    from parcoll.cluster.remote import OurWay, RemoteEngine
 
     return Connection(RemoteEngine(OurWay(address, security), ship, reconnect))
 
@@ -208,8 +207,8 @@ def address_in(path: str | os.PathLike[str]) -> str:
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    from parcoll.engine.clients import is_client
-    from parcoll.engine.remote import OurWay, RemoteEngine, TheirWay
+    from parcoll.cluster.clients import is_client
+    from parcoll.cluster.remote import OurWay, RemoteEngine, TheirWay
 
     if is_client(target):
         return Connection(RemoteEngine(TheirWay(target), ship, reconnect))

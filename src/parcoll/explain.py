@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll import table
-from parcoll.engine import choose
-from parcoll.evaluate import Options
-from parcoll.sizing import TARGET_BYTES, TARGET_SECONDS
-from parcoll.source import OnePassSource, Source
-from parcoll.stats import Stats
+from parcoll import current
+from parcoll.evaluation.reader import OnePassSource, Source
+from parcoll.evaluation.run import Options
+from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
+from parcoll.watch import table
+from parcoll.watch.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def explanation(chain: str, source: Any, options: Options, stats: Stats) -> Expl
     return Explanation(
         chain=chain,
         source=_describe_source(source),
-        engine=choose.describe_engine(options.client),
+        engine=current.describe_engine(options.client),
         partitions=_describe_sizing(source, options),
         numbers=stats.snapshot(),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from parcoll.arguments import whole_number
 from parcoll.collection import ParallelGen
-from parcoll.start import parallel
+from parcoll.sources import parallel
 from parcoll.text import describe, short_repr
 
 if TYPE_CHECKING:

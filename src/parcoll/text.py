@@ -1,12 +1,28 @@
-"""Words for messages: an element, a function or a value in a line of bounded length."""
+"""Words for messages, tables and the keys of tasks: a value or a function in a line of bounded length."""
 
 from __future__ import annotations
 
 import functools
+import linecache
+import re
 import reprlib
+from types import CodeType
 from typing import Any
 
 LIMIT = 200  # characters of an element that a message quotes
+
+MAX_WORDS = 8
+MAX_BODY = 40  # characters of a lambda in a table
+_TOKEN = re.compile(r"[A-Za-z]+|\*\*|//|[<>=!]=|[-+*/%<>&|^@]|\d+")
+_SPOKEN = dict(
+    pair.split()
+    for pair in (
+        *("+ plus", "- minus", "* times", "/ by", "// by", "% mod", "** power", "@ at"),
+        *("< below", "> above", "<= upto", ">= from", "== is", "!= isnot"),
+        *("& and", "| or", "^ xor"),
+    )
+)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = LIMIT
@@ -49,3 +65,50 @@ def key_words(text: str) -> str:
     """
     letters = "".join(c if c.isalpha() and c.isascii() else " " for c in text)
     return "-".join(letters.split()) or "parcoll"
+
+
+def function_words(func: Any) -> str:
+    """Return the function's name; for a lambda what it says: ``lambda x times two``."""
+    code = _code_of_lambda(func)
+    if code is None:
+        return function_name(func)
+    spoken = [_word(token) for token in _TOKEN.findall(_body(code) or " ".join(code.co_names))]
+    words = [word for word in spoken if word][:MAX_WORDS]
+    around = code.co_qualname.split(".")[:-1]
+    if not words:  # nothing but the place where it was written
+        words = [name for name in around if name.isidentifier()]
+    return " ".join(["lambda", *words])
+
+
+def function_title(func: Any) -> str:
+    """Return the function's name; for a lambda its text: ``lambda x: x * 2``."""
+    code = _code_of_lambda(func)
+    body = _body(code) if code is not None else ""
+    if code is None or not body:
+        return function_name(func)
+    named = ", ".join(code.co_varnames[: code.co_argcount])
+    return f"lambda {named}: {body if len(body) <= MAX_BODY else body[: MAX_BODY - 3] + '...'}"
+
+
+def _code_of_lambda(func: Any) -> CodeType | None:
+    while isinstance(func, functools.partial):
+        func = func.func
+    code = getattr(func, "__code__", None)
+    return code if isinstance(code, CodeType) and code.co_name == "<lambda>" else None
+
+
+def _word(token: str) -> str:
+    if token.isdigit():
+        return _NUMBERS[int(token)] if len(token) < 3 and int(token) < len(_NUMBERS) else ""
+    return _SPOKEN.get(token, token)
+
+
+def _body(code: CodeType) -> str:
+    """Return the source text of a lambda's expression, where it is one line that can be found."""
+    places = [place for place in code.co_positions() if place[0] == place[1] == code.co_firstlineno]
+    columns = [(start, end) for _, _, start, end in places if start is not None and end]
+    line = linecache.getline(code.co_filename, code.co_firstlineno)
+    if not columns or not line:
+        return ""
+    start, end = min(start for start, _ in columns), max(end for _, end in columns)
+    return line.encode()[start:end].decode(errors="replace")

@@ -32,7 +32,7 @@ import psutil
 from victims import Victims, stop_for_a_while, strike
 
 from parcoll import ClusterLostError, Connection, connect, parallel
-from parcoll.stats import Stats
+from parcoll.watch.stats import Stats
 
 WARM_UP_SECONDS = 5.0  # in which memory, threads and descriptors come to what they stay at
 STREAM_SECONDS = 20.0  # of one stream, before the other kinds of evaluation have their turn

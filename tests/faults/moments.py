@@ -17,7 +17,7 @@ from typing import Any
 from scripts import wait_for_file
 
 from parcoll import ParallelGen, parallel
-from parcoll.stats import Stats
+from parcoll.watch.stats import Stats
 
 ELEMENTS = 120
 HALF = ELEMENTS // 2

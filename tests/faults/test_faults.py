@@ -25,7 +25,7 @@ from scripts import eventually, meanwhile
 from victims import Victims, stop_for_a_while, strike
 
 from parcoll import ClusterLostError, Connection, connect, parallel
-from parcoll.stats import Stats
+from parcoll.watch.stats import Stats
 
 WORKERS = 2
 

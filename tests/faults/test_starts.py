@@ -15,9 +15,9 @@ from scripts import eventually, meanwhile
 from victims import Victims, strike
 
 from parcoll import ClusterStartError, Connection, connect, parallel
-from parcoll.engine import clients
-from parcoll.engine.certificate import Credentials
-from parcoll.engine.cluster import MAX_KILLED
+from parcoll.cluster import clients
+from parcoll.cluster.renewing import MAX_KILLED
+from parcoll.local.credentials import Credentials
 
 
 def scheduler(victims: Victims) -> psutil.Process | None:

@@ -1,0 +1,1 @@
+"""Steps, and the loop that takes elements through them: no process, no dask."""

@@ -1,0 +1,92 @@
+"""Failed elements as values: encoded where they failed, `ElementError`s again where somebody looks."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from parcoll.chain.place import Place
+from parcoll.errors import ElementError
+from parcoll.text import short_repr
+from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
+
+KEPT = 1000  # of an evaluation; a worker process sends no more either, whatever its partitions are
+ELEMENT_BYTES = 16 * 2**20  # of the elements that a worker process sends; after that it sends their `repr`
+
+
+@dataclass
+class FailedElement:
+    """An `ElementError` of which each part survives the trip."""
+
+    failure: Failure
+    step: str
+    step_index: int
+    place: Place
+    element: tuple[bool, bytes | str]
+    attempts: int
+
+    def rebuild(self) -> ElementError:
+        """Return it with the exception's own type and traceback, and the note that says where."""
+        return ElementError(
+            self.step,
+            self.step_index,
+            self.place.base,
+            decoded_part(self.element),
+            self.failure.original(),  # type: ignore[arg-type]
+            self.attempts,
+            self.place.partition,
+        )
+
+
+@dataclass
+class Ledger:
+    """How much a worker process has told of the failed elements of one program."""
+
+    elements: int = 0
+    nbytes: int = 0
+
+    def encoded(self, element: Any) -> tuple[bool, bytes | str]:
+        """Pickle an element, while there is room for elements."""
+        if self.nbytes >= ELEMENT_BYTES:
+            return False, short_repr(element)
+        part = encoded_part(element)
+        if self.nbytes + len(part[1]) > ELEMENT_BYTES:
+            return False, short_repr(element)
+        self.nbytes += len(part[1])
+        return part
+
+
+def packed(failed: list[FailedElement]) -> bytes:
+    """Return them as they travel; nothing where there are none."""
+    return pickle.dumps(failed) if failed else b""
+
+
+def unpacked(content: bytes) -> list[FailedElement]:
+    """Return what was packed."""
+    failed: list[FailedElement] = pickle.loads(content) if content else []
+    return failed
+
+
+class FailedElements:
+    """The first of one evaluation to come back, in the order of the source."""
+
+    def __init__(self, kept: Iterable[FailedElement] = ()) -> None:
+        self._kept = list(kept)
+        self._rebuilt: dict[int, ElementError] = {}
+
+    def add(self, failed: list[FailedElement]) -> None:
+        """Keep those for which there is room."""
+        self._kept += failed[: max(KEPT - len(self._kept), 0)]
+
+    def rebuilt(self) -> list[ElementError]:
+        """Return them as users get them, the same objects each time."""
+        in_order = sorted(self._kept[:], key=lambda failed: (failed.place.partition or 0, failed.place.base))
+        return [
+            self._rebuilt.get(id(failed)) or self._rebuilt.setdefault(id(failed), failed.rebuild())
+            for failed in in_order
+        ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FailedElements, (self._kept[:],)

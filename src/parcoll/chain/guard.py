@@ -1,0 +1,157 @@
+"""What runs when a step with `on_error` or `retries` raises: the element again, or what stands in for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from parcoll.chain.marks import Marked
+from parcoll.chain.policy import pause
+from parcoll.chain.steps import Filter, Step
+from parcoll.errors import ElementError
+from parcoll.text import function_name, short_repr
+
+MAX_CONTEXTS = 100  # a user may have linked them in a circle
+
+SKIP: Any = object()  # in the place of an element that leaves the chain here
+
+
+class Stopped(BaseException):
+    """Ends the loop at this step: the failure has been noted. No user's code is between the two."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+
+@dataclass
+class Counts:
+    """What happened to the elements of one step beside passing."""
+
+    failed: int = 0
+    replaced: int = 0
+    retries: int = 0
+
+
+class Record(Protocol):
+    """Where failures are noted: the chain."""
+
+    def failed(self, error: Exception, position: int, element: Any, attempts: int) -> None:
+        """Count and note an element that the evaluation goes on without."""
+
+    def stopped(self, error: BaseException, position: int, element: Any, attempts: int) -> None:
+        """Count and note the element that ends the evaluation."""
+
+    def broken(self, error: BaseException, position: int, element: Any, whose: str) -> None:
+        """Note that a function raised which was asked about an element that had failed."""
+
+    def describe(self, error: Exception, position: int, element: Any, attempts: int) -> ElementError:
+        """Return what a function is asked with."""
+
+
+def attempts_of(func: Any) -> int:
+    """Return how many attempts the call made last was, counting those that ended their process."""
+    return func.attempts if isinstance(func, Marked) else 1
+
+
+class Guard:
+    """One step's policy at work, in one partition."""
+
+    def __init__(self, step: Step, position: int, counts: Counts, record: Record) -> None:
+        assert step.func is not None or isinstance(step, Filter)
+        self._policy = step.policy
+        self._func: Callable[[Any], Any] = step.func or bool
+        # What makes another attempt, where that is to be told from the first.
+        self._again: Callable[[Any], Any] = self._func.again if isinstance(self._func, Marked) else self._func
+        self._filters = isinstance(step, Filter)
+        self._position = position
+        self._counts = counts
+        self._record = record
+
+    def handle(self, error: BaseException, element: Any) -> Any:
+        """Return what stands in for the result of a map, or an element in a filter; `SKIP` for nothing."""
+        first, attempts = error, attempts_of(self._func)
+        while self._tries_again(error, element, attempts):
+            attempts += 1
+            try:
+                made = self._again(element)
+                if not self._filters:
+                    return made
+                return element if made else SKIP
+            except BaseException as later:
+                _forget(later, first)
+                error = later
+        return self._give_up(error, element, attempts)
+
+    def draw(self, element: Any) -> Iterator[Any]:
+        """Give what a flatmap makes of an element. It is tried again as long as nothing was given."""
+        attempts, given = 0, False
+        while True:
+            try:
+                for made in self._again(element) if attempts else self._func(element):
+                    given = True
+                    yield made
+                return
+            except GeneratorExit:  # the consumer has enough
+                raise
+            except BaseException as later:
+                error = later
+            attempts = attempts + 1 if attempts else attempts_of(self._func)
+            if given or not self._tries_again(error, element, attempts):
+                break
+        value = self._give_up(error, element, attempts)
+        if value is not SKIP:
+            yield value
+
+    def _tries_again(self, error: BaseException, element: Any, attempts: int) -> bool:
+        """Tell whether the element is worth another attempt, once it is time for it."""
+        retry_on = self._policy.retry_on
+        if attempts > self._policy.retries or not isinstance(error, Exception):
+            return False
+        if isinstance(retry_on, tuple):
+            worth_it = isinstance(error, retry_on)
+        else:
+            try:
+                worth_it = bool(retry_on(error))
+            except BaseException as own:
+                self._record.failed(error, self._position, element, attempts)
+                raise self._broken(own, element, "retry_on", retry_on, error) from None
+        if worth_it:
+            time.sleep(pause(attempts))
+            self._counts.retries += 1
+        return worth_it
+
+    def _give_up(self, error: BaseException, element: Any, attempts: int) -> Any:
+        on_error = self._policy.on_error
+        if on_error == "raise" or not isinstance(error, Exception):
+            self._record.stopped(error, self._position, element, attempts)
+            raise Stopped(self._position)
+        self._record.failed(error, self._position, element, attempts)
+        if not callable(on_error):
+            return SKIP
+        try:
+            value = on_error(self._record.describe(error, self._position, element, attempts))
+        except BaseException as own:
+            raise self._broken(own, element, "on_error", on_error, error) from None
+        self._counts.replaced += 1
+        return value
+
+    def _broken(
+        self, own: BaseException, element: Any, name: str, func: Any, error: BaseException
+    ) -> Stopped:
+        if own is not error and own.__context__ is None:
+            own.__context__ = error
+        whose = f"in {name}={function_name(func)}, asked about {short_repr(error)}"
+        self._record.broken(own, self._position, element, whose)
+        return Stopped(self._position)
+
+
+def _forget(error: BaseException | None, first: BaseException) -> None:
+    """Take the first attempt's exception out of another's contexts: retries are made in its handler."""
+    for _ in range(MAX_CONTEXTS):
+        if error is None:
+            return
+        if error.__context__ is first:
+            error.__context__ = None
+        error = error.__context__

@@ -1,0 +1,239 @@
+"""What a process tells of the element that it is at, in memory that outlives it, and functions that tell it.
+
+A process that dies, or has to be stopped, cannot say what it was doing. So before each call of a
+user's function its place is written into a page that another process has mapped too, which costs 0.5 µs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import length_hint
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+from parcoll.chain.steps import FlatMap, Step
+from parcoll.text import function_name
+
+LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
+NOWHERE = -1  # no function was called yet
+
+
+class Call(NamedTuple):
+    """One call of a step's function: the same one, when the same elements go through the chain again."""
+
+    base: int  # the index of the source element
+    step: int
+    number: int  # of the calls in this step for this source element: a flatmap before it makes many
+
+
+class Mark(NamedTuple):
+    """What a process was at when it died."""
+
+    phase: int
+    call: Call
+    attempt: int  # with this call, from 1
+    drawn: int  # when it packs results: the index of the source element behind the last that it has drawn
+
+
+class Verdict(NamedTuple):
+    """What to do at a call that ended processes before: fail with the error; try it again without one."""
+
+    attempts: int
+    error: Exception | None
+
+
+Verdicts = Mapping[Call, Verdict]
+
+
+class Marks:
+    """The page that a process writes into and its parent reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        page = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE))
+        self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn
+        self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
+
+    @staticmethod
+    def new_page() -> int:
+        """Return the descriptor of a page, which is on no disk where the system has such."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("parcoll-marks")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.truncate(descriptor, mmap.PAGESIZE)
+        return descriptor
+
+    def begin(self, phase: int) -> None:
+        """Note the phase, in which no function was called yet."""
+        self.numbers[0], self.numbers[1], self.numbers[5] = phase, NOWHERE, 0
+        self.times[0] = math.inf
+
+    @property
+    def deadline(self) -> float:
+        """When the call under way has to be over."""
+        return self.times[0]
+
+    def read(self) -> Mark:
+        """Return what the process was at."""
+        phase, base, step, number, attempt, drawn = self.numbers[:6]
+        return Mark(phase, Call(base, step, number), attempt, drawn)
+
+
+class Where(Protocol):
+    """A chain: it knows what is drawn, and counts."""
+
+    iterator: Iterator[Any]  # that the source elements are drawn from
+    after: int  # the index of the source element behind the last of them
+
+    def tried_before(self, position: int, times: int) -> None:
+        """Count attempts with an element that ended the processes that made them."""
+
+
+class Marked:
+    """A step's function that notes each call before it is made, or fails where there is a verdict."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any] | None,
+        step: int,
+        timeout: float | None,
+        marks: Marks,
+        verdicts: Verdicts,
+    ) -> None:
+        self.__name__ = function_name(func)
+        self.attempts = 1  # with the call made last
+        self.chain: Where  # set when it is made of the steps
+        # filter(None) asks for the truth of an element, which may be a method of the user's.
+        self._func: Callable[..., Any] = bool if func is None else func
+        self._step = step
+        self._timeout = math.inf if timeout is None else timeout
+        self._numbers, self._times = marks.numbers, marks.times
+        self._verdicts = verdicts
+        self._base, self._number = NOWHERE, 0
+
+    def __call__(self, element: Any) -> Any:
+        """Call the function for the first time with an element."""
+        # `_arrive` and `_note` again, for the usual case: this is most of what a timeout costs.
+        chain, numbers = self.chain, self._numbers
+        base = chain.after - length_hint(chain.iterator) - 1
+        if base == self._base or self._verdicts or self.attempts != 1:
+            self._arrive(base)
+            self._note(self._timeout)
+        else:
+            self._base, self._number = base, 0
+            numbers[1], numbers[2], numbers[3], numbers[4] = base, self._step, 0, 1
+            self._times[0] = monotonic() + self._timeout
+        try:
+            return self._func(element)
+        finally:
+            self._times[0] = math.inf
+
+    def again(self, element: Any) -> Any:
+        """Call it once more with the same element."""
+        self.attempts += 1
+        self._note(self._timeout)
+        try:
+            return self._func(element)
+        finally:
+            self._times[0] = math.inf
+
+    def _arrive(self, base: int) -> None:
+        self._number = self._number + 1 if base == self._base else 0
+        self._base = base
+        self.attempts = 1
+        verdict = self._verdicts.get(Call(base, self._step, self._number)) if self._verdicts else None
+        if verdict is None:
+            return
+        if verdict.error is not None:
+            self.attempts = verdict.attempts
+            self._note(math.inf)  # to describe the element may end the process too
+            self.chain.tried_before(self._step, verdict.attempts - 1)
+            raise verdict.error
+        self.attempts = verdict.attempts + 1
+        self.chain.tried_before(self._step, verdict.attempts)
+
+    def _note(self, seconds: float) -> None:
+        numbers = self._numbers
+        numbers[1], numbers[2], numbers[3], numbers[4] = self._base, self._step, self._number, self.attempts
+        self._times[0] = monotonic() + seconds
+
+
+class MarkedDraw(Marked):
+    """The same for a flatmap's function: each draw of what it returned is part of the call."""
+
+    def __call__(self, element: Any) -> Iterator[Any]:
+        """Call the function, and note each draw."""
+        self._arrive(self.chain.after - length_hint(self.chain.iterator) - 1)
+        return _Draw(self, element)
+
+    def again(self, element: Any) -> Iterator[Any]:
+        """Call it once more with the same element."""
+        self.attempts += 1
+        return _Draw(self, element)
+
+
+class _Draw:
+    """An iterator that is timed while it is drawn, not while the steps after it work."""
+
+    def __init__(self, marked: MarkedDraw, element: Any) -> None:
+        self._marked = marked
+        self._place = marked._base, marked._number, marked.attempts
+        self._left = marked._timeout
+        self._drawn = self._timed(lambda: iter(marked._func(element)))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._timed(self._drawn.__next__)
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        marked = self._marked
+        marked._base, marked._number, marked.attempts = self._place
+        started = monotonic()
+        marked._note(max(self._left, 0.0))
+        try:
+            return call()
+        finally:
+            marked._times[0] = math.inf
+            self._left -= monotonic() - started
+
+
+class Counting:
+    """A fold's function that notes how many times it was called, and when a call has to be over."""
+
+    def __init__(self, func: Any, step: int, marks: Marks, timeout: float | None) -> None:
+        self.__name__ = function_name(func)
+        self._func = func
+        self._step = step
+        self._numbers, self._times = marks.numbers, marks.times
+        self._timeout = math.inf if timeout is None else timeout
+        self._calls = -1
+        self._numbers[1], self._numbers[3], self._numbers[4] = 0, 0, 1
+
+    def __call__(self, value: Any, element: Any) -> Any:
+        """Call the function."""
+        self._calls += 1
+        self._numbers[0], self._numbers[2], self._numbers[3] = RUNNING, self._step, self._calls
+        self._times[0] = monotonic() + self._timeout
+        try:
+            return self._func(value, element)
+        finally:
+            self._times[0] = math.inf
+
+
+def marked(steps: Sequence[Step], marks: Marks, verdicts: Verdicts) -> list[Step]:
+    """Return the steps with functions that note their calls; set the `chain` of each."""
+    made = []
+    for position, step in enumerate(steps):
+        step = copy.copy(step)
+        kind = MarkedDraw if isinstance(step, FlatMap) else Marked
+        step.func = kind(step.func, position, step.policy.timeout, marks, verdicts)
+        made.append(step)
+    return made

@@ -1,0 +1,272 @@
+"""dask's clients: the current one, a new one for an address, the one of our local cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+import warnings
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import dask
+import distributed
+import distributed.comm
+import distributed.versions
+
+from parcoll.cluster import silence
+from parcoll.errors import ConnectError
+
+T = TypeVar("T")
+
+JOIN_SECONDS = 8.0  # a scheduler may be starting; a user who mistyped its address waits no longer
+# dask keeps trying to connect for that long, also to a worker that has died with a result: its 30 s
+# are for networks. On loopback an answer takes milliseconds.
+LOCAL_SECONDS = 5.0
+CLOSE_SECONDS = 2.0  # that a client has to say goodbye
+PLAIN_SECONDS = 0.5  # that a plain socket tries, to tell why there was no answer
+WITH_PORT = ("tcp", "tls", "ws", "wss")
+SCHEMES = (*WITH_PORT, "inproc", "ucx")
+SEND_SECONDS = 0.001  # between two messages of a client to its scheduler
+
+
+def is_client(value: Any) -> bool:
+    """Tell whether this is a `distributed.Client`."""
+    return isinstance(value, distributed.Client)
+
+
+def in_task() -> bool:
+    """Tell whether this thread runs a dask task."""
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+def current_client() -> Any:
+    """Return the client of the task that runs this, or else dask's current one; None without."""
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
+
+
+class Client(distributed.Client):
+    """A client that does not look for a scheduler that it has lost: its engine does, or tells the user.
+
+    dask's own would look for it on its own for some seconds, come back to a scheduler on which nothing of
+    ours is, or write its failure on the user's terminal. It has no setting for that; what is overridden
+    here is private, and tests/test_dask_facts.py fails when dask does without it.
+    """
+
+    _was_connected = False
+    silent_seconds: float | None = None  # for which its scheduler said nothing, where it was lost so
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if self._was_connected:
+            await asyncio.Event().wait()  # until the client is closed
+        await super()._ensure_connected(timeout=timeout)  # type: ignore[no-untyped-call]
+        self._was_connected = True
+
+
+def client_of(address: str, security: Any = None, seconds: float | None = None) -> Any:
+    """Return a new client of the scheduler at `address`, or say in one sentence why there is none.
+
+    It does not become dask's current client: the user's own stays what it was.
+    """
+    started = time.monotonic()
+    seconds = JOIN_SECONDS if seconds is None else seconds
+    address = _checked(address)
+    try:
+        server = _in_own_thread(_greet(address, security or distributed.Security(), seconds))
+        if server["type"] != "Scheduler":
+            raise ConnectError(
+                f"no dask scheduler is at {address!r}, but a dask {server['type'].lower()}: connect to its "
+                f"scheduler instead{_address_of_its(server)}"
+            )
+        left = max(seconds - (time.monotonic() - started), 1.0)
+        with warnings.catch_warnings():
+            # Versions are compared in `engine.joining`, in a sentence instead of a table.
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+            client = _started(address, security=security, timeout=left)
+        return client
+    except ConnectError:
+        raise
+    except Exception as error:
+        seconds = time.monotonic() - started
+        raise ConnectError(
+            f"no dask scheduler could be joined at {address!r} after {seconds:.0f} s: "
+            f"{_reason(error, address, security)}"
+        ) from error
+
+
+def _checked(address: str) -> str:
+    """Return the address without what may stand around it; refuse one that can be none."""
+    scheme, place = distributed.comm.parse_address(address.strip())
+    place = place.rstrip("/")
+    if scheme not in SCHEMES:
+        raise ConnectError(
+            f"no dask scheduler can be at {address!r}: {scheme!r} is none of {', '.join(SCHEMES)}"
+        )
+    if scheme in WITH_PORT:
+        try:
+            host, port = distributed.comm.parse_host_port(place)
+            possible = bool(host) and " " not in host and 0 < port < 65536
+        except ValueError:
+            possible = False
+        if not possible:
+            raise ConnectError(
+                f"no dask scheduler can be at {address!r}: that is no host and port, as in tcp://host:8786"
+            )
+    return f"{scheme}://{place}"
+
+
+def _address_of_its(server: dict[str, Any]) -> str:
+    return f", {server['scheduler']}" if isinstance(server.get("scheduler"), str) else ""
+
+
+def _reason(error: BaseException, address: str, security: Any) -> str:
+    """Say in words what dask's error means."""
+    encrypted = address.startswith("tls://")
+    if encrypted and isinstance(error, TypeError) and security is None:
+        return "a tls:// address needs security=, or certificates in dask's configuration"
+    if isinstance(error, distributed.comm.core.FatalCommClosedError) and "certificate" in str(error):
+        return "its TLS certificate is not the one that security= trusts, or it does not trust ours"
+    no_tls = isinstance(error, distributed.comm.core.FatalCommClosedError) or "SSL" in str(error)
+    if encrypted and no_tls:
+        return "it does not speak TLS, so its address may begin with tcp:// instead"
+    if isinstance(error, distributed.comm.CommClosedError):
+        hint = "" if encrypted else "; if it speaks TLS, its address begins with tls://"
+        return f"what listens there closed the connection{hint}"
+    if isinstance(error, _NoGreeting):
+        return "something listens there that does not answer as dask does"
+    # dask says that it has tried for so many seconds, whatever stood in the way.
+    scheme, place = distributed.comm.parse_address(address)
+    try:
+        if isinstance(error, OSError) and scheme in WITH_PORT:
+            socket.create_connection(distributed.comm.parse_host_port(place), timeout=PLAIN_SECONDS).close()
+    except socket.gaierror as plain:
+        return f"its host is not known here ({plain.strerror})"
+    except ConnectionRefusedError:
+        return "nothing listens there"
+    except OSError:
+        pass
+    return f"{type(error).__name__}: {error or 'no answer'}"
+
+
+class _NoGreeting(TimeoutError):
+    """A connection was made, and nothing came through it that dask would send."""
+
+
+async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
+    """Return what a server says of itself."""
+    arguments = security.get_connection_args("client")
+    # The timeout of connect() does not cover a server that accepts and then says nothing.
+    connecting = distributed.comm.connect(address, timeout=seconds, **arguments)
+    try:
+        # A second more, so that one which is never made says so itself.
+        comm = await asyncio.wait_for(connecting, seconds + 1)
+    except TimeoutError as error:
+        if isinstance(error.__cause__ or error, asyncio.CancelledError) or not str(error):
+            raise _NoGreeting from error
+        raise
+    except (OSError, TypeError, RuntimeError):
+        raise
+    except Exception as error:  # what it said was taken for a length (MemoryError), or for msgpack
+        raise _NoGreeting from error
+    try:
+        await comm.write({"op": "identity", "reply": True})
+        found: Any = await asyncio.wait_for(comm.read(), seconds)
+    finally:
+        await comm.close()
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise _NoGreeting
+    return found
+
+
+def _in_own_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where this thread has an event loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def close_lost(client: Any) -> None:
+    """Close a client whose scheduler may be gone, without a word of that on the user's terminal."""
+    logger = logging.getLogger("distributed.client")
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        # A peer that says nothing; a client that Ctrl-C has stopped when half of it was made.
+        with contextlib.suppress(OSError, TimeoutError, RuntimeError, AttributeError):
+            client.close(timeout=CLOSE_SECONDS)
+    finally:
+        logger.removeFilter(nothing)
+        # Where a client has given up by itself, or did not start, dask's close() does nothing: the thread of
+        # its event loop, and three descriptors, would stay. Nothing public ends it.
+        if (runner := getattr(client, "_loop_runner", None)) is not None:
+            runner.stop(timeout=1)
+
+
+def client_of_host(address: str, security: Any) -> Any:
+    """Return a client of the local cluster's scheduler."""
+    # BatchedSend keeps the last 1000 messages that it sent, our partitions: 500 MB after a while.
+    with dask.config.set({"distributed.admin.low-level-log-length": 5}):
+        return _started(address, security=security, direct_to_workers=True, timeout=LOCAL_SECONDS)
+
+
+class _Quiet(logging.Filter):
+    """Keeps dask from logging, with a traceback, that the connection of a client of ours is closed.
+
+    Its cluster is gone, which an error of ours says, or parcoll's own log where another one is started.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected: set[str] = set()  # addresses
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Drop the record of such a connection, also of one that was not used yet when Ctrl-C came."""
+        message = str(record.msg)
+        if message.startswith("Closing dangling stream") and any(name in message for name in self.expected):
+            return False
+        comm = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        return getattr(comm, "peer_address", None) not in self.expected
+
+
+_quiet = _Quiet()
+for _name in ("distributed.batched", "distributed.comm.tcp"):
+    logging.getLogger(_name).addFilter(_quiet)
+
+
+def _started(address: str, **settings: Any) -> Any:
+    """Return a client of ours; one that does not start, or that Ctrl-C stops, is closed here and now.
+
+    Collected some time later, its end can deadlock with the start of another (both take LoopRunner's lock).
+    """
+    client: Any = Client.__new__(Client)
+    _quiet.expected.add(address)
+    try:
+        client.__init__(address, set_as_default=False, name="parcoll", **settings)
+    except BaseException:
+        close_lost(client)
+        raise
+    _quiet.expected.add(client.scheduler.address)  # the one given may have had a name, or no protocol
+    client.loop.add_callback(silence.watch, client)
+    return _prompt(client)
+
+
+def _prompt(client: Any) -> Any:
+    """Have a client of ours send what it has to say sooner; it then says it in more messages.
+
+    dask has no public setting for it, and says 10 ms: tasks that follow a release of futures, or
+    other tasks, reached the scheduler that much later, while its workers had nothing to do.
+    """
+    client.scheduler_comm.interval = SEND_SECONDS
+    return client

@@ -1,0 +1,193 @@
+"""Which engine evaluates: client=, the innermost connect, dask's client, dask's config, a local cluster."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from parcoll.cluster.renewing import LocalEngine
+from parcoll.evaluation.engine import Engine
+from parcoll.evaluation.inline import InlineEngine
+from parcoll.local.imports import import_whole
+from parcoll.worker import program
+from parcoll.worker.program import is_loading
+
+SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
+
+_lock = threading.RLock()
+_default: LocalEngine | None = None  # started by the first evaluation that finds nothing else
+_joined: dict[str, tuple[int, Any]] = {}  # engines by address from dask's config, with their process
+_connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
+_abandoned: list[Any] = []  # a parent's engines in a forked child: never used, never collected
+
+
+def engine_for(client: Any) -> Engine:
+    """Return the engine for an evaluation that was given this client, or None."""
+    if _must_not_wait():
+        return InlineEngine()
+    if client is not None:
+        return engine_of_client(client)
+    innermost = current_connection()
+    if innermost is not None:
+        engine: Engine = innermost.engine
+        return engine
+    current = _dask_client()
+    if current is not None:
+        return engine_of_client(current)
+    return _from_config() or _local()
+
+
+def describe_engine(client: Any) -> str:
+    """Say which engine `engine_for` would return; starts and joins nothing."""
+    if _must_not_wait():
+        return "this process: waiting for a worker would never end here"
+    if client is not None:
+        return f"the client given, {_address(client)}"
+    innermost = current_connection()
+    if innermost is not None:
+        return f"connect(), {innermost.address}"
+    current = _dask_client()
+    if current is not None:
+        return f"dask's current client, {_address(current)}"
+    import dask
+
+    if dask.config.get("scheduler", None) in SYNCHRONOUS:
+        return "this process, as dask's configuration says"
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS") or dask.config.get("scheduler-address", None)
+    if address:
+        return f"the scheduler in dask's configuration, {address}"
+    running = _default is not None and _default.usable
+    return f"a local cluster, {'running' if running else 'started by the first evaluation'}"
+
+
+def _address(client: Any) -> str:
+    return getattr(getattr(client, "scheduler", None), "address", "which is not connected")
+
+
+def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> Engine:
+    """Return an engine for a `distributed.Client`; `ship` adds modules to those that are sent."""
+    from parcoll.cluster.remote import joined_engine
+
+    return joined_engine(client, ship)
+
+
+def current_connection() -> Any:
+    """Return the innermost connection that this process opened; None without one."""
+    with _lock:
+        for pid, connection in reversed(_connected):
+            if pid == os.getpid():
+                return connection
+    return None
+
+
+def enter(connection: Any) -> None:
+    """Make a connection the innermost."""
+    with _lock:
+        _connected.append((os.getpid(), connection))
+
+
+def leave(connection: Any) -> None:
+    """Take a connection out of force, wherever it stands."""
+    with _lock:
+        _connected[:] = [entry for entry in _connected if entry[1] is not connection]
+
+
+def _dask_client() -> Any:
+    if "distributed" not in sys.modules:
+        return None  # no client can exist
+    from parcoll.cluster.clients import current_client
+
+    return current_client()
+
+
+def _must_not_wait() -> bool:
+    """Tell whether waiting for another task would never end, here in a worker.
+
+    So it is while a task imports a module whose top level evaluates (other tasks wait for that
+    import), and in a thread that a user's function started: it cannot leave the worker's thread
+    pool to the tasks that it would wait for.
+    """
+    if is_loading() or program.isolated:
+        return True
+    if "distributed" not in sys.modules:
+        return False
+    from parcoll.cluster.clients import in_task
+
+    if in_task():
+        return _importing(sys._getframe())
+    return "parcoll.local.host_main" in sys.modules
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _from_config() -> Engine | None:
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    import_whole("dask")  # 0.05 s, part of what the client needs anyway
+    import dask
+
+    if dask.config.get("scheduler", None) in SYNCHRONOUS:
+        return InlineEngine()
+    address = address or dask.config.get("scheduler-address", None)
+    return _engine_at(address) if address else None
+
+
+def _engine_at(address: str) -> Engine:
+    with _lock:
+        pid, joined = _joined.get(address, (0, None))
+        if joined is not None and pid != os.getpid():
+            _abandoned.append(joined)
+            joined = None
+        if joined is None or not joined.connected:
+            from parcoll.cluster.clients import client_of, close_lost
+
+            if joined is not None:
+                del _joined[address]
+                close_lost(joined.client)
+            joined = engine_of_client(client_of(address))
+            _joined[address] = (os.getpid(), joined)
+        engine: Engine = joined
+        return engine
+
+
+def _local() -> Engine:
+    global _default
+    with _lock:
+        if _default is None or not _default.usable:
+            if _default is not None:
+                _abandoned.append(_default)
+            _default = LocalEngine()
+        return _default
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it
+
+
+@atexit.register
+def _close_all() -> None:
+    for pid, connection in list(_connected):
+        if pid == os.getpid():
+            connection.close()
+    for pid, engine in list(_joined.values()):
+        if pid == os.getpid():
+            from parcoll.cluster.clients import close_lost
+
+            close_lost(engine.client)
+    if _default is not None and _default.usable:
+        _default.close()

@@ -1,0 +1,119 @@
+"""The bag: extended by each chained call, and read back as what the engine has to run.
+
+The one place that knows the shape of dask's graphs. It leans on two things that dask does
+not document as public, `Task` and its `func`, `args` and `dependencies` (dask's own collections are made
+of them); tests/test_dask_facts.py fails when they change.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import dask
+from dask._task_spec import Task
+from dask.bag import Bag
+
+from parcoll.chain.steps import Step
+from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
+from parcoll.evaluation.reader import Source
+from parcoll.text import key_words
+from parcoll.worker.tasks import elements_of
+
+_numbers = itertools.count()
+
+
+def bag_of(node: Node) -> Bag:
+    """Return the bag that a node stands for: one layer for each step."""
+    row = list(itertools.takewhile(lambda node: node.bag is None, node.back()))
+    for one in reversed(row):
+        with one.lock:
+            if one.bag is not None:
+                continue
+            if one.before is not None and one.step is not None:
+                one.bag = extend(one.before.bag, one.step)
+            elif isinstance(one.source, Source):
+                one.bag = bag_of_source(one.source)
+            else:
+                one.bag = one.source
+    bag: Bag = node.bag
+    return bag
+
+
+def bag_of_source(source: Source) -> Bag:
+    """Return a bag whose one partition stands for all that the source will give.
+
+    `Bag.from_sequence` is never used: it calls `list()`, and runs elements that look like tasks.
+    """
+    name = f"source-{next(_numbers)}"
+    layer: dict[Any, Any] = {(name, 0): Task((name, 0), source)}
+    return Bag(layer, name, 1)
+
+
+def bag_of_kept(references: list[Any]) -> Bag:
+    """Return a bag of results that earlier tasks keep: futures, or values in this process."""
+    name = f"kept-{next(_numbers)}"
+    layer: dict[Any, Any] = {
+        (name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(references)
+    }
+    return Bag(layer, name, len(references))
+
+
+def extend(bag: Bag, step: Step) -> Bag:
+    """Return the bag with one more layer."""
+    longer: Bag = bag.map_partitions(step, token=key_words(step.words))
+    return longer
+
+
+def plan_of(bag: Bag) -> Plan:
+    """Walk the bag's graph from its last layer down to what is not a step of ours."""
+    graph = bag.dask.to_dict()
+    steps: list[Step] = []
+    name, node = bag.name, graph.get((bag.name, 0))
+    while isinstance(node, Task) and isinstance(node.func, Step):
+        steps.append(node.func)
+        ((name, _),) = node.dependencies
+        node = graph[(name, 0)]
+    steps.reverse()
+    return Plan(_origin(bag, graph, name, node), tuple(steps))
+
+
+def _origin(bag: Bag, graph: dict[Any, Any], name: str, node: Any) -> Any:
+    if isinstance(node, Task):
+        if isinstance(node.func, Source):
+            return node.func
+        if node.func is elements_of:
+            return KeptPartitions([graph[(name, i)].args[0] for i in range(bag.npartitions)])
+    # Layers above the base are ours: they stay here, since a scheduler may have no parcoll to read them.
+    keys = [(name, i) for i in range(bag.npartitions)]
+    return bag_partitions(Bag(bag.dask.cull(keys), name, bag.npartitions))
+
+
+def bag_partitions(bag: Bag) -> BagPartitions:
+    """Optimize a user's bag as dask would, and take it apart by partition."""
+    keys = [(bag.name, i) for i in range(bag.npartitions)]
+    graph = dict(bag.__dask_optimize__(bag.__dask_graph__(), keys))
+    return BagPartitions(bag, [(_needed(graph, key), key) for key in keys])
+
+
+def _needed(graph: dict[Any, Any], key: Any) -> dict[Any, Any]:
+    needed: dict[Any, Any] = {}
+    todo = [key]
+    while todo:
+        current = todo.pop()
+        if current in needed or current not in graph:  # absent: a future's key, on the cluster
+            continue
+        needed[current] = node = graph[current]
+        todo.extend(node.dependencies)
+    return needed
+
+
+def compute_partition(graph: dict[Any, Any], key: Any) -> Any:
+    """Compute one partition of a user's bag in this process."""
+    return dask.get(graph, key)
+
+
+def persist_here(bag: Bag) -> Bag:
+    """Compute a user's bag in this process, once."""
+    computed: Bag = dask.persist(bag, scheduler="synchronous")[0]
+    return computed

@@ -1,0 +1,224 @@
+"""Where an evaluation's jobs come from: elements that are cut into partitions, or partitions that exist."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from parcoll.chain.place import Place
+from parcoll.errors import SerializationError
+from parcoll.evaluation.engine import Job
+from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
+from parcoll.evaluation.sizing import Sizer
+from parcoll.text import short_repr
+from parcoll.wire.payload import Payload, Shared, first_unpicklable, pickled
+from parcoll.worker.outcome import Outcome
+
+LARGE_BYTES = 16 * 2**20  # a partition beyond is compared with what a worker may hold
+UNPACKABLE = 0.5  # of it: a worker needs the bytes, and what is made of them
+
+
+class Feed(Protocol):
+    """Where jobs come from."""
+
+    ended: bool
+    slow: bool  # the source made us wait: deliver what is ready before reading on
+    error: BaseException | None  # raised once everything before it was delivered
+    reading: float  # seconds that the source took
+
+    def total(self) -> int | None:
+        """Return how many elements there are, where that is known."""
+
+    def next_job(self, threads: int) -> Job | None:
+        """Read one partition; None at the end."""
+
+    def nears_end(self, threads: int) -> bool:
+        """Tell whether the next partition is one of the last, with which the workers are to end together."""
+
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
+        """Take back the elements that a worker has not begun."""
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Cut the next partition off elements that were taken back."""
+
+    def renew(self) -> None:
+        """Have all jobs stand for what another cluster has, too."""
+
+    def returned(self, job: Job, outcome: Outcome) -> None:
+        """See an outcome that has come, while its job still has its elements."""
+
+
+class Rest:
+    """Elements that were read, and that a worker handed back."""
+
+    def __init__(self, elements: Sequence[Any], place: Place) -> None:
+        self.elements = elements
+        self.place = place
+        self.begun = 0  # elements of it that are in jobs
+        self.isolated = False  # those jobs run beside their workers
+
+    def __len__(self) -> int:
+        return len(self.elements) - self.begun
+
+
+class StreamFeed:
+    """Partitions cut from a stream of elements."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        sizer: Sizer,
+        pack: Callable[[Any], Any],
+        memory_limit: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self.ended = False
+        self.slow = False
+        self.error: BaseException | None = None
+        self.reading = 0.0
+        self._reader = reader
+        self._sizer = sizer
+        self._pack = pack
+        self._memory_limit = memory_limit
+        self._handed_back = 0  # elements
+
+    def total(self) -> int | None:
+        """Ask the source."""
+        unread = self._reader.remaining()
+        return None if unread is None else self._reader.position + unread
+
+    def next_job(self, threads: int) -> Job | None:
+        """Read as many elements as the sizer says, and pack them."""
+        size = self._sizer.next_size(self._remaining(), threads)
+        place = Place(self._reader.position)
+        started = time.perf_counter()
+        elements = self._reader.read(size, self._sizer.max_bytes(threads), self._sizer.exact)
+        took = time.perf_counter() - started
+        self.reading += took
+        self.slow = took > FLUSH_SECONDS / 2
+        if self._reader.ended:
+            self.ended = True
+            self.error = self._reader.error
+        return self._job(elements, place) if len(elements) else None
+
+    def nears_end(self, threads: int) -> bool:
+        """Ask the sizer."""
+        return self._sizer.nears_end(self._remaining(), threads)
+
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
+        """Unpickle what the worker did not begin."""
+        assert job.elements is not None
+        rest = Rest(job.elements.load()[outcome.read :], job.place.after(outcome.read))
+        rest.isolated = job.isolated  # there may be more of them
+        self._handed_back += len(rest)
+        return rest
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Cut a partition of the size that now seems right."""
+        size = min(self._sizer.next_size(self._remaining(), threads), len(rest))
+        part = rest.elements[rest.begun : rest.begun + size]
+        place = rest.place.after(rest.begun)
+        rest.begun += size
+        self._handed_back -= size
+        cut = self._job(part, place)
+        if cut is not None:
+            cut.isolated = rest.isolated
+        return cut
+
+    def returned(self, job: Job, outcome: Outcome) -> None:
+        """Do nothing."""
+
+    def _too_large(self, packed: Payload, elements: Sequence[Any], place: Place) -> Job | None:
+        """Name the element that no worker could unpack; the partition that there is before it."""
+        if isinstance(packed, Shared) and packed.segment is not None:
+            packed.segment.give_back()
+        limit = self._memory_limit()
+        sizes = [sum(map(len, pickled(element))) for element in elements]
+        position = next((at for at, size in enumerate(sizes) if size > UNPACKABLE * limit), None)
+        if position is None:
+            what = f"the partition of {len(elements)} elements from {place.element(0)}"
+            advice = "pass a smaller partition_size"
+        else:
+            what, advice = place.element(position), "make it smaller"
+        taken = sum(sizes) if position is None else sizes[position]
+        self.ended = True
+        self.error = SerializationError(
+            f"{what} of the source takes {taken >> 20:,} MiB packed, and a worker, which may hold "
+            f"{limit / 2**20:,.0f} MiB, needs twice as much to unpack it: {advice}, or raise memory_limit"
+        )
+        return self._job(elements[:position], place) if position else None
+
+    def renew(self) -> None:
+        """Do nothing: the elements are here."""
+
+    def _remaining(self) -> int | None:
+        unread = self._reader.remaining()
+        return None if unread is None else unread + self._handed_back
+
+    def _job(self, elements: Any, place: Place) -> Job | None:
+        try:
+            packed = self._pack(elements)
+            if packed.nbytes > LARGE_BYTES and packed.nbytes > UNPACKABLE * self._memory_limit():
+                return self._too_large(packed, elements, place)
+            budget = self._sizer.budget()
+            return Job(elements=packed, place=place, order=place.order, size=len(elements), budget=budget)
+        except Exception as error:
+            bad = first_unpicklable(elements)
+            position, cause = bad if bad is not None else (0, error)
+        self.ended = True
+        self.error = SerializationError(
+            f"{place.element(position)} of the source cannot be sent to the workers: "
+            f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
+        )
+        self.error.__cause__ = cause
+        return self._job(elements[:position], place) if position else None
+
+
+class PartitionFeed:
+    """Partitions that exist already: a bag's, or kept results."""
+
+    slow = False
+    error: BaseException | None = None
+    reading = 0.0
+
+    def __init__(
+        self, jobs: list[Job], origin: object, renewed: Callable[[list[Job]], object] | None = None
+    ) -> None:
+        """`renewed` makes anew what the jobs read on their cluster, and returns what holds it."""
+        self._jobs = deque(jobs)
+        self._origin = origin  # holds the futures of what the jobs read
+        self._renewed = renewed
+        self._all = jobs if renewed is not None else []
+        self.ended = not jobs
+
+    def total(self) -> int | None:
+        """Return None: their lengths are known where they are."""
+        return None
+
+    def next_job(self, threads: int) -> Job | None:
+        """Return the next partition's job."""
+        job = self._jobs.popleft()
+        self.ended = not self._jobs
+        return job
+
+    def renew(self) -> None:
+        """Make anew what the jobs read."""
+        if self._renewed is not None:
+            self._origin = self._renewed(self._all)
+
+    def nears_end(self, threads: int) -> bool:
+        """Return False: their sizes cannot be changed."""
+        return False
+
+    def rest_of(self, job: Job, outcome: Outcome) -> Rest:
+        """Fail: such partitions run without a time budget."""
+        raise AssertionError("a partition of a bag was cut short")
+
+    def job_of(self, rest: Rest, threads: int) -> Job | None:
+        """Fail, for the same reason."""
+        raise AssertionError("a partition of a bag was cut short")
+
+    def returned(self, job: Job, outcome: Outcome) -> None:
+        """Do nothing."""

@@ -1,0 +1,176 @@
+"""`reduce` and `fold`: partitions that stay on the workers, joined there to one value."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from parcoll.evaluation.again import once_more
+from parcoll.evaluation.engine import Job, Session
+from parcoll.evaluation.run import UNSET, Run, loaded
+from parcoll.evaluation.window import Evaluation
+from parcoll.text import function_name, function_words
+from parcoll.watch.stats import Stats
+from parcoll.wire.payload import Packed, Payload, cannot_send
+from parcoll.worker.equality import same
+from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.program import Fold, Program
+
+LOST_VALUE = "has no value: what it had folded was on that cluster"
+
+
+def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
+    """Fold the results from left to right on the workers; only the value comes back."""
+    timeout = run.options.policy.timeout
+    fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial), timeout=timeout)
+    with run.watched(fold.label):
+        return once_more(
+            run, "reduce", LOST_VALUE, lambda: _join(run, run.evaluation(keep=True), fold, initial, "reduce")
+        )
+
+
+def fold(
+    run: Run,
+    func: Callable[[Any, Any], Any],
+    initial: Any,
+    combine: Callable[[Any, Any], Any] | None,
+) -> Any:
+    """Fold each partition where its results are, then combine the values in source order."""
+    start = _packed_initial(initial)
+    label = f"fold({function_name(func)})"
+    timeout = run.options.policy.timeout
+    parts: dict[str, Any] = {}
+    if combine is not None and not _is_neutral(combine, start):
+        # Partitions cannot start from a value that counts each time: one exact fold instead.
+        joined = Fold(func, label, start, timeout=timeout)
+    else:
+        one = Fold(func, label, start, combine, timeout)
+        parts = {"sink": "fold", "fold": one, "start_once": combine is None}
+        joining = func if combine is None else combine
+        joined = Fold(joining, f"{label}, combining with {function_name(joining)}", timeout=timeout)
+    with run.watched(label):
+        return once_more(
+            run,
+            "fold",
+            LOST_VALUE,
+            lambda: _join(run, run.evaluation(keep=True, **parts), joined, initial, "fold"),
+        )
+
+
+def _packed_initial(initial: Any) -> Packed | None:
+    if initial is UNSET:
+        return None
+    try:
+        return Packed.pack(initial)
+    except Exception as error:
+        raise cannot_send(initial, "the initial value", error) from error
+
+
+def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
+    """Tell whether `initial` may stand at the start of each partition without changing the answer.
+
+    The workers ask again with the values they get (`tasks._check_neutral`).
+    """
+    assert start is not None
+    try:
+        return same(combine(start.load(), start.load()), start.load())
+    except Exception:
+        return False
+
+
+def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
+    label = " ".join([run.options.name or "", name, function_words(fold.func)])
+    session = run.engine.open(Program((), fold=fold), label, keep=True)
+    joining = _Joining(session, run.stats, run.engine.fetch)
+    try:
+        with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
+            while True:
+                try:
+                    job, outcome = next(outcomes)
+                except StopIteration:
+                    break
+                except Exception:
+                    joining.finish()  # an error of `func` on the elements before the source's comes first
+                    raise
+                if not outcome.lost:
+                    joining.add(job.handle)
+                if outcome.failure is not None:
+                    joining.finish()
+                    raise outcome.failure.rebuild()
+            handle = joining.finish()
+        payload = run.engine.fetch(handle) if handle is not None else None
+    finally:
+        session.close()
+    if payload is not None:
+        return loaded(payload, f"the value of {name}()")[0]
+    if initial is UNSET:
+        raise TypeError(f"{name}() of empty iterable with no initial value")
+    packed = _packed_initial(initial)
+    assert packed is not None
+    return packed.load()
+
+
+class _Joining:
+    """The chain of joins: each takes the value so far and all the partitions ready by then.
+
+    One join runs at a time, since each needs the one before; up to `WAITING` partitions gather
+    behind it, and then the reading waits.
+
+    The scheduler remembers all tasks, and their data, that the value was made of, to make it again
+    if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as data.
+    """
+
+    WAITING = 16
+    MEMORY = 64
+
+    def __init__(self, session: Session, stats: Stats, fetch: Callable[[Any], Payload | None]) -> None:
+        self._session = session
+        self._stats = stats
+        self._fetch = fetch
+        self._joined = 0
+        self._value: Any = None
+        self._parts: list[Any] = []
+        self._busy = False
+        self._numbers = itertools.count()
+
+    def add(self, part: Any) -> None:
+        """Take one more kept partition."""
+        self._parts.append(part)
+        self._settle(block=len(self._parts) >= self.WAITING)
+        self._start()
+
+    def finish(self) -> Any:
+        """Join what is left and return the last value's handle, None where nothing was joined."""
+        self._settle(block=True)
+        self._start()
+        self._settle(block=True)
+        return self._value
+
+    def _start(self) -> None:
+        if self._parts and not self._busy:
+            job = Job("join", parts=[self._value, *self._parts], order=next(self._numbers))
+            self._joined += len(self._parts)
+            self._session.submit([job])
+            self._parts, self._busy = [], True
+
+    def _settle(self, block: bool) -> None:
+        if not self._busy:
+            return
+        started = time.perf_counter()
+        joined = self._session.completed(block)
+        self._stats.waited.workers += time.perf_counter() - started
+        for job, outcome in joined:
+            self._busy = False
+            self._value = job.handle
+            self._stats.add_join(outcome)
+            if job.losses:
+                self._stats.recover(job.losses, job.lost_workers)
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+            job.parts = ()
+            if self._joined >= self.MEMORY:
+                self._joined = 0
+                self._value = Kept(Outcome(), self._fetch(self._value), folded=outcome.produced)

@@ -1,0 +1,351 @@
+"""One evaluation with a checkpoint: what is saved comes first, from the disk; the rest runs, and is saved.
+
+While all that comes is on the disk, no engine is asked for: a run that was complete starts no cluster. From
+the first element on that has no result, the usual window runs (`run`), over a feed that passes by what is
+saved: where elements in the middle have results (those behind a piece that was damaged, or of a run that was
+`unordered`), they come as partitions that have their outcome already.
+
+An element that ends the evaluation is not saved, what came before it is. Where the chain has a flatmap,
+results of the failing element cannot be told from those before it, so that its partition is neither
+given nor saved, and runs again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from parcoll.chain.failures import packed as pack_failed
+from parcoll.chain.failures import unpacked
+from parcoll.chain.place import Place
+from parcoll.chain.steps import FlatMap, Step
+from parcoll.checkpoint import digest
+from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece, Record
+from parcoll.checkpoint.pieces import SavedResults as Results
+from parcoll.checkpoint.storage import folder_at
+from parcoll.errors import SerializationError
+from parcoll.evaluation.engine import Job
+from parcoll.evaluation.feed import StreamFeed
+from parcoll.evaluation.reader import Reader, Source
+from parcoll.log import logger
+from parcoll.watch.stats import Stats
+from parcoll.wire.payload import Packed, Plain
+from parcoll.worker.outcome import Outcome
+
+Delivery = tuple[Job, Outcome]
+
+
+def outcomes(
+    url: str,
+    source: Source,
+    steps: Sequence[Step],
+    stats: Stats,
+    evaluate: Callable[[Any, Any], Iterator[Delivery]],
+) -> Iterator[Delivery]:
+    """Give the outcome of each partition in order: the saved ones, then what `evaluate` makes of the rest.
+
+    `evaluate` gets the reader that is left and what saves its outcomes.
+    """
+    checkpoint = Checkpoint(folder_at(url), steps)
+    with checkpoint.folder.held():
+        checkpoint.open()  # before the source: a refusal leaves a one-pass source unread
+        reader = SavedReader(source.open(), checkpoint, stats)
+        checkpoint.check_length(reader.total())
+        stats.total = reader.total()
+        yield from reader.replay()
+        if not (checkpoint.saved and reader.at_end()):
+            rest = evaluate(reader, Saver(checkpoint, steps))
+            with closing(rest):  # type: ignore[type-var]
+                yield from rest
+        if reader.error is not None:
+            raise reader.error
+        checkpoint.finish(reader.position)
+
+
+class SavedReader(Reader):
+    """A source that is read up to where the next saved results begin; those it has compared and loaded."""
+
+    def __init__(self, reader: Reader, checkpoint: Checkpoint, stats: Stats) -> None:
+        self.ended = False
+        self._reader = reader
+        self._checkpoint = checkpoint
+        self._stats = stats
+        self._ahead: list[Any] = []  # read to see whether there is more
+        self._loaded: deque[Record] = deque()  # of the piece that begins where the source stands
+
+    @property
+    def position(self) -> int:  # type: ignore[override]
+        """How many elements were given."""
+        return self._reader.position - len(self._ahead)
+
+    @property
+    def error(self) -> Exception | None:  # type: ignore[override]
+        """What the source raised."""
+        return self._reader.error if self._reader.ended and not self._ahead else None
+
+    def total(self) -> int | None:
+        """Return how many elements the source has, where it knows."""
+        left = self._reader.remaining()
+        return None if left is None else self._reader.position + left
+
+    def remaining(self) -> int | None:
+        """Return how many elements are left to run, where the source knows."""
+        total, position = self.total(), self.position
+        if total is None:
+            return None
+        saved = sum(piece.end - piece.first for piece in self._checkpoint.pieces if piece.first >= position)
+        return max(total - position - saved, 0)
+
+    def read(self, size: int, max_bytes: int = sys.maxsize, exact: bool = False) -> Sequence[Any]:
+        """Return elements that have no saved results, up to those that do."""
+        following = self._next_piece()
+        if following is not None:
+            size = min(size, following.first - self.position)
+        if not self._ahead:
+            elements = self._reader.read(size, max_bytes, exact)
+        elif size == 1 or self._reader.ended:
+            elements, self._ahead = self._ahead, []
+        else:
+            first, self._ahead = self._ahead, []
+            elements = [*first, *self._reader.read(size - 1, max_bytes, exact)]
+        self.ended = self._reader.ended
+        end = self._checkpoint.end
+        if end is not None and self.position > end:
+            raise self._checkpoint.refusal(
+                f"has the results of another source: it ended after {end:,} elements, and now goes on"
+            )
+        return elements
+
+    def at_end(self) -> bool:
+        """Tell whether the source has no more elements; reads one to see where it does not know."""
+        left = self._reader.remaining()
+        if left is not None:
+            self.ended = left == 0
+        elif not self._ahead:
+            self._ahead = list(self.read(1))
+            self.ended = not self._ahead
+        return self.ended
+
+    def _next_piece(self) -> Piece | None:
+        position = self.position
+        while self._checkpoint.pieces and self._checkpoint.pieces[0].end <= position:
+            self._checkpoint.pieces.pop(0)
+        return self._checkpoint.pieces[0] if self._checkpoint.pieces else None
+
+    def replay(self) -> Iterator[Delivery]:
+        """Give what is saved from here on, up to the first element that is not."""
+        while (job := self.saved_job()) is not None:
+            assert job.saved is not None
+            yield job, job.saved
+
+    def saved_job(self) -> Job | None:
+        """Return the partition that begins where the source stands, with its saved outcome, if it has one."""
+        if not self._loaded:
+            piece = self._next_piece()
+            if piece is None or piece.first != self.position:
+                return None
+            records = self._checkpoint.load(piece)
+            if records is None:
+                return self.saved_job()
+            self._loaded.extend(records)
+        record = self._loaded.popleft()
+        self._compare(record)
+        outcome = Outcome(
+            read=record.count,
+            produced=record.produced,
+            flows=record.flows,
+            faults=record.faults,
+            failed_elements=record.failed_elements,
+            nbytes=record.nbytes,
+            results=Results(*(bytes(record.parts[0]), *record.parts[1:])) if record.parts else None,
+        )
+        self._stats.add_saved(outcome)
+        place = Place(record.first)
+        return Job(place=place, order=place.order, size=record.count, saved=outcome)
+
+    def _compare(self, record: Record) -> None:
+        """Read the elements whose results are saved, and refuse others."""
+        elements: list[Any] = []
+        whole: Sequence[Any] = elements
+        while len(elements) < record.count and not self._reader.ended:
+            whole = self._reader.read(record.count - len(elements), sys.maxsize, True)
+            if len(whole) == record.count:
+                break
+            elements += whole
+            whole = elements
+        if self._reader.error is not None and len(whole) < record.count:
+            raise self._reader.error
+        if len(whole) < record.count:
+            raise self._checkpoint.refusal(
+                f"has the results of another source: it had {record.end:,} elements or more, and ends after "
+                f"{self._reader.position:,}"
+            )
+        if digest.of_elements(whole) != record.digest:
+            which = (
+                f"element {record.first} is another one"
+                if record.count == 1
+                else f"elements {record.first} to {record.end - 1} are not the same"
+            )
+            raise self._checkpoint.refusal(f"has the results of another source: {which}")
+
+
+class ResumingFeed(StreamFeed):
+    """Partitions of what has no results yet, and between them those that do."""
+
+    def __init__(self, reader: SavedReader, steps: Sequence[Step], limit: int | None, *settings: Any) -> None:
+        super().__init__(reader, *settings)
+        self._saved = reader
+        self._flat = any(isinstance(step, FlatMap) for step in steps)
+        self._limit = limit
+
+    def total(self) -> int | None:
+        """Ask the source."""
+        return self._saved.total()
+
+    def next_job(self, threads: int) -> Job | None:
+        """Return the partition that comes next, with its outcome where that is saved."""
+        started = time.perf_counter()
+        job = self._saved.saved_job()
+        if job is not None:
+            self.reading += time.perf_counter() - started
+            return job
+        return super().next_job(threads)
+
+    def _job(self, elements: Any, place: Place) -> Job | None:
+        job = super()._job(elements, place)
+        if job is not None and job.size is not None:
+            job.digest = digest.of_elements(elements if len(elements) == job.size else elements[: job.size])
+            if isinstance(job.elements, Plain):  # of which a function of the chain may change the elements
+                job.copy = _copy(elements)
+        return job
+
+    def returned(self, job: Job, outcome: Outcome) -> None:
+        """Note what is to be saved of an outcome, while the job still has its elements."""
+        job.record = self._record(job, outcome)
+
+    def _record(self, job: Job, outcome: Outcome) -> Record | None:
+        settled = self._settled(outcome)
+        if settled is None or not settled.read:
+            return None
+        found = job.digest
+        if settled.read != job.size:
+            elements = (job.copy or job.elements).load()  # type: ignore[union-attr]
+            found = digest.of_elements(elements[: settled.read])
+        return Record(
+            job.place.base,
+            settled.read,
+            found or b"",
+            settled.produced,
+            settled.flows,
+            settled.faults,
+            settled.failed_elements,
+        )
+
+    def _settled(self, outcome: Outcome) -> Outcome | None:
+        """Return what is to be saved: without the element that ended the evaluation, None for nothing."""
+        if outcome.failure is None:
+            cut = self._flat and self._limit is not None and outcome.produced >= self._limit
+            return None if cut else outcome  # the last element of a partition cut short may give more
+        position = outcome.failed_step
+        if self._flat or outcome.lost or position is None or position >= len(outcome.flows):
+            return None
+        return _without_last(outcome, position)
+
+
+def _copy(elements: Any) -> Packed | None:
+    try:
+        return Packed.pack(elements)
+    except Exception:  # it need not travel here
+        return None
+
+
+def _without_last(outcome: Outcome, position: int) -> Outcome:
+    """Take the last element out of the counts, which failed in the step at `position`."""
+    flows = [(entered - 1, left - 1) for entered, left in outcome.flows[:position]]
+    entered, left = outcome.flows[position]
+    flows += [(entered - 1, left), *outcome.flows[position + 1 :]]
+    faults = [list(counts) for counts in outcome.faults]
+    raised = outcome.raised
+    faults[position][0] -= 1
+    faults[position][2] -= raised.attempts - 1 if raised is not None else 0
+    failed = unpacked(outcome.failed_elements)
+    for element in failed:
+        if element.place.base == outcome.ended_at:
+            faults[element.step_index][2] -= element.attempts - 1
+            if element.step_index != position:  # it had failed in an earlier step, and was replaced there
+                faults[element.step_index][0] -= 1
+                faults[element.step_index][1] -= 1
+    kept = [element for element in failed if element.place.base != outcome.ended_at]
+    return Outcome(
+        read=outcome.read - 1,
+        produced=outcome.produced,
+        flows=flows,
+        faults=[(one, two, three) for one, two, three in faults],
+        failed_elements=pack_failed(kept),
+    )
+
+
+class Saver:
+    """Puts the outcomes that are to be delivered on the disk, several at once."""
+
+    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
+        self._checkpoint = checkpoint
+        self._started = time.monotonic()
+        self._last = self._started - LONGEST_SECONDS
+        self._pid = os.getpid()
+
+    def delivers(self, held: Sequence[Delivery], idle: bool) -> bool:
+        """Tell whether these may be delivered, and then they are on the disk; `idle`: nothing else comes."""
+        now = time.monotonic()
+        pause = min(max(PIECE_SECONDS, (now - self._started) / 100), LONGEST_SECONDS)
+        failed = held[-1][1].failure is not None
+        if not (idle or failed or now - self._last >= pause or _nbytes(held) >= PIECE_BYTES):
+            return False
+        self._save(held)
+        self._last = time.monotonic()
+        return True
+
+    def close(self, held: Sequence[Delivery]) -> None:
+        """Save what was not delivered yet, as when Ctrl-C ends the evaluation."""
+        if os.getpid() != self._pid:  # a fork drops its copy of somebody else's evaluation
+            return
+        try:
+            self._save(held)
+        except Exception as error:  # another one is on its way
+            logger.warning("%s", error)
+
+    def _save(self, held: Sequence[Delivery]) -> None:
+        records = []
+        for job, outcome in held:
+            record, job.record = job.record, None
+            if record is not None:
+                record.parts = _parts(job, outcome)
+                records.append(record)
+            elif outcome.failure is not None:
+                outcome.results = None  # what is not saved is not given, or it would be given twice
+        if records:
+            self._checkpoint.save(records)
+
+
+def _nbytes(held: Sequence[Delivery]) -> int:
+    return sum(outcome.nbytes for job, outcome in held if job.saved is None)
+
+
+def _parts(job: Job, outcome: Outcome) -> list[Any]:
+    results: Any = outcome.results
+    if results is None:
+        return []
+    if not isinstance(results, Packed):  # values in this process, or packed in pieces
+        try:
+            results = Packed.pack(results.load())
+        except Exception as error:
+            raise SerializationError(
+                f"the results of the partition at {job.place.element(0)} cannot be saved in a checkpoint: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return [results.head, *(memoryview(buffer).cast("B") for buffer in results.buffers)]

@@ -1,0 +1,219 @@
+"""How many elements the next partition takes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+from parcoll.worker.outcome import Outcome
+
+TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core: 2 % of this
+# One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md): from 256 threads on
+# partitions grow with the threads, so that there are no more.
+TASKS_A_SECOND = 512
+TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
+WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
+LEAST_BYTES = 2**19
+MAX_ELEMENTS = 2**17
+GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
+LAST_SECONDS = 0.05  # partitions shrink towards the end of a sized source, down to this
+BUDGET_TARGETS = 2  # times its aim, after which a worker hands back what it has not begun
+SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
+SURER = 4  # a partition with that many times the elements is believed at once
+
+# Before anything is known of a function, its first element goes alone, so that its result comes at
+# once. Those behind it go in partitions of START elements, which a worker hands back after
+# START_SECONDS: the next partitions then have their final size, one round trip (15 ms) from the start.
+START = 2048
+START_SECONDS = 0.05
+START_SHARE = 16  # a thread: of a source with a length no more than that part goes at the start
+START_BYTES = 2**20
+START_WINDOW = 16  # partitions: nearly all of them come back as rests where there are many threads
+MOST_AT_ONCE = 64  # partitions submitted together: a scheduler that takes in more answers nobody meanwhile
+
+
+class Sizer(Protocol):
+    """Decides partition sizes from what the partitions before took."""
+
+    exact: bool  # a partition is filled to its size, however long its source takes
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return the size of the next partition; `remaining` elements are left where that is known."""
+
+    def max_bytes(self, threads: int) -> int:
+        """Return how many bytes the next partition may read."""
+
+    def budget(self) -> float | None:
+        """Return the seconds after which a worker hands back what it has not begun."""
+
+    def window(self, threads: int) -> int:
+        """Return how many partitions may be under way or waiting for the consumer."""
+
+    def refill(self, threads: int) -> int:
+        """Return how many places in the window should be free before more are filled, at once."""
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether the next partition is one of the last of a sized source."""
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Learn from a partition that has run."""
+
+
+def _window(threads: int) -> int:
+    # Two a thread keep the workers busy while the first result travels; as many again let them go
+    # on while one slow partition holds back those behind it.
+    return 4 * threads + 2
+
+
+class Fixed:
+    """The same number of elements in every partition: `partition_size=1000`."""
+
+    exact = True
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return the fixed size."""
+        return self._size
+
+    def window(self, threads: int) -> int:
+        """Return a constant number of partitions a thread."""
+        return _window(threads)
+
+    def max_bytes(self, threads: int) -> int:
+        """Return no bound: the size is what was asked for."""
+        return sys.maxsize
+
+    def budget(self) -> float | None:
+        """Return no bound: a partition stays as it is."""
+        return None
+
+    def refill(self, threads: int) -> int:
+        """Return 1: a place is filled as soon as it is free."""
+        return 1
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Return False: the size is fixed."""
+        return False
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Learn nothing."""
+
+
+class Adaptive:
+    """Sizes by time and bytes: `partition_size="auto"`.
+
+    Partitions grow as fast as results come back; towards the end of a sized source they shrink, so
+    that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+
+    `limit` is how many results are wanted: where few are, the first partitions stay small too.
+    `lasting` partitions are never cut short: dask runs them again when their results are lost, and then
+    they must take the same elements. So they start small, from one element on.
+    """
+
+    exact = False
+
+    def __init__(self, limit: int | None = None, lasting: bool = False) -> None:
+        start = START if limit is None else min(START, max(64, limit))
+        self._start = 1 if lasting else start
+        self._lasting = lasting
+        self._begun = False  # the first partition is under way
+        self._target = TARGET_SECONDS
+        self._largest = 0  # elements of the largest partition that has come back
+        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # an element takes
+        self._bytes = _Estimate(0.0, START_BYTES)  # an element takes, sent or received, whichever is more
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return a size that should take the time aimed at, and not more than `max_bytes`."""
+        self._target = max(TARGET_SECONDS, threads / TASKS_A_SECOND)
+        if not self._begun:
+            self._begun = True
+            return 1
+        if not self._largest:
+            share = START_SHARE * threads
+            return max(1, self._start if remaining is None else min(self._start, remaining // share))
+        size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
+        if remaining is not None:
+            size = min(size, self._share(remaining, threads))
+            if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
+                size = remaining  # not a last partition of next to nothing
+        return max(size, 1)
+
+    @property
+    def _least(self) -> int:
+        return int(LAST_SECONDS / self._seconds.value)
+
+    def _share(self, remaining: int, threads: int) -> int:
+        """Return the part of what is left that one worker may take, so that all end together."""
+        return max(-(-2 * remaining // (3 * threads)), self._least)
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether partitions have begun to shrink."""
+        if remaining is None or not self._largest:
+            return False
+        return self._share(remaining, threads) < self._wanted(threads)
+
+    def _wanted(self, threads: int) -> int:
+        wanted = min(int(self._target / self._seconds.value), MAX_ELEMENTS)
+        nbytes = self._bytes.value
+        return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
+
+    def max_bytes(self, threads: int) -> int:
+        """Return little at the start, and less for each partition where there are many."""
+        if not self._largest:
+            return START_BYTES
+        return min(TARGET_BYTES, max(LEAST_BYTES, WINDOW_BYTES // self._full_window(threads)))
+
+    def budget(self) -> float | None:
+        """Return little at the start, and then more than any partition should need."""
+        if self._lasting:
+            return None
+        return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
+
+    def window(self, threads: int) -> int:
+        """Return a smaller window while nothing is known: those ahead delay the first of the next size."""
+        if not self._largest:
+            return min(2 * threads, START_WINDOW)
+        growing = self._largest * GROWTH < self._wanted(threads)
+        return 2 * threads if growing else self._full_window(threads)
+
+    def refill(self, threads: int) -> int:
+        """Return a third of it: the messages for four partitions cost little more than for one."""
+        return max(1, min(self.window(threads) // 3, MOST_AT_ONCE))
+
+    def _full_window(self, threads: int) -> int:
+        return 4 * threads + 4
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Follow slower and larger elements at once, faster and smaller ones by halves."""
+        if not outcome.read:
+            return
+        self._largest = max(self._largest, outcome.read)
+        self._seconds.see(max(outcome.seconds / outcome.read, SMALLEST_TIME), outcome.read)
+        self._bytes.see(max(sent_bytes, outcome.nbytes) / outcome.read, outcome.read)
+
+
+class _Estimate:
+    """What one element takes: the worst seen lately, if it was worth measuring."""
+
+    def __init__(self, value: float, negligible: float) -> None:
+        self.value = value
+        self._negligible = negligible  # for a partition: less is mostly what each partition takes
+        self._elements = 0  # of the largest partition seen
+
+    def see(self, value: float, elements: int) -> None:
+        """Take in the mean over a partition; that of one element says little of a million."""
+        much_larger = elements >= SURER * self._elements
+        much_smaller = elements * SURER <= self._elements
+        self._elements = max(self._elements, elements)
+        if much_larger or value >= self.value:
+            if not much_smaller or value * elements > self._negligible:
+                self.value = value
+        elif not much_smaller:
+            self.value = (self.value + value) / 2
+
+
+def sizer_for(partition_size: int | str, limit: int | None = None, lasting: bool = False) -> Sizer:
+    """Return the sizer for a checked `partition_size` argument."""
+    return Adaptive(limit, lasting) if isinstance(partition_size, str) else Fixed(partition_size)

@@ -1,0 +1,283 @@
+"""One evaluation: reads ahead by a bounded window, keeps order, stops early, reports errors in place."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from parcoll.errors import ClusterLostError
+from parcoll.evaluation.again import MAX_LOSSES
+from parcoll.evaluation.engine import Engine, Job, Session
+from parcoll.evaluation.feed import Feed, Rest
+from parcoll.evaluation.sizing import Sizer
+from parcoll.log import logger
+from parcoll.watch.stats import Stats
+from parcoll.worker.outcome import Outcome
+from parcoll.worker.program import Program
+
+# Jobs go to the engine in groups: one message costs about as much as packing one small partition.
+GROUP_JOBS = 8
+GROUP_BYTES = 2**20
+GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
+POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
+THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
+
+
+class _Slot:
+    """A job's place in the order of results, or that of the elements which a worker handed back."""
+
+    __slots__ = ("job", "outcome", "rest")
+
+    def __init__(self, job: Job | None = None, rest: Rest | None = None) -> None:
+        self.job = job
+        self.outcome: Outcome | None = None
+        self.rest = rest
+
+
+class Saver(Protocol):
+    """What puts outcomes on a disk before they are delivered."""
+
+    def delivers(self, held: Sequence[tuple[Job, Outcome]], idle: bool) -> bool:
+        """Tell whether these may be delivered, and then they are saved; `idle`: to wait brings no more."""
+
+    def close(self, held: Sequence[tuple[Job, Outcome]]) -> None:
+        """Save what was not delivered; nothing is raised here."""
+
+
+class Evaluation:
+    """The window over one program's partitions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        program: Program,
+        make_feed: Callable[[], Feed],
+        sizer: Sizer,
+        stats: Stats,
+        *,
+        label: str,
+        ordered: bool = True,
+        keep: bool = False,
+        saver: Saver | None = None,
+    ) -> None:
+        self._engine = engine
+        self._program = program
+        self._make_feed = make_feed
+        self._sizer = sizer
+        self._stats = stats
+        self._label = label
+        self._ordered = ordered
+        self._keep = keep
+        self._saver = saver
+        self._held: list[tuple[Job, Outcome]] = []  # taken, to be delivered when they are saved
+        self._slots: deque[_Slot] = deque()  # in order; taken from the left
+        self._rests: deque[_Slot] = deque()  # those of them that wait to be cut into jobs, in order
+        self._by_job: dict[Job, _Slot] = {}
+        self._running = 0
+        self._waiting = False  # nothing can be done until an outcome comes
+        self._losses = 0  # clusters that were lost without an outcome between them
+        self._failed = False
+        self._threads = 1
+        self._threads_at = -THREADS_FOR
+
+    def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
+        """Give each partition's job and outcome, in source order unless unordered.
+
+        Reads, submits and waits in the thread that draws from it. A failure of an element comes as
+        an outcome; what the source raised is raised here, after everything before it.
+        """
+        # The session first: a function that cannot be sent leaves a one-pass source unread.
+        self._session = self._engine.open(self._program, self._label, self._keep)
+        lost: ClusterLostError | None = None
+        try:
+            self._feed = self._make_feed()
+            self._stats.total = self._feed.total()
+            waited = self._stats.waited
+            while True:
+                if lost is None:
+                    try:
+                        self._turn(self._session)
+                    except ClusterLostError as error:
+                        lost = self._begin_again(error)
+                        continue
+                waited.source = self._feed.reading
+                slot = self._take()
+                if slot is not None:
+                    assert slot.outcome is not None
+                    assert slot.job is not None
+                    self._held.append((slot.job, slot.outcome))
+                comes = lost is None and self._running and self._engine.in_background
+                for delivery in self._delivered(idle=slot is None and not comes):
+                    started, by_then = time.perf_counter(), waited.workers
+                    try:
+                        yield delivery
+                    finally:  # a fold waits for workers there
+                        waited.consumer += time.perf_counter() - started - (waited.workers - by_then)
+                if slot is not None:
+                    continue
+                if lost is not None:  # what had come by then was given
+                    raise lost
+                if self._held:
+                    time.sleep(POLL_SECONDS)
+                elif self._running:
+                    self._waiting = True
+                elif (self._feed.ended or self._failed) and not self._slots:
+                    break
+            if self._feed.error is not None:
+                raise self._feed.error
+        finally:
+            self._session.close()
+            if self._held and self._saver is not None:
+                self._saver.close(self._held)
+
+    def _delivered(self, idle: bool) -> list[tuple[Job, Outcome]]:
+        """Return what the consumer gets now: what was taken, once it is saved where there is a saver.
+
+        A saver may wait for more, but not where nothing comes by itself (`idle`).
+        """
+        if not self._held:
+            return []
+        if self._saver is not None and not self._saver.delivers(self._held, idle):
+            return []
+        held, self._held = self._held, []
+        return held
+
+    def _turn(self, session: Session) -> None:
+        """Take in what has come, wait for it where there is nothing else to do, and submit more."""
+        started = time.perf_counter()
+        self._collect(session, block=self._waiting)
+        if self._waiting:
+            self._stats.waited.workers += time.perf_counter() - started
+        self._waiting = False
+        if not (self._feed.slow and self._head_ready()):
+            self._fill(session)
+
+    def _begin_again(self, error: ClusterLostError) -> ClusterLostError | None:
+        """Open a session on another cluster, and send all that has no outcome yet; None where that went well.
+
+        Not where results are kept: they are gone with the cluster.
+        """
+        while True:
+            self._losses += 1
+            if not (self._keep or error.for_good):
+                self._stats.lose()
+            if self._keep or error.for_good or not self._engine.renews or self._losses > MAX_LOSSES:
+                return error
+            self._session.close()
+            try:
+                self._session = self._engine.open(self._program, self._label, self._keep)
+                self._feed.renew()
+                jobs = sorted(self._by_job, key=lambda job: job.order)
+                logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
+                self._running = len(jobs)
+                self._stats.recover(len(jobs))
+                for start in range(0, len(jobs), GROUP_JOBS):
+                    self._session.submit(jobs[start : start + GROUP_JOBS])
+            except ClusterLostError as again:  # this one too
+                error = again
+            else:
+                self._threads_at = -THREADS_FOR
+                return None
+
+    def _fill(self, session: Session) -> None:
+        threads = self._count_threads()
+        window = self._stats.window = self._sizer.window(threads)
+        # What was handed back is in memory already, so it need not wait for a place in the window.
+        while self._rests and self._running < window:
+            self._submit(session, self._cut_rest(threads))
+        free = window - len(self._slots)
+        if free < self._sizer.refill(threads) and self._running > 2 * threads:
+            return
+        group: list[Job] = []
+        nbytes, started = 0, time.perf_counter()
+        while self._may_read() and len(self._slots) < window:
+            # The last partitions wait until a worker needs them, since dask assigns a task when it comes.
+            if self._running + len(group) >= 2 * threads and self._feed.nears_end(threads):
+                break
+            job = self._feed.next_job(threads)
+            if job is not None and job.saved is not None:
+                self._slots.append(_Slot(job))
+                self._slots[-1].outcome = job.saved
+            elif job is not None:
+                self._slots.append(self._slot(job))
+                group.append(job)
+                nbytes += job.message_bytes
+            late = time.perf_counter() - started > GROUP_SECONDS
+            if len(group) >= GROUP_JOBS or nbytes > GROUP_BYTES or late or self._feed.slow:
+                self._submit(session, group)
+                group, nbytes, started = [], 0, time.perf_counter()
+                if self._feed.slow:
+                    break
+        self._submit(session, group)
+
+    def _cut_rest(self, threads: int) -> list[Job]:
+        """Return a group of jobs cut from the first of the rests, and give them their places."""
+        slot = self._rests[0]
+        assert slot.rest is not None
+        group: list[Job] = []
+        most = max(1, self._sizer.refill(threads))
+        while len(slot.rest) and len(group) < most:
+            job = self._feed.job_of(slot.rest, threads)
+            if job is not None:
+                self._slots.insert(self._slots.index(slot), self._slot(job))
+                group.append(job)
+        if not len(slot.rest):
+            self._rests.popleft()
+            self._slots.remove(slot)
+        return group
+
+    def _may_read(self) -> bool:
+        # After a failure nothing that is read now would ever be delivered.
+        return not self._feed.ended and not self._failed
+
+    def _submit(self, session: Session, group: list[Job]) -> None:
+        if group:
+            self._running += len(group)
+            self._stats.sent(len(group), sum(job.sent_bytes for job in group))
+            session.submit(group)
+
+    def _slot(self, job: Job) -> _Slot:
+        slot = self._by_job[job] = _Slot(job)
+        return slot
+
+    def _collect(self, session: Session, block: bool) -> None:
+        for job, outcome in session.completed(block) if self._running else ():
+            self._running -= 1
+            slot = self._by_job.pop(job)
+            slot.outcome = outcome
+            self._losses = 0
+            self._stats.add(outcome)
+            self._feed.returned(job, outcome)
+            if job.losses:
+                self._stats.recover(job.losses, job.lost_workers)
+            if outcome.failure is None:
+                self._sizer.observe(outcome, job.sent_bytes)
+                if not outcome.complete:
+                    rest = _Slot(rest=self._feed.rest_of(job, outcome))
+                    self._slots.insert(self._slots.index(slot) + 1, rest)
+                    self._rests = deque(other for other in self._slots if other.rest is not None)
+            else:
+                self._failed = True
+            job.release()
+
+    def _head_ready(self) -> bool:
+        return bool(self._slots) and self._slots[0].outcome is not None
+
+    def _take(self) -> _Slot | None:
+        """Remove and return the first slot that may be delivered."""
+        for position, slot in enumerate(self._slots):
+            if slot.outcome is not None:
+                del self._slots[position]
+                return slot
+            if self._ordered:
+                break
+        return None
+
+    def _count_threads(self) -> int:
+        now = time.monotonic()
+        if now - self._threads_at >= THREADS_FOR:
+            self._threads, self._threads_at = max(self._engine.threads(), 1), now
+            self._stats.threads = self._threads
+        return self._threads

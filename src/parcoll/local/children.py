@@ -1,0 +1,211 @@
+"""What the host's children do: serve as the scheduler, with a dashboard on demand, or as a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from parcoll.local.credentials import Credentials
+
+if TYPE_CHECKING:
+    from distributed.scheduler import Scheduler
+
+_DASHBOARD_PORT = 8787  # dask's own; any other one if it is taken
+NOT_STARTED = 87  # the exit code of a worker that could not start
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the parent asked for, with nothing left to be found out."""
+
+    n_workers: int
+    threads_per_worker: int
+    memory_limit: int  # bytes; 0 for none
+    credentials: Credentials
+    directory: str
+
+
+def most_memory(limit: int) -> float:
+    """Return where a worker's memory ends: a little below its limit, as dask's configuration says."""
+    import dask
+
+    part = dask.config.get("distributed.worker.memory.terminate")
+    return limit * part if part and limit else 0.0
+
+
+def options_of(message: dict[str, Any]) -> Options:
+    """Return the options that the parent's message means."""
+    import dask
+    from dask.system import CPU_COUNT
+    from dask.utils import parse_bytes
+    from distributed.system import MEMORY_LIMIT
+
+    n_workers = message["n_workers"] or CPU_COUNT
+    memory_limit = message["memory_limit"]
+    if memory_limit == "auto":
+        memory_limit = MEMORY_LIMIT // n_workers
+    elif isinstance(memory_limit, str):
+        memory_limit = parse_bytes(memory_limit)
+    elif memory_limit is None:
+        memory_limit = 0  # dask's word for no limit
+    elif memory_limit <= 1:
+        memory_limit = memory_limit * MEMORY_LIMIT
+    memory_limit = min(int(memory_limit), MEMORY_LIMIT)
+    base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    return Options(
+        n_workers=n_workers,
+        threads_per_worker=message["threads_per_worker"],
+        memory_limit=memory_limit,
+        credentials=Credentials(message["certificate"], message["key"]),
+        directory=os.path.join(os.path.abspath(base), f"parcoll-{os.urandom(8).hex()}"),
+    )
+
+
+def run_scheduler(report_fd: int, options: Options) -> None:
+    """Serve as the scheduler until it is closed; report the address, or why there is none."""
+    try:
+        asyncio.run(_serve_scheduler(report_fd, options))
+    except Exception as error:
+        report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+        with contextlib.suppress(OSError):
+            os.write(report_fd, json.dumps(report).encode())
+        raise
+
+
+def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
+    """Return dask's extensions but the one that keeps 5 kB for each submission to an idle cluster.
+
+    A live source makes one for each element. Only the dashboard's choice of metrics by span is lost.
+    """
+    return {name: extension for name, extension in extensions.items() if name != "spans"}
+
+
+async def _serve_scheduler(report_fd: int, options: Options) -> None:
+    from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
+
+    from parcoll.watch.publish import new_page
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Port 8787 is already in use"
+        scheduler = Scheduler(
+            host="127.0.0.1",
+            port=0,
+            protocol="tls://",
+            security=options.credentials.security(),
+            extensions=_without_spans(DEFAULT_EXTENSIONS),
+            dashboard=False,
+            dashboard_address=f"127.0.0.1:{_DASHBOARD_PORT}",
+            local_directory=os.path.join(options.directory, "scheduler"),
+        )
+    _add_dashboard(scheduler)
+    await scheduler
+    await scheduler.register_scheduler_plugin(new_page(), idempotent=True)
+    dashboard_port = scheduler.services["dashboard"].port
+    report = {"address": scheduler.address, "dashboard_port": dashboard_port}
+    os.write(report_fd, json.dumps(report).encode())
+    os.close(report_fd)
+    await scheduler.finished()
+
+
+def _add_dashboard(scheduler: Scheduler) -> None:
+    """Serve the dashboard, but import it (1 s, most of it bokeh) at the first visit only.
+
+    The application added here is asked for the paths that the scheduler does not know. At the first
+    such request it puts the real one in its place and has the browser ask again.
+    """
+    from tornado import web
+
+    loading = asyncio.Lock()
+
+    class FirstVisit(web.RequestHandler):
+        async def get(self) -> None:
+            if self.request.headers.get("Upgrade"):  # a page of an earlier cluster tries again
+                raise web.HTTPError(503)
+            async with loading:
+                if placeholder in scheduler.http_application.applications:
+                    await _load_dashboard(scheduler)
+                    scheduler.http_application.applications.remove(placeholder)
+            # One slash: "//host/" would lead elsewhere.
+            self.redirect("/" + (self.request.uri or "").lstrip("/"))
+
+    placeholder = web.Application([(r"/.*", FirstVisit)])
+    scheduler.http_application.add_application(placeholder)
+
+
+async def _load_dashboard(scheduler: Scheduler) -> None:
+    """Connect dask's dashboard to a scheduler that was started without.
+
+    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do
+    it later; ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when its parts change.
+    """
+    from distributed.http.utils import get_handlers
+    from tornado import web
+
+    try:
+        # In a thread: the scheduler serves its workers meanwhile.
+        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
+    except ImportError:
+        routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
+        scheduler.http_application.add_application(web.Application(routes))
+    else:
+        _allow_this_machine_only(scheduler.services["dashboard"].port)
+        dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
+
+
+def _allow_this_machine_only(port: int) -> None:
+    """Have the dashboard's live connections refuse the pages of other web sites, which dask lets in.
+
+    Not where the user's configuration says whom to let in, or that the dashboard is behind a proxy.
+    """
+    import dask
+
+    origins = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
+    as_it_comes = dask.config.get(origins) == ["*"]
+    if as_it_comes and "{host}" in dask.config.get("distributed.dashboard.link"):
+        dask.config.set({origins: [f"127.0.0.1:{port}", f"localhost:{port}"]})
+
+
+def run_worker(number: int, address: str, options: Options) -> None:
+    """Serve as a worker until it is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        # The -u of the template has print() write its arguments one by one, so that the lines of
+        # two workers mix.
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+    asyncio.run(_serve_worker(number, address, options))
+
+
+async def _serve_worker(number: int, address: str, options: Options) -> None:
+    from distributed.worker import DEFAULT_EXTENSIONS, Worker
+
+    from parcoll.worker.reports import Reports
+
+    try:
+        worker = await Worker(
+            address,
+            name=number,
+            nthreads=options.threads_per_worker,
+            memory_limit=options.memory_limit,
+            local_directory=worker_directory(options, number),
+            security=options.credentials.security(),
+            host="127.0.0.1",
+            extensions=_without_spans(DEFAULT_EXTENSIONS),
+            plugins=(Reports(),),
+            dashboard_address="127.0.0.1:0",
+        )
+    except Exception:
+        traceback.print_exc()
+        sys.exit(NOT_STARTED)
+    await worker.finished()
+
+
+def worker_directory(options: Options, number: int) -> str:
+    return os.path.join(options.directory, f"worker-{number}")

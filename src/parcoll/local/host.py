@@ -1,0 +1,195 @@
+"""The local cluster as its parent sees it: start the host process, wait for it, end it.
+
+The host (see ``host``) is a child with a session of its own. It lives as long as its standard
+input, a pipe from this process, stays open: whatever ends this process, ``kill -9`` included, ends
+the host and its workers too. Options and key travel through that pipe, reports come back through
+another one; nothing is on the command line, in the environment or on a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import weakref
+from dataclasses import dataclass
+
+from parcoll.errors import ClusterStartError
+from parcoll.local.credentials import Credentials
+from parcoll.local.host_process import HostProcess, forget_ended
+from parcoll.text import short_repr
+
+# The thread pools of numerical libraries would have each worker use all cores.
+_THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+_MOST = 10_000  # workers, and threads of one: more is a slip that would fill a machine with processes
+_MOST_BYTES = 2**63
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A local cluster that takes clients.
+
+    Attributes:
+        address: The scheduler's, ``tls://127.0.0.1:<port>``.
+        dashboard_link: The dashboard's, ``http://127.0.0.1:<port>/status``.
+        n_workers: How many workers there are.
+        memory_limit: What each of them may hold, in bytes; 0 for no limit.
+        credentials: What a client must show: ``Client(address, security=credentials.security())``.
+    """
+
+    address: str
+    dashboard_link: str
+    n_workers: int
+    memory_limit: int
+    credentials: Credentials
+
+
+class Host:
+    """A local cluster: a scheduler and its workers in processes of their own.
+
+    The constructor returns once the process is started, which is long before it is ready: import
+    what a client needs meanwhile. The cluster ends with ``close``, when this object is collected,
+    and when this process ends.
+
+    Args:
+        n_workers: How many worker processes; None for one for each core this process may use.
+        threads_per_worker: How many tasks a worker runs at once.
+        memory_limit: What one worker may hold: bytes, ``"4 GiB"``, a fraction of all memory,
+            None for no limit, ``"auto"`` for an equal share of the memory there is.
+
+    Raises:
+        TypeError, ValueError: An argument cannot be meant.
+        ClusterStartError: This system cannot run a local cluster.
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int = 1,
+        memory_limit: int | float | str | None = "auto",
+    ) -> None:
+        options = {
+            "n_workers": None if n_workers is None else _check_count("n_workers", n_workers),
+            "threads_per_worker": _check_count("threads_per_worker", threads_per_worker),
+            "memory_limit": _check_size(memory_limit),
+        }
+        _check_system()
+        forget_ended()
+        self._process = HostProcess(_environment(threads_per_worker))
+        weakref.finalize(self, self._process.hang_up).atexit = False
+        try:
+            with_numpy = "numpy" in sys.modules
+            self._process.send({"sys_path": _import_path(), "argv": sys.argv, "with_numpy": with_numpy})
+            self._credentials = Credentials.generate()
+            secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
+            self._process.send(options | secret)
+        except BaseException:
+            self._process.close()
+            raise
+
+    def wait_ready(self, timeout: float = 60) -> Ready:
+        """Return the address and the key once clients can connect; at once the second time.
+
+        Raises:
+            ClusterStartError: The host ended instead, or was not ready in time (it is closed then).
+        """
+        report = self._process.wait_ready(timeout)
+        return Ready(
+            address=report["address"],
+            dashboard_link=f"http://127.0.0.1:{report['dashboard_port']}/status",
+            n_workers=report["n_workers"],
+            memory_limit=report["memory_limit"],
+            credentials=self._credentials,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the host, which is also the id of its session and process group."""
+        return self._process.popen.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the host runs (it may not be ready yet)."""
+        return self._process.alive
+
+    @property
+    def failure(self) -> str | None:
+        """Why the host ended without being told to, or None."""
+        return None if self.alive or self.closed else self._process.why_ended()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the host, or its scheduler, has ended by a signal: another one may fare better."""
+        return self._process.was_killed
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, or this is a fork of the process that started the host."""
+        return self._process.closed
+
+    def close(self) -> None:
+        """End the host with all its processes; returns when they are gone (0.1 s, at most 3.5 s).
+
+        May be called again, and from any thread. In a fork of the process that started the host
+        it does nothing: the cluster is the starter's.
+        """
+        self._process.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "running" if self.alive else "ended"
+        return f"<Host pid={self.pid} {state}>"
+
+
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {short_repr(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {short_repr(value)}")
+    if value > _MOST:
+        raise ValueError(f"{name} must be at most {_MOST:,}, not {short_repr(value)}")
+    return value
+
+
+def _check_size(limit: int | float | str | None) -> int | float | str | None:
+    """Return a memory limit that dask will understand too."""
+    if limit is None:
+        return limit
+    if isinstance(limit, bool) or not isinstance(limit, int | float | str):
+        raise TypeError(f"memory_limit must be a size, not {type(limit).__name__}: {short_repr(limit)}")
+    if limit == "auto":
+        return limit
+    if not (_SIZE.fullmatch(limit.strip()) if isinstance(limit, str) else 0 <= limit < _MOST_BYTES):
+        raise ValueError(
+            "memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', "
+            f"not {short_repr(limit)}"
+        )
+    return limit
+
+
+def _check_system() -> None:
+    if not hasattr(os, "fork"):
+        raise ClusterStartError(
+            f"a local cluster needs Linux or macOS, and this is {sys.platform}: "
+            "connect() to a dask scheduler instead"
+        )
+    # A frozen program, and some that embed Python, would run themselves again and again.
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise ClusterStartError(
+            "a local cluster needs a Python interpreter to run, and sys.executable is "
+            f"{sys.executable!r}: connect() to a dask scheduler instead"
+        )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Return the environment of the host, which is not ours: ours stays as it is."""
+    return dict.fromkeys(_THREAD_POOLS, str(threads)) | dict(os.environ)
+
+
+def _import_path() -> list[str]:
+    """Return sys.path as another process must have it: "" means the current directory here."""
+    with contextlib.suppress(FileNotFoundError):
+        here = os.getcwd()
+        return [entry or here for entry in sys.path if isinstance(entry, str)]
+    return [entry for entry in sys.path if entry and isinstance(entry, str)]

@@ -1,0 +1,378 @@
+"""The host process: a template that imports dask once and forks a scheduler and workers from it.
+
+The template has one thread for life, so that a fork of it is clean. It replaces workers that die,
+and ends everything when its standard input ends (the parent is gone, or closed the cluster), when
+its parent changes, when the scheduler ends, and at SIGTERM. Run by ``local``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from parcoll.local.children import (
+    NOT_STARTED,
+    most_memory,
+    options_of,
+    run_scheduler,
+    run_worker,
+    worker_directory,
+)
+from parcoll.local.imports import lean_imports
+from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
+
+# Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
+# here, instead of in each of them.
+_PRELOADED = ("email.policy", "tornado.platform.asyncio")
+
+_CONFIG: dict[str, Any] = {
+    # BatchedSend and the scheduler keep that many past messages, data included: with 1000 of them
+    # 700 submits of 300 kB took 560 MB, with 5 it is 73 MB.
+    "distributed.admin.low-level-log-length": 5,
+    "distributed.diagnostics.computations.max-history": 1,
+    # A task that holds the GIL for 5 minutes would get its worker thrown out.
+    "distributed.scheduler.worker-ttl": None,
+    # A task within a task submits through a client in the worker.
+    "distributed.admin.large-graph-warning-threshold": "1 TB",
+    # The host lives exactly as long as its parent wants, and is found where it says it is.
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.scheduler.contact-address": None,
+    "distributed.scheduler.dashboard.tls.cert": None,
+    # dask keeps trying to connect for that long, also to a worker that is gone; its 30 s are for
+    # networks. Not shorter: a worker that holds the GIL answers late, and is alive.
+    "distributed.comm.timeouts.connect": "10s",
+    # A paused worker would wait for memory that its tasks hold: a hang, where no nanny ends it.
+    "distributed.worker.memory.pause": False,
+    # Each time an event loop wakes, it takes a core, or the GIL, from a task. At dask's intervals (20 ms
+    # to measure itself, 10 ms to sample for the profile page, ...) a busy worker gave way 500 times a
+    # second, and two on two cores took 26 % longer than bare processes; at these, 20 times and 17 %.
+    "distributed.admin.tick.interval": "5s",
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.profile.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "1s",
+    # A worker's directory is its own, and the template removes it: no need for locks.
+    "distributed.worker.use-file-locking": False,
+    # A worker cannot be kept from serving HTTP; it serves nothing then.
+    "distributed.worker.http.routes": [],
+}
+
+_GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL
+_MEMORY_SECONDS = 0.1  # how often it looks at what its workers take, as dask's nannies do
+_LOOK_SECONDS = 1.0  # how often the template checks that its parent is still the same
+# A worker that dies younger than this is replaced after a pause which doubles each time.
+_YOUNG_SECONDS = 1.0
+_PAUSE_SECONDS = (0.05, 1.0)
+# That many workers in a row that could not start, and the host gives up.
+_MAX_NOT_STARTED = 5
+
+
+@dataclass
+class _Worker:
+    number: int
+    started: float
+
+
+class _End(Exception):
+    """Ends the template; its text, if any, is what went wrong."""
+
+    def __init__(self, reason: str = "", killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed  # from outside: another cluster may fare better
+
+
+def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
+    """Run the template until the parent is gone; the second line of input has the options.
+
+    `with_numpy` where the parent uses it: so will its functions, and one import serves all workers.
+    """
+    os.set_inheritable(status_fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
+    with contextlib.nullcontext() if with_numpy else lean_imports():
+        _import_dask()
+    # The module that started us is gone from here: workers have an empty __main__.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline()
+    if not line:
+        os._exit(0)
+    _Template(status_fd, json.loads(line)).run()
+
+
+def _import_dask() -> None:
+    import dask
+    import distributed  # noqa: F401
+
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    dask.config.set(_CONFIG)
+    if not any("logging" in place for place in (dask.config.config, dask.config.get("distributed"))):
+        _quiet_logs()
+
+
+def _quiet_logs() -> None:
+    """Stay silent where parcoll reports: starts, ends and deaths of workers each log several lines.
+
+    dask's own configuration of its logs ("logging" in its yaml files) brings them back.
+    """
+    import logging
+
+    for name in ("distributed", "distributed.client", "distributed.gc"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Even critical: a cluster that is closed while tasks run still tries to send their outcomes.
+    for name in ("distributed.scheduler", "distributed.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+class _Template:
+    """The process that children are forked from, and that watches over them."""
+
+    def __init__(self, status_fd: int, message: dict[str, Any]) -> None:
+        self.status_fd = status_fd
+        self.parent = os.getppid()
+        self.options = options_of(message)
+        self.scheduler = 0  # the process id, once there is one
+        self.address = ""
+        self.workers: dict[int, _Worker] = {}
+        self.most_memory = most_memory(self.options.memory_limit)  # of a worker, in bytes; 0 for no limit
+        self.next_number = 0
+        self.due: list[float] = []  # when workers that died are to be replaced
+        self.pause = 0.0
+        self.not_started = 0
+        self.told_to_end = False
+        self.adopts_orphans = adopt_orphans()
+        self.scheduler_report, self._scheduler_report_of_child = os.pipe()
+        self.wakeup, self._wakeup_of_signals = os.pipe()
+        # Held open by the template alone: at its end in a child, the template is gone.
+        self._of_template, self._template_lives = os.pipe()
+
+    def run(self) -> NoReturn:
+        code, remains = 1, True
+        try:
+            self._handle_signals()
+            self._report(directory=self.options.directory)
+            os.mkdir(self.options.directory, 0o700)
+            gc.freeze()  # the children share these pages as long as no collection writes to them
+            gc.enable()
+            self._start_scheduler()
+            while True:
+                self._wait()
+        except _End as end:
+            if reason := str(end):
+                self._report(error=reason, killed=end.killed)
+            else:
+                code = 0
+        except BaseException as error:
+            self._report(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
+        finally:
+            remains = self._end_children()
+            shutil.rmtree(self.options.directory, ignore_errors=True)
+        if remains:  # programs that tasks started; this kills the template with them
+            os.killpg(0, signal.SIGKILL)
+        os._exit(code)
+
+    def _handle_signals(self) -> None:
+        for end in (self.wakeup, self._wakeup_of_signals):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._wakeup_of_signals, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._end_soon)
+
+    def _end_soon(self, *_: object) -> None:
+        self.told_to_end = True
+
+    def _report(self, **report: object) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone, or no longer reads
+            os.write(self.status_fd, json.dumps(report).encode() + b"\n")
+
+    def _wait(self) -> None:
+        """Wait for one thing to happen, and handle it."""
+        now = time.monotonic()
+        look = _MEMORY_SECONDS if self.most_memory and self.workers else _LOOK_SECONDS
+        seconds = max(0.0, min([look, *(due - now for due in self.due)]))
+        watched = [0, self.wakeup] + ([] if self.address else [self.scheduler_report])
+        readable, _, _ = select.select(watched, [], [], seconds)
+        # The parent's id changes when it dies, also if a fork of it kept a copy of the pipe open.
+        hung_up = 0 in readable and not os.read(0, 4096)
+        if hung_up or self.told_to_end or os.getppid() != self.parent:
+            raise _End
+        if self.wakeup in readable:
+            os.read(self.wakeup, 4096)
+        if self.scheduler_report in readable:
+            self._greet_scheduler()
+        self._bury_children()
+        self._end_large_workers()
+        self._replace_workers()
+
+    # The scheduler -------------------------------------------------------------------------------
+
+    def _start_scheduler(self) -> None:
+        self.scheduler = self._fork(partial(run_scheduler, self._scheduler_report_of_child, self.options))
+        os.close(self._scheduler_report_of_child)
+
+    def _greet_scheduler(self) -> None:
+        data = os.read(self.scheduler_report, 65536)  # one write, less than a pipe's 4 kB
+        if not data:
+            return  # it died, which SIGCHLD tells too, with the reason
+        report = json.loads(data)
+        if "error" in report:
+            self._report(**report)
+            raise _End(report["error"])
+        self.address = report["address"]
+        options = self.options
+        self._report(
+            **report, pid=os.getpid(), n_workers=options.n_workers, memory_limit=options.memory_limit
+        )
+        self.due = [0.0] * self.options.n_workers
+
+    # The workers ---------------------------------------------------------------------------------
+
+    def _replace_workers(self) -> None:
+        now = time.monotonic()
+        while self.address and self.due and min(self.due) <= now:
+            self.due.remove(min(self.due))
+            number, self.next_number = self.next_number, self.next_number + 1
+            pid = self._fork(partial(run_worker, number, self.address, self.options))
+            self.workers[pid] = _Worker(number, now)
+
+    def _bury_children(self) -> None:
+        for pid, status in _reap()[0]:
+            if pid == self.scheduler:
+                code = os.waitstatus_to_exitcode(status)
+                raise _End(f"its scheduler {how_ended(code)}", killed=code < 0)
+            if worker := self.workers.pop(pid, None):
+                self._plan_replacement(worker, os.waitstatus_to_exitcode(status))
+
+    def _end_large_workers(self) -> None:
+        """Kill workers that take more memory than they may, as a nanny does: what they run runs elsewhere."""
+        if self.most_memory:
+            for pid in self.workers:
+                if resident_bytes(pid) > self.most_memory:
+                    os.kill(pid, signal.SIGKILL)  # a child that was not reaped: it is there
+
+    def _plan_replacement(self, worker: _Worker, code: int) -> None:
+        shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
+        self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
+        if self.not_started >= _MAX_NOT_STARTED:
+            raise _End(f"its workers do not start ({self.not_started} attempts)")
+        now = time.monotonic()
+        least, most = _PAUSE_SECONDS
+        young = now - worker.started < _YOUNG_SECONDS
+        self.pause = min(most, max(least, 2 * self.pause)) if young else 0.0
+        self.due.append(now + self.pause)
+
+    # Children ------------------------------------------------------------------------------------
+
+    def _fork(self, body: Callable[[], None]) -> int:
+        """Return the process id of a new child that runs body and exits."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        template = os.getpid()
+        # A signal between the fork and the child's own handlers would be lost to the template's.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return pid
+        code = 1
+        try:
+            self._become_child(template)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            body()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _exit_now(code)
+
+    def _become_child(self, template: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        for descriptor in (
+            null,
+            self.status_fd,
+            self.wakeup,
+            self._wakeup_of_signals,
+            self.scheduler_report,
+            self._template_lives,
+        ):
+            os.close(descriptor)
+        _die_with(template, self._of_template)
+        if "numpy.random" in sys.modules:  # else each worker would draw the same numbers
+            sys.modules["numpy.random"].seed()
+
+    def _end_children(self) -> bool:
+        """End all children, by force after a second; return whether any process may be left."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)  # the programs that tasks started are in the group too
+        if not self._wait_for_children(_GRACE_SECONDS):
+            for pid in (self.scheduler, *self.workers):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._wait_for_children(_GRACE_SECONDS / 2)
+        return not (self.adopts_orphans and self._wait_for_children(0))
+
+    def _wait_for_children(self, seconds: float) -> bool:
+        """Wait until this process has no child, adopted or not; return whether it has none."""
+        deadline = time.monotonic() + seconds
+        while _reap()[1]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if select.select([self.wakeup], [], [], left)[0]:
+                os.read(self.wakeup, 4096)
+        return True
+
+
+# Processes --------------------------------------------------------------------------------------
+
+
+def _reap() -> tuple[list[tuple[int, int]], bool]:
+    """Return the children that ended, with their status, and whether there are any others."""
+    ended: list[tuple[int, int]] = []
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return ended, True
+            ended.append((pid, status))
+    return ended, False
+
+
+def _exit_now(code: int) -> NoReturn:
+    """Leave without the interpreter's own clean-up, which waits for threads that run tasks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _die_with(template: int, of_template: int) -> None:
+    """Have this child killed when the template is, ``kill -9`` included."""
+    if not die_with_parent(template):
+        threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)
+    os._exit(1)

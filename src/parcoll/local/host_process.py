@@ -1,0 +1,263 @@
+"""The host process as its parent holds it: started, kept alive by a pipe, waited for, ended."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from parcoll.errors import ClusterStartError
+from parcoll.system import how_ended
+
+# What the child runs. It takes this process's sys.path before it imports anything of ours; no
+# garbage collection while it imports (the host freezes what it has then, and collects after).
+_BOOT = """
+import gc, json, os, sys
+gc.disable()
+first = json.loads(open(0, "rb", buffering=0, closefd=False).readline() or "null")
+if first is None:
+    os._exit(0)
+sys.path[:], sys.argv[:] = first["sys_path"], first["argv"]
+try:
+    from parcoll.local.host_main import main
+    main(first["status_fd"], first.get("with_numpy", False))
+except BaseException as error:
+    import traceback
+    report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+    os.write(first["status_fd"], json.dumps(report).encode() + b"\\n")
+    os._exit(1)
+"""
+
+# The host needs up to 1.5 s to end when a worker holds the GIL; then its group is killed.
+_CLOSE_SECONDS = 3.0
+# How long one turn of a wait holds the lock on the status pipe, so that close() gets in between.
+_TURN_SECONDS = 0.2
+
+
+class HostProcess:
+    """The host process, the pipe that keeps it alive, and the pipe that it reports through."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.closed = False
+        self.ended = False  # the status pipe is at its end: the host is gone
+        self.reports: dict[str, Any] = {}
+        self._unread = b""
+        self.owner = os.getpid()
+        self._renew_locks()
+        stdin, keep_alive = _pipe()
+        status, self._status_of_child = _pipe()
+        # Lists, because pop() cannot close one descriptor twice, whatever thread calls it.
+        self._keep_alive, self._status = [keep_alive], [status]
+        try:
+            self.popen = subprocess.Popen(
+                _command(),
+                stdin=stdin,
+                stdout=_inherit_or_null(1),
+                stderr=_inherit_or_null(2),
+                env=environment,
+                pass_fds=[self._status_of_child],
+                start_new_session=True,
+            )
+        except OSError as error:
+            _close_all_of(self._keep_alive)
+            _close_all_of(self._status)
+            raise ClusterStartError(
+                f"the local cluster did not start: {sys.executable!r} could not be run ({error})"
+            ) from error
+        finally:
+            os.close(stdin)
+            os.close(self._status_of_child)
+        _live.add(self)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one line to the host; one that is gone already is wait_ready's to report."""
+        message["status_fd"] = self._status_of_child
+        line = json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):
+            while line:
+                line = line[os.write(self._keep_alive[0], line) :]
+
+    def wait_ready(self, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while "address" not in self.reports and not self.closed and not self.ended:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.close()
+                raise ClusterStartError(
+                    f"the local cluster was not ready after {timeout:g} s, so it was ended"
+                )
+            self._read_status(min(left, _TURN_SECONDS))
+        if self.closed:
+            raise ClusterStartError("the local cluster is closed")
+        if self.ended:
+            failure = ClusterStartError(self.why_ended())
+            if note := self.reports.get("note"):
+                failure.add_note(note)
+            raise failure
+        return self.reports
+
+    @property
+    def alive(self) -> bool:
+        # Who holds the lock reads the same pipe, so its last finding is fresh.
+        while not self.closed and not self.ended and self._reading.acquire(blocking=False):
+            self._reading.release()
+            if not self._read_status(0):
+                break
+        return not self.closed and not self.ended
+
+    def hang_up(self) -> None:
+        """Let the host end, without waiting for it; takes no lock, as the collector calls it."""
+        _close_all_of(self._keep_alive)
+
+    @property
+    def hung_up(self) -> bool:
+        return not self._keep_alive
+
+    def close(self) -> None:
+        if os.getpid() != self.owner:
+            return
+        with self._closing:
+            if self not in _live:
+                return
+            self.closed = True
+            try:
+                self.hang_up()
+                deadline = time.monotonic() + _CLOSE_SECONDS
+                while not self.ended and (left := deadline - time.monotonic()) > 0:
+                    self._read_status(min(left, _TURN_SECONDS))
+            finally:  # also when Ctrl-C ends the wait
+                self._end_now()
+
+    def abandon(self) -> None:
+        """In a fork: close the copies of the pipes, or the host would outlive its starter."""
+        self._renew_locks()
+        self.closed = True
+        _close_all_of(self._keep_alive)
+        _close_all_of(self._status)
+        self.popen.returncode = 0  # not a child of this process: nothing to wait for or warn of
+
+    def _renew_locks(self) -> None:
+        self._reading, self._closing = threading.Lock(), threading.Lock()
+
+    def _read_status(self, seconds: float) -> bool:
+        """Take what the host reports within that time; returns at the first report, or False."""
+        with self._reading, selectors.DefaultSelector() as selector:
+            if not self._status:
+                return False
+            selector.register(self._status[0], selectors.EVENT_READ)
+            ready = bool(selector.select(seconds))
+            if ready:
+                data = os.read(self._status[0], 65536)
+                *lines, self._unread = (self._unread + data).split(b"\n")
+                for line in lines:
+                    self.reports.update(json.loads(line))
+                self.ended = not data
+            return ready
+
+    def why_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(1)
+        code, error = self.popen.returncode, self.reports.get("error")
+        how = how_ended(code) if code is not None else "does not answer"
+        if "address" in self.reports:
+            return f"the local cluster ended: {error or 'its host process ' + how}"
+        return f"the local cluster did not start: {f'{error}; ' if error else ''}its host {how}"
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it, or its scheduler, has ended by a signal that this process did not send."""
+        if self.closed:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(1)
+        self._read_status(0)
+        return (self.popen.returncode or 0) < 0 or bool(self.reports.get("killed"))
+
+    def _end_now(self) -> None:
+        """Kill what is left of the host's process group and remove its directory."""
+        self.hang_up()
+        # Before the host is reaped its id, and so its group's, cannot belong to anyone else.
+        if self.popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        self._read_status(0)
+        if directory := self.reports.get("directory"):
+            shutil.rmtree(directory, ignore_errors=True)
+        with self._reading:
+            _close_all_of(self._status)
+        _live.discard(self)
+
+
+# Strong references: a host whose Host was collected still has to be waited for.
+_live: set[HostProcess] = set()
+
+
+def forget_ended() -> None:
+    """Reap the hosts that were let go and have ended."""
+    for process in list(_live):
+        if process.hung_up and not process.alive:
+            process.close()
+
+
+def _close_all() -> None:
+    mine = [process for process in list(_live) if process.owner == os.getpid()]
+    for process in mine:  # first all of them, so that they end side by side
+        process.hang_up()
+    for process in mine:
+        process.close()
+
+
+def _abandon_all() -> None:
+    for process in list(_live):
+        process.abandon()
+    _live.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _command() -> list[str]:
+    """Return the host's command: this interpreter, with the flags that change what code does."""
+    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
+    return [sys.executable, "-u", "-P", *optimize, *utf8, "-c", _BOOT]
+
+
+def _pipe() -> tuple[int, int]:
+    """Return a pipe whose ends are not 0, 1 or 2, also when this process has those closed."""
+    import fcntl  # not on Windows
+
+    ends = os.pipe()
+    try:
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends]
+    finally:
+        for end in ends:
+            os.close(end)
+    return high[0], high[1]
+
+
+def _close_all_of(descriptors: list[int]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            os.close(descriptors.pop())
+
+
+def _inherit_or_null(descriptor: int) -> int | None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return subprocess.DEVNULL
+    return None

@@ -1,0 +1,59 @@
+"""What goes on around an evaluation: its start and end are noted, logged, shown and published."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+
+from parcoll.evaluation.engine import Follower
+from parcoll.log import logger
+from parcoll.watch.bar import Bar
+from parcoll.watch.progress import wanted
+from parcoll.watch.stats import FailureReport, State, Stats
+from parcoll.watch.table import headline
+
+
+class Watch:
+    """A context around one evaluation, which ends it in `stats` however it is left."""
+
+    def __init__(self, stats: Stats, follower: Follower | None, progress: bool | str | None) -> None:
+        self._stats = stats
+        self._follower = follower
+        self._progress = progress
+        self._bar: Bar | None = None
+        self._pid = os.getpid()
+
+    def __enter__(self) -> None:
+        self._stats.begin()
+        logger.info("%s: started", self._stats.name)
+        if wanted(self._progress):
+            label = self._progress if isinstance(self._progress, str) else self._stats.name
+            self._bar = Bar(self._stats, label)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        if os.getpid() != self._pid:  # a fork drops its copy of somebody else's evaluation
+            return
+        stats = self._stats
+        state = self._state(kind)
+        if state == "failed" and not stats.failures and error is not None:  # not in a worker: the source
+            message = f"{type(error).__name__}: {error}"[:500]
+            stats.failures.append(FailureReport(time.time(), "", message, "outside of the steps"))
+        stats.end(state)
+        try:
+            if self._bar is not None:
+                self._bar.end()
+        finally:
+            if self._follower is not None:
+                self._follower.end()
+            logger.info("%s: %s", stats.name, headline(stats.snapshot()))
+
+    def _state(self, kind: type[BaseException] | None) -> State:
+        stats = self._stats
+        if stats.raised:
+            return "failed"
+        if kind is None or (kind is GeneratorExit and stats.elements_in == stats.total):
+            return "ended"
+        return "failed" if issubclass(kind, Exception) else "stopped"

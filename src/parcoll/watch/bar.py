@@ -1,0 +1,158 @@
+"""The progress bar of one evaluation, drawn by tqdm from its counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from parcoll.watch.stats import Stats
+from parcoll.watch.table import troubles
+
+DRAW_SECONDS = 0.1
+LOG_SECONDS = 10.0  # between two lines in a log file
+UNIT = " elements"
+MAX_LABEL = 30  # characters: the numbers must fit on the line
+
+
+class Bar:
+    """A line that shows how far an evaluation is, until `end`; a thread of its own keeps it fresh."""
+
+    def __init__(self, stats: Stats, label: str) -> None:
+        self._stats = stats
+        self._ended = threading.Event()
+        label = " ".join(label.split())
+        if len(label) > MAX_LABEL:
+            label = f"{label[: MAX_LABEL - 15]}...{label[-12:]}"
+        self._display: _Line | _Log | None = None
+        with self._shown():
+            self._display = _Line(label) if _is_terminal() else _Log(label)
+        self._draw()
+        self._thread = threading.Thread(target=self._keep_fresh, name="parcoll-progress", daemon=True)
+        self._thread.start()
+
+    def _keep_fresh(self) -> None:
+        while self._display is not None and not self._ended.wait(self._display.seconds):
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._shown():
+            if self._display is not None:
+                self._display.draw(self._stats)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Show nothing from now on where nobody can see it: the evaluation is worth more than its bar.
+
+        Standard error is a pipe whose reader is gone, or closed, or its terminal is.
+        """
+        try:
+            yield
+        except (OSError, ValueError):
+            self._display = None
+
+    def end(self) -> None:
+        """Draw the final numbers, and leave the line."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self._draw()
+        with self._shown():
+            if self._display is not None:
+                self._display.close()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty() or "ipykernel" in sys.modules
+    except (AttributeError, ValueError):
+        return False
+
+
+def _has_width() -> bool:
+    """Tell whether the terminal says how wide it is; for one that says 0 tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, ValueError, OSError):  # a notebook, whose bar has no width
+        return "ipykernel" in sys.modules
+
+
+def _remarks(stats: Stats) -> str:
+    remarks = [f"{stats.failed:,} failed"] if stats.failed else []
+    remarks += troubles(vars(stats))
+    remarks += [stats.state] if stats.state in ("failed", "stopped") else []
+    return ", ".join(remarks)
+
+
+class _Line:
+    """A bar that is drawn again and again in its place: in a terminal or a notebook."""
+
+    seconds = DRAW_SECONDS
+
+    def __init__(self, label: str) -> None:
+        size: dict[str, Any] = {"dynamic_ncols": True} if _has_width() else {"ncols": 80}
+        self._bar = _bar_class()(desc=label, unit=UNIT, mininterval=0, miniters=0, **size)
+
+    def draw(self, stats: Stats) -> None:
+        """Show the numbers of this moment."""
+        bar = self._bar
+        if bar.total != stats.total:
+            bar.total = stats.total
+        bar.set_postfix_str(_remarks(stats), refresh=False)
+        bar.update(stats.elements_in - bar.n)
+        bar.refresh()
+
+    def close(self) -> None:
+        """Leave what is shown."""
+        self._bar.close()
+
+
+class _Log:
+    """Whole lines, few of them: where standard error is a file or a pipe."""
+
+    seconds = LOG_SECONDS
+
+    def __init__(self, label: str) -> None:
+        from tqdm.std import tqdm
+
+        self._label = label
+        self._format = tqdm.format_meter
+        self._shown = ""
+
+    def draw(self, stats: Stats) -> None:
+        """Write a line, unless it would be the same again."""
+        if stats.state == "new" or (stats.state == "running" and not stats.elements_in):
+            return
+        remarks = _remarks(stats)
+        numbers = {"n": stats.elements_in, "total": stats.total, "elapsed": stats.seconds}
+        line = self._format(**numbers, ncols=100, prefix=self._label, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
+        if line != self._shown:
+            self._shown = line
+            if sys.stderr is not None:  # for print(), None is standard output
+                print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave what is written."""
+
+
+_made: list[Any] = []
+
+
+def _bar_class() -> Any:
+    """Return tqdm's class for this place, without its thread for stalled bars: ours does that.
+
+    Its lock is for several processes that write to one terminal, and would need a semaphore.
+    """
+    if not _made:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets the text bar
+            from tqdm.auto import tqdm
+
+        kind: Any = type("tqdm", (tqdm,), {"monitor_interval": 0})
+        kind.set_lock(threading.RLock())
+        _made.append(kind)
+    return _made[0]

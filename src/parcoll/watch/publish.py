@@ -1,0 +1,179 @@
+"""What a client tells the scheduler of its evaluations, for the pipeline page that it puts there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import re
+import socket
+import sys
+import threading
+import weakref
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from parcoll.cluster import losses
+from parcoll.log import logger
+from parcoll.watch import page
+from parcoll.watch.stats import Stats
+from parcoll.watch.table import verdict
+
+FIRST_SECONDS = 0.25  # shorter evaluations are not published, unless they fail
+NEXT_SECONDS = 0.5
+LAST_SECONDS = 1.0  # that the end of an evaluation waits for the scheduler to hear of it
+MAX_STEPS = 50  # of a message: those of a longer chain are left out
+MAX_FAILURES = 5  # of a message, the latest
+MAX_TEXT = 300  # characters
+
+# A failure's note quotes the element, which is not for all who can open the dashboard.
+_ELEMENT = re.compile(r"(, at element \d+( of [^:]*)?):.*", re.DOTALL)
+
+# By the stream to its scheduler: a client may come back to a new one.
+_joined: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
+
+
+def new_page() -> page.Page:
+    """Return the plugin, with the page it serves."""
+    return page.Page((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+
+
+@cache
+def _pickled_page() -> bytes:
+    """Pickle the plugin with its module: the scheduler may not have parcoll."""
+    cloudpickle.register_pickle_by_value(page)
+    try:
+        pickled: bytes = cloudpickle.dumps(new_page())
+    finally:
+        cloudpickle.unregister_pickle_by_value(page)
+    return pickled
+
+
+async def join(client: Any, has_page: bool = False) -> bool:
+    """Have the scheduler serve the page, and listen for workers it loses; once a client.
+
+    Returns whether there is a page: a scheduler may refuse to unpickle. Ours has one (`has_page`).
+    """
+    stream = client.scheduler_comm
+    if stream is None:  # closed, or on its way to another scheduler
+        return False
+    if stream not in _joined:
+        _joined[stream] = asyncio.ensure_future(_join(client, has_page))
+    return await asyncio.shield(_joined[stream])
+
+
+async def _join(client: Any, has_page: bool) -> bool:
+    with contextlib.suppress(Exception):
+        losses.listen(client)
+    if has_page:
+        return True
+    try:
+        pickled = _pickled_page()
+    except FileNotFoundError:  # a worker has parcoll's modules from a client, which brought the page as well
+        return True
+    try:
+        register = client.scheduler.register_scheduler_plugin
+        await register(plugin=pickled, name=page.Page.name, idempotent=True)
+    except Exception as error:
+        logger.info("the scheduler does not take the pipeline page: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def join_now(client: Any) -> None:
+    """Do as `join` does, and return when it is done; from a thread that is not the client's."""
+    with contextlib.suppress(Exception):
+        client.sync(join, client)
+
+
+@cache
+def _who() -> str:
+    """Name this process to others."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "?"
+    program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    return f"{user}@{socket.gethostname()}: {program}, process {os.getpid()}"[:MAX_TEXT]
+
+
+class Publisher:
+    """Tells the scheduler of one evaluation, twice a second and at its end."""
+
+    def __init__(self, client: Any, stats: Stats, has_page: bool) -> None:
+        self._client = client
+        self._has_page = has_page
+        self._stats = stats
+        self._id = stats.token  # the same for the publishers of all clusters that it has
+        self._published = False
+        self._ended = False
+        self._pid = os.getpid()
+        self._thread: int | None = None  # of the client's loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._joining: asyncio.Task[bool] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._in_loop(self._begin)
+
+    def end(self) -> None:
+        """Publish the final numbers of an evaluation that was published, was long enough, or failed."""
+        self._ended = True
+        if os.getpid() != self._pid:
+            return
+        worth_it = self._published or self._stats.seconds >= FIRST_SECONDS or self._stats.failed
+        told: Future[None] = Future()
+        self._in_loop(self._finish, told if worth_it else None)
+        if worth_it and self._client.status == "running" and threading.get_ident() != self._thread:
+            with contextlib.suppress(TimeoutError):
+                told.result(LAST_SECONDS)
+
+    def _in_loop(self, call: Any, *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the client's loop has been closed
+            self._client.loop.add_callback(call, *arguments)
+
+    def _begin(self) -> None:
+        self._thread = threading.get_ident()
+        self._joining = asyncio.ensure_future(join(self._client, self._has_page))
+        self._timer = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        if self._ended:
+            return
+        self._timer = asyncio.get_running_loop().call_later(NEXT_SECONDS, self._tick)
+        if self._sending is None or self._sending.done():  # a slow scheduler gets less
+            self._published = True
+            self._sending = asyncio.ensure_future(self._send())
+
+    async def _finish(self, told: Future[None] | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if told is None:
+            return
+        try:
+            if self._sending is not None:
+                await asyncio.wait([self._sending])  # or it would come after the last
+            await self._send()
+        finally:
+            told.set_result(None)
+
+    async def _send(self) -> None:
+        with contextlib.suppress(Exception):
+            if await join(self._client, self._has_page):
+                await self._client.scheduler.log_event(topic=page.TOPIC, msg=self._message())
+
+    def _message(self) -> dict[str, Any]:
+        snapshot = self._stats.snapshot()
+        sentence = verdict(snapshot)
+        for failure in snapshot["failures"]:
+            failure["note"] = _ELEMENT.sub(r"\1", failure["note"])
+        for text in (*snapshot["steps"], *snapshot["failures"]):
+            text.update({k: v[:MAX_TEXT] for k, v in text.items() if isinstance(v, str)})
+        snapshot["name"] = snapshot["name"][:MAX_TEXT]
+        snapshot["steps"] = snapshot["steps"][:MAX_STEPS]
+        snapshot["failures"] = snapshot["failures"][-MAX_FAILURES:]
+        me = {"id": self._id, "client": _who(), "client_id": self._client.id, "verdict": sentence}
+        return snapshot | me

@@ -1,0 +1,1 @@
+"""Objects to bytes and back, through shared memory where there is some; modules as source text."""

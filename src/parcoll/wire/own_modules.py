@@ -1,0 +1,264 @@
+"""Which modules of the user's own a program needs, as source text: those that no package installs.
+
+A module is the user's own where it is neither the standard library's nor in a folder of installed
+packages: beside the script, on the path, an editable checkout. Own packages travel whole. In a worker,
+where an evaluation runs within another, those are its own that were shipped there.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dis
+import functools
+import importlib.util
+import pkgutil
+import site
+import sys
+import sysconfig
+import zipimport
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from parcoll.errors import SerializationError
+from parcoll.text import describe, short_repr
+from parcoll.wire.codec import modules_in
+from parcoll.wire.modules import Source, finder, imported_by
+
+# A folder that is a package by accident (a home folder with an __init__.py) must not travel.
+MAX_BYTES = 32 * 2**20
+
+Sources = dict[str, Source]
+
+
+def shipped_sources() -> Sources:
+    """Return the sources that were shipped to this process, parcoll's apart."""
+    shipped = finder().sources
+    return {name: shipped[name] for name in list(shipped) if name.partition(".")[0] != "parcoll"}
+
+
+def sources_for(program: Any, ship: Sequence[Any] = ()) -> Sources:
+    """Return the sources of the user's own modules that `program` needs, by name.
+
+    Needed are those that its functions come from or use, what these import, and what the script
+    uses. `ship` adds modules and packages by name, and leaves out those after a minus: "-name".
+    """
+    added, left_out = names_of(ship)
+    found: Sources = {}
+    todo = [*added, *_roots(program)]
+    seen = set(left_out) | {"__main__", "parcoll"}
+    while todo:
+        top = todo.pop().partition(".")[0]
+        if top in seen:
+            continue
+        seen.add(top)
+        sources = _sources_of(top, asked_for=top in added)
+        found |= sources
+        for source in sources.values():
+            todo += imported_by(source.text)
+    return found
+
+
+def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Return the names to add and to leave out of what `connect(ship=...)` was given."""
+    added: list[str] = []
+    left_out: list[str] = []
+    if isinstance(ship, (str, bytes)) or not isinstance(ship, Iterable):
+        raise TypeError(f"ship must be a list of modules or their names, got {describe(ship)}")
+    for given in ship:
+        name = given.__name__ if isinstance(given, ModuleType) else given
+        if not isinstance(name, str) or not name.lstrip("-").partition(".")[0]:
+            raise TypeError(
+                f'ship takes modules, their names, or "-name" to leave one out; got {describe(given)}'
+            )
+        (left_out if name.startswith("-") else added).append(name.lstrip("-").partition(".")[0])
+    for name in added:
+        if _spec(name) is None:
+            raise ValueError(f"ship={short_repr(name)}: this process has no module of that name")
+    return added, left_out
+
+
+def _roots(program: Any) -> Iterator[str]:
+    """Give the modules that the program names, its functions import when they run, and the script uses."""
+    names, codes = modules_in(program)
+    yield from names
+    for code in codes:
+        yield from _imported_by(code)
+    main = sys.modules["__main__"]
+    yield getattr(main, "__package__", None) or "__main__"
+    for value in list(vars(main).values()):
+        name = _module_of(value)
+        if isinstance(name, str):
+            yield name
+
+
+def _module_of(value: Any) -> object:
+    """Return the name of a module, or of the one that a function or an object comes from."""
+    try:
+        return value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    except Exception:  # a proxy for what is not there yet: frameworks have such
+        return None
+
+
+def _imported_by(code: CodeType) -> Iterator[str]:
+    """Give the modules that a function's code imports when it runs."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported_by(constant)
+
+
+def names_imported(name: str, level: int, members: Iterable[str], package: str) -> Iterator[str]:
+    """Give the names of the modules that ``from name import members`` may load, in a package."""
+    try:
+        base = importlib.util.resolve_name("." * level + name, package) if level else name
+    except ImportError:  # beyond its package
+        return
+    parts = base.split(".")
+    yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+    yield from (f"{base}.{member}" for member in members)
+
+
+def imported_sources(names: Iterable[str]) -> dict[str, str]:
+    """Return the texts of these modules as far as they are the user's own, with all that they import."""
+    found: dict[str, str] = {}
+    packages: dict[str, Sources] = {"parcoll": {}}
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        top = name.partition(".")[0]
+        if top not in packages:
+            packages[top] = {}
+            with contextlib.suppress(SerializationError):  # too large to be sent, which nobody asks for here
+                packages[top] = _sources_of(top)
+        source = packages[top].get(name) if name not in found else None
+        if source is None:
+            continue
+        found[name] = source.text
+        package = name if source.is_package else name.rpartition(".")[0]
+        with contextlib.suppress(SyntaxError, ValueError):
+            for node in ast.walk(ast.parse(source.text)):
+                if isinstance(node, ast.Import):
+                    for alias in node.names:
+                        todo += names_imported(alias.name, 0, (), package)
+                elif isinstance(node, ast.ImportFrom):
+                    members = [alias.name for alias in node.names]
+                    todo += names_imported(node.module or "", node.level, members, package)
+    return found
+
+
+def _sources_of(top: str, asked_for: bool = False) -> Sources:
+    """Return the sources of a top-level module or package, none where it is not the user's own."""
+    spec = _spec(top)
+    if spec is None:
+        return {}
+    if spec.submodule_search_locations is not None:
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+        own = [folder for folder in folders if asked_for or is_own(folder)]
+        return package_sources(top, own) or (_zipped(top, spec) if own else {})
+    if not spec.origin or not spec.has_location:
+        return {}
+    path = Path(spec.origin)
+    if path.suffix != ".py" or not (asked_for or is_own(path)):
+        return {}
+    try:
+        return {top: Source(False, str(path), _read(path, _stamp(path)))}
+    except OSError as error:  # in a zip file, gone since it was imported, or another user's
+        found = _zipped(top, spec)
+        if asked_for and not found:
+            raise SerializationError(f"the module {top!r} cannot be sent to the workers: {error}") from error
+        return found
+
+
+def _zipped(name: str, spec: Any) -> Sources:
+    """Return the sources of a module that is in a zip file, with those below it."""
+    if not isinstance(spec.loader, zipimport.zipimporter):
+        return {}
+    text = spec.loader.get_source(name)
+    folders = spec.submodule_search_locations
+    found = {name: Source(folders is not None, spec.origin or "", text)} if text is not None else {}
+    for finder_of_it, below, _ in pkgutil.iter_modules(folders or [], f"{name}."):
+        found |= _zipped(below, finder_of_it.find_spec(below, None))
+    return found
+
+
+def _spec(top: str) -> Any:
+    module = sys.modules.get(top)
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:
+        return spec
+    try:
+        return importlib.util.find_spec(top) if top.isidentifier() else None
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def package_sources(top: str, folders: Iterable[Path]) -> Sources:
+    """Return all modules of a package, by name."""
+    found: Sources = {}
+    total = 0
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if not all(part.isidentifier() for part in parts):
+                continue
+            is_package = parts[-1] == "__init__"
+            name = ".".join([top, *(parts[:-1] if is_package else parts)])
+            try:
+                text = _read(path, _stamp(path))
+            except OSError:  # a link that leads nowhere, a folder, another user's file: no import reads it
+                continue
+            total += len(text)
+            if total > MAX_BYTES:
+                raise SerializationError(
+                    f"the package {top!r} in {str(folder)!r} is too large to be sent to the workers (over "
+                    f'{MAX_BYTES >> 20} MiB of source): install it there, and connect(ship=["-{top}"])'
+                )
+            found.setdefault(name, Source(is_package, str(path), text))
+    return _with_parents(top, found)
+
+
+def _with_parents(top: str, found: Sources) -> Sources:
+    """Add an empty package for each folder that has none: a namespace package's are found by path only."""
+    for name in list(found):
+        parts = name.split(".")[:-1]
+        for end in range(1, len(parts) + 1):
+            found.setdefault(".".join(parts[:end]), Source(True, f"<{top}>", ""))
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, stamp: tuple[int, int]) -> str:
+    """Return a file's text, read again when its stamp has changed."""
+    content = path.read_bytes()
+    try:
+        return importlib.util.decode_source(content)
+    except (SyntaxError, UnicodeDecodeError):
+        return content.decode("latin-1")
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a file or folder is the user's own: no package, and not Python's."""
+    found = path.resolve()
+    return not any(found.is_relative_to(folder) for folder in _installed_folders())
+
+
+@functools.cache
+def _installed_folders() -> tuple[Path, ...]:
+    named = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = {sysconfig.get_path(name) for name in named} | {site.getusersitepackages()}
+    folders |= set(getattr(site, "getsitepackages", list)())
+    folders |= {folder for folder in sys.path if _holds_packages(Path(folder))}
+    return tuple(Path(folder).resolve() for folder in folders if folder)
+
+
+def _holds_packages(folder: Path) -> bool:
+    """Tell whether packages were installed into a folder of the path: `pip --target`, a module system."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))

@@ -1,0 +1,1 @@
+"""What a worker is asked, does and answers."""

@@ -1,0 +1,62 @@
+"""parcoll for workers that do not have it, or have another one: a plugin that brings its sources.
+
+The plugin travels as text, since a worker cannot unpickle a class of a package that it lacks; so
+everything outside the client's functions needs the standard library and distributed only.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+# Run by `eval` where the plugin arrives: executes this module's text and makes the plugin.
+_MAKE = "exec(compile(text, 'parcoll/worker/bootstrap.py', 'exec'), names) or names['Bootstrap'](*arguments)"
+
+
+class Bootstrap(WorkerPlugin):
+    """Has a worker import parcoll as its client has it, when it starts or the client joins."""
+
+    name = "parcoll"
+
+    def __init__(
+        self, text: str, installer: str, sources: Mapping[str, tuple[bool, str, str]], python: tuple[int, int]
+    ) -> None:
+        self.text = text  # of this module
+        self.installer = installer  # text of `parcoll.wire.modules`
+        self.sources = sources
+        self.python = python
+
+    def setup(self, worker: Any) -> None:
+        """Install the sources, unless the worker has the very same."""
+        if sys.version_info[:2] != self.python:
+            return  # each task says so, in the client's own words
+        names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}
+        exec(compile(self.installer, "parcoll/wire/modules.py", "exec"), names)
+        sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
+        names["install"](self.sources)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.text, self.installer, self.sources, self.python)
+        names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}
+        return eval, (_MAKE, {"text": self.text, "names": names, "arguments": arguments})
+
+
+@functools.cache
+def bootstrap() -> Bootstrap:
+    """Return the plugin with the sources of this process's parcoll (0.2 MB)."""
+    # lazy: this module's text also runs where there is no parcoll
+    import parcoll
+    from parcoll.wire import modules
+    from parcoll.wire.own_modules import package_sources
+
+    here = sys.modules[__name__]
+    (folder,) = map(Path, parcoll.__path__)
+    # Plain tuples: their own class is one of those that a worker lacks.
+    sources = {name: source[:] for name, source in package_sources("parcoll", [folder]).items()}
+    return Bootstrap(inspect.getsource(here), inspect.getsource(modules), sources, sys.version_info[:2])

@@ -1,0 +1,52 @@
+"""What is said of a call that ended the process beside a worker, or had to be stopped there."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from parcoll.chain.marks import Call
+from parcoll.errors import ElementTimeoutError, WorkerLostError
+from parcoll.wire.exceptions import Failure
+from parcoll.worker.outcome import Outcome
+from parcoll.worker.program import Fold
+from parcoll.worker.subworker import Died
+
+DEATHS = 2  # at one call before it fails: the first may have had another cause, or come from outside
+
+
+def ended_by(label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of work that a call has ended with its process."""
+    return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
+
+
+def fold_ended(fold: Fold, label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of a fold that one of its calls has ended."""
+    if not death.timed_out:
+        return ended_by(label, at, death)
+    seconds = fold.timeout or 0.0
+    failure = Failure.of(late(label, fold.timeout, at), f"in {label}")
+    return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
+
+
+def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
+    """Return the error for a call that was stopped."""
+    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
+
+
+def lost(message: str, where: str) -> Outcome:
+    """Return the outcome of work that no process can do."""
+    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
+
+
+class FoldDeaths:
+    """The processes that died of one fold's calls."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Call] = Counter()
+
+    def may_be_chance(self, death: Died) -> bool:
+        """Take in a death; tell whether the fold may be tried again."""
+        if death.timed_out:
+            return False
+        self.found[death.mark.call] += 1
+        return self.found[death.mark.call] < DEATHS and self.found.total() < 2 * DEATHS

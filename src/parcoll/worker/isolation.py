@@ -1,0 +1,341 @@
+"""Partitions that run beside their worker: elements may be stopped there, or end the process, and no others.
+
+So run the programs whose steps have a `timeout`, and partitions whose worker died. The partition is loaded
+in a process beside the worker (`subworker`), which runs it in pieces and sends each piece's results. When
+the process dies, its marks tell at which call of which step. Another one runs what that piece had before
+the element again, then the element, alone: after a second death at the same call, or the first where it was
+a timeout, the call fails with an error in the place of the function. So what the step's `on_error`,
+`retries` and `retry_on` say holds for it, as for an exception; then the rest of the partition goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from parcoll.chain.failures import packed as pack_failed
+from parcoll.chain.failures import unpacked
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
+from parcoll.chain.place import Place
+from parcoll.errors import SerializationError, WorkerLostError
+from parcoll.text import function_name
+from parcoll.wire.exceptions import Failure
+from parcoll.wire.payload import Packed, Payload, Several
+from parcoll.worker.deaths import DEATHS, FoldDeaths, ended_by, fold_ended, late, lost
+from parcoll.worker.memory import memory_left, memory_limit
+from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.program import Fold, Program, SharedProgram
+from parcoll.worker.subworker import Died, Lent, Subworker, pool
+from parcoll.worker.subworker_main import Folded, Joined, Load, Piece
+from parcoll.worker.tasks import Ticket, as_sequence, broken, finished, joined
+
+RESULT_BYTES = 32 * 2**20  # of results, after which what has not begun is handed back, where it may be
+MOST_RESULT = 0.3  # of what a worker may hold: to send it takes the bytes three times
+
+
+def run_isolated(
+    shared: SharedProgram,
+    place: Place,
+    keep: bool,
+    elements: Payload | Kept | Iterable[Any],
+    budget: float | None = None,
+    ticket: Ticket | None = None,
+) -> Outcome | Kept:
+    """Do as `run_partition` does, beside the worker."""
+
+    def run() -> Outcome | Kept:
+        with pool.lend() as lent:
+            outcome = _Partition(lent, shared, place, budget).run(elements)
+        if not keep:
+            return outcome
+        content, outcome.results = outcome.results, None
+        return Kept(outcome, content)
+
+    return finished(run, place, keep, None, ticket)
+
+
+def join_isolated(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
+    """Do as `join_kept` does, beside the worker."""
+
+    def run() -> Kept:
+        taken = previous.folded if previous is not None else 0
+        try:
+            fold = shared.load().fold
+            assert fold is not None
+        except BaseException as error:
+            return Kept(broken("the worker could not load the chain", error), None, taken)
+        least_timeout = math.inf if fold.timeout is None else fold.timeout
+        deaths = FoldDeaths()
+        with pool.lend() as lent:
+            while True:
+                try:
+                    request = Joined(shared, previous, parts)
+                    kept: Kept = lent.get().ask(request, least_timeout, memory_left())
+                except Died as death:
+                    if deaths.may_be_chance(death):
+                        continue
+                    # The first call joins the first two elements, where there is no value yet.
+                    empty = previous.content is None if previous is not None else fold.initial is None
+                    number = taken + death.mark.call.number + empty
+                    at = f"element {number} of those that reached it"
+                    kept = Kept(fold_ended(fold, fold.label, at, death), None, taken)
+                kept.outcome.deaths = deaths.found.total()
+                return kept
+
+    return joined(run, ticket)
+
+
+class _Partition:
+    """One partition under way."""
+
+    def __init__(self, lent: Lent, shared: SharedProgram, place: Place, budget: float | None) -> None:
+        self._lent = lent
+        self._shared = shared
+        self._place = place
+        self._budget = budget
+        self._program: Program = Program(())
+        self._least_timeout = math.inf
+        self._payload: Payload = Packed(b"")
+        self._total = 0
+        self._loaded: Subworker | None = None  # the process that has the partition
+        self._merged = Outcome()
+        self._parts: list[Packed] = []
+        self._failed: list[bytes] = []
+        self._verdicts: dict[Call, Verdict] = {}
+        self._deaths: Counter[object] = Counter()  # by what the process was at
+        self._ends: Counter[Call] = Counter()  # deaths and timeouts
+        # Seconds of calls that were stopped, by step.
+        self._stopped: defaultdict[int, float] = defaultdict(float)
+        self._cuts: set[int] = set()  # where a piece has to end
+        self._alone = -1  # elements before this are run one by one
+
+    def run(self, given: Any) -> Outcome:
+        """Return the outcome with its results."""
+        try:
+            self._program = self._shared.load()
+        except BaseException as error:
+            return broken("the worker could not load the chain", error)
+        self._least_timeout = self._program.least_timeout
+        packed = self._pack(given)
+        if isinstance(packed, Outcome):
+            return packed
+        self._payload = packed
+        ended = self._run_pieces()
+        if ended is None and self._program.sink == "fold" and self._merged.failure is None:
+            ended = self._fold()
+        return ended or self._finish()
+
+    def _pack(self, given: Any) -> Payload | Outcome:
+        if isinstance(given, Payload):
+            return given
+        if isinstance(given, Kept):
+            return given.content if given.content is not None else Packed.pack([])
+        try:
+            return Packed.pack(as_sequence(given))  # a bag's
+        except BaseException as error:
+            return broken(
+                f"the partition at {self._place.element(0)} could not be packed for a process", error
+            )
+
+    def _run_pieces(self) -> Outcome | None:
+        merged, program = self._merged, self._program
+        position = 0
+        while self._loaded is None or position < self._total:
+            if self._loaded is not self._lent.get():
+                if (outcome := self._load()) is not None:
+                    if not position:
+                        return outcome
+                    merged.complete = outcome.complete
+                    self._merge(outcome)
+                    break
+                continue
+            limit = None if program.limit is None else program.limit - merged.produced
+            stop = self._end_of_piece(position)
+            try:
+                outcome = self._ask(Piece(position, stop, limit, self._verdicts))
+            except Died as death:
+                ended = self._blame(death, position)
+                if ended is not None:
+                    self._merge(ended)
+                    break
+                continue
+            if outcome.nbytes > MOST_RESULT * memory_limit():
+                if outcome.read > 1:
+                    self._alone = max(self._alone, position + outcome.read)
+                    continue
+                outcome.failure = self._too_large(outcome, position)
+                outcome.results, outcome.produced = None, 0
+            self._merge(outcome)
+            position += outcome.read
+            if outcome.failure is not None or (
+                program.limit is not None and merged.produced >= program.limit
+            ):
+                break
+            if self._budget is not None and position < self._total:
+                expected = outcome.seconds * (self._total - position) / max(outcome.read, 1)
+                late = merged.seconds > self._budget and expected > self._budget
+                if late or merged.nbytes > RESULT_BYTES:
+                    merged.complete = False
+                    break
+        merged.read = position
+        return None
+
+    def _too_large(self, outcome: Outcome, position: int) -> Failure:
+        whose = f"the result of {self._place.element(position)}"
+        error = SerializationError(
+            f"{whose} takes {outcome.nbytes >> 20:,} MiB packed, and its worker, which may hold "
+            f"{memory_limit() / 2**20:,.0f} MiB, needs several times that to send it: make it smaller, or "
+            "raise memory_limit"
+        )
+        return Failure.of(error, f"in {self._program.steps[-1].label}")
+
+    def _end_of_piece(self, position: int) -> int:
+        """Return where the next piece ends at the latest; it ends by itself when it took long enough."""
+        if position < self._alone:
+            return position + 1
+        return min([self._total, *(cut for cut in self._cuts if cut > position)])
+
+    def _load(self) -> Outcome | None:
+        """Have the process on loan load the partition; an outcome where that cannot be done."""
+        subworker = self._lent.get()
+        shared = None if subworker.token == self._shared.token else self._shared
+        try:
+            found = self._ask(Load(shared, self._payload, self._place))
+        except Died as death:
+            self._merged.deaths += 1
+            self._deaths[LOADING] += 1
+            if self._deaths[LOADING] < DEATHS:
+                return None
+            where = f"the partition at {self._place.element(0)}"
+            outcome = lost(f"{where} ends the process that loads it: it {death.how}", where)
+            outcome.deaths = self._merged.deaths
+            return outcome
+        if isinstance(found, Outcome):
+            return found
+        subworker.token = self._shared.token
+        self._total, self._loaded = found, self._lent.get()
+        self._deaths[LOADING] = 0  # two in a row are its own fault, not two in an hour
+        return None
+
+    def _ask(self, request: Any) -> Any:
+        return self._lent.get().ask(request, self._least_timeout, memory_left())
+
+    def _blame(self, death: Died, position: int) -> Outcome | None:
+        """Decide how to go on after a death; an outcome where the partition cannot."""
+        phase, call, attempt, drawn = death.mark
+        if death.timed_out:
+            self._merged.timeouts += 1
+            self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
+        else:
+            self._merged.deaths += 1
+        if phase == PACKING or call.base == NOWHERE:
+            end = max(drawn - self._place.base, position + 1)
+            if end > position + 1:  # which of them was it?
+                self._alone = max(self._alone, end)
+                return None
+            self._deaths[phase, position] += 1
+            if self._deaths[phase, position] < DEATHS:
+                return None
+            whose = f"the result of {self._place.element(position)}"
+            return lost(f"{whose} ends the process that packs it: it {death.how}", whose)
+        step = self._program.steps[call.step]
+        at = call.base - self._place.base
+        self._cuts |= {at, at + 1}
+        self._ends[call] += 1
+        self._deaths[call] += not death.timed_out
+        if self._ends[call] > step.policy.retries + DEATHS + 1:  # it cannot even be described
+            return ended_by(step.label, self._place.element(at), death)
+        earlier = self._verdicts.get(call)
+        error = earlier.error if earlier is not None else None  # to tell of it may have ended the process
+        if death.timed_out:
+            error = late(step.label, step.policy.timeout, self._place.element(at))
+        elif self._deaths[call] >= DEATHS:
+            message = f"{step.label} ends the process that runs it, at {self._place.element(at)}"
+            error = WorkerLostError(f"{message}: it {death.how}")
+        self._verdicts[call] = Verdict(attempt, error)
+        return None
+
+    def _fold(self) -> Outcome | None:
+        """Fold what the pieces made; an outcome where the partition cannot be folded."""
+        program, merged = self._program, self._merged
+        fold = program.fold
+        assert fold is not None
+        parts, self._parts = self._parts, []
+        deaths = FoldDeaths()
+        while True:
+            if self._loaded is not self._lent.get():
+                if (outcome := self._load()) is not None:
+                    return outcome
+                continue
+            try:
+                outcome = self._ask(Folded(parts, self._place, self._in_place))
+            except Died as death:
+                merged.deaths += not death.timed_out
+                if deaths.may_be_chance(death):
+                    continue
+                outcome = self._fold_ended(fold, death)
+                merged.timeouts += outcome.timeouts
+            self._parts = [outcome.results] if isinstance(outcome.results, Packed) else []
+            if merged.step_seconds:
+                merged.step_seconds[-1] += sum(outcome.step_seconds)
+            merged.seconds += outcome.seconds
+            merged.nbytes, merged.failure = outcome.nbytes, outcome.failure  # and `produced`: all were made
+            if outcome.failure is not None:
+                merged.failed_step, merged.complete = len(program.steps), True
+            return None
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether each result stands where its element does: none was filtered, or skipped, or many."""
+        skipped = any(failed > replaced for failed, replaced, _ in self._merged.faults)
+        return not skipped and not any(step.counts for step in self._program.steps)
+
+    def _fold_ended(self, fold: Fold, death: Died) -> Outcome:
+        call = death.mark.call
+        if call.step > len(self._program.steps) and fold.combine is not None:
+            label = f"{fold.label}, combining with {function_name(fold.combine)}"
+            at = f"the value of the partition from {self._place.element(0)} on"
+            return fold_ended(fold, label, at, death)
+        starts = fold.initial is not None and (self._place.first or not self._program.start_once)
+        number = call.number + (not starts)  # the first call joins the first two, where it has no start
+        at = self._place.element(number)
+        if not self._in_place:
+            at = f"element {number} of those of its partition that reached it"
+        return fold_ended(fold, fold.label, at, death)
+
+    def _merge(self, piece: Outcome) -> None:
+        merged = self._merged
+        if not merged.flows:
+            merged.flows, merged.faults = piece.flows, piece.faults
+            merged.step_seconds = piece.step_seconds
+        elif piece.flows:
+            merged.flows = [(a + c, b + d) for (a, b), (c, d) in zip(merged.flows, piece.flows, strict=True)]
+            pairs = zip(merged.faults, piece.faults, strict=True)
+            merged.faults = [tuple(map(sum, zip(*pair, strict=True))) for pair in pairs]  # type: ignore[misc]
+            seconds = zip(merged.step_seconds, piece.step_seconds, strict=True)
+            merged.step_seconds = list(map(sum, seconds))
+        if piece.failed_elements:
+            self._failed.append(piece.failed_elements)
+        merged.seconds += piece.seconds
+        merged.produced += piece.produced
+        merged.nbytes += piece.nbytes
+        if isinstance(piece.results, Packed) and piece.produced:
+            self._parts.append(piece.results)
+        merged.failure, merged.failed_step, merged.raised = piece.failure, piece.failed_step, piece.raised
+        merged.ended_at = piece.ended_at
+
+    def _finish(self) -> Outcome:
+        merged = self._merged
+        if not merged.step_seconds:
+            merged.step_seconds = [0.0] * (len(self._program.steps) + 1)
+        for step, seconds in self._stopped.items():
+            merged.step_seconds[step] += seconds
+            merged.seconds += seconds
+        if self._failed:
+            merged.failed_elements = pack_failed([one for part in self._failed for one in unpacked(part)])
+        if self._program.sink != "count" and (self._parts or self._program.sink == "results"):
+            parts = self._parts or [Packed.pack([])]
+            merged.results = parts[0] if len(parts) == 1 else Several(parts)
+        return merged

@@ -1,0 +1,172 @@
+"""What one evaluation asks of every partition, and how it reaches the workers once."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from parcoll.chain.failures import Ledger
+from parcoll.chain.steps import Step
+from parcoll.chain.timing import Pace
+from parcoll.errors import SerializationError
+from parcoll.wire.payload import Payload, Plain
+
+PYTHON = sys.version_info[:2]
+CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
+
+Sink = Literal["results", "count", "fold"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A left fold; `initial` is None where it is unset, and else holds the value, which may be None."""
+
+    func: Callable[[Any, Any], Any]
+    label: str
+    initial: Payload | None = None  # packed, so that every use starts from a copy of its own
+    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
+    timeout: float | None = None  # seconds for one call
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps, and what becomes of the elements that leave them."""
+
+    steps: tuple[Step, ...]
+    sink: Sink = "results"
+    fold: Fold | None = None  # for the sink "fold", and for joining partitions
+    start_once: bool = False  # only the partition at index 0 starts from the fold's initial value
+    limit: int | None = None  # results after which a partition may stop
+    pace: Pace = field(default_factory=Pace, compare=False)
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
+
+    @property
+    def stops(self) -> bool:
+        """Tell whether calls may have to be stopped."""
+        return self.least_timeout < math.inf
+
+    @property
+    def least_timeout(self) -> float:
+        """The shortest time that any call has, in seconds."""
+        timeouts = [step.policy.timeout for step in self.steps]
+        if self.fold is not None:
+            timeouts.append(self.fold.timeout)
+        return min((timeout for timeout in timeouts if timeout is not None), default=math.inf)
+
+
+class SharedProgram:
+    """A packed program that each worker process unpickles once an evaluation.
+
+    A small one travels inside each task; a large one is a dask key of its own (`cached=False`),
+    whose value dask moves to each worker once and drops with the evaluation.
+    """
+
+    __slots__ = ("_loaded", "cached", "modules", "packed", "python", "search_path", "token")
+
+    def __init__(
+        self,
+        packed: Payload,
+        token: str,
+        search_path: tuple[str, ...] = (),
+        modules: bytes = b"",
+        cached: bool = True,
+        python: tuple[int, int] = PYTHON,
+    ) -> None:
+        self.packed = packed
+        self.token = token
+        self.search_path = search_path  # folders to import from, on the machine of the user's process
+        self.modules = modules  # the user's own, packed, where the workers have no such folders
+        self.cached = cached
+        self.python = python
+        self._loaded: Program | None = None
+
+    def load(self) -> Program:
+        """Return the program, unpickled at most once in this process."""
+        if self._loaded is None:
+            self._loaded = self._from_cache() if self.cached else self._unpickle()
+        return self._loaded
+
+    def _from_cache(self) -> Program:
+        with _cache_lock:
+            program = _cache.get(self.token)
+            if program is None:
+                program = _cache[self.token] = self._unpickle()
+            _cache.move_to_end(self.token)
+            while len(_cache) > CACHED:
+                _cache.popitem(last=False)
+        return program
+
+    def _unpickle(self) -> Program:
+        if self.python != PYTHON:
+            raise SerializationError(
+                f"this worker runs Python {_dotted(PYTHON)} and the program comes from Python "
+                f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two"
+            )
+        if self.modules:
+            from parcoll.wire.modules import install, unpacked
+
+            install(unpacked(self.modules))
+        # Folders that the user's process added to sys.path since the workers started.
+        sys.path += [folder for folder in self.search_path if folder not in sys.path]
+        _loading.depth = getattr(_loading, "depth", 0) + 1
+        try:
+            program: Any = self.packed.load(refresh_classes=True)
+        finally:
+            _loading.depth -= 1
+        return program  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes travel."""
+        return self.packed.nbytes + len(self.modules)
+
+    def __sizeof__(self) -> int:
+        return self.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.packed, self.token, self.search_path, self.modules, self.cached, self.python)
+        return SharedProgram, arguments
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+_cache: OrderedDict[str, Program] = OrderedDict()
+_loading = threading.local()
+# Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
+_cache_lock = threading.RLock()
+
+
+isolated = False  # whether this is a process beside a worker (`subworker_main`)
+
+
+def is_loading() -> bool:
+    """Tell whether this thread unpickles a program, which may run code of the user's modules.
+
+    An evaluation then must not wait for another task of this worker: that task would wait for the
+    cache, or for the module that is being imported.
+    """
+    return getattr(_loading, "depth", 0) > 0
+
+
+def _renew_lock() -> None:
+    global _cache_lock
+    _cache_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def in_process(program: Program) -> SharedProgram:
+    """Wrap a program for an engine that shares this process: nothing is pickled."""
+    shared = SharedProgram(Plain(program), "")
+    shared._loaded = program
+    return shared

@@ -1,0 +1,343 @@
+"""A process beside a worker as the worker holds it: started, asked, watched, ended with all it has started.
+
+It runs functions that must be stopped after a while, or that may end their process: so a worker is not
+lost with them, and its other tasks are not either. What it was at when it died is in its marks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from parcoll.chain.marks import LOADING, Mark, Marks
+from parcoll.system import how_ended, resident_bytes
+from parcoll.wire import modules
+
+# What the process runs: it takes the worker's import path, and modules that came to it as source text.
+_BOOT = """
+import os, pickle, sys
+connection, marks, parent = map(int, sys.argv[1:])
+def read(size):
+    found = b""
+    while len(found) < size:
+        found += os.read(connection, size - len(found)) or os._exit(0)
+    return found
+first = pickle.loads(read(int.from_bytes(read(8), "big")))
+sys.path[:], sys.argv[:] = first["path"], first["argv"]
+if first["sources"]:
+    names = {"__name__": "parcoll_bootstrap"}
+    sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")
+    exec(compile(first["installer"], "parcoll/wire/modules.py", "exec"), names)
+    names["install"](first["sources"])
+from parcoll.worker.subworker_main import main
+main(connection, marks, parent)
+"""
+
+IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
+MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
+LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
+POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
+FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
+LENGTH_BYTES = 8  # before each message
+
+
+@dataclass
+class Died(Exception):
+    """The process is gone: what it was at, and how it ended."""
+
+    mark: Mark
+    how: str
+    timed_out: bool = False
+
+
+class Subworker:
+    """One process. Only one thread asks it at a time."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        page = Marks.new_page()
+        self.token = ""  # of the program that it has
+        self._name = uuid.uuid4().hex  # in the environment of what it starts
+        try:
+            self.marks = Marks(page)
+            self.marks.begin(LOADING)
+            optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+            utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
+            descriptors = theirs.fileno(), page
+            arguments = map(str, (*descriptors, os.getpid()))
+            self._popen = subprocess.Popen(
+                [sys.executable, "-P", *optimize, *utf8, "-c", _BOOT, *arguments],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {FAMILY: self._name},
+                pass_fds=descriptors,
+            )
+        finally:
+            theirs.close()
+            os.close(page)
+        ours.setblocking(False)
+        self._connection = ours
+        # Its end shows here, where a process that it forked keeps its end of the connection open.
+        self._ended = _descriptor_of(self._popen.pid)
+        found = modules.finder().sources
+        first = {
+            "path": [folder or os.getcwd() for folder in sys.path],
+            "argv": sys.argv,
+            "sources": {name: tuple(source) for name, source in found.items()},
+            "installer": modules.own_text() if found else "",
+        }
+        with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
+            self._send(pickle.dumps(first))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._popen.poll() is None
+
+    def ask(self, request: Any, least_timeout: float = math.inf, memory_limit: float = math.inf) -> Any:
+        """Return the reply to a request.
+
+        A call of a user's function that outlasts its deadline is stopped; deadlines are at least
+        `least_timeout` seconds from where they are set. So is a process that takes more memory than
+        `memory_limit` bytes, as far as the system tells.
+
+        Raises:
+            Died: The process ended, or was ended, before it replied.
+        """
+        try:
+            self._send(pickle.dumps(request, pickle.HIGHEST_PROTOCOL))
+            self._wait(least_timeout, memory_limit)
+            return pickle.loads(self._receive(int.from_bytes(self._receive(LENGTH_BYTES), "big")))
+        except (OSError, EOFError):
+            raise self._died() from None
+
+    def _wait(self, least_timeout: float, memory_limit: float) -> None:
+        """Wait for the reply to begin."""
+        look = MEMORY_SECONDS if memory_limit < math.inf else LONGEST_LOOK
+        while True:
+            until_late = min(self.marks.deadline - time.monotonic(), least_timeout)
+            if self._ready(to_read=True, seconds=max(0.0, min(until_late, look))):
+                return
+            if self.marks.deadline <= time.monotonic() and self._stop_late():
+                raise self._died(timed_out=True)
+            if memory_limit < math.inf and resident_bytes(self._popen.pid) > memory_limit:
+                raise self._died("was ended, since it took more memory than its worker may: {mib} MiB")
+
+    def _ready(self, to_read: bool, seconds: float = LONGEST_LOOK) -> bool:
+        """Wait until the connection can be read or written; EOFError where the process has ended."""
+        poller = select.poll()  # not select(), which takes no descriptor from 1024 up
+        poller.register(self._connection, select.POLLIN if to_read else select.POLLOUT)
+        if self._ended is not None:
+            poller.register(self._ended, select.POLLIN)
+        longest = seconds if self._ended is not None else min(seconds, POLL_SECONDS)
+        found = poller.poll(math.ceil(longest * 1000))
+        if any(descriptor != self._ended for descriptor, _ in found):
+            return True
+        if not self.alive:
+            raise EOFError
+        return False
+
+    def _send(self, message: bytes) -> None:
+        view = memoryview(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        while view:
+            if self._ready(to_read=False):
+                view = view[self._connection.send(view) :]
+
+    def _receive(self, size: int) -> bytearray:
+        found = bytearray(size)
+        view = memoryview(found)
+        while view:
+            if self._ready(to_read=True):
+                received = self._connection.recv_into(view)
+                if not received:
+                    raise EOFError
+                view = view[received:]
+        return found
+
+    def _stop_late(self) -> bool:
+        """Stop the process; tell whether its call is late still, and let it go on otherwise."""
+        self._popen.send_signal(signal.SIGSTOP)
+        # A stopped process writes nothing: what it was at is what it stays at.
+        _wait_for_stop(self._popen.pid)
+        if self.marks.deadline <= time.monotonic():
+            return True
+        self._popen.send_signal(signal.SIGCONT)
+        return False
+
+    def _died(self, ended: str = "", timed_out: bool = False) -> Died:
+        how = ended.format(mib=resident_bytes(self._popen.pid) >> 20)
+        if not ended and not timed_out:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(1)  # its end of the connection is closed a little earlier
+        mark = self.marks.read()
+        self.end()
+        return Died(mark, how or how_ended(self._popen.returncode), timed_out)
+
+    def end(self) -> None:
+        """End the process and all that it has started; returns when they are gone."""
+        if self.alive:
+            with contextlib.suppress(psutil.Error, OSError):
+                _kill_tree(psutil.Process(self._popen.pid))
+            self._popen.kill()
+        self._popen.wait()
+        self._kill_left()
+        self._connection.close()  # may be called again
+        if self._ended is not None:
+            os.close(self._ended)
+            self._ended = None
+
+    def _kill_left(self) -> None:
+        """Kill what the process has started and left to others, when it died or before."""
+        mark = f"{FAMILY}={self._name}".encode()
+        for pid in psutil.pids() if self._ended is not None else ():  # once
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/environ", "rb") as file:
+                    is_mine = mark in file.read()
+                if is_mine:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _descriptor_of(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; None on kernels before 5.3."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _wait_for_stop(pid: int) -> None:
+    """Return when the process stands still: a system call may have to end first."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        deadline = time.monotonic() + 1
+        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            if time.monotonic() > deadline:  # one that waits for a disk stops when that answers
+                return
+            time.sleep(0.0005)
+
+
+def _kill_tree(root: psutil.Process) -> None:
+    """Kill all descendants of a process, each stopped before, so that it starts no more."""
+    root.suspend()
+    stopped: set[psutil.Process] = set()
+    while more := set(root.children(recursive=True)) - stopped:
+        for process in more:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        stopped |= more
+    for process in stopped:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+class Pool:
+    """The processes of one worker that wait for their next partition."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, Subworker]] = []
+        self._timer: threading.Timer | None = None
+        self._starter: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[Lent]:
+        """Return a process for one partition, and as many more as die under it."""
+        lent = Lent(self._take)
+        try:
+            yield lent
+        except BaseException:
+            lent.end()
+            raise
+        if lent.current is not None:
+            self._give_back(lent.current)
+
+    def _take(self) -> Subworker:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                _, subworker = self._idle.pop()
+            if subworker.alive:
+                return subworker
+            subworker.end()
+        # The kernel ends the process with the thread that started it: threads of dask's pool come and go.
+        with self._lock:
+            if self._starter is None:
+                self._starter = ThreadPoolExecutor(1, thread_name_prefix="parcoll-starter")
+            started = self._starter.submit(Subworker)
+        return started.result()
+
+    def _give_back(self, subworker: Subworker) -> None:
+        with self._lock:
+            self._idle.append((time.monotonic(), subworker))
+            if self._timer is None:
+                self._timer = threading.Timer(IDLE_SECONDS, self._trim)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _trim(self) -> None:
+        oldest = time.monotonic() - IDLE_SECONDS / 2
+        with self._lock:
+            ended = [subworker for since, subworker in self._idle if since < oldest]
+            self._idle = [entry for entry in self._idle if entry[0] >= oldest]
+            self._timer = None
+            if self._idle:
+                self._timer = threading.Timer(IDLE_SECONDS, self._trim)
+                self._timer.daemon = True
+                self._timer.start()
+        for subworker in ended:
+            subworker.end()
+
+    def close(self) -> None:
+        """End those that wait."""
+        with self._lock:
+            ended, self._idle = [subworker for _, subworker in self._idle], []
+            starter, self._starter = self._starter, None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        if starter is not None:
+            starter.shutdown(wait=False)
+        for subworker in ended:
+            subworker.end()
+
+
+class Lent:
+    """A process on loan, replaced where it dies."""
+
+    def __init__(self, take: Any) -> None:
+        self._take = take
+        self.current: Subworker | None = None
+
+    def get(self) -> Subworker:
+        """Return the process, another one than before where that one has died."""
+        if self.current is None or not self.current.alive:
+            self.end()
+            self.current = self._take()
+        return self.current
+
+    def end(self) -> None:
+        """End it: what it does is not wanted any more."""
+        if self.current is not None:
+            self.current.end()
+            self.current = None
+
+
+pool = Pool()
+atexit.register(pool.close)

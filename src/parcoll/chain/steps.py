@@ -5,14 +5,11 @@ A step only says what it is; `chain` turns a row of steps into the loop that run
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.text import function_name, function_title, function_words
-
-_numbers = itertools.count()
 
 
 class Step:
@@ -29,12 +26,6 @@ class Step:
     def __init__(self, func: Callable[..., Any] | None, policy: Policy = PLAIN) -> None:
         self.func = func
         self.policy = policy
-
-    def __call__(self, partition: Iterable[Any]) -> list[Any]:
-        """Apply this step alone to a partition: how dask's own engines run the bag."""
-        from parcoll.chain.loop import Chain
-
-        return Chain([self]).run_all(partition)
 
     @property
     def timed_line(self) -> str:
@@ -58,10 +49,6 @@ class Step:
 
     def __repr__(self) -> str:
         return self.label
-
-    def __dask_tokenize__(self) -> tuple[str, int]:
-        # dask would hash the function and everything it captured, and merge equal steps.
-        return ("parcoll-step", next(_numbers))
 
 
 class Map(Step):

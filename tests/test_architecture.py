@@ -66,10 +66,7 @@ def ours(path: Path) -> set[str]:
 
 IMPORTS = {name: ours(path) for name, path in MODULES.items()}
 GROUND = {
-    module
-    for name, modules in IMPORTS.items()
-    for module in modules
-    if "." in name and "." not in module
+    module for name, modules in IMPORTS.items() for module in modules if "." in name and "." not in module
 }
 
 

@@ -35,10 +35,9 @@ from parcoll import (
     ParallelGen,
     WorkerLostError,
     connect,
-    digest,
     parallel,
-    storage,
 )
+from parcoll.checkpoint import digest, storage
 from parcoll.checkpoint.fingerprint import of_function
 from parcoll.checkpoint.pieces import CHAIN, END
 

@@ -255,8 +255,11 @@ class DistributedSession:
             parts = [None if part is None else engine.resolve(part) for part in job.parts]
             join = join_isolated if isolated else join_kept
             return opaque_task(key, join, self._program, ticket, *parts)
-        sharing = None if self._keep else engine.sharing
-        space = sharing.lend(job, self._large_results and not isolated) if sharing is not None else None
+        space = None
+        if engine.sharing is not None and not self._keep:
+            lent = engine.sharing.lend(job.elements, self._large_results and not isolated)
+            if lent is not None:
+                space, job.segment = lent
         elements: Any = (self._ahead and self._ahead.reference(job)) or job.elements
         if job.graph is not None:
             tasks, last = job.graph

@@ -14,6 +14,7 @@ from typing import Any
 import distributed
 from dask._task_spec import TaskRef
 
+from parcoll.cluster import losses
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
 from parcoll.watch.publish import Publisher
@@ -68,6 +69,7 @@ class DistributedEngine:
         self.waiting: dict[str, DistributedSession] = {}  # for reports, by the key of the task
         if self.topic is not None:
             client.subscribe_topic(self.topic, self._on_report)
+        losses.listen(client, install=ship is not None or reporting)
 
     @property
     def sends_ahead(self) -> bool:

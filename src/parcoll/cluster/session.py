@@ -104,7 +104,7 @@ class DistributedSession:
         self._program: Any = None if large else self._shared
         self._program_future: Any = None
         self._thread = threading.get_ident()
-        register(self._client, self)
+        register(self._client, self.lose)
         self._seceded = enter_task()
 
     def submit(self, jobs: Sequence[Job]) -> None:

@@ -21,8 +21,9 @@ from parcoll.watch.publish import Publisher
 from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
-from parcoll.wire.payload import Packed, Payload, cannot_send
+from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.sharing import Sharing
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Kept
 from parcoll.worker.program import Program
 
@@ -205,8 +206,8 @@ def _pack_program(program: Program) -> Packed:
             _check_function(step.func, f"the function of {step.label}")
             _check_function(step.policy.on_error, f"the on_error of {step.label}")
             _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
-        if program.fold is not None:
-            _check_function(program.fold.func, f"the function of {program.fold.label}")
+        for func in program.sink.functions.values():
+            _check_function(func, f"the function of {program.sink.label}")
         raise cannot_send(None, "the chain", error) from error
 
 

@@ -31,9 +31,9 @@ from parcoll.text import key_words
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
-from parcoll.worker.tasks import Ticket, join_kept, report, run_partition
+from parcoll.worker.tasks import join_kept, run_partition
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine

@@ -20,7 +20,7 @@ from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
 from parcoll.evaluation.reader import Source
 from parcoll.text import key_words
-from parcoll.worker.tasks import elements_of
+from parcoll.worker.outcome import elements_of
 
 _numbers = itertools.count()
 
@@ -62,7 +62,7 @@ def bag_of_kept(references: list[Any]) -> Bag:
 
 
 class Layer:
-    """What a layer of the bag calls for each partition: one step, alone. So dask's own engines run the bag."""
+    """What a layer of the bag calls: one step alone, which is how dask's own engines run the bag."""
 
     def __init__(self, step: Step) -> None:
         self.step = step

@@ -29,16 +29,8 @@ import pytest
 from bare import bare_cluster
 from scripts import append, eventually, lines, wait_for_file
 
-from parcoll import (
-    CheckpointError,
-    Connection,
-    ParallelGen,
-    WorkerLostError,
-    connect,
-    digest,
-    parallel,
-    storage,
-)
+from parcoll import CheckpointError, Connection, ParallelGen, WorkerLostError, connect, parallel
+from parcoll.checkpoint import digest, storage
 from parcoll.checkpoint.fingerprint import of_function
 from parcoll.checkpoint.pieces import CHAIN, END
 

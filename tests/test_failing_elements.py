@@ -39,7 +39,7 @@ def no_pause() -> None:
     from parcoll.worker import subworker
 
     policy.BASE_SECONDS = 0.0
-    line = "import parcoll.chain.policy; parcoll.policy.BASE_SECONDS = 0.0\n"
+    line = "import parcoll.chain.policy; parcoll.chain.policy.BASE_SECONDS = 0.0\n"
     subworker._BOOT = subworker._BOOT.replace("\nmain(", f"\n{line}main(")
 
 
@@ -699,7 +699,7 @@ def test_pauses_double_up_to_a_cap_with_a_random_part_left_out(monkeypatch: pyte
 def test_each_retry_waits_for_its_pause(inline: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(policy, "BASE_SECONDS", BASE_SECONDS)
-    monkeypatch.setattr(parcoll.guard.time, "sleep", waited.append)
+    monkeypatch.setattr(parcoll.chain.guard.time, "sleep", waited.append)
     assert list(parallel([0]).map(lambda x: 1 / x, retries=3, on_error="skip")) == []
     assert [BASE_SECONDS / 2 <= x / 2**i <= BASE_SECONDS for i, x in enumerate(waited)] == [True] * 3
 

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import leaks
+import named_memory
 import pytest
 from leaks import new_remains, remains
 from scripts import Scripts
@@ -21,11 +23,14 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="test-run-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ["TMPDIR"] = tempfile.tempdir = folder
+    os.environ[named_memory.VARIABLE] = folder
+    leaks.named_memory = named_memory.NamedMemory(folder, folder)
     # A shell has what it starts in the background ignore Ctrl-C, and that is inherited by what the tests
     # start; a handler is not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LEFT_BEHIND = 70  # an exit code that pytest has no meaning for
 left_behind: list[str] = []
 
 
@@ -47,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     would pass.
     """
     if left_behind:
-        session.exitstatus = 6  # pytest's own end at 5
+        session.exitstatus = LEFT_BEHIND
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import threading
 import time
 
 import psutil
+from named_memory import NamedMemory
 
 # Pools that distributed and asyncio fill one by one, as there is more to do at once.
 POOL_THREADS = ("Dask-Offload", "asyncio_", "TCP-Executor", "Profile", "Dask-Default-Threads")
@@ -16,13 +17,12 @@ POOL_THREADS = ("Dask-Offload", "asyncio_", "TCP-Executor", "Profile", "Dask-Def
 KEPT_THREADS = (*POOL_THREADS, "IO loop")
 
 
-def shared_memory() -> set[str]:
-    """Return what is in shared memory, without the semaphores of `multiprocessing`.
+named_memory: NamedMemory | None = None  # set in a run of pytest, by conftest.py
 
-    parcoll has none; dask's nannies do, and so may other programs of this machine.
-    """
-    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
-    return {name for name in names if not name.startswith("sem.mp-")}
+
+def shared_memory() -> set[str]:
+    """Return the named shared memory that the tests' processes made."""
+    return named_memory.own() if named_memory is not None else set()
 
 
 def remains() -> dict[str, set[str]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from leaks import shared_memory
 
 import parcoll
 
@@ -91,7 +92,7 @@ class Scripts:
         self.scratch = folder / "tmp"
         self.scratch.mkdir(exist_ok=True)
         self._mark = uuid.uuid4().hex
-        self._segments = _segments()
+        self._segments = shared_memory()
         self._started: list[subprocess.Popen[str]] = []
 
     def write(self, name: str, text: str) -> Path:
@@ -152,7 +153,7 @@ class Scripts:
         found = {
             "processes": [f"{process.pid} {process}" for process in self.processes()],
             "folders": glob.glob(str(self.scratch / "parcoll-*")),
-            "shared segments": sorted(_segments() - self._segments),
+            "shared segments": sorted(shared_memory() - self._segments),
         }
         return {kind: names for kind, names in found.items() if names}
 
@@ -169,9 +170,3 @@ class Scripts:
                 if pipe is not None:
                     pipe.close()
         assert gone, f"left behind: {remains}"
-
-
-def _segments() -> set[str]:
-    # Without the semaphores of `multiprocessing`, which dask's nannies have, and other programs.
-    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
-    return {name for name in names if not name.startswith("sem.mp-")}

@@ -86,10 +86,12 @@ def test_without_bokeh_the_dashboard_says_so(
 def test_a_taken_dashboard_port_is_no_trouble() -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):  # somebody else has it: as good
+        bound = False
+        with suppress(OSError):  # somebody else has it, and may give it up at any time
             taken.bind(("127.0.0.1", 8787))
             taken.listen()
+            bound = True
         script = start_script("host = Host(n_workers=1)\nprint(host.wait_ready().dashboard_link)")
         link = finish(script).strip()
     assert link.startswith("http://127.0.0.1:")
-    assert not link.startswith("http://127.0.0.1:8787/")
+    assert not bound or not link.startswith("http://127.0.0.1:8787/")

@@ -266,14 +266,17 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 """
 WORK = """
-import pathlib, tempfile
+import contextlib, os, tempfile
 from parcoll import connect, parallel
 with connect(n_workers=2) as cluster:
     print(parallel(range(1000)).map(lambda x: x + 1).reduce(lambda a, b: a + b))
     key = cluster.engine._host.wait_ready().credentials.key.splitlines()[1]
-    folders = [pathlib.Path(tempfile.gettempdir()), pathlib.Path.cwd(), pathlib.Path("/dev/shm")]
-    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
-        assert key not in path.read_text(errors="replace"), path
+    folders = [tempfile.gettempdir(), os.getcwd(), "/dev/shm"]
+    files = [os.path.join(at, file) for folder in folders for at, _, found in os.walk(folder) for file in found]
+    for path in filter(os.path.isfile, files):
+        # Other programs have files in /dev/shm too: large ones, and such that are gone a moment later.
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            assert key.encode() not in file.read(10**6), path
 """
 
 

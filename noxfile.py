@@ -32,7 +32,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test the built wheel, or what is named: `nox -s tests -- tests/test_map.py -x`."""
+    """Test the built wheel, or what is named: `nox -s tests -- tests/promises/test_sources.py -x`."""
     wheel = build_wheel(session)
     session.install(f"{wheel}[dashboard]", *group("test"))
     # pip keeps an installed 0.1.0 when asked for another 0.1.0, so a reused environment

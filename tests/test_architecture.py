@@ -17,6 +17,7 @@ import pytest
 import parcoll
 
 ROOT = Path(parcoll.__file__).parent
+TESTS = Path(__file__).parent
 # From the ground up. Rooms of one row do not import each other.
 ORDER = [
     {"ground"},
@@ -152,3 +153,14 @@ def test_importing_parcoll_loads_neither_dask_nor_distributed():
 def test_modules_stay_small():
     long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_files_of_tests_stay_small():
+    files = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in TESTS.rglob("*.py")}
+    assert {str(path.relative_to(TESTS)): lines for path, lines in files.items() if lines > 500} == {}
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by name, whichever folder they are in, and so do the workers of their clusters."""
+    names = [path.name for path in TESTS.rglob("*.py") if path.name != "conftest.py"]
+    assert {name for name in names if names.count(name) > 1} == set()

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import KEPT_THREADS, new_remains, remains
+from leaks import KEPT_THREADS, new_remains, remains
 from moments import ELEMENTS, MOMENTS, Evaluated, Moment, Reached, work_at
 from scripts import eventually, meanwhile
 from victims import Victims, stop_for_a_while, strike

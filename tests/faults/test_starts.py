@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import distributed
 import psutil
 import pytest
-from conftest import POOL_THREADS
+from leaks import POOL_THREADS
 from scripts import eventually, meanwhile
 from victims import Victims, strike
 

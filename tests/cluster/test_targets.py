@@ -1,0 +1,312 @@
+"""What `connect` takes, and what is said when nothing of the kind can be had."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import socket
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import pytest
+from bare import bare_cluster, tls_options
+from distributed.versions import get_versions
+from places import check_sentence, evaluated_at
+from scripts import Scripts
+
+from parcoll import (
+    ConnectError,
+    SerializationError,
+    VersionWarning,
+    connect,
+    parallel,
+)
+from parcoll.cluster import clients
+from parcoll.cluster.joining import check_versions
+from parcoll.local.credentials import Credentials
+from parcoll.wire.payload import Packed
+from parcoll.worker.program import Program, SharedProgram
+
+LOOPBACK = "127.0.0.1"
+
+pytestmark = pytest.mark.usefixtures("no_default_cluster")
+
+
+def test_a_client_that_was_connected_stays_open(client: Any, remote: str) -> None:
+    with connect(client) as connection:
+        assert connection.address == remote == evaluated_at()
+    assert client.status == "running"
+    assert client.submit(abs, -1).result(timeout=20) == 1
+
+
+def test_dask_s_own_local_cluster_is_used_and_left_open(tmp_path: Path) -> None:
+    """As a client, as a cluster object, as the current client; nested evaluations included."""
+    scripts = Scripts(tmp_path)
+    out, _ = scripts.run(
+        scripts.write(
+            "script.py",
+            """
+            from distributed import Client, LocalCluster, get_worker
+            from parcoll import connect, parallel
+            where = lambda _: get_worker().scheduler.address
+            def nested(x):
+                inner = parallel(range(x)).map(lambda y: parallel(range(y)).map(abs).reduce(int.__add__, 0))
+                return list(inner)
+            if __name__ == "__main__":  # which LocalCluster needs
+                options = {"threads_per_worker": 1, "dashboard_address": None}
+                with LocalCluster(n_workers=2, **options) as cluster:
+                    here = {cluster.scheduler_address}
+                    with Client(cluster) as client:
+                        assert set(parallel(range(3)).map(where)) == here
+                        plain = [[sum(range(y)) for y in range(x)] for x in range(6)]
+                        assert list(parallel(range(6)).map(nested)) == plain
+                        with connect(client):
+                            assert set(parallel(range(3)).map(where)) == here
+                        assert client.submit(abs, -1).result() == 1
+                    with connect(cluster):
+                        assert set(parallel(range(3)).map(where)) == here
+                    assert cluster.status.name == "running"
+                    with Client(cluster) as client:
+                        assert client.submit(abs, -2).result() == 2
+                print("done")
+            """,
+        )
+    )
+    assert out == "done\n"
+    scripts.check()
+
+
+def closed_port() -> int:
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_closed_port_is_told_within_its_time() -> None:
+    address = f"tcp://{LOOPBACK}:{closed_port()}"
+    with pytest.raises(ConnectError) as raised:
+        connect(address)
+    check_sentence(raised.value, "no dask scheduler", address)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8786", "'http' is none of tcp, tls"),
+        ("nonsense://127.0.0.1:8786", "'nonsense' is none of tcp, tls"),
+        ("tcp://", "no host and port"),
+        ("tcp://127.0.0.1", "no host and port"),
+        ("tcp://::1:8786", "no host and port"),
+        ("tcp://127.0.0.1:99999", "no host and port"),
+        ("tcp://no such host:1", "no host and port"),
+        ("tcp://host.invalid:8786", "its host is not known here"),
+        ("tcp://127.0.0.1:1", "nothing listens there"),
+        ("tcp://127.0.0.1:1/\n", "nothing listens there"),
+        ("://", "'' is none of tcp, tls"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_told(
+    address: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    with pytest.raises(ConnectError) as raised:
+        connect(address)
+    check_sentence(
+        raised.value, "no dask scheduler", repr(address.strip("/\n") if "\n" in address else address), words
+    )
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400", b"SSH-2.0-x\r\n", b"\0" * 64, b"\xff" * 64])
+def test_a_server_that_speaks_first_is_told(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask takes the first bytes for a length: those of HTTP for one of some exabytes."""
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(answer)
+                    ended.wait(3)
+
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        address = f"tcp://{LOOPBACK}:{listener.getsockname()[1]}"
+        try:
+            with pytest.raises(ConnectError) as raised:
+                connect(address)
+        finally:
+            ended.set()
+            thread.join()
+    check_sentence(raised.value, "no dask scheduler", address, "does not answer as dask does")
+
+
+def test_a_port_that_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something listens there that is no dask: the wait for its greeting ends too."""
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    errors: list[BaseException] = []
+
+    def attempt(address: str) -> None:
+        try:
+            connect(address)
+        except BaseException as error:
+            errors.append(error)
+
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        address = f"tcp://{LOOPBACK}:{silent.getsockname()[1]}"
+        thread = threading.Thread(target=attempt, args=(address,), daemon=True)
+        thread.start()
+        thread.join(15)
+        hung = thread.is_alive()
+    thread.join(15)  # the listener is gone, which ends a wait that had no end
+    assert not hung, "connect() waits for ever"
+    (error,) = errors
+    assert isinstance(error, ConnectError)
+    check_sentence(error, "no dask scheduler", address)
+
+
+def test_a_web_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection, and answers in its own way."""
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), http.server.BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"tcp://{LOOPBACK}:{server.server_port}"
+        try:
+            with pytest.raises(ConnectError) as raised:
+                connect(address)
+        finally:
+            server.shutdown()
+            thread.join()
+    check_sentence(raised.value, "no dask scheduler", address, "does not answer as dask does")
+
+
+def test_a_dask_worker_is_told_from_a_scheduler(client: Any, remote: str) -> None:
+    (worker,) = client.scheduler_info()["workers"]
+    with pytest.raises(ConnectError) as raised:
+        connect(worker)
+    check_sentence(raised.value, "no dask scheduler", worker, "a dask worker", remote)
+
+
+def test_tls_where_the_scheduler_speaks_none_is_told(remote: str) -> None:
+    address = remote.replace("tcp://", "tls://")
+    with pytest.raises(ConnectError) as raised:
+        connect(address)
+    check_sentence(raised.value, address, "security=")
+    with pytest.raises(ConnectError) as raised:
+        connect(address, security=Credentials.generate().security())
+    check_sentence(raised.value, address, "does not speak TLS", "tcp://")
+
+
+def test_a_scheduler_that_speaks_tls_tells_whom_it_refuses(tmp_path: Path) -> None:
+    ours, others = Credentials.generate(), Credentials.generate()
+    options = tls_options(tmp_path, ours.certificate, ours.key)
+    with bare_cluster(tmp_path / "cluster", 1, *options, security=ours.security()) as cluster:
+        address = cluster.address
+        for given, words in (
+            ({"target": address}, ["needs security="]),
+            ({"target": address, "security": others.security()}, ["certificate", "security="]),
+            ({"target": address.replace("tls://", "tcp://")}, ["closed the connection", "tls://"]),
+        ):
+            with pytest.raises(ConnectError) as raised:
+                connect(**given)
+            check_sentence(raised.value, "no dask scheduler", *words)
+        with connect(address, security=ours.security()):
+            assert evaluated_at() == address
+        with connect(cluster.file, security=ours.security()) as connection:
+            assert connection.address == address
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 1', '{"address": null}', None])
+def test_a_file_that_is_no_scheduler_file_is_told(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_text(content)
+    for target in (path, str(path)):
+        with pytest.raises(ConnectError) as raised:
+            connect(target)
+        check_sentence(raised.value, repr(str(path)), "no scheduler file")
+
+
+def test_a_worker_of_another_python_is_refused_and_other_versions_are_warned_of() -> None:
+    """No second Python with dask is at hand, so the answer of the cluster is changed."""
+
+    class Cluster:
+        def __init__(self, worker: dict[str, str], scheduler: dict[str, str]) -> None:
+            here = get_versions()
+            self.versions = {"client": here, "scheduler": {"packages": here["packages"] | scheduler}}
+            self.versions["workers"] = {
+                "tcp://gone:1": OSError("it has just gone"),
+                "tcp://host:1": {"packages": here["packages"] | worker},
+            }
+
+        def get_versions(self) -> Any:
+            return self.versions
+
+    with pytest.raises(ConnectError) as raised:
+        check_versions(Cluster({"python": "3.9.1.final.0"}, {}))
+    check_sentence(raised.value, "worker tcp://host:1 runs Python 3.9", "this process Python 3.", "bytecode")
+    with pytest.raises(ConnectError) as raised:
+        check_versions(Cluster({}, {"distributed": "2024.12.0"}))
+    check_sentence(raised.value, "the scheduler has distributed 2024.12.0", "2026.1")
+    with pytest.warns(VersionWarning, match=r"2099.1rc1"):
+        check_versions(Cluster({"distributed": "2099.1rc1"}, {"distributed": "2099.1rc1"}))
+    with pytest.warns(
+        VersionWarning, match=r"the scheduler has dask 2026\.1\.0 and this process dask"
+    ) as found:
+        check_versions(Cluster({"dask": "2026.1.0"}, {"dask": "2026.1.0"}))
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_versions(Cluster({"numpy": None}, {"python": "3.9.1.final.0"}))  # it runs no function
+
+
+def test_a_worker_that_comes_later_with_another_python_says_so() -> None:
+    program = SharedProgram(Packed.pack(Program(())), "token", python=(3, 9))
+    with pytest.raises(SerializationError) as raised:
+        program.load()
+    check_sentence(raised.value, "runs Python 3.", "Python 3.9")
+
+
+def test_an_address_in_the_config_that_leads_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
+    address = f"tcp://{LOOPBACK}:{closed_port()}"
+    with dask.config.set({"scheduler-address": address}), pytest.raises(ConnectError) as raised:
+        list(parallel(range(3)).map(abs))
+    check_sentence(raised.value, address)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [1, "localhost", b"tcp://127.0.0.1:1", [], distributed.Client, distributed.LocalCluster],
+)
+def test_another_target_is_a_type_error(target: Any) -> None:
+    with pytest.raises(TypeError, match="connect"):
+        connect(target)
+
+
+@pytest.mark.parametrize("option", [{"n_workers": 1}, {"threads_per_worker": 2}, {"memory_limit": None}])
+@pytest.mark.parametrize("target", ["inline", "tcp://127.0.0.1:1"])
+def test_options_of_a_local_cluster_need_no_target(target: str, option: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="are for a local cluster"):
+        connect(target, **option)
+
+
+def test_an_asynchronous_client_is_refused(remote: str) -> None:
+    async def attempt() -> None:
+        async with distributed.Client(remote, asynchronous=True, set_as_default=False) as client:
+            with pytest.raises(TypeError, match="asynchronous"):
+                connect(client)
+            with pytest.raises(TypeError, match="asynchronous"):
+                list(parallel([1], client=client).map(abs))
+
+    asyncio.run(attempt())

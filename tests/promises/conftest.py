@@ -1,0 +1,44 @@
+"""Engines that elements fail on, and no pause before a retry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from parcoll import Connection
+from parcoll.chain import policy
+from parcoll.chain.policy import BASE_SECONDS
+from parcoll.worker.program import Program
+
+
+def no_pause() -> None:
+    from parcoll.chain import policy
+    from parcoll.worker import subworker
+
+    policy.BASE_SECONDS = 0.0
+    line = "import parcoll.chain.policy; parcoll.chain.policy.BASE_SECONDS = 0.0\n"
+    subworker._BOOT = subworker._BOOT.replace("\nmain(", f"\n{line}main(")
+
+
+@pytest.fixture(scope="module")
+def impatient(cluster: Connection) -> Iterator[None]:
+    """Have nothing wait before a retry, here and in the workers."""
+    cluster.engine.client.wait_for_workers(2, timeout=30)
+    cluster.engine.client.run(no_pause)
+    no_pause()
+    yield
+    policy.BASE_SECONDS = BASE_SECONDS
+
+
+@pytest.fixture
+def isolated(cluster: Connection, monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """Have all partitions run beside the workers, as those do whose steps have a timeout."""
+    monkeypatch.setattr(Program, "stops", True)
+    return cluster
+
+
+@pytest.fixture(params=["inline", "cluster", "isolated"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)

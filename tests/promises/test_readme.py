@@ -1,0 +1,64 @@
+"""The README is what a newcomer runs first, so it is run here, as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import parcoll
+from parcoll import ParallelGen
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def cells(heading: str) -> list[str]:
+    """Return the first cell of each row of the table under that heading."""
+    table = README.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return re.findall(r"^\| ([^|]*`[^|]*) \|", table, flags=re.MULTILINE)
+
+
+def test_two_commands_do_all_the_setup():
+    commands = [block.strip() for block in blocks("sh")]
+    assert len(commands) == 2
+    demo, tests = commands
+    assert demo == f"{tests} -s demo"
+
+
+def test_ci_runs_the_readme_test_command():
+    _, tests = blocks("sh")
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-1] == tests.strip()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_block_prints_what_its_comments_say(block, tmp_path):
+    script = tmp_path / "readme.py"
+    script.write_text(block, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == re.findall(r"print\(.*\)  # (.+)$", block, flags=re.MULTILINE)
+    assert run.stderr == ""
+
+
+def test_the_table_names_every_operation_and_no_other():
+    named = {name for cell in cells("on a collection") for name in re.findall(r"`(\w+)", cell)}
+    public = {name for name in dir(ParallelGen) if not name.startswith("_")}
+    assert named == public
+
+
+def test_calls_named_in_the_text_exist():
+    methods = {name for name in dir(ParallelGen) if not name.startswith("_")}
+    called = set(re.findall(r"`(\w+)\(", README))
+    assert called <= methods | set(parcoll.__all__)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeGuard, T
 from parcoll import arguments
 from parcoll.chain.policy import OnError, RetryOn
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
+from parcoll.current import engine_for
 from parcoll.errors import ElementError
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
@@ -196,7 +197,7 @@ class ParallelGen(Generic[T_co]):
 
     def _run(self) -> Run:
         self._stats = Stats()
-        return Run(self._node, self._options, self._stats)
+        return Run(self._node, self._options, lambda: engine_for(self._options.client), self._stats)
 
     @overload
     def reduce(self, func: Callable[[T_co, T_co], T_co]) -> T_co: ...

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any
 
 from parcoll import arguments, current
-from parcoll.cluster.renewing import LocalEngine
+from parcoll.cluster.renewing import AtAddress, OfClient, RenewingEngine, StartedHere
 from parcoll.errors import ConnectError
+from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
@@ -25,7 +26,7 @@ ALLOWED = (
 class Connection:
     """A cluster in force: evaluations run on it until it is closed, or its `with` block ends."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._closed = False
         current.enter(self)
@@ -34,10 +35,7 @@ class Connection:
     @property
     def address(self) -> str:
         """The scheduler's address; "inline" where there is none."""
-        if isinstance(self.engine, InlineEngine):
-            return "inline"
-        address: str = self.engine.address
-        return address
+        return self.engine.address
 
     @property
     def dashboard_link(self) -> str | None:
@@ -46,14 +44,8 @@ class Connection:
         It comes from dask's template (`distributed.dashboard.link`); dask's own dashboard, at
         `/status` instead of `/parcoll`, is linked there.
         """
-        if isinstance(self.engine, InlineEngine):
-            return None
-        if isinstance(self.engine, LocalEngine):
-            return _page_link(self.engine.dashboard_link)
-        from parcoll.watch.publish import join_now
-
-        join_now(self.engine.client)
-        return _page_link(self.engine.client.dashboard_link)
+        link = self.engine.dashboard_link
+        return None if link is None else _page_link(link)
 
     def close(self) -> None:
         """Put back what was in force before; end the cluster if `connect` started it."""
@@ -61,8 +53,7 @@ class Connection:
             return
         self._closed = True
         current.leave(self)
-        if not isinstance(self.engine, InlineEngine):
-            self.engine.close()
+        self.engine.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -151,7 +142,7 @@ def connect(
     if security is not None and not hasattr(security, "get_connection_args"):
         raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
     if ship != ():
-        from parcoll.wire.own_modules import names_of
+        from parcoll.wire.own_modules import names_of  # lazy: 5 ms, only where it is asked for
 
         names_of(ship)
     if target is None and ship:
@@ -165,13 +156,7 @@ def connect(
             f'anyway, and "inline" has none; the target is {describe(target)}'
         )
     if target is None:
-        engine = LocalEngine(n_workers, threads_per_worker, memory_limit)
-        try:
-            _ = engine.client  # a cluster that does not start says so here
-        except BaseException:
-            engine.close()
-            raise
-        return Connection(engine)
+        return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
         return _connect_address(target, security, ship, reconnect)
@@ -186,9 +171,17 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
-    from parcoll.cluster.remote import OurWay, RemoteEngine
+    return _connected(RenewingEngine(AtAddress(address, security, ship, reconnect)))
 
-    return Connection(RemoteEngine(OurWay(address, security), ship, reconnect))
+
+def _connected(engine: RenewingEngine) -> Connection:
+    """Return a connection to a cluster that is there: raises what keeps it from starting or answering."""
+    try:
+        engine.connected()
+    except BaseException:
+        engine.close()
+        raise
+    return Connection(engine)
 
 
 def address_in(path: str | os.PathLike[str]) -> str:
@@ -207,12 +200,12 @@ def address_in(path: str | os.PathLike[str]) -> str:
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    from parcoll.cluster.clients import is_client
-    from parcoll.cluster.remote import OurWay, RemoteEngine, TheirWay
+    from parcoll.cluster.clients import is_client  # lazy: distributed
 
     if is_client(target):
-        return Connection(RemoteEngine(TheirWay(target), ship, reconnect))
+        return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
     if hasattr(target, "scheduler_address") and not isinstance(target, type):
-        way = OurWay(lambda: str(target.scheduler_address), getattr(target, "security", None))
-        return Connection(RemoteEngine(way, ship, reconnect))
+        security = getattr(target, "security", None)
+        way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
+        return _connected(RenewingEngine(way))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

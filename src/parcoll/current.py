@@ -6,11 +6,10 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from parcoll.cluster.renewing import LocalEngine
+from parcoll.cluster.renewing import AtAddress, RenewingEngine, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
@@ -20,8 +19,10 @@ from parcoll.worker.program import is_loading
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
-_default: LocalEngine | None = None  # started by the first evaluation that finds nothing else
-_joined: dict[str, tuple[int, Any]] = {}  # engines by address from dask's config, with their process
+default: RenewingEngine | None = None  # started by the first evaluation that finds nothing else
+joined: dict[
+    str, tuple[int, RenewingEngine]
+] = {}  # engines by address from dask's config, with their process
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
 _abandoned: list[Any] = []  # a parent's engines in a forked child: never used, never collected
 
@@ -31,15 +32,15 @@ def engine_for(client: Any) -> Engine:
     if _must_not_wait():
         return InlineEngine()
     if client is not None:
-        return engine_of_client(client)
+        return _engine_of_client(client)
     innermost = current_connection()
     if innermost is not None:
         engine: Engine = innermost.engine
         return engine
     current = _dask_client()
     if current is not None:
-        return engine_of_client(current)
-    return _from_config() or _local()
+        return _engine_of_client(current)
+    return _from_config() or local_engine()
 
 
 def describe_engine(client: Any) -> str:
@@ -61,7 +62,7 @@ def describe_engine(client: Any) -> str:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS") or dask.config.get("scheduler-address", None)
     if address:
         return f"the scheduler in dask's configuration, {address}"
-    running = _default is not None and _default.usable
+    running = default is not None and default.usable
     return f"a local cluster, {'running' if running else 'started by the first evaluation'}"
 
 
@@ -69,11 +70,10 @@ def _address(client: Any) -> str:
     return getattr(getattr(client, "scheduler", None), "address", "which is not connected")
 
 
-def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> Engine:
-    """Return an engine for a `distributed.Client`; `ship` adds modules to those that are sent."""
-    from parcoll.cluster.remote import joined_engine
+def _engine_of_client(client: Any) -> Engine:
+    from parcoll.cluster.engine import engine_of_client  # lazy: distributed
 
-    return joined_engine(client, ship)
+    return engine_of_client(client)
 
 
 def current_connection() -> Any:
@@ -100,7 +100,7 @@ def leave(connection: Any) -> None:
 def _dask_client() -> Any:
     if "distributed" not in sys.modules:
         return None  # no client can exist
-    from parcoll.cluster.clients import current_client
+    from parcoll.cluster.clients import current_client  # lazy: distributed
 
     return current_client()
 
@@ -116,7 +116,7 @@ def _must_not_wait() -> bool:
         return True
     if "distributed" not in sys.modules:
         return False
-    from parcoll.cluster.clients import in_task
+    from parcoll.cluster.clients import in_task  # lazy: distributed
 
     if in_task():
         return _importing(sys._getframe())
@@ -144,30 +144,28 @@ def _from_config() -> Engine | None:
 
 def _engine_at(address: str) -> Engine:
     with _lock:
-        pid, joined = _joined.get(address, (0, None))
-        if joined is not None and pid != os.getpid():
-            _abandoned.append(joined)
-            joined = None
-        if joined is None or not joined.connected:
-            from parcoll.cluster.clients import client_of, close_lost
-
-            if joined is not None:
-                del _joined[address]
-                close_lost(joined.client)
-            joined = engine_of_client(client_of(address))
-            _joined[address] = (os.getpid(), joined)
-        engine: Engine = joined
+        pid, engine = joined.get(address, (0, None))
+        if engine is not None and pid != os.getpid():
+            _abandoned.append(engine)
+            engine = None
+        if engine is None or engine.current is None or not engine.current.link.connected:
+            if engine is not None:
+                del joined[address]
+                engine.close()
+            engine = RenewingEngine(AtAddress(lambda: address))
+            engine.connected()
+            joined[address] = (os.getpid(), engine)
         return engine
 
 
-def _local() -> Engine:
-    global _default
+def local_engine() -> Engine:
+    global default
     with _lock:
-        if _default is None or not _default.usable:
-            if _default is not None:
-                _abandoned.append(_default)
-            _default = LocalEngine()
-        return _default
+        if default is None or not default.usable:
+            if default is not None:
+                _abandoned.append(default)
+            default = RenewingEngine(StartedHere())
+        return default
 
 
 def _renew_lock() -> None:
@@ -184,10 +182,8 @@ def _close_all() -> None:
     for pid, connection in list(_connected):
         if pid == os.getpid():
             connection.close()
-    for pid, engine in list(_joined.values()):
+    for pid, engine in list(joined.values()):
         if pid == os.getpid():
-            from parcoll.cluster.clients import close_lost
-
-            close_lost(engine.client)
-    if _default is not None and _default.usable:
-        _default.close()
+            engine.close()
+    if default is not None and default.usable:
+        default.close()

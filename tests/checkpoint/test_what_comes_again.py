@@ -304,7 +304,7 @@ def test_a_worker_and_a_cluster_that_die(tmp_path: Path):
         numbers = parallel(range(900), partition_size=5, checkpoint=tmp_path / "run").map(slowly)
         stream = iter(numbers)
         seen = list(itertools.islice(stream, 200))
-        host = psutil.Process(own.engine._host.pid)
+        host = psutil.Process(own.engine.way.host.pid)
         kill(max(host.children(), key=lambda process: process.create_time()))
         seen += itertools.islice(stream, 200)
         kill(host)

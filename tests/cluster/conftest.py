@@ -35,5 +35,5 @@ def no_default_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("the default local cluster would be started")
 
-    monkeypatch.setattr(current, "_local", refuse)
+    monkeypatch.setattr(current, "local_engine", refuse)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)

@@ -81,7 +81,7 @@ def test_large_elements_and_results(bare: BareCluster) -> None:
     """Past the size from which they go straight to workers, and past what a message may carry."""
     elements = [bytes([n]) * 3_000_000 for n in range(12)]
     with connect(bare.file) as connection:
-        assert connection.engine.sends_ahead, "the workers are on this machine"
+        assert connection.engine.current.link.direct, "the workers are on this machine"
         assert list(parallel(elements).map(lambda x: x[::-1])) == elements
         assert list(parallel(elements, partition_size=5).map(len)) == [3_000_000] * 12
         assert parallel(elements).map(len).reduce(lambda a, b: a + b) == 36_000_000
@@ -314,7 +314,7 @@ def test_partitions_that_were_lost_with_their_worker_are_sent_again(tmp_path: Pa
         doomed = cluster.add_worker()
         cluster.wait_for_workers(2)
         with connect(cluster.file) as connection:
-            assert connection.engine.sends_ahead
+            assert connection.engine.current.link.direct
             stream = iter(parallel(elements, partition_size=1).map(slowly))
             found = [next(stream)]
             os.kill(doomed.pid, signal.SIGKILL)

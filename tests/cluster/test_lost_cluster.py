@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+from parcoll.evaluation.again import MAX_LOSSES
 from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import silence
-from parcoll.evaluation.again import MAX_LOSSES
 from parcoll.evaluation.inline import InlineEngine, InlineSession
 from parcoll.worker.program import Program
 
@@ -33,7 +33,7 @@ def own() -> Iterator[Connection]:
 
 
 def kill(connection: Connection, who: str) -> None:
-    host = psutil.Process(connection.engine._host.pid)
+    host = psutil.Process(connection.engine.way.host.pid)
     victim = host if who == "host" else min(host.children(), key=lambda process: process.create_time())
     os.kill(victim.pid, signal.SIGKILL)
 
@@ -45,8 +45,8 @@ def killed_each(seconds: float, times: int, connection: Connection, who: str) ->
 
     def work(ended: threading.Event) -> None:
         while len(killed) < times and not ended.wait(seconds):
-            pid = connection.engine._host.pid
-            if pid not in killed and connection.engine._engine is not None:
+            pid = connection.engine.way.host.pid
+            if pid not in killed and connection.engine.current is not None:
                 kill(connection, who)
                 killed.append(pid)
 
@@ -69,7 +69,7 @@ def test_results_are_exact_and_in_order_however_often_it_dies(own: Connection, w
     with killed_each(0.5, 3, own, who) as killed:
         assert list(parallel(range(1_500)).map(slowly)) == list(range(0, 3_000, 2))
     assert len(killed) == 3
-    assert own.engine._host.pid not in killed
+    assert own.engine.way.host.pid not in killed
 
 
 @pytest.mark.parametrize("who", ["host", "scheduler"])
@@ -90,12 +90,12 @@ def test_a_scheduler_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
         numbers = parallel(iter(range(600)), partition_size=5).map(slowly)
         stream = iter(numbers)
         found = [next(stream) for _ in range(100)]
-        victim = psutil.Process(own.engine._host.pid)
+        victim = psutil.Process(own.engine.way.host.pid)
         min(victim.children(), key=lambda process: process.create_time()).suspend()
         found += stream
         assert found == list(range(0, 1_200, 2))
         assert numbers.stats.losses == 1
-        assert own.engine._host.pid != victim.pid
+        assert own.engine.way.host.pid != victim.pid
 
 
 DIED_UNNOTICED = """
@@ -105,10 +105,10 @@ from parcoll import connect, parallel
 
 own = connect(n_workers=1)
 assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
-host = psutil.Process(own.engine._host.pid)
+host = psutil.Process(own.engine.way.host.pid)
 scheduler = min(host.children(), key=lambda process: process.create_time())
 {"host": host, "scheduler": scheduler}[sys.argv[1]].kill()
-while own.engine._engine.client.status == "running":
+while own.engine.current.client.status == "running":
     time.sleep(0.01)
 own.close()
 """
@@ -194,7 +194,7 @@ def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None
     kept.foreach(abs)
     stream = iter(kept)
     kill(own, "host")
-    assert eventually(lambda: not own.engine._host.alive)
+    assert eventually(lambda: not own.engine.way.host.alive)
     for _ in range(2):
         with pytest.raises(ClusterLostError, match=r"the results of foreach.* are gone.*; 0 elements"):
             list(stream)

@@ -23,6 +23,7 @@ from scripts import append, eventually, lines
 from parcoll import Connection, parallel
 from parcoll.chain.steps import Map
 from parcoll.cluster.engine import DistributedEngine
+from parcoll.cluster.link import Link
 from parcoll.cluster.session import EMBEDDED_BYTES
 from parcoll.evaluation.engine import Job
 from parcoll.wire.payload import Packed
@@ -207,7 +208,7 @@ def test_a_session_that_closes_does_not_take_another_s_results(
         return await gather_remote(*args)
 
     monkeypatch.setattr(client, "_gather_remote", held)
-    engine = DistributedEngine(client)  # of a cluster whose workers do not report by themselves
+    engine = DistributedEngine(Link(client))  # of a cluster whose workers do not report by themselves
     session = engine.open(Program((Map(abs),)), "left", keep=False)
     session.submit([Job(elements=engine.pack([-1]), size=1)])
     assert begun.wait(10)

@@ -208,7 +208,7 @@ def test_fault_while_the_connection_is_closed(fault: Fault, tmp_path: Path) -> N
 def left_behind(cluster: Connection, before: dict[str, set[str]]) -> dict[str, set[str]]:
     """Return what was not there before, and is not the cluster's: another host has other processes."""
     left = {kind: names - before[kind] for kind, names in remains().items()}
-    host = psutil.Process(cluster.engine._host.pid)
+    host = psutil.Process(cluster.engine.way.host.pid)
     of_cluster = {str(process.pid) for process in (host, *host.children(recursive=True))}
     left["processes"] = {text for text in left["processes"] if text.split()[0] not in of_cluster}
     left["folders"] = left["folders"] if len(remains()["folders"]) > 1 else set()

@@ -39,7 +39,7 @@ def killed_at_starts(
 ) -> Iterator[list[int]]:
     """Kill a process of each host that starts from now on, as soon as it is there."""
     killed: list[int] = []
-    seen = {connection.engine._host.pid}
+    seen = {connection.engine.way.host.pid}
 
     def work(ended: threading.Event) -> None:
         victims = Victims(connection)
@@ -84,7 +84,7 @@ def test_a_cluster_that_is_killed_each_time_is_given_up() -> None:
         assert of_host is not None
         with killed_at_starts(own, new_host, times=100) as killed:
             strike(of_host)
-            assert eventually(lambda: not own.engine._host.alive)
+            assert eventually(lambda: not own.engine.way.host.alive)
             with pytest.raises(ClusterStartError, match="killed by signal 9"):
                 list(parallel(range(10)))
         assert len(killed) == MAX_KILLED + 1

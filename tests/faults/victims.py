@@ -26,7 +26,7 @@ class Victims:
     def host(self) -> psutil.Process | None:
         """Return the host; None while there is none that runs."""
         with suppress(psutil.Error):
-            process = psutil.Process(self._connection.engine._host.pid)
+            process = psutil.Process(self._connection.engine.way.host.pid)
             if process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None

@@ -19,7 +19,7 @@ def no_pause() -> None:
 
     policy.BASE_SECONDS = 0.0
     line = "import parcoll.chain.policy; parcoll.chain.policy.BASE_SECONDS = 0.0\n"
-    subworker._BOOT = subworker._BOOT.replace("\nmain(", f"\n{line}main(")
+    subworker.BOOT = subworker.BOOT.replace("\nmain(", f"\n{line}main(")
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ def test_processes_beside_workers_may_be_killed_too(cluster: Connection) -> None
 
     # Kills come half a second apart at least: what is met by two of them is blamed.
     chain = parallel(range(800), timeout=60, partition_size=20).map(work)
-    host = psutil.Process(cluster.engine._host.pid)
+    host = psutil.Process(cluster.engine.way.host.pid)
     found: list[int] = []
     killed = 0
     with closing(iter(chain)) as stream:  # type: ignore[type-var]
@@ -473,7 +473,7 @@ def test_an_element_that_cannot_be_unpickled_leaves_shared_memory_in_use(cluster
 
     with pytest.raises(SerializationError, match="could not load the partition at element 0: ValueError: no"):
         list(parallel([Picky()], timeout=60).map(id))
-    assert cluster.engine._sharing._works in (True, None)
+    assert cluster.engine.way.sharing._works in (True, None)
 
 
 def test_what_an_isolated_job_hands_back_stays_isolated() -> None:

@@ -118,7 +118,7 @@ def here(leaves_no_trace: None) -> Iterator[None]:
         patch.setattr(host, "HostProcess", start)
         patch.setattr(clients, "JOIN_SECONDS", 0.2)
         yield
-        assert current._default is None
+        assert current.default is None
         assert not psutil.Process().children(recursive=True)
 
 

@@ -14,6 +14,7 @@ from parcoll.chain.failures import ELEMENT_BYTES, KEPT, Ledger, packed
 from parcoll.chain.loop import Chain
 from parcoll.chain.policy import Policy
 from parcoll.chain.steps import Map
+from parcoll.chain.tally import Tally
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -37,11 +38,12 @@ def test_the_first_thousand_errors_are_kept_and_all_are_counted(engine: Any, siz
 def test_a_worker_sends_no_more_than_a_thousand(inline: Connection) -> None:
     """Of all partitions of one evaluation together, and each a few kilobytes."""
     ledger, sent = Ledger(), []
+    steps = [Map(fail_always, Policy("skip"))]
     for _ in range(3):
-        chain = Chain([Map(fail_always, Policy("skip"))], ledger)
+        chain = Chain(steps, Tally(steps, ledger))
         assert list(chain.run(list(range(700)))) == []
-        assert chain.counts[0].failed == 700
-        sent.append(packed(chain.failed_elements))
+        assert chain.tally.counts[0].failed == 700
+        sent.append(packed(chain.tally.failed_elements))
         chain.close()
     assert [len(pickle.loads(content)) if content else 0 for content in sent] == [700, 300, 0]
     assert sum(map(len, sent)) < 1000 * 8192

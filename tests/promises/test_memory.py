@@ -60,7 +60,7 @@ def test_a_worker_knows_its_limit(small: Connection) -> None:
     assert memory_limit() == float("inf")  # here
     assert parallel([1]).map(lambda _: memory_limit()).first() == LIMIT
     assert small.engine.memory_limit() == LIMIT
-    assert small.engine._connected().memory_limit() == LIMIT
+    assert small.engine.connected().memory_limit() == LIMIT
 
 
 def test_elements_and_results_too_large_for_a_worker_are_named(small: Connection) -> None:

@@ -48,7 +48,7 @@ class Target:
         assert link is not None
         self.dashboard = link.removesuffix("/parcoll")
         self.dashboard_port = int(self.dashboard.rpartition(":")[2])
-        credentials = connection.engine._host.wait_ready().credentials
+        credentials = connection.engine.way.host.wait_ready().credentials
         self.certificate: str = credentials.certificate
         self.key_lines = [line for line in credentials.key.splitlines() if "-" not in line]
 
@@ -270,7 +270,7 @@ import contextlib, os, tempfile
 from parcoll import connect, parallel
 with connect(n_workers=2) as cluster:
     print(parallel(range(1000)).map(lambda x: x + 1).reduce(lambda a, b: a + b))
-    key = cluster.engine._host.wait_ready().credentials.key.splitlines()[1]
+    key = cluster.engine.way.host.wait_ready().credentials.key.splitlines()[1]
     folders = [tempfile.gettempdir(), os.getcwd(), "/dev/shm"]
     files = [os.path.join(at, file) for folder in folders for at, _, found in os.walk(folder) for file in found]
     for path in filter(os.path.isfile, files):

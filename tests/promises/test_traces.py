@@ -136,7 +136,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def megabytes(cluster: Connection) -> dict[str, int]:
     """Return the memory of each process."""
-    family = [psutil.Process(), psutil.Process(cluster.engine._host.pid)]
+    family = [psutil.Process(), psutil.Process(cluster.engine.way.host.pid)]
     family += family[1].children()
     return {str(process.pid): process.memory_info().rss // MIB for process in family}
 

@@ -336,14 +336,14 @@ def test_explain_says_what_would_run_and_what_ran(inline: Connection) -> None:
 
 def test_explain_starts_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current, "_connected", [])
-    monkeypatch.setattr(current, "_default", None)
+    monkeypatch.setattr(current, "default", None)
     numbers = iter(range(3))
     explained = parallel(numbers).unordered().explain()
     assert explained.engine == "a local cluster, started by the first evaluation"
     assert "one evaluation" in explained.source
     assert explained.partitions.endswith("results as they come")
     assert list(numbers) == [0, 1, 2]
-    assert current._default is None
+    assert current.default is None
 
 
 def test_explain_names_the_bag_and_the_client(cluster: Connection) -> None:

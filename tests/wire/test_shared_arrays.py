@@ -118,7 +118,7 @@ def test_a_source_and_a_function_may_use_an_array_again(
 ) -> None:
     """What is read, and what is returned, is copied at that moment; without shared memory too."""
     if not shared:
-        monkeypatch.setattr(cluster.engine._sharing, "_works", False)
+        monkeypatch.setattr(cluster.engine.way.sharing, "_works", False)
     one = np.zeros(length)
 
     def source() -> Iterator[Any]:

@@ -55,7 +55,7 @@ def submitted(cluster: Connection, monkeypatch: pytest.MonkeyPatch) -> list[str]
 @pytest.fixture
 def without_sharing(cluster: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have everything travel in messages."""
-    monkeypatch.setattr(cluster.engine._sharing, "_works", False)
+    monkeypatch.setattr(cluster.engine.way.sharing, "_works", False)
 
 
 def waiting_reports(cluster: Connection) -> int:
@@ -257,7 +257,9 @@ def test_workers_keep_no_outcome_that_nobody_waits_for(cluster: Connection, tmp_
         assert list(itertools.islice(stream, taken)) == list(range(taken))
         stream.close()
     assert eventually(lambda: waiting_reports(cluster) == 0)
-    assert eventually(lambda: not cluster.engine._connected().waiting), "nor does the client wait for any"
+    assert eventually(lambda: not cluster.engine.connected().keys_wanted()), (
+        "nor does the client wait for any"
+    )
 
 
 def test_the_client_waits_for_no_task_that_could_not_be_sent(cluster: Connection) -> None:
@@ -265,7 +267,7 @@ def test_the_client_waits_for_no_task_that_could_not_be_sent(cluster: Connection
     bag = dask.bag.Bag({("unsendable", 0): (list, [threading.Lock()])}, "unsendable", 1)
     with pytest.raises((TypeError, RuntimeError)):
         list(parallel(bag).map(id))
-    assert not cluster.engine._connected().waiting
+    assert not cluster.engine.connected().keys_wanted()
 
 
 def test_ctrl_c_while_futures_are_released_is_raised(

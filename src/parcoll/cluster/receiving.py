@@ -1,39 +1,321 @@
-"""Waits for the tasks of one evaluation on a cluster whose workers send no outcomes, and asks for them."""
+"""Receiving: the outcomes of one evaluation's tasks, as they come from a cluster.
+
+The workers of a local cluster send them (`worker.reports`); of any other, a collector asks.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import os
+import pickle
+import queue
+import sys
+import threading
+import time
 import weakref
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import distributed
+from distributed.scheduler import KilledWorker
+
+from parcoll.cluster import losses
+from parcoll.cluster.link import Link
+from parcoll.errors import SerializationError
+from parcoll.evaluation.engine import Job
+from parcoll.wire.exceptions import Failure
+from parcoll.worker.outcome import Outcome, report
+
+LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
+GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
+REPORT = "report-"  # before the key of the task that reports another one's outcome
 
 
-class Receiver(Protocol):
-    """What a collector tells."""
+class Lost(enum.Enum):
+    """Why a job has no outcome."""
+
+    CANCELLED = enum.auto()  # dask gave it up without trying
+    WITH_WORKER = enum.auto()
+
+
+class Reports:
+    """The outcomes that workers send to one client, each for the evaluation that waits for it."""
+
+    def __init__(self, link: Link) -> None:
+        self.topic = f"parcoll-{link.token}"
+        self.waiting: dict[str, Receiving] = {}  # by the key of the task
+        link.client.subscribe_topic(self.topic, self._on_report)
+
+    def _on_report(self, event: tuple[float, tuple[str, bytes | None]]) -> None:
+        key, pickled = event[1]
+        receiving = self.waiting.pop(key, None)
+        if receiving is None:
+            return  # the task ran again after its report
+        outcome = None
+        if pickled is not None:
+            with contextlib.suppress(Exception):  # dask would only log it; it is asked for instead
+                outcome = pickle.loads(pickled)
+        receiving.reported(key, outcome)
+
+
+class Receiving:
+    """The jobs of one evaluation that are under way, and the outcomes that nobody has taken yet."""
+
+    def __init__(self, link: Link, reports: Reports | None, keep: bool) -> None:
+        self._link = link
+        self._client = link.client
+        self._reports = reports
+        self._keep = keep
+        self.closed = False
+        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException] = queue.SimpleQueue()
+        self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        # Those of them whose outcome is being fetched; client's loop only.
+        self._delivering: dict[Any, Job] = {}
+        self._gathering = _Gathering(self._client)
+        self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
+        self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
+        self._reported: list[Any] = []  # futures whose outcome was sent, to be released
+        self._looked = time.monotonic()
+        self._finished: set[Any] = set()  # futures that were done at the last look, without a report
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._collector = _Collector(self._client.loop, self) if reports is None else None
+        losses.register(self._client, self.lose)
+
+    @contextlib.contextmanager
+    def expecting(self, keys: Sequence[str], jobs: Sequence[Job]) -> Any:
+        """Wait for the outcomes of tasks that the block submits; it gives the list to put their futures into.
+
+        Whoever reads a report looks for its future, which is here a moment later.
+        """
+        futures: list[Any] = []
+        with self._adding:
+            if self._reports is not None:
+                self._reports.waiting.update(dict.fromkeys(keys, self))
+            try:
+                yield futures
+            except BaseException:
+                self._forget(keys)
+                raise
+            for job, key, future in zip(jobs, keys, futures, strict=True):
+                self._pending[future] = job
+                if self._reports is not None:
+                    self._by_key[key] = future
+        if self._collector is not None:
+            self._collector.add(futures)
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        for key in keys if self._reports is not None else ():
+            self._reports.waiting.pop(key, None)  # type: ignore[union-attr]
 
     @property
-    def closed(self) -> bool:
-        """Tell whether nobody waits for outcomes any more."""
+    def to_release(self) -> int:
+        """How many futures are held whose outcome has come."""
+        return len(self._reported)
 
-    async def deliver(self, futures: list[Any]) -> None:
-        """Bring the outcomes of these futures, which are done."""
+    def release(self) -> None:
+        """Release futures whose outcome has come: not by dropping them, since `__del__` swallows a Ctrl-C."""
+        with contextlib.suppress(IndexError):  # the client's loop may take them too
+            while True:
+                self._reported.pop().release()
+
+    def reported(self, key: str, outcome: Outcome | None) -> None:
+        """Take an outcome that a worker sent, or fetch one too large for that; runs in the client's loop."""
+        with self._adding:
+            future = self._by_key.pop(key, None)
+        if outcome is None:
+            self._fetch([future])
+        elif (job := self._pending.pop(future, None)) is not None:
+            self._results.put((job, outcome))
+            if not self._keep:  # else it is the handle, too
+                self._reported.append(future)
+
+    def _fetch(self, futures: list[Any]) -> None:
+        self._keep_task(asyncio.ensure_future(self.deliver(futures)))
+
+    def _keep_task(self, task: asyncio.Task[None]) -> None:
+        self._fetching.add(task)
+        task.add_done_callback(self._fetched)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._results.put(error)
+
+    def lose(self, worker: str, keys: list[str]) -> None:
+        """Give up tasks that a lost worker had, so that they are sent again; runs in the client's loop."""
+        self._gathering.lose()
+        self._reported.clear()  # else dask would run those again that the worker had done
+        wanted = set(keys)
+        with self._adding:
+            known = [*self._pending, *self._delivering]
+            lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
+            for future in lost:
+                self._by_key.pop(future.key, None)
+            self._forget([future.key for future in lost])
+        for future in lost:
+            job = self._pending.pop(future, None) or self._delivering.pop(future, None)
+            if job is not None:
+                job.losses.append(worker)
+                job.handle = None  # with the future goes dask's own attempt to run it again as it is
+                self._results.put((job, Lost.WITH_WORKER))
+        if lost:  # others have the futures too: a collector, or a gather that would have them run again
+            self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
+
+    def take(self, block: bool) -> tuple[Job, Outcome | Lost] | None:
+        """Return the next outcome that has come; None where none has, after a moment with `block`."""
+        self._look_for_lost()
+        try:
+            item = self._results.get(block, LIVENESS_SECONDS)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def fail(self, error: BaseException) -> None:
-        """Take an error of the collector itself."""
+        """Have the consumer raise an error, after what has come."""
+        self._results.put(error)
+
+    def _look_for_lost(self) -> None:
+        """Fetch what became of tasks that ended without a report: dask gave them up.
+
+        A report comes before dask's word that the task is done, so one that is missing at two looks
+        will not come.
+        """
+        now = time.monotonic()
+        if now - self._looked < LIVENESS_SECONDS:
+            return
+        self._looked = now
+        with self._adding:
+            done = {future for future in self._by_key.values() if future.status != "pending"}
+            ended = [future for future in done if future.status != "finished" or future in self._finished]
+            self._finished = done.difference(ended)
+            for future in ended:
+                del self._by_key[future.key]
+            self._forget([future.key for future in ended])
+        if ended:
+            self._client.loop.add_callback(self._fetch, ended)
+
+    def close(self) -> bool:
+        """Release all futures, which cancels tasks that have not begun; tells whether any were under way."""
+        self.closed = True
+        any_left = bool(self._pending)
+        if self._collector is not None:
+            self._collector.stop()
+        self._forget(list(self._by_key))
+        self._by_key.clear()
+        self.release()
+        while self._pending:
+            with contextlib.suppress(KeyError):  # taken by the collector meanwhile
+                self._pending.popitem()[0].release()
+        return any_left
+
+    async def deliver(self, futures: list[Any]) -> None:
+        """Bring the outcomes of finished tasks here, all with one request where that goes well."""
+        taken = [future for future in futures if future in self._pending]
+        for future in taken:
+            if (job := self._pending.pop(future, None)) is not None:
+                self._delivering[future] = job
+        finished = [future for future in taken if future.status == "finished"]
+        try:
+            values = await self._gathering.outcomes(finished, self._link.direct) if finished else []
+        except Exception:
+            # One of them was lost with its worker, or it failed when it ran again: which one?
+            finished, values = [], []
+        for future, outcome in zip(finished, values, strict=True):
+            self._put(future, outcome)
+        for future in taken:
+            if (job := self._delivering.get(future)) is not None:
+                self._put(future, await self._one_outcome(future, job))
+
+    def _put(self, future: Any, outcome: Outcome | Lost) -> None:
+        """Hand an outcome over, unless its job was sent again meanwhile."""
+        if (job := self._delivering.pop(future, None)) is not None:
+            if outcome is Lost.WITH_WORKER:
+                job.losses.append("")
+            self._results.put((job, outcome))
 
     def lost(self) -> BaseException:
         """Return the error for a scheduler that is gone."""
+        return self._link.lost()
+
+    async def _one_outcome(self, future: Any, job: Job) -> Outcome | Lost:
+        """Return what became of a job."""
+        attempts = 0
+        while attempts < GATHER_ATTEMPTS and future in self._delivering and future.status != "cancelled":
+            error = await future.exception()  # waits where dask runs the task again
+            if error is not None:
+                return Lost.WITH_WORKER if isinstance(error, KilledWorker) else _failed(error, job)
+            try:
+                return (await self._gathering.outcomes([future], self._link.direct))[0]
+            except Exception as error:  # where it was lost with its worker, `lose` takes the job away
+                attempts += not isinstance(error, _WorkerLostMeanwhile)
+        return Lost.CANCELLED
 
 
-class Collector:
-    """A coroutine in the client's loop; results that are ready at the same time come in one request."""
+def _failed(error: BaseException, job: Job) -> Outcome:
+    """Describe a task that dask itself failed."""
+    lost: BaseException
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "parcoll":
+        lost = SerializationError(
+            "a worker of the cluster has no parcoll and was not given it, as when it runs another Python "
+            f"than this process ({sys.version_info[0]}.{sys.version_info[1]}): start it with that one"
+        )
+    else:
+        lost = error
+    lost.__cause__ = error if lost is not error else error.__cause__
+    return Outcome(failure=Failure.of(lost, f"in {job.name}"), lost=True)
 
-    def __init__(self, loop: Any, receiver: Receiver) -> None:
+
+class _WorkerLostMeanwhile(Exception):
+    """A worker was lost while outcomes were asked for."""
+
+
+class _Gathering:
+    """Asks dask for the outcomes of tasks that are done, and waits for none that is lost with its worker.
+
+    In the client's loop only.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._loss = asyncio.Event()  # of any worker; another one each time
+
+    def lose(self) -> None:
+        """End what is being asked: a worker was lost."""
+        self._loss.set()
+        self._loss = asyncio.Event()
+
+    async def outcomes(self, futures: list[Any], direct: bool | None) -> list[Outcome]:
+        """Return the outcomes of some futures, or raise `_WorkerLostMeanwhile`.
+
+        Where the worker is one of those that are asked, dask goes on calling it for 30 s, with the outcomes
+        of the others in its hands.
+        """
+        asked = self._client.gather(futures, direct=direct, asynchronous=True)
+        gathering, losing = asyncio.ensure_future(asked), asyncio.ensure_future(self._loss.wait())
+        try:
+            await asyncio.wait({gathering, losing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            losing.cancel()
+        if not gathering.done():
+            # Not cancelled: the client shares it with other evaluations. How it ends is no news.
+            gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise _WorkerLostMeanwhile
+        return [report(result) for result in gathering.result()]
+
+
+class _Collector:
+    """Asks for outcomes where workers send none: a coroutine in the client's loop.
+
+    Results that are ready at the same time come in one request.
+    """
+
+    def __init__(self, loop: Any, receiving: Receiving) -> None:
         self._loop = loop
-        self._receiver = receiver
+        self._receiving = receiving
         self._gathering = False
         self._wake = asyncio.Event()
         self._completed = distributed.as_completed(loop=loop)
@@ -53,7 +335,7 @@ class Collector:
             self._loop.add_callback(self._stop)
 
     def _start(self) -> None:
-        if not self._receiver.closed:
+        if not self._receiving.closed:
             self._task = asyncio.ensure_future(self._collect())
 
     def _stop(self) -> None:
@@ -63,8 +345,9 @@ class Collector:
             self._task.cancel()
 
     async def _collect(self) -> None:
+        receiving = self._receiving
         try:
-            while not self._receiver.closed:
+            while not receiving.closed:
                 self._wake.clear()
                 try:
                     batch = [await self._completed.__anext__()]
@@ -74,18 +357,18 @@ class Collector:
                     continue
                 batch += self._completed.next_batch(block=False)
                 self._gathering = True
-                await self._receiver.deliver(batch)
+                await receiving.deliver(batch)
                 self._gathering = False
                 del batch  # releases its futures before the next wait
         except Exception as error:
-            self._receiver.fail(error)
+            receiving.fail(error)
         except asyncio.CancelledError:
-            if not self._receiver.closed:  # the client's loop ends: nobody else would tell the consumer
-                self._receiver.fail(self._receiver.lost())
+            if not receiving.closed:  # the client's loop ends: nobody else would tell the consumer
+                receiving.fail(receiving.lost())
             raise
 
 
-_collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
+_collectors: weakref.WeakSet[_Collector] = weakref.WeakSet()
 
 
 def _silence() -> None:

@@ -20,7 +20,7 @@ from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
 from parcoll.evaluation.reader import Source
 from parcoll.text import key_words
-from parcoll.worker.outcome import elements_of
+from parcoll.worker.outcome import Handle, elements_of
 
 _numbers = itertools.count()
 
@@ -52,13 +52,11 @@ def bag_of_source(source: Source) -> Bag:
     return Bag(layer, name, 1)
 
 
-def bag_of_kept(references: list[Any]) -> Bag:
-    """Return a bag of results that earlier tasks keep: futures, or values in this process."""
+def bag_of_kept(handles: list[Handle]) -> Bag:
+    """Return a bag of results that earlier tasks keep, on a cluster or in this process."""
     name = f"kept-{next(_numbers)}"
-    layer: dict[Any, Any] = {
-        (name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(references)
-    }
-    return Bag(layer, name, len(references))
+    layer: dict[Any, Any] = {(name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(handles)}
+    return Bag(layer, name, len(handles))
 
 
 class Layer:

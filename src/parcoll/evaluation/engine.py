@@ -1,41 +1,48 @@
-"""What an evaluation needs of an engine: the seam between the window and whatever runs the tasks."""
+"""Engine: what an evaluation needs of whatever runs its tasks, and the jobs that it is given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from parcoll.chain.place import START, Place
+from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 
 
 @dataclass(eq=False)
 class Job:
-    """One task: run the program on a partition, or join kept partitions into a fold's value."""
+    """One task that runs the program on a partition, and what became of it so far."""
 
-    kind: Literal["run", "join"] = "run"
-    elements: Payload | None = None  # a partition that travels with its task
-    reference: Any = None  # or one that an engine keeps
-    graph: tuple[dict[Any, Any], Any] | None = None  # or one that a user's bag computes
-    parts: Sequence[Any] = ()  # for "join": the value so far (or None), then kept partitions
+    elements: Payload | None = None  # the partition, where it travels with its task
+    kept: Handle | None = None  # or where an engine keeps it
+    graph: tuple[dict[Any, Any], Any] | None = (
+        None  # or where a user's bag computes it: tasks, and the last key
+    )
     place: Place = START
     size: int | None = None  # elements, where known
     budget: float | None = None  # seconds after which a worker hands back what it has not begun
     isolated: bool = False  # an element of it may have ended a worker
-    losses: int = 0  # of workers that had it
-    lost_workers: list[str] = field(default_factory=list)  # their addresses, as far as they are known
-    order: int = 0  # jobs with a smaller number go first
-    handle: Any = None  # set by the engine where the result is kept
+    losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" for one unknown
+    handle: Handle | None = None  # set by the engine where the result is kept
     segment: Segment | None = None  # shared memory that the engine lent it
     saved: Outcome | None = None  # where a checkpoint has it: then there is nothing to run
-    digest: bytes | None = None  # of the elements, for a checkpoint
-    copy: Payload | None = None  # of elements that stay in this process, and may be changed there
-    record: Any = None  # what a checkpoint saves of the outcome
+
+    @property
+    def order(self) -> int:
+        """Jobs with a smaller number go first."""
+        return self.place.order
+
+    @property
+    def name(self) -> str:
+        """What it was to do."""
+        many = "" if self.size is None else f"{self.size} element{'s' * (self.size > 1)} from "
+        return f"the partition of {many}{self.place.element(0)}"
 
     @property
     def sent_bytes(self) -> int:
@@ -49,10 +56,29 @@ class Job:
 
     def release(self) -> None:
         """Drop the elements, which were kept for a rest only; the task is done and its results are here."""
-        self.elements = self.copy = None
+        self.elements = None
         if self.segment is not None:
             self.segment.give_back()
             self.segment = None
+
+
+@dataclass(eq=False)
+class Join(Job):
+    """One task that folds kept partitions into a fold's value."""
+
+    previous: Handle | None = None  # the value so far
+    parts: Sequence[Handle] = ()
+    number: int = 0  # of the joins of one evaluation
+
+    @property
+    def order(self) -> int:
+        """The one before goes first."""
+        return self.number
+
+    @property
+    def name(self) -> str:
+        """What it was to do."""
+        return f"the join of {len(self.parts)} partitions"
 
 
 class Session(Protocol):
@@ -68,18 +94,28 @@ class Session(Protocol):
         """Cancel what still runs and forget the rest. May be called twice, from any thread."""
 
 
-class Follower(Protocol):
-    """Whoever tells others of an evaluation while it runs."""
-
-    def end(self) -> None:
-        """Tell the final numbers."""
-
-
 class Engine(Protocol):
     """Runs programs: in this process, on the local cluster, or on any dask scheduler."""
 
-    renews: bool  # where its cluster was lost, the next session is on another one
-    in_background: bool  # tasks run while nobody waits for them
+    @property
+    def renews(self) -> bool:
+        """Whether, where its cluster was lost, the next session is on another one."""
+
+    @property
+    def in_background(self) -> bool:
+        """Whether tasks run while nobody waits for them."""
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address; "inline" where there is none."""
+
+    @property
+    def client(self) -> Any:
+        """The client of the scheduler; None where there is none."""
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """The address of the scheduler's dashboard; None where there is none."""
 
     def open(self, program: Program, label: str, keep: bool) -> Session:
         """Start an evaluation; with `keep` results stay where they were made, as `Job.handle`."""
@@ -96,11 +132,11 @@ class Engine(Protocol):
     def threads(self) -> int:
         """Return how many tasks run at the same time."""
 
-    def fetch(self, handle: Any) -> Payload | None:
-        """Return the content of a kept result."""
-
     def follow(self, stats: Stats) -> Follower | None:
         """Tell others of an evaluation, where there is somebody to tell."""
 
     def persist(self, bag: Any) -> Any:
         """Compute a bag's shared tasks once, and return the bag of their results."""
+
+    def close(self) -> None:
+        """End what this engine has started, and nothing else. May be called twice."""

@@ -68,6 +68,8 @@ class Rest:
 class StreamFeed:
     """Partitions cut from a stream of elements."""
 
+    makes: type[Job] = Job
+
     def __init__(
         self,
         reader: Reader,
@@ -164,7 +166,7 @@ class StreamFeed:
             if packed.nbytes > LARGE_BYTES and packed.nbytes > UNPACKABLE * self._memory_limit():
                 return self._too_large(packed, elements, place)
             budget = self._sizer.budget()
-            return Job(elements=packed, place=place, order=place.order, size=len(elements), budget=budget)
+            return self.makes(elements=packed, place=place, size=len(elements), budget=budget)
         except Exception as error:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from parcoll.evaluation.again import once_more
-from parcoll.evaluation.engine import Job, Session
+from parcoll.evaluation.engine import Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold, same
-from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Results, Sink
 
@@ -28,7 +27,7 @@ def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
     timeout = run.options.policy.timeout
     fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial), timeout=timeout)
     with run.watched(fold.label):
-        return once_more(run, "reduce", LOST_VALUE, lambda: _join(run, Results(), fold, initial, "reduce"))
+        return run.restarting("reduce", LOST_VALUE, lambda: _join(run, Results(), fold, initial, "reduce"))
 
 
 def fold(
@@ -50,7 +49,7 @@ def fold(
         joining = func if combine is None else combine
         joined = Fold(joining, f"{label}, combining with {function_name(joining)}", timeout=timeout)
     with run.watched(label):
-        return once_more(run, "fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
+        return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
 
 def _packed_initial(initial: Any) -> Packed | None:
@@ -76,12 +75,12 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
 
 def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     """Evaluate into the sink, keeping what it makes of each partition, and fold these values."""
-    evaluation = run.evaluation(sink, keep=True)
+    window = run.window(sink, keep=True)
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     session = run.engine.open(Program((), fold), label, keep=True)
-    joining = _Joining(session, run.stats, run.engine.fetch)
+    joining = _Joining(session, run.stats)
     try:
-        with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]
+        with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
             while True:
                 try:
                     job, outcome = next(outcomes)
@@ -90,13 +89,13 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
                 except Exception:
                     joining.finish()  # an error of `func` on the elements before the source's comes first
                     raise
-                if not outcome.lost:
+                if not outcome.lost and job.handle is not None:
                     joining.add(job.handle)
                 if outcome.failure is not None:
                     joining.finish()
                     raise outcome.failure.rebuild()
             handle = joining.finish()
-        payload = run.engine.fetch(handle) if handle is not None else None
+        payload = handle.fetch().content if handle is not None else None
     finally:
         session.close()
     if payload is not None:
@@ -121,23 +120,22 @@ class _Joining:
     WAITING = 16
     MEMORY = 64
 
-    def __init__(self, session: Session, stats: Stats, fetch: Callable[[Any], Payload | None]) -> None:
+    def __init__(self, session: Session, stats: Stats) -> None:
         self._session = session
         self._stats = stats
-        self._fetch = fetch
         self._joined = 0
-        self._value: Any = None
-        self._parts: list[Any] = []
+        self._value: Handle | None = None
+        self._parts: list[Handle] = []
         self._busy = False
         self._numbers = itertools.count()
 
-    def add(self, part: Any) -> None:
+    def add(self, part: Handle) -> None:
         """Take one more kept partition."""
         self._parts.append(part)
         self._settle(block=len(self._parts) >= self.WAITING)
         self._start()
 
-    def finish(self) -> Any:
+    def finish(self) -> Handle | None:
         """Join what is left and return the last value's handle, None where nothing was joined."""
         self._settle(block=True)
         self._start()
@@ -146,7 +144,7 @@ class _Joining:
 
     def _start(self) -> None:
         if self._parts and not self._busy:
-            job = Job("join", parts=[self._value, *self._parts], order=next(self._numbers))
+            job = Join(previous=self._value, parts=self._parts, number=next(self._numbers))
             self._joined += len(self._parts)
             self._session.submit([job])
             self._parts, self._busy = [], True
@@ -162,10 +160,11 @@ class _Joining:
             self._value = job.handle
             self._stats.add_join(outcome)
             if job.losses:
-                self._stats.recover(job.losses, job.lost_workers)
+                self._stats.recover(job.losses)
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
-            job.parts = ()
-            if self._joined >= self.MEMORY:
+            assert isinstance(job, Join)
+            job.previous, job.parts = None, ()
+            if self._joined >= self.MEMORY and self._value is not None:
                 self._joined = 0
-                self._value = Kept(Outcome(), self._fetch(self._value), folded=outcome.produced)
+                self._value = Kept(Outcome(), self._value.fetch().content, folded=outcome.produced)

@@ -1,4 +1,4 @@
-"""Evaluation in this very process, one partition at a time: for a debugger, doctests and fast tests."""
+"""Inline: evaluation in this very process, one partition at a time, as a debugger and fast tests want it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from parcoll.evaluation.engine import Job
+from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Plain
-from parcoll.worker.outcome import Kept, Outcome, kept_of
+from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, in_process
 from parcoll.worker.tasks import join_here, run
 
@@ -20,6 +20,9 @@ class InlineEngine:
 
     renews = False
     in_background = False
+    address = "inline"
+    client = None
+    dashboard_link = None
 
     def open(self, program: Program, label: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
@@ -37,19 +40,17 @@ class InlineEngine:
         """Return 1."""
         return 1
 
-    def fetch(self, handle: Any) -> Payload | None:
-        """Return the content of a kept result, wherever it is kept."""
-        kept = _kept(handle)
-        return kept.content
-
     def follow(self, stats: Stats) -> None:
         """Tell nobody."""
 
     def persist(self, bag: Any) -> Any:
         """Compute the whole bag here."""
-        from parcoll.evaluation.bag import persist_here
+        from parcoll.evaluation.bag import persist_here  # lazy: dask.bag
 
         return persist_here(bag)
+
+    def close(self) -> None:
+        """Do nothing: nothing was started."""
 
 
 class InlineSession:
@@ -69,36 +70,23 @@ class InlineSession:
         if not block or not self._waiting:
             return []
         job = self._waiting.popleft()
-        if job.kind == "join":
-            previous, *parts = [None if part is None else _kept(part) for part in job.parts]
-            result: Kept | Outcome = join_here(self._shared, previous, [p for p in parts if p], Plain)
-        else:
-            result = run(self._shared, job.place, self._elements(job), job.budget, Plain)
-            if self._keep:
-                result = kept_of(result)
-        if isinstance(result, Kept):
-            job.handle = result
-            return [(job, result.outcome)]
-        return [(job, result)]
+        if isinstance(job, Join):
+            previous = None if job.previous is None else job.previous.fetch()
+            parts = [part.fetch() for part in job.parts]
+            job.handle = kept = join_here(self._shared, previous, parts, Plain)
+            return [(job, kept.outcome)]
+        outcome = run(self._shared, job.place, self._elements(job), job.budget, Plain)
+        if self._keep:
+            job.handle = kept_of(outcome)
+        return [(job, outcome)]
 
     def _elements(self, job: Job) -> Any:
-        if job.elements is not None:
-            return job.elements
         if job.graph is not None:
-            from parcoll.evaluation.bag import compute_partition
+            from parcoll.evaluation.bag import compute_partition  # lazy: dask.bag
 
             return compute_partition(*job.graph)
-        return _kept(job.reference)
+        return job.elements if job.kept is None else job.kept.recall()
 
     def close(self) -> None:
         """Drop the jobs that did not run."""
         self._waiting.clear()
-
-
-def _kept(reference: Any) -> Kept:
-    """Return a kept result; one that a cluster keeps is brought here."""
-    if isinstance(reference, Kept):
-        return reference
-    from parcoll.cluster.engine import result_of
-
-    return result_of(reference)

@@ -13,6 +13,7 @@ from typing import Any
 
 from parcoll.chain.steps import Step
 from parcoll.evaluation.reader import Source
+from parcoll.worker.outcome import Handle
 
 
 class Node:
@@ -57,9 +58,9 @@ def node_of(source: Any, steps: list[Step]) -> Node:
 
 @dataclass(frozen=True)
 class KeptPartitions:
-    """Results of a `foreach`: references that the engine which made them understands."""
+    """Results of a `foreach`, which the engine that made them keeps."""
 
-    references: list[Any]
+    handles: list[Handle]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
@@ -34,7 +35,7 @@ from parcoll.evaluation.feed import StreamFeed
 from parcoll.evaluation.reader import Reader, Source
 from parcoll.log import logger
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Packed, Plain
+from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome
 
 Delivery = tuple[Job, Outcome]
@@ -165,8 +166,7 @@ class SavedReader(Reader):
             results=Results(*(bytes(record.parts[0]), *record.parts[1:])) if record.parts else None,
         )
         self._stats.add_saved(outcome)
-        place = Place(record.first)
-        return Job(place=place, order=place.order, size=record.count, saved=outcome)
+        return Job(place=Place(record.first), size=record.count, saved=outcome)
 
     def _compare(self, record: Record) -> None:
         """Read the elements whose results are saved, and refuse others."""
@@ -194,8 +194,24 @@ class SavedReader(Reader):
             raise self._checkpoint.refusal(f"has the results of another source: {which}")
 
 
+@dataclass(eq=False)
+class SavableJob(Job):
+    """A job whose outcome is to be saved."""
+
+    digest: bytes = b""  # of its elements
+    copy: Payload | None = None  # of elements that stay in this process, and may be changed there
+    record: Record | None = None  # what is saved of its outcome
+
+    def release(self) -> None:
+        """Drop the elements."""
+        super().release()
+        self.copy = None
+
+
 class ResumingFeed(StreamFeed):
     """Partitions of what has no results yet, and between them those that do."""
+
+    makes = SavableJob
 
     def __init__(self, reader: SavedReader, steps: Sequence[Step], limit: int | None, *settings: Any) -> None:
         super().__init__(reader, *settings)
@@ -218,7 +234,7 @@ class ResumingFeed(StreamFeed):
 
     def _job(self, elements: Any, place: Place) -> Job | None:
         job = super()._job(elements, place)
-        if job is not None and job.size is not None:
+        if isinstance(job, SavableJob) and job.size is not None:
             job.digest = digest.of_elements(elements if len(elements) == job.size else elements[: job.size])
             if isinstance(job.elements, Plain):  # of which a function of the chain may change the elements
                 job.copy = _copy(elements)
@@ -226,9 +242,10 @@ class ResumingFeed(StreamFeed):
 
     def returned(self, job: Job, outcome: Outcome) -> None:
         """Note what is to be saved of an outcome, while the job still has its elements."""
+        assert isinstance(job, SavableJob)
         job.record = self._record(job, outcome)
 
-    def _record(self, job: Job, outcome: Outcome) -> Record | None:
+    def _record(self, job: SavableJob, outcome: Outcome) -> Record | None:
         settled = self._settled(outcome)
         if settled is None or not settled.read:
             return None
@@ -322,8 +339,10 @@ class Saver:
     def _save(self, held: Sequence[Delivery]) -> None:
         records = []
         for job, outcome in held:
-            record, job.record = job.record, None
+            record = job.record if isinstance(job, SavableJob) else None
             if record is not None:
+                assert isinstance(job, SavableJob)
+                job.record = None
                 record.parts = _parts(job, outcome)
                 records.append(record)
             elif outcome.failure is not None:

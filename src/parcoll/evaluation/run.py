@@ -1,4 +1,4 @@
-"""The evaluating calls: a bag read back as a plan, run through the window, and what is made of it."""
+"""Run: one evaluating call. The bag is read back as a plan, the plan runs through the window, into a sink."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
-from parcoll.current import engine_for
 from parcoll.errors import ClusterLostError, SerializationError
-from parcoll.evaluation.again import once_more
-from parcoll.evaluation.engine import Engine, Follower, Job
+from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
-from parcoll.evaluation.plan import BagPartitions, Node
+from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
 from parcoll.evaluation.reader import Source
 from parcoll.evaluation.sizing import Sizer, sizer_for
-from parcoll.evaluation.window import Evaluation, Saver
+from parcoll.evaluation.window import MAX_LOSSES, Window
 from parcoll.local.imports import import_whole
-from parcoll.watch.around import Watch
+from parcoll.log import logger
+from parcoll.watch.around import Follower, Watch
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire.payload import Payload
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Count, Results, Sink
+
+if TYPE_CHECKING:
+    from parcoll.evaluation.resuming import SavedReader, Saver
+
+T = TypeVar("T")
 
 UNSET: Any = object()
 
@@ -46,33 +50,32 @@ class Options:
     checkpoint: str | None = None
 
 
-@dataclass
 class Run:
     """One evaluation being set up: its engine, its plan and where the counts go."""
 
-    node: Node
-    options: Options
-    stats: Stats = field(default_factory=Stats)
-
-    def __post_init__(self) -> None:
-        self.reads = False  # the source was read
-        self._follower = _Follower(self.stats)
-        if self.options.checkpoint is None:  # else there may be nothing to run
+    def __init__(self, node: Node, options: Options, choose: Callable[[], Engine], stats: Stats) -> None:
+        """`choose` returns the engine: a local cluster is started when it is first called."""
+        self.options = options
+        self.stats = stats
+        self._choose = choose
+        self._reads = False  # the source was read
+        self._follower = _Follower(stats)
+        if options.checkpoint is None:  # else there may be nothing to run
             # The engine comes first: a local cluster's processes import while this process does.
             self.engine  # noqa: B018
         import_whole("parcoll.evaluation.bag")
-        from parcoll.evaluation.bag import bag_of, plan_of
+        from parcoll.evaluation.bag import bag_of, plan_of  # lazy: dask.bag
 
-        self.plan = plan_of(bag_of(self.node))
-        self.stats.steps[:] = [StepStats(step.title, filters=step.filters) for step in self.plan.steps]
-        self.label = self.options.name or "-".join(step.words for step in self.plan.steps)
-        steps = [step.label for step in self.plan.steps]
-        self.stats.name = self.options.name or ".".join(steps) or "parallel"
+        self.plan = plan_of(bag_of(node))
+        steps = self.plan.steps
+        stats.steps[:] = [StepStats(step.title, filters=step.filters) for step in steps]
+        stats.name = options.name or ".".join(step.label for step in steps) or "parallel"
+        self.label = options.name or "-".join(step.words for step in steps)
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What evaluates; a local cluster is started when it is first asked for."""
-        return engine_for(self.options.client)
+        """What evaluates."""
+        return self._choose()
 
     def watched(self, fold: str | None = None) -> Watch:
         """Return the context to evaluate in; `fold` is what takes the results on the workers."""
@@ -84,75 +87,97 @@ class Run:
     def outcomes(self, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's outcome: of all that a checkpoint has, and then of what ran."""
         if self.options.checkpoint is None:
-            return self.evaluation(sink).outcomes()
-        from parcoll.evaluation import resuming
+            return self.window(sink).outcomes()
+        from parcoll.evaluation import resuming  # lazy: only with a checkpoint
 
         assert isinstance(self.plan.origin, Source)
 
-        def rest(reader: Any, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
+        def rest(reader: SavedReader, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
             self._follower.follow(self.engine)
-            self._reader = reader
-            return self.evaluation(Results(sink.limit), saver=saver).outcomes()
+            return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
 
         steps = self.plan.steps
         return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, rest)
 
-    def evaluation(self, sink: Sink, *, keep: bool = False, saver: Saver | None = None) -> Evaluation:
+    def window(
+        self,
+        sink: Sink,
+        *,
+        keep: bool = False,
+        reader: SavedReader | None = None,
+        saver: Saver | None = None,
+    ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
-        self.limit = sink.limit
-        ordered = self.options.ordered and sink.in_order
-        self.sizer: Sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep)
-        self.lasting = keep
-        return Evaluation(
+        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep)
+        return Window(
             self.engine,
             Program(self.plan.steps, sink),
-            self._feed,
-            self.sizer,
+            functools.partial(self._feed, sizer, sink.limit, keep, reader),
+            sizer,
             self.stats,
             label=self.label,
-            ordered=ordered or keep,
+            ordered=(self.options.ordered and sink.in_order) or keep,
             keep=keep,
             saver=saver,
         )
 
-    def _feed(self) -> Feed:
-        from parcoll.evaluation.bag import bag_partitions
+    def _feed(self, sizer: Sizer, limit: int | None, lasting: bool, reader: SavedReader | None) -> Feed:
+        self._reads = True
+        origin, engine = self.plan.origin, self.engine
+        pack = functools.partial(engine.pack, lasting=lasting)
+        if reader is not None:
+            from parcoll.evaluation.resuming import ResumingFeed  # lazy: only with a checkpoint
 
-        origin = self.plan.origin
-        self.reads = True
+            return ResumingFeed(reader, self.plan.steps, limit, sizer, pack, engine.memory_limit)
         if isinstance(origin, Source):
-            pack = functools.partial(self.engine.pack, lasting=self.lasting)
-            if self.options.checkpoint is not None:
-                from parcoll.evaluation.resuming import ResumingFeed
+            return StreamFeed(origin.open(), sizer, pack, engine.memory_limit)
+        if isinstance(origin, KeptPartitions):
+            jobs = [Job(kept=handle, place=Place(0, i)) for i, handle in enumerate(origin.handles)]
+            return PartitionFeed(jobs, origin)
+        jobs = [Job(graph=graph, place=Place(0, i)) for i, graph in enumerate(origin.graphs)]
+        if not origin.share_tasks:
+            return PartitionFeed(jobs, origin)
+        return PartitionFeed(
+            jobs, self._persisted(origin.bag, jobs), functools.partial(self._persisted, origin.bag)
+        )
 
-                settings = (self.sizer, pack, self.engine.memory_limit)
-                return ResumingFeed(self._reader, self.plan.steps, self.limit, *settings)
-            return StreamFeed(origin.open(), self.sizer, pack, self.engine.memory_limit)
-        renewed = None
-        if isinstance(origin, BagPartitions):
-            if origin.share_tasks:
-                bag = origin.bag
+    def _persisted(self, bag: Any, jobs: list[Job]) -> BagPartitions:
+        """Compute once what partitions of a bag share, and have their jobs read that."""
+        from parcoll.evaluation.bag import bag_partitions  # lazy: dask.bag
 
-                def persisted(jobs: list[Job]) -> BagPartitions:
-                    found = bag_partitions(self.engine.persist(bag))
-                    for job, graph in zip(jobs, found.graphs, strict=True):
-                        job.graph = graph
-                    return found
+        found = bag_partitions(self.engine.persist(bag))
+        for job, graph in zip(jobs, found.graphs, strict=True):
+            job.graph = graph
+        return found
 
-                renewed = persisted
-            jobs = [Job(graph=graph) for graph in origin.graphs]
-        else:
-            jobs = [Job(reference=reference) for reference in origin.references]
-        for number, job in enumerate(jobs):
-            job.order, job.place = number, Place(0, number)
-        if renewed is not None:
-            origin = renewed(jobs)
-        return PartitionFeed(jobs, origin, renewed)
+    def restarting(self, name: str, lost: str, attempt: Callable[[], T]) -> T:
+        """Call `attempt` again from the source as often as its cluster was lost and replaced.
 
-    def spent(self) -> object | None:
-        """Return the source where it was read, and gives its elements only once."""
-        origin = self.plan.origin
-        return origin if self.reads and isinstance(origin, Source) and origin.one_pass else None
+        For what evaluates as a whole. `name` is the method that the user called, `lost` says what becomes of
+        it where that cannot help, in the ClusterLostError that is raised then.
+        """
+        losses = 0
+        while True:
+            try:
+                return attempt()
+            except ClusterLostError as error:
+                if error.yielded is not None:  # of another evaluation, in the source or in a function
+                    raise
+                losses += 1
+                if not error.for_good:
+                    self.stats.lose()
+                if error.for_good or not self.engine.renews or losses > MAX_LOSSES:
+                    error.tell(f"{name}() {lost}")
+                    raise
+                origin = self.plan.origin
+                if self._reads and isinstance(origin, Source) and origin.one_pass:
+                    error.tell(
+                        f"{name}() {lost}, and cannot begin again, since {origin} gives its elements only "
+                        "once: pass a list, or a function that returns a new iterator"
+                    )
+                    raise
+                logger.warning("%s: %s; %s() begins again", self.stats.name, error, name)
+            self.stats.forget()
 
 
 class _Follower:
@@ -217,7 +242,10 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
         run = start()
         with run.watched(), closing(run.outcomes(Results(limit))) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
-                results = _results(job, outcome)
+                results: list[Any] = []
+                if outcome.results is not None:
+                    what = f"the results of the partition at {job.place.element(0)}"
+                    results = loaded(outcome.results, what)
                 yielded += len(results)
                 yield results
                 if outcome.failure is not None:
@@ -230,20 +258,14 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
         raise
 
 
-def _results(job: Job, outcome: Outcome) -> list[Any]:
-    if outcome.results is None:
-        return []
-    return loaded(outcome.results, f"the results of the partition at {job.place.element(0)}")
-
-
-def loaded(payload: Payload, what: str) -> list[Any]:
+def loaded(payload: Payload, what: str) -> Any:
+    """Unpickle what came back from a worker; `what` names it where that fails."""
     try:
-        values: list[Any] = payload.load()
+        return payload.load()
     except Exception as error:
         raise SerializationError(
             f"{what} came back from the worker but cannot be unpickled here: {type(error).__name__}: {error}"
         ) from error
-    return values
 
 
 def count(run: Run) -> int:
@@ -261,17 +283,19 @@ def count(run: Run) -> int:
     return total
 
 
-def keep_results(run: Run) -> list[Any]:
-    """Run everything, and return references to the results, which stay where they were made."""
+def keep_results(run: Run) -> list[Handle]:
+    """Run everything, and return handles of the results, which stay where they were made."""
     with run.watched():
-        return once_more(run, "foreach", "kept nothing: its results were on that cluster", lambda: _keep(run))
+        lost = "kept nothing: its results were on that cluster"
+        return run.restarting("foreach", lost, lambda: _kept(run.window(Results(), keep=True)))
 
 
-def _keep(run: Run) -> list[Any]:
-    references = []
-    with closing(run.evaluation(Results(), keep=True).outcomes()) as outcomes:  # type: ignore[type-var]
+def _kept(window: Window) -> list[Handle]:
+    handles: list[Handle] = []
+    with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
         for job, outcome in outcomes:
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
-            references.append(job.handle)
-    return references
+            assert job.handle is not None
+            handles.append(job.handle)
+    return handles

@@ -1,14 +1,13 @@
-"""One evaluation: reads ahead by a bounded window, keeps order, stops early, reports errors in place."""
+"""Window: the partitions of one evaluation that are under way, read ahead by a bounded number, in order."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from parcoll.errors import ClusterLostError
-from parcoll.evaluation.again import MAX_LOSSES
 from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.evaluation.sizing import Sizer
@@ -17,12 +16,16 @@ from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program
 
+if TYPE_CHECKING:
+    from parcoll.evaluation.resuming import Saver
+
 # Jobs go to the engine in groups: one message costs about as much as packing one small partition.
 GROUP_JOBS = 8
 GROUP_BYTES = 2**20
 GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
 POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
 THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
+MAX_LOSSES = 5  # clusters that are lost one after the other before any of them has done what was asked
 
 
 class _Slot:
@@ -36,18 +39,8 @@ class _Slot:
         self.rest = rest
 
 
-class Saver(Protocol):
-    """What puts outcomes on a disk before they are delivered."""
-
-    def delivers(self, held: Sequence[tuple[Job, Outcome]], idle: bool) -> bool:
-        """Tell whether these may be delivered, and then they are saved; `idle`: to wait brings no more."""
-
-    def close(self, held: Sequence[tuple[Job, Outcome]]) -> None:
-        """Save what was not delivered; nothing is raised here."""
-
-
-class Evaluation:
-    """The window over one program's partitions."""
+class Window:
+    """The partitions of one program: read, sent, and given back in order."""
 
     def __init__(
         self,
@@ -172,7 +165,7 @@ class Evaluation:
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
                 self._running = len(jobs)
-                self._stats.recover(len(jobs))
+                self._stats.recover([""] * len(jobs))
                 for start in range(0, len(jobs), GROUP_JOBS):
                     self._session.submit(jobs[start : start + GROUP_JOBS])
             except ClusterLostError as again:  # this one too
@@ -251,7 +244,7 @@ class Evaluation:
             self._stats.add(outcome)
             self._feed.returned(job, outcome)
             if job.losses:
-                self._stats.recover(job.losses, job.lost_workers)
+                self._stats.recover(job.losses)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:

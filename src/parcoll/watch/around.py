@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
+from typing import Protocol
 
-from parcoll.evaluation.engine import Follower
 from parcoll.log import logger
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted
 from parcoll.watch.stats import FailureReport, State, Stats
 from parcoll.watch.table import headline
+
+
+class Follower(Protocol):
+    """Whoever tells others of an evaluation while it runs."""
+
+    def end(self) -> None:
+        """Tell the final numbers."""
 
 
 class Watch:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -197,11 +197,14 @@ class Stats:
             self.partitions += partitions
             self.bytes_sent += nbytes
 
-    def recover(self, partitions: int, workers: Iterable[str] = ()) -> None:
-        """Count partitions that are sent again, and the workers that were lost with them, once each."""
+    def recover(self, lost_with: Sequence[str]) -> None:
+        """Count partitions that are sent again, one for each worker that one was lost with ("": unknown).
+
+        Each worker's death counts once.
+        """
         with self._lock.lock:
-            self.recovered += partitions
-            lost = set(workers) - self._lost_workers
+            self.recovered += len(lost_with)
+            lost = set(filter(None, lost_with)) - self._lost_workers
             self._lost_workers |= lost
             self.deaths += len(lost)
 

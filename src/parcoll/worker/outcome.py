@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
 from parcoll.errors import SerializationError
@@ -48,9 +48,27 @@ class Kept:
     content: Payload | None  # a list of elements, or for a fold a list of the one value so far
     folded: int = 0  # elements that a fold has taken
 
+    def fetch(self) -> Kept:
+        """Return it: it is here."""
+        return self
+
+    def recall(self) -> Kept:
+        """Return it: it is here."""
+        return self
+
     def __sizeof__(self) -> int:
         held = self.content.nbytes if self.content is not None else 0
         return 512 + held + len(self.outcome.failed_elements)
+
+
+class Handle(Protocol):
+    """Stands for a kept result, wherever it is: a `Kept` for itself, or something that a cluster keeps."""
+
+    def fetch(self) -> Kept:
+        """Bring it here, in the evaluation that made it; ClusterLostError where its cluster is gone."""
+
+    def recall(self) -> Kept:
+        """Bring it here, in a later evaluation, for which nothing else can make it again."""
 
 
 class Ticket(NamedTuple):
@@ -76,9 +94,10 @@ def report(result: Kept | Outcome) -> Outcome:
     return result.outcome if isinstance(result, Kept) else result
 
 
-def elements_of(kept: Kept) -> list[Any]:
+def elements_of(handle: Handle) -> list[Any]:
     """Return the elements of a kept result: what dask's own engines read of it."""
-    return list(kept.content.load()) if kept.content is not None else []
+    content = handle.recall().content
+    return list(content.load()) if content is not None else []
 
 
 def broken(what: str, error: BaseException) -> Outcome:

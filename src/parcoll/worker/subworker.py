@@ -31,7 +31,7 @@ from parcoll.system import how_ended, resident_bytes
 from parcoll.wire import modules
 
 # What the process runs: it takes the worker's import path, and modules that came to it as source text.
-_BOOT = """
+BOOT = """
 import os, pickle, sys
 connection, marks, parent = map(int, sys.argv[1:])
 def read(size):
@@ -83,7 +83,7 @@ class Subworker:
             descriptors = theirs.fileno(), page
             arguments = map(str, (*descriptors, os.getpid()))
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", *optimize, *utf8, "-c", _BOOT, *arguments],
+                [sys.executable, "-P", *optimize, *utf8, "-c", BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
                 pass_fds=descriptors,

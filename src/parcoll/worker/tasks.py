@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from parcoll.chain.failures import packed, stands_between
 from parcoll.chain.loop import Chain
@@ -216,6 +216,29 @@ class _WithinBudget:
 
     def __length_hint__(self) -> int:
         return self._total - self._drawn
+
+
+class Awaited(NamedTuple):
+    """Stands for an argument that another task makes."""
+
+    position: int
+
+
+class Call:
+    """A function and its arguments, as one value; some of them other tasks make."""
+
+    __slots__ = ("arguments", "func")
+
+    def __init__(self, func: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.func = func
+        self.arguments = arguments
+
+    def __call__(self, *values: Any) -> Any:
+        """Call the function with these values in the places of those awaited."""
+        return self.func(*(values[a.position] if type(a) is Awaited else a for a in self.arguments))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Call, (self.func, self.arguments)
 
 
 def _take(sink: Sink, stream: Iterator[Any]) -> None:

@@ -1,0 +1,136 @@
+"""Link: one client's connection to its scheduler: whether it is there, what its loss means, what it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import distributed
+from dask._task_spec import TaskRef
+
+from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
+from parcoll.wire.sharing import Sharing
+from parcoll.worker.outcome import Handle, Kept
+
+
+class Link:
+    """What the engine of a cluster and its sessions have in common.
+
+    `direct` tells whether data may go past the scheduler, None where that is not known yet: then data goes
+    through it, and `reach` finds out once there are workers. Workers of a cluster on this machine have
+    `sharing`, and import from `search_path`.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        direct: bool | None = None,
+        sharing: Sharing | None = None,
+        why_lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.client = client
+        self.direct = direct
+        self.reach: Callable[[], bool | None] | None = None
+        self.sharing = sharing
+        self.search_path: Sequence[str] = ()
+        self.interrupted = False  # by Ctrl-C: workers may be at what nobody waits for
+        self.address: str = getattr(client.scheduler, "address", "of this client")
+        # Digits only: dask groups keys by their leading words of letters, and two clients of one
+        # scheduler must not make the same key.
+        self.token = str(int.from_bytes(os.urandom(8), "big"))
+        self.numbers = itertools.count()
+        self._why_lost = why_lost
+        # A client that comes back to a scheduler has another stream to it: nothing of ours is there.
+        self._stream = client.scheduler_comm
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether the client still has the scheduler that it had."""
+        stream = self.client.scheduler_comm
+        there = stream is not None and stream is self._stream and not stream.closed()
+        return there and self.client.status == "running" and self._why_lost() is None
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what dask raises when its scheduler is gone into one sentence."""
+        try:
+            yield
+        except ParcollError:
+            raise
+        except (OSError, asyncio.CancelledError) as error:
+            raise self.lost() from error
+        except Exception as error:
+            if self.connected:
+                raise
+            raise self.lost() from error
+
+    def lost(self) -> ClusterLostError:
+        """Return the error for a scheduler that is gone."""
+        reason = self._why_lost()
+        if reason is None:
+            silent = getattr(self.client, "silent_seconds", None)  # a client of the user's has none
+            how = "its connection was closed or lost" if silent is None else f"no answer in {silent:.0f} s"
+            reason = f"the dask scheduler {self.address} is gone: {how}"
+        return ClusterLostError(reason)
+
+    def resolve(self, handle: Handle) -> Any:
+        """Return a kept result as an argument for a task of this cluster."""
+        if isinstance(handle, KeptOnCluster):
+            if not self.connected:
+                raise self.lost()
+            if handle.is_on(self.client):
+                return TaskRef(handle.future.key)
+        return handle.recall()  # it travels with the task
+
+
+class KeptOnCluster:
+    """A result that a cluster keeps as long as this object lives."""
+
+    __slots__ = ("_link", "future")
+
+    def __init__(self, future: Any, link: Link | None) -> None:
+        self.future = future
+        self._link = link
+
+    def is_on(self, client: Any) -> bool:
+        """Tell whether the client's scheduler has it."""
+        return _same_scheduler(self.future.client, client) and not self.future.cancelled()
+
+    def fetch(self) -> Kept:
+        """Bring it here; where its scheduler is gone, the evaluation may have another one."""
+        if self._link is None:
+            return self.recall()
+        with self._link.errors():
+            kept: Kept = self._link.client.gather(self.future, direct=self._link.direct)
+        return kept
+
+    def recall(self) -> Kept:
+        """Bring it here, from whatever cluster keeps it; where that is gone, it is gone for good."""
+        gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
+        try:
+            if self.future.cancelled() or self.future.client.status != "running":
+                raise lost_for_good(gone)
+            kept: Kept = self.future.result()
+        except (OSError, RuntimeError, asyncio.CancelledError) as error:
+            raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
+        return kept
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptOnCluster, (self.future, None)
+
+
+def is_future(value: Any) -> bool:
+    """Tell whether this is a future of dask's."""
+    return isinstance(value, distributed.Future)
+
+
+def _same_scheduler(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    closed = one.scheduler is None or other.scheduler is None
+    return not closed and bool(one.scheduler.address == other.scheduler.address)

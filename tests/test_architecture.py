@@ -7,10 +7,12 @@ what any folder imports of them, and the front door, which is the rest.
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -44,20 +46,38 @@ MODULES = {
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 
-def statements(path: Path) -> list[tuple[ast.AST, set[str]]]:
-    """Return the import statements of a file, wherever they stand, each with the modules that it names."""
-    found: list[tuple[ast.AST, set[str]]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+class Statement(NamedTuple):
+    """One import: where it stands, what it names, and whether only type checkers run it."""
+
+    line: int
+    within: bool  # a function, or a condition
+    names: set[str]
+    for_types: bool
+
+
+@functools.cache
+def statements(path: Path) -> list[Statement]:
+    """Return the import statements of a file, wherever they stand."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    type_only = {
+        inner for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING" for inner in ast.walk(block)
+    }
+    found: list[Statement] = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.append((node, {alias.name for alias in node.names}))
+            names = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append((node, {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}))
+            names = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        else:
+            continue
+        found.append(Statement(node.lineno, node.col_offset > 0, names, node in type_only))
     return found
 
 
 def imported(path: Path) -> set[str]:
     """Return all modules that a file names in an import: those for types, and in functions, count as well."""
-    return {name for _, names in statements(path) for name in names}
+    return {name for statement in statements(path) for name in statement.names}
 
 
 def ours(path: Path) -> set[str]:
@@ -96,15 +116,14 @@ def test_no_import_leads_back_to_where_it_started():
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_an_import_within_a_function_says_why(name: str):
     """A circle is not a reason: only start-up time, or a module that need not be there."""
-    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    lines = ["", *MODULES[name].read_text(encoding="utf-8").splitlines()]
     hidden = [
-        node.lineno
-        for node, names in statements(MODULES[name])
-        if node.col_offset
-        and any(found.startswith("parcoll") for found in names)
-        and not any("lazy:" in line for line in lines[max(node.lineno - 2, 0) : node.lineno])
-        and not lines[node.lineno - 2].strip().startswith("from parcoll")
-        and not lines[node.lineno - 2].strip().startswith("if TYPE_CHECKING")
+        statement.line
+        for statement in statements(MODULES[name])
+        if statement.within
+        and not statement.for_types
+        and any(found.partition(".")[0] == "parcoll" for found in statement.names)
+        and "# lazy: " not in lines[statement.line]
     ]
     assert not hidden, f"{name} imports within functions without `# lazy: why` at lines {hidden}"
 
@@ -126,22 +145,11 @@ def test_what_runs_on_workers_needs_what_every_dask_worker_has(name: str):
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_few_rooms_load_distributed_and_two_modules_dask_bag(name: str):
-    for_types = {id(node) for node in type_only(MODULES[name])}
-    loaded = {n for node, names in statements(MODULES[name]) if id(node) not in for_types for n in names}
+    loaded = {n for statement in statements(MODULES[name]) if not statement.for_types for n in statement.names}
     if room_of(name) not in USE_DISTRIBUTED:
         assert not {module for module in loaded if module.split(".")[0] == "distributed"}
     if name not in USE_BAGS:
         assert not {module for module in loaded if module.startswith("dask.bag")}
-
-
-def type_only(path: Path) -> list[ast.AST]:
-    """Return what stands under `if TYPE_CHECKING`."""
-    blocks = [
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
-    return [inner for block in blocks for inner in ast.walk(block)]
 
 
 def test_importing_parcoll_loads_neither_dask_nor_distributed():

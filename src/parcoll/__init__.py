@@ -15,8 +15,7 @@ from parcoll.errors import (
     VersionWarning,
     WorkerLostError,
 )
-from parcoll.reading import read_text
-from parcoll.sources import parallel
+from parcoll.sources import parallel, read_text
 from parcoll.watch.progress import progress
 
 __all__ = [

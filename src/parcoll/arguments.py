@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 import os
 import sys
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, get_args
 
 from parcoll.chain.policy import PLAIN, Policy
-from parcoll.text import describe, short_repr
+from parcoll.text import describe, function_name, short_repr
 
 MOST_SECONDS = 1e9  # 32 years: what is longer is no timeout, and may be too long for a clock
 
@@ -113,6 +114,22 @@ def policy(
     if of_chain is not None and retry_on is not None and not made.retries:
         raise ValueError(f"retry_on says nothing without retries, got retry_on={describe(retry_on)}")
     return made
+
+
+STEP_SETTINGS = ("on_error", "retries", "retry_on", "timeout")
+
+
+def step_policy(method: str, func: Any, settings: Mapping[str, Any], of_chain: Policy) -> Policy:
+    """Return what a step's settings mean."""
+    for given in settings:
+        if given not in STEP_SETTINGS:
+            name = "func" if func is None else function_name(func)
+            raise TypeError(
+                f"{method}() has the settings {', '.join(STEP_SETTINGS)}, and none named {given!r}; to pass it "
+                f"to the function, use functools.partial({name}, {given}=...)"
+            )
+    on_error, retries, retry_on, timeout = (settings.get(name) for name in STEP_SETTINGS)
+    return policy(on_error, retries, retry_on, timeout, of_chain)
 
 
 def _on_error(given: Any) -> Any:

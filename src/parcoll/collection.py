@@ -33,11 +33,17 @@ Else = Callable[[ElementError], D]
 
 
 class Tries(TypedDict, total=False):
-    """What a step may say of its attempts with one element; None for what `parallel` was told."""
+    """What a step may be told of its attempts with one element; None for what `parallel` was told."""
 
     retries: int | None
     retry_on: RetryOn | None
     timeout: float | None
+
+
+class StepSettings(Tries, total=False):
+    """The same, and what becomes of an element for which they all fail."""
+
+    on_error: OnError | None
 
 
 class ParallelGen(Generic[T_co]):
@@ -62,10 +68,10 @@ class ParallelGen(Generic[T_co]):
         self._options = options
         self._stats = Stats()
 
-    def _extended(self, kind: type[Step], func: Any, settings: tuple[Any, Any, Any, Any]) -> ParallelGen[Any]:
-        if not (kind is Filter and func is None):
+    def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
+        if func is not None or not kind.may_lack_function:
             func = arguments.function(func, kind.kind)
-        step = kind(func, arguments.policy(*settings, self._options.policy))
+        step = kind(func, arguments.step_policy(kind.kind, func, settings, self._options.policy))
         return ParallelGen(Node(before=self._node, step=step), self._options)
 
     @overload
@@ -79,11 +85,7 @@ class ParallelGen(Generic[T_co]):
     def map(
         self,
         func: Any,
-        *,
-        on_error: OnError | None = None,
-        retries: int | None = None,
-        retry_on: RetryOn | None = None,
-        timeout: float | None = None,
+        **settings: Unpack[StepSettings],
     ) -> ParallelGen[Any]:
         """Return a collection of `func(element)` for each element, in the same order. Lazy.
 
@@ -95,7 +97,7 @@ class ParallelGen(Generic[T_co]):
         >>> list(parallel(["1", "x"]).map(int, on_error=lambda error: len(error.element)))
         [1, 1]
         """
-        return self._extended(Map, func, (on_error, retries, retry_on, timeout))
+        return self._extended(Map, func, settings)
 
     @overload
     def filter(
@@ -107,7 +109,11 @@ class ParallelGen(Generic[T_co]):
     ) -> ParallelGen[R | D]: ...
     @overload
     def filter(
-        self, predicate: Callable[[T_co], TypeGuard[R]], *, on_error: Word = None, **tries: Unpack[Tries]
+        self,
+        predicate: Callable[[T_co], TypeGuard[R]],
+        *,
+        on_error: Word = None,
+        **tries: Unpack[Tries],
     ) -> ParallelGen[R]: ...
     @overload
     def filter(
@@ -124,11 +130,7 @@ class ParallelGen(Generic[T_co]):
     def filter(
         self,
         predicate: Any,
-        *,
-        on_error: OnError | None = None,
-        retries: int | None = None,
-        retry_on: RetryOn | None = None,
-        timeout: float | None = None,
+        **settings: Unpack[StepSettings],
     ) -> ParallelGen[Any]:
         """Return a collection of the elements for which `predicate` is true, in the same order. Lazy.
 
@@ -139,7 +141,7 @@ class ParallelGen(Generic[T_co]):
         >>> list(parallel(range(6)).filter(lambda x: x % 2))
         [1, 3, 5]
         """
-        return self._extended(Filter, predicate, (on_error, retries, retry_on, timeout))
+        return self._extended(Filter, predicate, settings)
 
     @overload
     def flatmap(
@@ -152,11 +154,7 @@ class ParallelGen(Generic[T_co]):
     def flatmap(
         self,
         func: Any,
-        *,
-        on_error: OnError | None = None,
-        retries: int | None = None,
-        retry_on: RetryOn | None = None,
-        timeout: float | None = None,
+        **settings: Unpack[StepSettings],
     ) -> ParallelGen[Any]:
         """Return a collection of the elements of each `func(element)`, one level flattened. Lazy.
 
@@ -171,7 +169,7 @@ class ParallelGen(Generic[T_co]):
         >>> list(parallel(["ab", "c"]).flatmap(list))
         ['a', 'b', 'c']
         """
-        return self._extended(FlatMap, func, (on_error, retries, retry_on, timeout))
+        return self._extended(FlatMap, func, settings)
 
     flat_map = flatmap
 
@@ -243,11 +241,7 @@ class ParallelGen(Generic[T_co]):
     def foreach(
         self,
         func: Callable[[T_co], Any],
-        *,
-        on_error: OnError | None = None,
-        retries: int | None = None,
-        retry_on: RetryOn | None = None,
-        timeout: float | None = None,
+        **settings: Unpack[StepSettings],
     ) -> None:
         """Call `func` with each element on the workers, now; its results become this collection's elements.
 
@@ -262,7 +256,7 @@ class ParallelGen(Generic[T_co]):
         [0, 10, 20]
         """
         self._resumes_not("foreach", "map(func) and a loop over its results")
-        run = self._extended(Foreach, func, (on_error, retries, retry_on, timeout))._run()
+        run = self._extended(Foreach, func, settings)._run()
         self._stats = run.stats
         references = evaluation.keep_results(run)
         from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from parcoll.evaluation.again import MAX_LOSSES
+from parcoll.evaluation.window import MAX_LOSSES
 from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel

@@ -22,6 +22,7 @@ class Step:
     kind: ClassVar[str]  # the method of the collection that makes it
     filters: ClassVar[bool] = False  # leaves elements out: its function gives a verdict
     multiplies: ClassVar[bool] = False  # its function gives an iterable, whose elements go on one by one
+    may_lack_function: ClassVar[bool] = False  # None stands for a function that it has itself
     holds: ClassVar[bool] = False  # keeps elements from one draw to the next: it has `stream`, and no line
 
     # What `codegen` writes into the loop: {func} and {x} are the function and the element it gets, {new} the
@@ -91,6 +92,7 @@ class Filter(Step):
 
     kind = "filter"
     filters = True
+    may_lack_function = True
 
     @property
     def line(self) -> str:  # type: ignore[override]

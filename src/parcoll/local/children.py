@@ -92,7 +92,7 @@ def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
 async def _serve_scheduler(report_fd: int, options: Options) -> None:
     from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
 
-    from parcoll.watch.publish import new_page
+    from parcoll.watch.publish import new_page  # lazy: distributed, which the template has imported by then
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Port 8787 is already in use"
@@ -186,7 +186,7 @@ def run_worker(number: int, address: str, options: Options) -> None:
 async def _serve_worker(number: int, address: str, options: Options) -> None:
     from distributed.worker import DEFAULT_EXTENSIONS, Worker
 
-    from parcoll.worker.reports import Reports
+    from parcoll.worker.reports import Reports  # lazy: distributed, as above
 
     try:
         worker = await Worker(

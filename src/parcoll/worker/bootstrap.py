@@ -50,10 +50,10 @@ class Bootstrap(WorkerPlugin):
 @functools.cache
 def bootstrap() -> Bootstrap:
     """Return the plugin with the sources of this process's parcoll (0.2 MB)."""
-    # lazy: this module's text also runs where there is no parcoll
-    import parcoll
-    from parcoll.wire import modules
-    from parcoll.wire.own_modules import package_sources
+    # This module's text also runs where there is no parcoll.
+    import parcoll  # lazy: see above
+    from parcoll.wire import modules  # lazy: see above
+    from parcoll.wire.own_modules import package_sources  # lazy: see above
 
     here = sys.modules[__name__]
     (folder,) = map(Path, parcoll.__path__)

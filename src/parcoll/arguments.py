@@ -1,4 +1,7 @@
-"""Checks what users passed: returns it as it is meant, or says what is allowed and what came."""
+"""Arguments: checks of what users pass.
+
+Each check returns the value as it is meant, or raises an error that says what is allowed and what was given.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,25 @@ from typing import Any, get_args
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.text import describe, function_name, short_repr
 
-MOST_SECONDS = 1e9  # 32 years: what is longer is no timeout, and may be too long for a clock
+MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
 
 
 def function(func: Any, method: str) -> Any:
-    """Return a function that a method was given."""
+    """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
     return func
 
 
 def partition_size(given: Any) -> int | str:
-    """Return a `partition_size`."""
+    """Return a `partition_size`: "auto" or a number of elements."""
     if given == "auto" and isinstance(given, str):
         return "auto"
     return whole_number(given, 'partition_size must be "auto" or a whole number')
 
 
 def whole_number(given: Any, wanted: str, least: int = 1) -> int:
-    """Return a number of at least so much; `wanted` begins the sentence that refuses any other."""
+    """Return a whole number from `least` up; `wanted` begins the message that refuses anything else."""
     try:
         number = operator.index(given)
     except TypeError:
@@ -41,7 +44,7 @@ def whole_number(given: Any, wanted: str, least: int = 1) -> int:
 
 
 def reconnect(given: Any) -> float | None:
-    """Return a `reconnect`: seconds, None where a lost scheduler is not waited for."""
+    """Return a `reconnect`: seconds, or None if a lost scheduler is not waited for."""
     wanted = "reconnect must be a number of seconds from 0 up, or None"
     if given is None:
         return None
@@ -53,8 +56,8 @@ def reconnect(given: Any) -> float | None:
 
 
 def client(given: Any) -> Any:
-    """Return a `client`."""
-    # One cannot exist before its class does, whose import takes 0.5 s.
+    """Return a `client`: a `distributed.Client`, or None."""
+    # Not imported here, which takes 0.5 s: without its class loaded, there can be no client.
     kind = getattr(sys.modules.get("distributed"), "Client", None)
     if given is not None and not (kind is not None and isinstance(given, kind)):
         raise TypeError(f"client must be a distributed.Client, got {describe(given)}")
@@ -62,21 +65,21 @@ def client(given: Any) -> Any:
 
 
 def name(given: Any) -> str | None:
-    """Return a `name`."""
+    """Return a `name`: a string, or None."""
     if given is not None and not isinstance(given, str):
         raise TypeError(f"name must be a string, got {describe(given)}")
     return given
 
 
 def progress(given: Any) -> bool | str | None:
-    """Return a `progress`."""
+    """Return a `progress`: True, False, a label, or None."""
     if given is not None and not isinstance(given, bool | str):
         raise TypeError(f"progress must be True, False or a label, got {describe(given)}")
     return given
 
 
 def checkpoint(given: Any) -> str | None:
-    """Return a `checkpoint` as a path or URL."""
+    """Return a `checkpoint` as the text of its path or URL, or None."""
     if given is None:
         return None
     if not isinstance(given, (str, os.PathLike)):
@@ -95,13 +98,13 @@ def taken(given: Any) -> int:
         raise TypeError(f"take() needs a whole number, got {describe(given)}") from None
     if number < 0:
         raise ValueError(f"take() needs a number from 0 up, got {short_repr(number)}")
-    return min(number, sys.maxsize)  # which is more than anything has
+    return min(number, sys.maxsize)  # no collection has more
 
 
 def policy(
     on_error: Any, retries: Any, retry_on: Any, timeout: Any, of_chain: Policy | None = None
 ) -> Policy:
-    """Return what is to become of failing elements; None in a step stands for what holds for its chain."""
+    """Return the settings for elements that fail; in a step, None stands for the setting of its chain."""
     default = of_chain or PLAIN
     made = Policy(
         _on_error(on_error) if on_error is not None or of_chain is None else default.on_error,

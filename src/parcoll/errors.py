@@ -1,4 +1,4 @@
-"""The exceptions that parcoll itself raises; a user's own exceptions pass through with their own types."""
+"""Exceptions that parcoll itself raises. What your own functions raise keeps its own type."""
 
 from __future__ import annotations
 
@@ -7,56 +7,95 @@ from typing import Any
 
 
 class ParcollError(Exception):
-    """Base of everything parcoll raises on its own account."""
+    """Base class of all exceptions that parcoll raises on its own account.
+
+    What your own functions raise is not among them: it reaches you with its own type.
+    """
 
 
 class SourceConsumedError(ParcollError, RuntimeError):
-    """A one-pass source (an iterator, a generator, a file) was evaluated a second time."""
+    """A source that can be read only once was evaluated a second time.
+
+    Such sources are iterators, generators and open files. To evaluate more than once, pass a list, or a
+    function that returns a new iterator.
+    """
 
 
 class SerializationError(ParcollError, TypeError):
-    """A function, an element or a result cannot travel between processes."""
+    """A function, a module, an element or a result cannot be sent between this process and the workers.
+
+    The message names it, and says why. What cannot be pickled (a lock, an open file) can be made within the
+    function instead. A package that a worker lacks must be installed there, or be sent along with
+    `connect(..., ship=["package"])`. What is too large for a worker needs a higher `memory_limit`.
+    """
 
 
 class ClusterStartError(ParcollError, RuntimeError):
-    """The local cluster did not start."""
+    """The local cluster did not start; the message says why.
+
+    If the system or the program cannot run one, `connect` to a dask scheduler instead.
+    """
 
 
 class ConnectError(ParcollError, ConnectionError):
-    """No dask scheduler could be joined at the address given."""
+    """No dask scheduler answers at the address given, or its cluster cannot run this process's functions.
+
+    The message says what was found there. Python must be of the same minor version on the workers, and
+    distributed at least 2026.1.
+    """
 
 
 class CheckpointError(ParcollError, RuntimeError):
-    """A checkpoint cannot be gone on with (another chain, another source), or cannot be written."""
+    """A checkpoint has the results of another chain or another source, or its folder cannot be used.
+
+    The message says what has changed, or why the folder cannot be read or written. Restore what was there,
+    or delete the folder to start from the first element. After a full disk, make room and start again: the
+    results that were saved before are whole.
+    """
 
 
 class WorkerLostError(ParcollError, RuntimeError):
-    """An element ended each process that ran it, or a partition did, where the element is not known."""
+    """Every process that ran this element died (or its partition, if the element could not be identified).
+
+    The message names the element, the step and the signal. Typical causes are a segfault in a library,
+    `os._exit`, and more memory than `memory_limit` allows. An element that was identified has failed like
+    one whose function raises, so `on_error` and `retries` apply to it.
+    """
 
 
 class ElementTimeoutError(ParcollError, TimeoutError):
-    """A step's function took longer with an element than `timeout=` allows, and was stopped."""
+    """A function took longer for one element than `timeout=` allows, and was stopped.
+
+    The element has failed like one whose function raises, so `on_error` and `retries` apply to it. They do
+    not apply to the function of `reduce` or `fold`: the error ends the evaluation.
+    """
 
 
 class ClusterLostError(ParcollError, ConnectionError):
-    """The scheduler went away, or was closed, while an evaluation needed it.
+    """The cluster was lost or closed while an evaluation needed it, and no other took its place.
 
-    `yielded` says how many elements the evaluation had yielded before. What evaluates as a whole, as
-    `reduce`, yields none.
+    A local cluster that dies is replaced, and with `connect(address, reconnect=seconds)` an evaluation waits
+    for a scheduler to come back. The error is raised without `reconnect`, if no scheduler comes back in time,
+    or if what was lost cannot be made again. Connect anew and evaluate again; with `checkpoint=` the results
+    so far are kept.
+
+    Attributes:
+        yielded: How many elements the evaluation had yielded before; 0 for a call that gives all or
+            nothing, such as `reduce` or `take`. None if the error did not come from an evaluation.
     """
 
-    yielded: int | None = None  # None until the evaluation that met the error has told
-    for_good: bool = False  # no other cluster has, or will have, what was lost
+    yielded: int | None = None
+    for_good: bool = False  # internal: no other cluster has, or will have, what was lost
 
     def tell(self, what: str, yielded: int = 0) -> None:
-        """Add what was lost; once, by the evaluation that met the error first."""
+        """Add to the message what was lost. Internal: the evaluation that met the error first calls it."""
         if self.yielded is None:
             self.yielded = yielded
             self.args = (f"{self}; {what}",)
 
 
 def lost_for_good(reason: str) -> ClusterLostError:
-    """Return the error for what no other cluster brings back."""
+    """Return the error for a loss that no other cluster can make good."""
     error = ClusterLostError(reason)
     error.for_good = True
     return error
@@ -64,20 +103,27 @@ def lost_for_good(reason: str) -> ClusterLostError:
 
 @dataclass(eq=False)
 class ElementError(ParcollError):
-    """One element that failed in one step: what `on_error` functions get, and `ParallelGen.errors` holds.
+    """An element that failed in a step. `on_error` functions get it, and `ParallelGen.errors` lists it.
 
-    `exception` has its own type and traceback. Where `element` comes from a worker and could not be
-    pickled, or where a worker had sent 16 MiB of failed elements before, it is a text: its `repr`, cut
-    at 200 characters.
+    Attributes:
+        step: The step as it was written, for example `map(parse)`.
+        step_index: The position of the step in the chain, from 0.
+        index: The position of the source element, from 0; if the source is a bag, within `partition`.
+        element: The element that the step got. In `errors` it is a text, the element's `repr` cut at 200
+            characters, if it could not be pickled, or if its worker process had sent 16 MiB of failed
+            elements before. One that cannot be unpickled here is a text that says so.
+        exception: What the step raised, with its own type and traceback.
+        attempts: How many times the step's function was called with the element.
+        partition: The partition of the bag that holds the element; None if the source is not a bag.
     """
 
-    step: str  # as a user wrote it: `map(parse)`
-    step_index: int  # in the chain, from 0
-    index: int  # of the source element; in its partition, where the source is a bag
-    element: Any  # that the step got
+    step: str
+    step_index: int
+    index: int
+    element: Any
     exception: Exception
-    attempts: int = 1  # calls of the step's function
-    partition: int | None = None  # of the bag, where the source is one
+    attempts: int = 1
+    partition: int | None = None
 
     def __str__(self) -> str:
         of = "" if self.partition is None else f" of partition {self.partition}"
@@ -91,4 +137,7 @@ class ElementError(ParcollError):
 
 
 class VersionWarning(UserWarning):
-    """A cluster's packages are not those of this process, which may matter."""
+    """A package has another version on the cluster than in this process, which may make functions fail.
+
+    The message names the package and both versions. The same version on both sides is safer.
+    """

@@ -1,4 +1,4 @@
-"""The logger `parcoll`: silent until the program that uses parcoll configures logging."""
+"""Logger `parcoll`: silent until the program that uses parcoll configures logging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What only the kernel can do for a family of processes; on Linux. Elsewhere these do nothing."""
+"""System: what only Linux's kernel can do for a family of processes, and how processes ended.
+
+On other systems the functions that need this kernel do nothing, and return False or 0.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def prctl(option: int, value: int) -> bool:
-    """Set an attribute of this process; return False where that does not exist (not Linux)."""
+    """Set an attribute of this process; return False if the system has no such attribute (not Linux)."""
     if sys.platform != "linux":
         return False
     import ctypes
@@ -23,18 +26,18 @@ def prctl(option: int, value: int) -> bool:
 
 
 def adopt_orphans() -> bool:
-    """Have the orphans among this process's descendants become its children; tells whether they will."""
+    """Have orphans among this process's descendants become its children; return whether they will."""
     return prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> bool:
-    """Have this process killed when its parent is, ``kill -9`` included; tells whether it will.
+    """Have this process killed when its parent ends, ``kill -9`` included; return whether it will be.
 
-    The kernel's help is needed for one that holds the GIL: no thread of it can run. For the kernel the
-    parent is the thread that started this process.
+    Only the kernel can end a process that holds the GIL, since none of its threads can run. To the kernel,
+    the parent is the thread that started this process.
     """
     set_ = prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the kernel was asked
         os._exit(1)
     return set_
 
@@ -52,7 +55,7 @@ def how_ended(code: int) -> str:
 def resident_bytes(pid: int) -> int:
     """Return the memory that a process takes, without what it shares with others (large partitions).
 
-    0 where it is gone, or the system does not say so.
+    0 if the process is gone, or if the system does not tell.
     """
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:

@@ -1,4 +1,4 @@
-"""Words for messages, tables and the keys of tasks: a value or a function in a line of bounded length."""
+"""Text: values and functions in a line of bounded length, for messages, tables and the keys of tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 LIMIT = 200  # characters of an element that a message quotes
 
-MAX_WORDS = 8
+MAX_WORDS = 8  # of a lambda in a key
 MAX_BODY = 40  # characters of a lambda in a table
 _TOKEN = re.compile(r"[A-Za-z]+|\*\*|//|[<>=!]=|[-+*/%<>&|^@]|\d+")
 _SPOKEN = dict(
@@ -31,7 +31,7 @@ _short.maxlevel = 4
 
 
 def short_repr(value: object) -> str:
-    """Return `repr(value)` cut at `LIMIT` characters, whatever the object's own repr does."""
+    """Return `repr(value)`, cut at `LIMIT` characters; raises nothing if the value's repr does."""
     try:
         text = _short.repr(value)
     except Exception as error:
@@ -47,7 +47,7 @@ def describe(value: object) -> str:
 
 
 def function_name(func: Any) -> str:
-    """Return the name a user knows a callable by."""
+    """Return the name by which a user knows a callable."""
     if func is None:
         return "None"
     if isinstance(func, functools.partial):
@@ -59,7 +59,7 @@ def function_name(func: Any) -> str:
 
 
 def key_words(text: str) -> str:
-    """Return `text` as lower-case words of letters joined by dashes, as dask's dashboard groups keys.
+    """Return the words of `text` joined by dashes, with letters only, so that dask's dashboard groups keys.
 
     dask cuts a key's label at the first word that is not made of letters alone.
     """
@@ -68,20 +68,20 @@ def key_words(text: str) -> str:
 
 
 def function_words(func: Any) -> str:
-    """Return the function's name; for a lambda what it says: ``lambda x times two``."""
+    """Return a function's name; for a lambda what it does, in words: ``lambda x times two``."""
     code = _code_of_lambda(func)
     if code is None:
         return function_name(func)
     spoken = [_word(token) for token in _TOKEN.findall(_body(code) or " ".join(code.co_names))]
     words = [word for word in spoken if word][:MAX_WORDS]
     around = code.co_qualname.split(".")[:-1]
-    if not words:  # nothing but the place where it was written
+    if not words:  # then the functions within which it was written
         words = [name for name in around if name.isidentifier()]
     return " ".join(["lambda", *words])
 
 
 def function_title(func: Any) -> str:
-    """Return the function's name; for a lambda its text: ``lambda x: x * 2``."""
+    """Return a function's name; for a lambda its source text: ``lambda x: x * 2``."""
     code = _code_of_lambda(func)
     body = _body(code) if code is not None else ""
     if code is None or not body:
@@ -104,7 +104,7 @@ def _word(token: str) -> str:
 
 
 def _body(code: CodeType) -> str:
-    """Return the source text of a lambda's expression, where it is one line that can be found."""
+    """Return the source text of a lambda's expression; "" unless it is one line that can be found."""
     places = [place for place in code.co_positions() if place[0] == place[1] == code.co_firstlineno]
     columns = [(start, end) for _, _, start, end in places if start is not None and end]
     line = linecache.getline(code.co_filename, code.co_firstlineno)

@@ -1,1 +1,1 @@
-"""Results on a disk: the format, and how chains and elements are compared with those that made them."""
+"""Checkpoints: results on a disk, and how chains and elements are compared with those that made them."""

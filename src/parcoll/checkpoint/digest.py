@@ -1,13 +1,14 @@
-"""Digests of values that are the same in every process: of a source's elements, and of what functions hold.
+"""Digests: hashes of values, equal in every process, for a source's elements and for what functions hold.
 
-Pickles are not. A set is pickled in the order of its hashes, which differ from process to process, a dict
-made from it likewise, and equal strings that are one object are pickled once. So values are taken apart into
-what `marshal` writes the same way each time: dicts in the order of their keys, objects as what they pickle
-to. A list of 1,000,000 numbers takes 25 ms, one of 100,000 small objects 0.6 s.
+Pickles are not equal in every process. A set is pickled in the order of its hashes, which differ from
+process to process; so is a dict made from a set; and equal strings are pickled once if they are one object.
+So values are taken apart into what `marshal` writes the same way each time: dicts in the order of their
+keys, objects as what they pickle to. A list of 1,000,000 numbers takes 25 ms, one of 100,000 small objects
+0.6 s.
 
-What pickle refuses (an open file, a lambda) counts with its type alone, and so does a value that refers to
-itself or has more than `MAX_NODES` parts. So equal values have equal digests, and different ones have
-other digests but for those.
+Equal values have equal digests. Different values have different digests, except where only a type is
+compared: that of what pickle refuses (an open file, a lambda), of a value that refers to itself, and of a
+value that has more than `MAX_NODES` parts.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from itertools import chain
 from typing import Any
 
 SCALARS = frozenset({int, str, float, bytes, bool, type(None)})  # exact types
-MARSHAL = 2  # the last version that does not tell one object from two equal ones, or interned strings
+MARSHAL = 2  # the last version in which neither identity of objects nor interning of strings shows
 MAX_DEPTH = 60  # of containers and objects within each other
-MAX_NODES = 100_000  # of them in one value
-SIZE = 16  # bytes
+MAX_NODES = 100_000  # containers and objects in one value
+SIZE = 16  # bytes of a digest
 
 
 def of_elements(elements: Sequence[Any]) -> bytes:
@@ -43,7 +44,7 @@ def of_value(value: Any) -> bytes:
 
 
 def of_parts(*parts: Any) -> bytes:
-    """Return the digest of some bytes, of which it matters where each ends."""
+    """Return the digest of several byte strings; it also depends on where each of them ends."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -69,21 +70,21 @@ def _are_rows(values: Sequence[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return what stands for a value, made of what marshal writes the same way each time."""
+    """Return a stand-in for a value, made of what marshal writes the same way each time."""
     if type(value) in SCALARS:
         return value
     try:
         return _Taker().apart(value, 0)
-    except Exception:  # it is too much, or what it says of itself cannot be taken apart
+    except Exception:  # it has too many parts, or one of them cannot be taken apart
         return ("of type", _name(type(value)))
 
 
 class _TooMuchError(Exception):
-    """A value has too many parts, or has itself as one."""
+    """A value has too many parts, or contains itself."""
 
 
 class _Taker:
-    """Takes one value apart."""
+    """Takes one value apart, and counts its parts."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -136,12 +137,12 @@ class _Taker:
         return self._sorted(found)
 
     def _sorted(self, parts: Iterable[Any]) -> list[Any]:
-        """Sort what need not have an order of its own."""
+        """Sort parts by what marshal writes for them: they may have no order of their own."""
         return sorted(parts, key=lambda part: marshal.dumps(part, MARSHAL))
 
 
 def reduced_to(value: Any) -> str | list[Any]:
-    """Return what pickle would make an object of: a name, or callable, arguments, state, items and pairs."""
+    """Return what pickle would rebuild a value from: a name; or callable, arguments, state, items, pairs."""
     special = copyreg.dispatch_table.get(type(value))
     reduced = special(value) if special is not None else value.__reduce_ex__(4)
     return reduced if isinstance(reduced, str) else (list(reduced) + [None] * 3)[:5]
@@ -156,7 +157,7 @@ def _name(kind: type) -> str:
 
 
 def is_plain_array(value: Any) -> bool:
-    """Tell whether this is a numpy array of numbers and the like, whose bytes say all."""
+    """Tell whether this is a numpy array of numbers or the like, whose bytes say all."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
 

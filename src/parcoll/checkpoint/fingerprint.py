@@ -1,13 +1,15 @@
-"""What a chain is, in a form that two processes can compare: its steps, and what their functions consist of.
+"""Fingerprint: what a chain consists of, in a form that two processes can compare.
 
-A function of the user's own is taken apart: its bytecode and constants, defaults, captured variables, and
-the global variables that it names, with the functions and classes among them taken apart in the same way.
-Of modules of the user's own count the members that it names; of those that it imports when it runs, all.
-What a package or Python has installed goes by its name. Left out is what changes nothing: where a function
-stands (file, line, its own name), the names of its local variables, its docstring.
+It holds the steps, and for each step digests of the parts of its function. The parts of a function of the
+user's own are its bytecode and constants, its defaults, its captured variables, and the global variables
+that it names. Functions and classes among these are taken apart in the same way. Of a global module of the
+user's own, the members count that the function names. Of a module that the function imports when it runs,
+the whole text counts, and that of the own modules which it imports. A function or class that belongs to
+Python or to an installed package counts with its name only. What changes nothing is left out: where a
+function stands (file, line, its own name), the names of its local variables, its docstring.
 
-Each part has a name, so that a refusal can say which of them has changed. Sets are sorted, so that the
-digests do not depend on PYTHONHASHSEED. What cannot be compared (an open file, a lock) goes by its type.
+Each part has a name, so that a refusal can say which part has changed. Sets are sorted, so that the digests
+do not depend on PYTHONHASHSEED. What cannot be compared (an open file, a lock) counts with its type only.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.wire.own_modules import imported_sources, is_own, names_imported
 
-# Of a code's flags: *args, **kwargs, generator, coroutine, asynchronous generator.
+# The flags of a code object that count: *args, **kwargs, generator, coroutine, asynchronous generator.
 FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200
 MAX_DEPTH = 40  # of lists, dicts and the like within each other
-CHANGING = ("random", "numpy.random")  # generators, whose state is another one in each process
-# What Python adds to a class, which says nothing of what it does, or says where it stands.
+CHANGING = ("random", "numpy.random")  # their random generators have another state in each process
+# Attributes that Python adds to a class: they do not show what it does, or only show where it stands.
 _INCIDENTAL = frozenset(
     {
         *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__"),
@@ -46,21 +48,22 @@ Parts = dict[str, str]
 
 
 def of_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """Return for each step its label, its kind, and the digests of what its function consists of."""
+    """Return for each step its label, its kind, and the digests of its function's parts."""
     return [{"label": step.label, "kind": step.kind, "parts": of_function(step.func)} for step in steps]
 
 
 def of_function(func: Any) -> Parts:
-    """Return the digests of a function's parts, by what a user would call them."""
+    """Return the digests of a function's parts, by the words for them in a message."""
     walk = _Walk()
     if isinstance(func, FunctionType) and _own(func.__module__):
-        # One walk, which takes what two of them use apart in the first: the first that differs is told.
+        # One walk for all parts: what two parts use is taken apart with the first of them, so that a change
+        # of it shows in the first part, which is the one that a refusal names.
         return {label: walk.whole(part).hex() for label, part in _parts_of(func)}
     return {"the function": walk.whole(func).hex()}
 
 
 def difference(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
-    """Say what is the first difference between two chains; None without one."""
+    """Return the first difference between two chains as a clause; None if there is none."""
     for number, (one, other) in enumerate(zip(saved, now, strict=False), 1):
         which = f"step {number}, {other['label']}"
         if one["kind"] != other["kind"]:
@@ -75,30 +78,30 @@ def difference(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | 
 
 
 class _Walk:
-    """Takes values apart: functions, classes and objects once each, one after the other.
+    """Takes values apart: each function, class and object once, one after the other.
 
-    They refer to each other, in circles and in long rows. So each gets a number where it is met first, which
-    stands for it, and is taken apart when its turn comes.
+    They refer to each other, in circles and in long rows. So each gets a number when it is first met. The
+    number stands for it wherever it is referred to, and it is taken apart when its turn comes.
     """
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}  # by id
         self._waiting: deque[Any] = deque()
-        self._alive: list[Any] = []  # an id is taken again when its object is gone
+        self._alive: list[Any] = []  # what has a number: the id of an object that is gone is used again
         self._depth = 0
 
     def whole(self, value: Any) -> bytes:
-        """Return the digest of a value with all that it leads to and that was not met before."""
+        """Return the digest of a value and of all that it leads to, unless that was met before."""
         found = [self.of(value)]
         while self._waiting:
             found.append(self._taken_apart(self._waiting.popleft()))
         return digest.of_parts(*found)
 
     def of(self, value: Any) -> bytes:
-        """Return what stands for a value: a digest of data, a number for anything else."""
+        """Return what stands for a value: the digest of data, the number of anything else."""
         if type(value) in digest.SCALARS:
             return digest.of_value(value)
-        # Data has no number: whether equal tuples are one object differs between runs of one script.
+        # Data gets no number: whether equal tuples are one object differs between runs of one script.
         if type(value) not in (list, tuple, dict, set, frozenset, CodeType, _Code):
             if id(value) not in self._numbers:
                 self._numbers[id(value)] = len(self._numbers)
@@ -134,7 +137,7 @@ class _Walk:
             return digest.of_parts(b"member", self.of(type(value)), value.name.encode(), self.of(value.value))
         if _own(type(value).__module__):
             return self._object(value)
-        # As `functools.wraps` leaves it; not by `hasattr`, to which some classes answer for any name.
+        # What `functools.wraps` made. Not by `hasattr`: some classes answer to any name.
         if inspect.getattr_static(value, "__wrapped__", None) is not None:
             return digest.of_parts(_named(type(value)), self.of(value.__wrapped__))
         if isinstance(value, property):
@@ -158,21 +161,24 @@ class _Walk:
         return _named(kind) if kind.__module__.startswith(CHANGING) else self._reduced(value)
 
     def _object(self, value: Any) -> bytes:
-        """Take an object of a class of the user's own apart, and what it is below that class."""
+        """Take apart an object of one of the user's classes: its attributes, and its content.
+
+        The content is what the object holds as an instance of the installed class that its own derives from.
+        """
         kind = type(value)
         state = dict(getattr(value, "__dict__", {}))
         for base in kind.__mro__:
             for name, member in vars(base).items():
-                if isinstance(member, MemberDescriptorType):  # a slot, by the name that is its own
-                    with contextlib.suppress(AttributeError):  # it is empty
+                if isinstance(member, MemberDescriptorType):  # a slot
+                    with contextlib.suppress(AttributeError):  # the slot is empty
                         state[name] = member.__get__(value)
-        # Not `Generic` and `ABC`, which hold nothing and stand before what does.
+        # Without `Generic` and `ABC`, which hold nothing and may stand before a class that does.
         installed = (base for base in kind.__mro__ if not _own(base.__module__))
         below = next(base for base in installed if base.__module__ not in ("abc", "typing"))
         return digest.of_parts(b"object", self.of(kind), *self._pairs(state), *self._content(value, below))
 
     def _content(self, value: Any, kind: type) -> list[bytes]:
-        """Return what an object holds as one of an installed class that its own derives from."""
+        """Return what an object holds as an instance of `kind`, the installed class below its own."""
         if kind in (list, tuple):
             return [*map(self.of, kind.__iter__(value))]
         if kind in (set, frozenset):
@@ -186,7 +192,7 @@ class _Walk:
         return [] if kind is object else [self._reduced(value)]
 
     def _reduced(self, value: Any) -> bytes:
-        """Take an object of an installed class apart: `numpy.vectorize(f)` has a function of the user's."""
+        """Take apart an object of an installed class: `numpy.vectorize(f)` holds a function of the user's."""
         try:
             reduced = digest.reduced_to(value)
         except Exception:  # pickle refuses it
@@ -205,7 +211,7 @@ class _Walk:
     def _class(self, kind: type) -> bytes:
         own = {name: value for name, value in vars(kind).items() if name not in _INCIDENTAL}
         if issubclass(kind, enum.Enum):
-            # Beside its members Python keeps tables in it, to which flags that were combined are added.
+            # Beside its members Python keeps tables in an enum, to which it adds flags that are combined.
             own = {name: value for name, value in own.items() if not _enum_table(name)}
             own |= {name: member.value for name, member in kind.__members__.items()}
         if _own(type(kind).__module__):
@@ -234,14 +240,14 @@ class _Walk:
 
 
 class _Code(NamedTuple):
-    """A function's code, with its docstring, which is among its constants."""
+    """A function's code with its docstring, which stands among the code's constants."""
 
     code: CodeType
     doc: str | None
 
 
 def _parts_of(func: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Give what a function consists of, with a name for each part."""
+    """Yield the parts of a function, each with the words for it in a message."""
     code = func.__code__
     yield "the code", _Code(code, func.__doc__)
     if func.__defaults__:
@@ -266,7 +272,7 @@ def _parts_of(func: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _members_of(module: ModuleType, label: str, names: set[str]) -> Iterator[tuple[str, Any]]:
-    """Give what is named of a module's members, and of the modules below it."""
+    """Yield the members of a module that are among `names`, and those of its submodules."""
     for name in sorted(names.intersection(vars(module))):
         value = vars(module)[name]
         if isinstance(value, ModuleType) and value.__name__.startswith(f"{module.__name__}."):
@@ -279,7 +285,7 @@ def _members_of(module: ModuleType, label: str, names: set[str]) -> Iterator[tup
 
 
 def _imports(func: FunctionType) -> Iterator[str]:
-    """Give the modules that a function imports when it runs, and what of them might be one."""
+    """Yield the modules that a function imports when it runs, and imported names that may be modules."""
     package = func.__globals__.get("__package__") or ""
     for code in _codes(func.__code__):
         steps = list(dis.get_instructions(code))
@@ -290,7 +296,7 @@ def _imports(func: FunctionType) -> Iterator[str]:
 
 
 def _order(value: Any) -> tuple[str, str]:
-    """Sort the members of a set: scalars by value, functions and classes by name, others by content."""
+    """Return a key to sort a set by: a scalar's value, a function's or a class's name, or the content."""
     if type(value) in digest.SCALARS:
         return type(value).__qualname__, repr(value)
     name = inspect.getattr_static(value, "__qualname__", None)
@@ -298,11 +304,12 @@ def _order(value: Any) -> tuple[str, str]:
 
 
 def _loads_first_constant(code: CodeType) -> bool:
+    """Tell whether the code uses its first constant, so that it is not a docstring only."""
     return any("CONST" in step.opname and step.arg == 0 for step in dis.get_instructions(code))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Give a function's code and those of the functions within it."""
+    """Yield a function's code, and the code of the functions within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,29 +1,30 @@
-"""What `parallel(..., checkpoint="folder")` keeps on disk: the format, and how it is read and written.
+"""Pieces: the files in which `parallel(..., checkpoint="folder")` keeps results, and how they are used.
 
-**The folder.** Any path or fsspec URL. In it:
+**The folder** is any path or fsspec URL. It holds:
 
-* `parcoll-chain.json`: what the results were made by (`fingerprint`), and how many elements the source
-  had where that is known.
+* `parcoll-chain.json`: the fingerprint of the chain that made the results (`fingerprint`), and how many
+  elements the source had, if that was known.
 * `parcoll-<first>-<end>.piece`: the results of the source elements from `first` up to, not including,
   `end`. A piece is written once and whole (`storage`), and never changed.
-* `parcoll-end.json`, once the source has come to its end: how many elements it had.
-* `parcoll.lock`, on a local filesystem: held by the process that evaluates. The kernel lets go of it
-  however that process ends. Elsewhere there is no lock; two processes then do the work twice, and since
-  each writes whole pieces, and pieces that overlap are told by their names, no answer gets wrong.
+* `parcoll-end.json`: how many elements the source had, once it has come to its end.
+* `parcoll.lock`, on a local filesystem: the lock of the process that evaluates. The kernel releases it
+  however that process ends. Elsewhere there is no lock, and two processes do the work twice. No answer gets
+  wrong then: each process writes whole pieces, and their names show which pieces overlap.
 
-**A piece** is a magic number, the SHA-256 of what follows and its length, then a table of the partitions
-whose results it holds, then these as they came from the workers: pickles with their buffers. The table
-has for each partition which elements it covers, their digest, and what `stats` and `errors` count. Whoever
-can write to the folder can run code in the process that loads it, as with any pickle.
+**A piece** is a magic number, the SHA-256 and the length of what follows, then a table, then the results as
+they came from the workers: pickles with their buffers. The table has a record for each partition. The
+record says which elements the partition had, their digest, and what `stats` and `errors` count for it.
+Whoever can write to the folder can run code in the process that loads it, as with any pickle.
 
-**Order of events.** Results are on the disk before the consumer gets them. What has come by then goes into
-one piece: `PIECE_SECONDS` pass between two pieces, more in a long run, fewer where `PIECE_BYTES` are
-waiting. So many fast partitions cost few files, and a crash loses what ran at the time and what waited.
+**Order of events.** Results are on the disk before the consumer gets them. All results that have come by
+then go into one piece. Between two pieces `PIECE_SECONDS` pass, more in a long run, less if `PIECE_BYTES`
+are waiting. So many fast partitions cost few files, and a crash loses the results that were being made or
+were waiting.
 
-**Starting again.** The source is read from its first element. Where a piece has the results, the elements
-are compared with the digest and their results are given from the disk; the others run. So all results come,
-from the first on. A piece that is not whole (its checksum tells) is removed with a warning, wherever it
-stands, and its elements run again, like those that no piece has. A piece that cannot be read (a network, a
+**Starting again.** The source is read from its first element. Elements that a piece covers are compared
+with the saved digest, and their results come from the disk; the others run. So all results come, from the
+first on. A piece that is not whole (its checksum tells) is removed with a warning, wherever it stands, and
+its elements run again, like those that no piece covers. A piece that cannot be read (a network, a
 permission) is an error, since nobody knows whether it is whole. Another chain or another source is refused.
 """
 
@@ -50,28 +51,28 @@ FORMAT = 1
 CHAIN = "parcoll-chain.json"
 END = "parcoll-end.json"
 MAGIC = b"parcoll piece 1\n"
-HEADER = len(MAGIC) + 32 + 8
-PIECE_SECONDS = 0.1  # between two pieces, or a hundredth of the time that the evaluation has taken
-LONGEST_SECONDS = 2.0
-PIECE_BYTES = 8 * 2**20
+HEADER = len(MAGIC) + 32 + 8  # bytes: the magic number, the SHA-256, the length
+PIECE_SECONDS = 0.1  # between two pieces; or a hundredth of the evaluation's time so far, if that is more
+LONGEST_SECONDS = 2.0  # between two pieces, at most
+PIECE_BYTES = 8 * 2**20  # results that wait are written at once when there are so many bytes of them
 _NAME = re.compile(r"parcoll-(\d+)-(\d+)\.piece")
 
 
 class Piece(NamedTuple):
-    """Where a piece stands in the source, as its name says."""
+    """The part of the source that a piece covers, as its name says: elements `first` to `end` - 1."""
 
     first: int
     end: int
 
     @property
     def name(self) -> str:
-        """Its file."""
+        """The name of its file."""
         return f"parcoll-{self.first:012}-{self.end:012}.piece"
 
 
 @dataclass
 class Record:
-    """The results of one partition, and what is counted of it."""
+    """The results of one partition, and what is counted for it, as in an `Outcome`."""
 
     first: int
     count: int
@@ -80,11 +81,11 @@ class Record:
     flows: list[tuple[int, int]] = field(default_factory=list)
     faults: list[tuple[int, int, int]] = field(default_factory=list)
     failed_elements: bytes = b""
-    parts: list[Any] = field(default_factory=list)  # the pickle, and its buffers
+    parts: list[Any] = field(default_factory=list)  # the results: their pickle, and its buffers
 
     @property
     def end(self) -> int:
-        """The first element that it does not cover."""
+        """The first element behind those that it covers."""
         return self.first + self.count
 
     @property
@@ -94,25 +95,25 @@ class Record:
 
 
 class SavedResults(Packed):
-    """Results that an earlier process saved: its classes of `__main__` are those of this one."""
+    """Results that an earlier process saved; objects of its `__main__` get this process's classes."""
 
     __slots__ = ()
 
     def load(self, refresh_classes: bool = False) -> Any:
-        """Return a new object, the caller's own."""
+        """Return a new object that is the caller's own."""
         return codec.loads_saved(self.head, [bytearray(buffer) for buffer in self.buffers])
 
 
 class Checkpoint:
-    """The folder of one evaluation, which holds its lock."""
+    """The folder of a checkpoint, as used by one evaluation that has locked it."""
 
     def __init__(self, folder: Folder, steps: Sequence[Step]) -> None:
         self.folder = folder
         self._chain = fingerprint.of_steps(steps)
         self._length: int | None = None
-        self._begun = False  # the folder says what its pieces are made by
+        self._begun = False  # the folder has the fingerprint of its chain
         self.pieces: list[Piece] = []  # in the order of the source, none overlapping
-        self.end: int | None = None  # elements of the source, where a run has come to its end
+        self.end: int | None = None  # elements of the source, if a run has come to its end
         self.saved = 0  # elements whose results are in the folder
 
     @property
@@ -121,7 +122,7 @@ class Checkpoint:
         return self.folder.url
 
     def open(self) -> None:
-        """See what there is, and refuse what another chain has left."""
+        """Find what the folder holds; CheckpointError if another chain made it."""
         names = self._try("listed", self.folder.names)
         found = sorted(
             (Piece(*map(int, match.groups())) for name in names if (match := _NAME.fullmatch(name))),
@@ -156,7 +157,7 @@ class Checkpoint:
         self._length = saved.get("length")
 
     def check_length(self, length: int | None) -> None:
-        """Refuse what a source of another length has left, where both are known."""
+        """Raise CheckpointError if the source had another length, where both lengths are known."""
         if self._begun and None not in (self._length, length) and self._length != length:
             raise self.refusal(
                 f"has the results of another source: it had {self._length:,} elements and has {length:,}"
@@ -164,7 +165,7 @@ class Checkpoint:
         self._length = length
 
     def refusal(self, why: str) -> CheckpointError:
-        """Return the error for a folder that cannot be gone on with."""
+        """Return the error for a folder whose results cannot be used."""
         return CheckpointError(
             f"the checkpoint {self.url!r} {why}: restore what was there, or delete the folder (or name "
             "another one) to start from the first element"
@@ -181,13 +182,13 @@ class Checkpoint:
     def _try(self, what: str, action: Any) -> Any:
         try:
             return action()
-        except Exception as error:  # any that a filesystem of fsspec's may have
+        except Exception as error:  # of any class: each filesystem of fsspec's has its own
             raise CheckpointError(
                 f"the checkpoint {self.url!r} cannot be {what}: {type(error).__name__}: {error}"
             ) from error
 
     def load(self, piece: Piece) -> list[Record] | None:
-        """Return what a piece holds; None where it is not whole, and then it is removed."""
+        """Return the records of a piece; if it is not whole, remove it and return None."""
         content = self._try("read", lambda: self.folder.read(piece.name))
         records = _decoded(content)
         if records is None or not records or (records[0].first, records[-1].end) != piece:
@@ -202,7 +203,7 @@ class Checkpoint:
         return records
 
     def save(self, records: Sequence[Record]) -> None:
-        """Put records on the disk, a piece for each row of them without a gap."""
+        """Put records on the disk: one piece for each row of records without a gap."""
         try:
             if not self._begun:
                 self._write_json(
@@ -226,11 +227,11 @@ class Checkpoint:
         except Exception:
             if len(row) == 1:
                 raise
-            for record in row:  # as many as there is room for
+            for record in row:  # one piece each, for as many as there is room for
                 self._save_row([record])
 
     def finish(self, elements: int) -> None:
-        """Note that the source has ended, after that many elements."""
+        """Note on the disk that the source has ended after that many elements."""
         if self.end is None:
             self._try("completed", lambda: self._write_json(END, {"elements": elements}))
             self.end = elements
@@ -244,6 +245,7 @@ def _python() -> str:
 
 
 def _rows(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Yield rows of records in the order of the source, none of which has a gap."""
     row: list[Record] = []
     for record in sorted(records, key=lambda record: record.first):
         if row and row[-1].end != record.first:
@@ -255,7 +257,7 @@ def _rows(records: Sequence[Record]) -> Iterator[list[Record]]:
 
 
 def _encoded(records: Sequence[Record]) -> list[Any]:
-    """Return the bytes of a piece, in parts: large results are not copied."""
+    """Return the bytes of a piece in parts, so that large results are not copied."""
     table = [
         (
             *(record.first, record.count, record.digest, record.produced, record.flows, record.faults),
@@ -272,7 +274,7 @@ def _encoded(records: Sequence[Record]) -> list[Any]:
 
 
 def _decoded(content: bytes) -> list[Record] | None:
-    """Return the records of a piece; None where it is cut short or changed."""
+    """Return the records of a piece; None if it is cut short or changed."""
     view = memoryview(content)
     body = view[HEADER:]
     checksum, length = view[len(MAGIC) : HEADER - 8], view[HEADER - 8 : HEADER]

@@ -1,8 +1,8 @@
-"""A folder of small files that are there whole or not at all: a local one, or any that fsspec can reach.
+"""Storage: a folder of small files, each of which is there whole or not at all.
 
-On a local filesystem a file is written under another name, synced, and renamed, and then the folder is
-synced (1 to 2 ms together on an SSD). An object store has no rename and needs none: a put makes the whole
-object visible at its end.
+The folder is a local one, or any that fsspec can reach. On a local filesystem a file is written under
+another name, synced and renamed, and then the folder is synced (1 to 2 ms together on an SSD). An object
+store has no rename and needs none: a put makes the whole object visible at its end.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ TEMPORARY = ".parcoll-unfinished-"
 
 
 class Folder(Protocol):
-    """Where a checkpoint is."""
+    """The folder of a checkpoint, local or remote."""
 
     url: str
 
     def names(self) -> list[str]:
-        """Return the names of its files; none where there is no folder."""
+        """Return the names of its files; none if there is no folder."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content; FileNotFoundError without one."""
+        """Return a file's content; FileNotFoundError if there is none."""
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
-        """Make a file of these bytes, or replace it, on the disk when this returns."""
+        """Create or replace a file with these bytes; they are on the disk when this returns."""
 
     def remove(self, name: str) -> None:
         """Remove a file."""
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Keep others out of the folder, as far as that can be done."""
+        """Keep others out of the folder while the context lasts, as far as that is possible."""
 
 
 def folder_at(url: str) -> Folder:
-    """Return the folder at a path or URL; makes nothing."""
+    """Return the folder at a path or URL; it is not created yet."""
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
@@ -60,7 +60,7 @@ def folder_at(url: str) -> Folder:
 
 
 class LocalFolder:
-    """A folder of this machine, or one that is mounted."""
+    """A folder on this machine, or a mounted one."""
 
     def __init__(self, url: str, path: str) -> None:
         self.url = url
@@ -107,7 +107,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder: the kernel ends the lock with its process, however that ends."""
+        """Lock the folder; the kernel ends the lock with this process, however that ends."""
         try:
             os.makedirs(self._path, exist_ok=True)
             descriptor = os.open(os.path.join(self._path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -126,10 +126,10 @@ class LocalFolder:
             except OSError as error:  # a mounted filesystem without locks
                 logger.warning("checkpoint %s cannot be locked, so keep others out: %s", self.url, error)
             os.ftruncate(descriptor, 0)
-            with contextlib.suppress(OSError):  # a full disk: the words are for the message only
+            with contextlib.suppress(OSError):  # a full disk; the words only serve another process's message
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             for name in self.names():
-                if name.startswith(TEMPORARY):  # of a process that was killed
+                if name.startswith(TEMPORARY):  # left by a process that was killed
                     with contextlib.suppress(OSError):
                         self.remove(name)
             _descriptors.add(descriptor)
@@ -140,11 +140,11 @@ class LocalFolder:
                 os.close(descriptor)
 
 
-_descriptors: set[int] = set()  # of the locks of this process
+_descriptors: set[int] = set()  # of the lock files that this process has locked
 
 
 def _close_copies() -> None:
-    """In a fork: a lock of the parent's ends with the parent, not with those that it has started."""
+    """In a fork: close the parent's lock files, so that its locks end with it and not with the fork."""
     while _descriptors:
         os.close(_descriptors.pop())
 
@@ -153,12 +153,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_copies)
 
 
-_held: set[str] = set()  # folders without locks that this process uses
+_held: set[str] = set()  # URLs of the folders without locks that this process uses
 _held_lock = threading.Lock()
 
 
 class RemoteFolder:
-    """A folder that fsspec reaches. There is no lock, but for other evaluations of this process."""
+    """A folder that fsspec reaches. It has no lock; only other evaluations of this process are kept out."""
 
     def __init__(self, url: str, system: Any, path: str) -> None:
         self.url = url
@@ -166,7 +166,7 @@ class RemoteFolder:
         self._path = path.rstrip("/")
 
     def names(self) -> list[str]:
-        """List the folder as it is now, and not as an earlier listing had it."""
+        """List the folder as it is now; fsspec may have kept an earlier listing."""
         self._system.invalidate_cache(self._path)
         try:
             found = self._system.ls(self._path, detail=False)
@@ -195,7 +195,7 @@ class RemoteFolder:
                 raise _in_use(self.url, "this process")
             _held.add(self.url)
         try:
-            with contextlib.suppress(Exception):  # not every store has folders; a write will tell
+            with contextlib.suppress(Exception):  # not every store has folders; a write tells what is wrong
                 self._system.makedirs(self._path, exist_ok=True)
             yield
         finally:

@@ -1,1 +1,1 @@
-"""The processes of the local cluster: the host that the user's process starts, its scheduler and workers."""
+"""Local cluster: the host process that the user's process starts, and the scheduler and workers it forks."""

@@ -1,4 +1,4 @@
-"""What the host's children do: serve as the scheduler, with a dashboard on demand, or as a worker."""
+"""Children of the host process: the scheduler, which has a dashboard on demand, and the workers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from parcoll.local.credentials import Credentials
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
 
-_DASHBOARD_PORT = 8787  # dask's own; any other one if it is taken
+_DASHBOARD_PORT = 8787  # dask's own; if it is taken, any other
 NOT_STARTED = 87  # the exit code of a worker that could not start
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the parent asked for, with nothing left to be found out."""
+    """What the parent asked for, with a value in place of each default."""
 
     n_workers: int
     threads_per_worker: int
@@ -35,7 +35,7 @@ class Options:
 
 
 def most_memory(limit: int) -> float:
-    """Return where a worker's memory ends: a little below its limit, as dask's configuration says."""
+    """Return the bytes beyond which a worker is killed: the part of `limit` that dask's settings name."""
     import dask
 
     part = dask.config.get("distributed.worker.memory.terminate")
@@ -43,7 +43,7 @@ def most_memory(limit: int) -> float:
 
 
 def options_of(message: dict[str, Any]) -> Options:
-    """Return the options that the parent's message means."""
+    """Return the options that the parent's message asks for."""
     import dask
     from dask.system import CPU_COUNT
     from dask.utils import parse_bytes
@@ -71,7 +71,7 @@ def options_of(message: dict[str, Any]) -> Options:
 
 
 def run_scheduler(report_fd: int, options: Options) -> None:
-    """Serve as the scheduler until it is closed; report the address, or why there is none."""
+    """Serve as the scheduler until it is closed; report its address, or why it did not start."""
     try:
         asyncio.run(_serve_scheduler(report_fd, options))
     except Exception as error:
@@ -82,9 +82,10 @@ def run_scheduler(report_fd: int, options: Options) -> None:
 
 
 def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
-    """Return dask's extensions but the one that keeps 5 kB for each submission to an idle cluster.
+    """Return dask's extensions without "spans", which keeps 5 kB for each submission to an idle cluster.
 
-    A live source makes one for each element. Only the dashboard's choice of metrics by span is lost.
+    A live source makes such a submission for each element. Without the extension, the dashboard only loses
+    its choice of metrics by span.
     """
     return {name: extension for name, extension in extensions.items() if name != "spans"}
 
@@ -117,10 +118,10 @@ async def _serve_scheduler(report_fd: int, options: Options) -> None:
 
 
 def _add_dashboard(scheduler: Scheduler) -> None:
-    """Serve the dashboard, but import it (1 s, most of it bokeh) at the first visit only.
+    """Serve the dashboard, but import it (1 s, most of it bokeh) only at the first visit.
 
-    The application added here is asked for the paths that the scheduler does not know. At the first
-    such request it puts the real one in its place and has the browser ask again.
+    The application added here gets the requests for paths that the scheduler does not know. At the first
+    one it puts the real dashboard in its own place and has the browser ask again.
     """
     from tornado import web
 
@@ -128,13 +129,13 @@ def _add_dashboard(scheduler: Scheduler) -> None:
 
     class FirstVisit(web.RequestHandler):
         async def get(self) -> None:
-            if self.request.headers.get("Upgrade"):  # a page of an earlier cluster tries again
+            if self.request.headers.get("Upgrade"):  # a web page of an earlier cluster tries again
                 raise web.HTTPError(503)
             async with loading:
                 if placeholder in scheduler.http_application.applications:
                     await _load_dashboard(scheduler)
                     scheduler.http_application.applications.remove(placeholder)
-            # One slash: "//host/" would lead elsewhere.
+            # One slash only: "//host/" would lead to another host.
             self.redirect("/" + (self.request.uri or "").lstrip("/"))
 
     placeholder = web.Application([(r"/.*", FirstVisit)])
@@ -142,16 +143,16 @@ def _add_dashboard(scheduler: Scheduler) -> None:
 
 
 async def _load_dashboard(scheduler: Scheduler) -> None:
-    """Connect dask's dashboard to a scheduler that was started without.
+    """Connect dask's dashboard to a scheduler that was started without it.
 
-    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do
-    it later; ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when its parts change.
+    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do it later;
+    ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when the parts used here change.
     """
     from distributed.http.utils import get_handlers
     from tornado import web
 
     try:
-        # In a thread: the scheduler serves its workers meanwhile.
+        # In a thread, so that the scheduler goes on serving its workers.
         dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
     except ImportError:
         routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
@@ -164,7 +165,7 @@ async def _load_dashboard(scheduler: Scheduler) -> None:
 def _allow_this_machine_only(port: int) -> None:
     """Have the dashboard's live connections refuse the pages of other web sites, which dask lets in.
 
-    Not where the user's configuration says whom to let in, or that the dashboard is behind a proxy.
+    Nothing changes if the user's configuration says whom to let in, or that the dashboard is behind a proxy.
     """
     import dask
 
@@ -177,8 +178,8 @@ def _allow_this_machine_only(port: int) -> None:
 def run_worker(number: int, address: str, options: Options) -> None:
     """Serve as a worker until it is closed."""
     for stream in (sys.stdout, sys.stderr):
-        # The -u of the template has print() write its arguments one by one, so that the lines of
-        # two workers mix.
+        # The host runs with -u. With it print() would write its arguments one by one, and the lines of
+        # two workers would mix.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     asyncio.run(_serve_worker(number, address, options))
 
@@ -208,4 +209,5 @@ async def _serve_worker(number: int, address: str, options: Options) -> None:
 
 
 def worker_directory(options: Options, number: int) -> str:
+    """Return the directory of one worker."""
     return os.path.join(options.directory, f"worker-{number}")

@@ -1,7 +1,8 @@
-"""A fresh key with its own certificate: whoever holds both may use the local cluster, nobody else.
+"""Credentials: a fresh key with its own certificate. Who holds both may use the local cluster; nobody else.
 
-The key never touches a disk: it lives in the memory of the processes that need it, and travels
-between them through a pipe.
+The key lives in the memory of the processes that need it, and travels between them through a pipe. On Linux
+it never touches a disk. Where there are no files in memory, dask writes it into a temporary directory for
+the moment in which OpenSSL reads it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from distributed import Security
 
-# The certificate outlives any run: a client that joins after it expired would be refused. It names
-# no host, since dask checks who signed a peer's certificate and not the peer's name.
+# The certificate outlives any run: after it expires, clients are refused. It names no host, since dask
+# checks who signed a peer's certificate and not the peer's name.
 _VALID_DAYS = 3650
 _COMMON_NAME = "parcoll"
 
@@ -25,7 +26,7 @@ class Credentials:
     """A certificate and its private key (both PEM text) that open one local cluster.
 
     Attributes:
-        certificate: What both ends of a connection show, and what each end trusts. No secret.
+        certificate: What both ends of a connection show, and what each end trusts. It is no secret.
         key: The secret. ``repr`` shows neither, so that neither ends up in a log.
     """
 
@@ -35,14 +36,14 @@ class Credentials:
     @classmethod
     def generate(cls) -> Credentials:
         """Return fresh credentials, signed by themselves."""
-        # Imported here: 35 ms, which only the starter of a local cluster has to pay.
+        # Imported here, since it takes 35 ms and only the process that starts a local cluster needs it.
         from datetime import UTC, datetime, timedelta
 
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
-        # P-256: made in 2 ms, where the RSA key of Security.temporary() takes 50 to 250 ms.
+        # A P-256 key is made in 2 ms; the RSA key of Security.temporary() takes 50 to 250 ms.
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
         now = datetime.now(UTC)
@@ -52,7 +53,7 @@ class Credentials:
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            # A day back: the clock may be set while the cluster runs.
+            # Valid from a day ago: the clock may be set back while the cluster runs.
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=_VALID_DAYS))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(_COMMON_NAME)]), False)
@@ -72,14 +73,14 @@ class Credentials:
         """Return a ``distributed.Security`` for a client, a scheduler or a worker of this process.
 
         Both ends of each connection must show this certificate (mutual TLS). Where the system has
-        anonymous files in memory (Linux) one is held open for as long as the result lives.
+        anonymous files in memory (Linux), one holds the key and stays open for as long as the result lives.
         """
         file = _file_in_memory(self.certificate + self.key)
         key_source = file.path if file else self.key
         certificate_source = file.path if file else self.certificate
         security: Security = _security_class(file)(
             require_encryption=True,
-            # Text is taken as it is by dask for the trusted certificate; that one is no secret.
+            # dask takes the trusted certificate as text too; it is no secret, so no file needs to hold it.
             tls_ca_file=self.certificate,
             tls_client_key=key_source,
             tls_client_cert=certificate_source,
@@ -96,15 +97,12 @@ class _FileInMemory:
 
     def __init__(self, descriptor: int) -> None:
         self.path = f"/proc/self/fd/{descriptor}"
-        # Not at exit: a client that another exit handler closes may still open it.
+        # Not closed at exit: a client that another exit handler closes may still open it.
         weakref.finalize(self, os.close, descriptor).atexit = False
 
 
 def _file_in_memory(text: str) -> _FileInMemory | None:
-    """Return a file in memory that holds text, or None where the system has no such thing.
-
-    Without it dask writes the key into a temporary directory for the moment that OpenSSL reads it.
-    """
+    """Return a file in memory that holds `text`, or None if the system has no such files."""
     if not hasattr(os, "memfd_create"):
         return None
     try:
@@ -112,15 +110,15 @@ def _file_in_memory(text: str) -> _FileInMemory | None:
     except OSError:  # a kernel or a sandbox that forbids it
         return None
     file = _FileInMemory(descriptor)
-    # Less than 4 kB: a write to memory takes it whole.
+    # The text has less than 4 kB, which one write to memory takes whole.
     os.write(descriptor, text.encode())
-    return file if os.path.exists(file.path) else None  # no /proc in some chroots
+    return file if os.path.exists(file.path) else None  # some chroots have no /proc
 
 
 def _security_class(file: _FileInMemory | None) -> type[Security]:
-    """Return a Security that keeps the file alive which its paths name.
+    """Return a subclass of Security that keeps open the file that its paths name.
 
-    dask opens the paths again whenever a role's context is made, as in ``get_client()`` in a task.
+    dask opens these paths whenever it makes a TLS context, as for ``get_client()`` in a task.
     """
     from distributed import Security
 

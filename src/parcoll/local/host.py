@@ -1,9 +1,9 @@
-"""The local cluster as its parent sees it: start the host process, wait for it, end it.
+"""Host: the local cluster as the user's process sees it, which starts it, waits for it and ends it.
 
-The host (see ``host``) is a child with a session of its own. It lives as long as its standard
-input, a pipe from this process, stays open: whatever ends this process, ``kill -9`` included, ends
-the host and its workers too. Options and key travel through that pipe, reports come back through
-another one; nothing is on the command line, in the environment or on a disk.
+The host process (``host_main``) is a child with a session of its own. It lives as long as its standard
+input, a pipe from this process, stays open. So whatever ends this process, ``kill -9`` included, ends the
+host and its workers too. Options and key travel through that pipe, and reports come back through another
+one. Neither options nor key are on the command line, in the environment or on a disk.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.text import short_repr
 
-# The thread pools of numerical libraries would have each worker use all cores.
+# Without these variables the thread pools of numerical libraries use all cores, in each worker.
 _THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
-_MOST = 10_000  # workers, and threads of one: more is a slip that would fill a machine with processes
+_MOST = 10_000  # workers, or threads of one: a higher number is a slip that would fill up the machine
 _MOST_BYTES = 2**63
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A local cluster that takes clients.
+    """A local cluster that is ready for clients.
 
     Attributes:
         address: The scheduler's, ``tls://127.0.0.1:<port>``.
@@ -49,18 +49,18 @@ class Ready:
 class Host:
     """A local cluster: a scheduler and its workers in processes of their own.
 
-    The constructor returns once the process is started, which is long before it is ready: import
-    what a client needs meanwhile. The cluster ends with ``close``, when this object is collected,
-    and when this process ends.
+    The constructor returns once the host process is started, long before the cluster is ready; use the
+    time to import what a client needs. The cluster ends with ``close``, when this object is
+    garbage-collected, and when this process ends.
 
     Args:
-        n_workers: How many worker processes; None for one for each core this process may use.
+        n_workers: How many worker processes; None for one for each core that this process may use.
         threads_per_worker: How many tasks a worker runs at once.
         memory_limit: What one worker may hold: bytes, ``"4 GiB"``, a fraction of all memory,
             None for no limit, ``"auto"`` for an equal share of the memory there is.
 
     Raises:
-        TypeError, ValueError: An argument cannot be meant.
+        TypeError, ValueError: An argument has a type or a value that is not allowed.
         ClusterStartError: This system cannot run a local cluster.
     """
 
@@ -90,10 +90,10 @@ class Host:
             raise
 
     def wait_ready(self, timeout: float = 60) -> Ready:
-        """Return the address and the key once clients can connect; at once the second time.
+        """Return the address and the key once clients can connect; a second call returns at once.
 
         Raises:
-            ClusterStartError: The host ended instead, or was not ready in time (it is closed then).
+            ClusterStartError: The host has ended, or was not ready in time; then it is closed.
         """
         report = self._process.wait_ready(timeout)
         return Ready(
@@ -111,7 +111,7 @@ class Host:
 
     @property
     def alive(self) -> bool:
-        """Whether the host runs (it may not be ready yet)."""
+        """Whether the host process runs (its cluster may not be ready yet)."""
         return self._process.alive
 
     @property
@@ -121,7 +121,7 @@ class Host:
 
     @property
     def was_killed(self) -> bool:
-        """Whether the host, or its scheduler, has ended by a signal: another one may fare better."""
+        """Whether a signal has ended the host or its scheduler; another cluster may fare better."""
         return self._process.was_killed
 
     @property
@@ -132,8 +132,8 @@ class Host:
     def close(self) -> None:
         """End the host with all its processes; returns when they are gone (0.1 s, at most 3.5 s).
 
-        May be called again, and from any thread. In a fork of the process that started the host
-        it does nothing: the cluster is the starter's.
+        May be called again, and from any thread. In a fork of the process that started the host this does
+        nothing, since the cluster belongs to that process.
         """
         self._process.close()
 
@@ -153,7 +153,7 @@ def _check_count(name: str, value: int) -> int:
 
 
 def _check_size(limit: int | float | str | None) -> int | float | str | None:
-    """Return a memory limit that dask will understand too."""
+    """Return a memory limit, if dask understands it too; TypeError or ValueError if not."""
     if limit is None:
         return limit
     if isinstance(limit, bool) or not isinstance(limit, int | float | str):
@@ -174,7 +174,7 @@ def _check_system() -> None:
             f"a local cluster needs Linux or macOS, and this is {sys.platform}: "
             "connect() to a dask scheduler instead"
         )
-    # A frozen program, and some that embed Python, would run themselves again and again.
+    # A frozen program, or one that embeds Python, would start itself instead, again and again.
     if getattr(sys, "frozen", False) or not sys.executable:
         raise ClusterStartError(
             "a local cluster needs a Python interpreter to run, and sys.executable is "
@@ -183,12 +183,12 @@ def _check_system() -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of the host, which is not ours: ours stays as it is."""
+    """Return the environment for the host: a copy of this process's, with the sizes of thread pools."""
     return dict.fromkeys(_THREAD_POOLS, str(threads)) | dict(os.environ)
 
 
 def _import_path() -> list[str]:
-    """Return sys.path as another process must have it: "" means the current directory here."""
+    """Return sys.path for another process, with this process's current directory in place of ""."""
     with contextlib.suppress(FileNotFoundError):
         here = os.getcwd()
         return [entry or here for entry in sys.path if isinstance(entry, str)]

@@ -1,8 +1,9 @@
-"""The host process: a template that imports dask once and forks a scheduler and workers from it.
+"""Host process: it imports dask once, and forks the scheduler and the workers from itself.
 
-The template has one thread for life, so that a fork of it is clean. It replaces workers that die,
-and ends everything when its standard input ends (the parent is gone, or closed the cluster), when
-its parent changes, when the scheduler ends, and at SIGTERM. Run by ``local``.
+It is the template of its children, and is called so below. It has a single thread for life, so that its
+forks are clean. It replaces workers that die. It ends everything when its standard input ends (the parent is
+gone, or has closed the cluster), when its parent changes, when the scheduler ends, and at SIGTERM.
+``host_process`` starts it.
 """
 
 from __future__ import annotations
@@ -36,49 +37,50 @@ from parcoll.local.children import (
 from parcoll.local.imports import lean_imports
 from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
 
-# Beyond `import distributed`: what a scheduler and a worker import when they start. Imported once,
-# here, instead of in each of them.
+# What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
+# once, instead of in each of them.
 _PRELOADED = ("email.policy", "tornado.platform.asyncio")
 
 _CONFIG: dict[str, Any] = {
-    # BatchedSend and the scheduler keep that many past messages, data included: with 1000 of them
-    # 700 submits of 300 kB took 560 MB, with 5 it is 73 MB.
+    # BatchedSend and the scheduler keep that many past messages, data included. 700 submits of 300 kB
+    # took 560 MB with dask's 1000 messages, and take 73 MB with 5.
     "distributed.admin.low-level-log-length": 5,
     "distributed.diagnostics.computations.max-history": 1,
-    # A task that holds the GIL for 5 minutes would get its worker thrown out.
+    # dask would throw out a worker whose task holds the GIL for 5 minutes.
     "distributed.scheduler.worker-ttl": None,
-    # A task within a task submits through a client in the worker.
+    # An evaluation within a task submits through a client in the worker, which would warn of large graphs.
     "distributed.admin.large-graph-warning-threshold": "1 TB",
-    # The host lives exactly as long as its parent wants, and is found where it says it is.
+    # The host lives exactly as long as its parent wants, and its scheduler is found where it says it is.
     "distributed.scheduler.idle-timeout": None,
     "distributed.scheduler.contact-address": None,
     "distributed.scheduler.dashboard.tls.cert": None,
-    # dask keeps trying to connect for that long, also to a worker that is gone; its 30 s are for
-    # networks. Not shorter: a worker that holds the GIL answers late, and is alive.
+    # dask tries to connect for that long, even to a worker that is gone; its own 30 s are meant for
+    # networks. Not shorter: a worker whose task holds the GIL answers late, but is alive.
     "distributed.comm.timeouts.connect": "10s",
-    # A paused worker would wait for memory that its tasks hold: a hang, where no nanny ends it.
+    # A paused worker would wait for memory that its own tasks hold. It would hang: no nanny ends it.
     "distributed.worker.memory.pause": False,
     # Each time an event loop wakes, it takes a core, or the GIL, from a task. At dask's intervals (20 ms
-    # to measure itself, 10 ms to sample for the profile page, ...) a busy worker gave way 500 times a
-    # second, and two on two cores took 26 % longer than bare processes; at these, 20 times and 17 %.
+    # to measure itself, 10 ms to sample for the profile page, ...) a busy worker was interrupted 500 times
+    # a second, and two workers on two cores took 26 % longer than bare processes. At these intervals it is
+    # 20 times a second, and 17 %.
     "distributed.admin.tick.interval": "5s",
     "distributed.admin.tick.limit": "30s",
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.worker.profile.interval": "1s",
     "distributed.worker.memory.monitor-interval": "1s",
-    # A worker's directory is its own, and the template removes it: no need for locks.
+    # Each worker has a directory of its own, and the template removes it, so no locks are needed.
     "distributed.worker.use-file-locking": False,
-    # A worker cannot be kept from serving HTTP; it serves nothing then.
+    # A worker cannot be kept from serving HTTP; without routes it serves nothing.
     "distributed.worker.http.routes": [],
 }
 
 _GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL
-_MEMORY_SECONDS = 0.1  # how often it looks at what its workers take, as dask's nannies do
+_MEMORY_SECONDS = 0.1  # how often the template measures its workers' memory; dask's nannies do so as often
 _LOOK_SECONDS = 1.0  # how often the template checks that its parent is still the same
 # A worker that dies younger than this is replaced after a pause which doubles each time.
 _YOUNG_SECONDS = 1.0
 _PAUSE_SECONDS = (0.05, 1.0)
-# That many workers in a row that could not start, and the host gives up.
+# When that many workers in a row could not start, the host gives up.
 _MAX_NOT_STARTED = 5
 
 
@@ -89,23 +91,23 @@ class _Worker:
 
 
 class _End(Exception):
-    """Ends the template; its text, if any, is what went wrong."""
+    """Ends the template; its text, if any, says what went wrong."""
 
     def __init__(self, reason: str = "", killed: bool = False) -> None:
         super().__init__(reason)
-        self.killed = killed  # from outside: another cluster may fare better
+        self.killed = killed  # a signal has ended the scheduler: another cluster may fare better
 
 
 def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
-    """Run the template until the parent is gone; the second line of input has the options.
+    """Run the template until the parent is gone; the second line of its input has the options.
 
-    `with_numpy` where the parent uses it: so will its functions, and one import serves all workers.
+    `with_numpy` tells that the parent uses numpy. Its functions will too, and one import serves all workers.
     """
     os.set_inheritable(status_fd, False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the user's process handles Ctrl-C
     with contextlib.nullcontext() if with_numpy else lean_imports():
         _import_dask()
-    # The module that started us is gone from here: workers have an empty __main__.
+    # Workers get an empty __main__, in place of the code that started this process.
     sys.modules["__main__"] = types.ModuleType("__main__")
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()
@@ -126,21 +128,21 @@ def _import_dask() -> None:
 
 
 def _quiet_logs() -> None:
-    """Stay silent where parcoll reports: starts, ends and deaths of workers each log several lines.
+    """Silence dask where parcoll itself reports: a worker's start, end and death log several lines each.
 
-    dask's own configuration of its logs ("logging" in its yaml files) brings them back.
+    This is not called if dask's own configuration has a part for its logs ("logging" in its yaml files).
     """
     import logging
 
     for name in ("distributed", "distributed.client", "distributed.gc"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Even critical: a cluster that is closed while tasks run still tries to send their outcomes.
+    # Critical ones too: workers that are closed while tasks run still try to send the outcomes.
     for name in ("distributed.scheduler", "distributed.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class _Template:
-    """The process that children are forked from, and that watches over them."""
+    """The process from which the children are forked, and which watches over them."""
 
     def __init__(self, status_fd: int, message: dict[str, Any]) -> None:
         self.status_fd = status_fd
@@ -158,7 +160,7 @@ class _Template:
         self.adopts_orphans = adopt_orphans()
         self.scheduler_report, self._scheduler_report_of_child = os.pipe()
         self.wakeup, self._wakeup_of_signals = os.pipe()
-        # Held open by the template alone: at its end in a child, the template is gone.
+        # The template alone keeps the second end open: a child that finds the pipe ended knows it is gone.
         self._of_template, self._template_lives = os.pipe()
 
     def run(self) -> NoReturn:
@@ -167,7 +169,7 @@ class _Template:
             self._handle_signals()
             self._report(directory=self.options.directory)
             os.mkdir(self.options.directory, 0o700)
-            gc.freeze()  # the children share these pages as long as no collection writes to them
+            gc.freeze()  # the children share this memory as long as no garbage collection writes to it
             gc.enable()
             self._start_scheduler()
             while True:
@@ -182,7 +184,7 @@ class _Template:
         finally:
             remains = self._end_children()
             shutil.rmtree(self.options.directory, ignore_errors=True)
-        if remains:  # programs that tasks started; this kills the template with them
+        if remains:  # programs that tasks started; the signal kills the template with them
             os.killpg(0, signal.SIGKILL)
         os._exit(code)
 
@@ -201,13 +203,13 @@ class _Template:
             os.write(self.status_fd, json.dumps(report).encode() + b"\n")
 
     def _wait(self) -> None:
-        """Wait for one thing to happen, and handle it."""
+        """Wait until something happens, and handle it."""
         now = time.monotonic()
         look = _MEMORY_SECONDS if self.most_memory and self.workers else _LOOK_SECONDS
         seconds = max(0.0, min([look, *(due - now for due in self.due)]))
         watched = [0, self.wakeup] + ([] if self.address else [self.scheduler_report])
         readable, _, _ = select.select(watched, [], [], seconds)
-        # The parent's id changes when it dies, also if a fork of it kept a copy of the pipe open.
+        # The parent's id changes when the parent dies, even if a fork of it kept a copy of the pipe open.
         hung_up = 0 in readable and not os.read(0, 4096)
         if hung_up or self.told_to_end or os.getppid() != self.parent:
             raise _End
@@ -226,9 +228,9 @@ class _Template:
         os.close(self._scheduler_report_of_child)
 
     def _greet_scheduler(self) -> None:
-        data = os.read(self.scheduler_report, 65536)  # one write, less than a pipe's 4 kB
+        data = os.read(self.scheduler_report, 65536)  # the report is one write of less than a pipe's 4 kB
         if not data:
-            return  # it died, which SIGCHLD tells too, with the reason
+            return  # the scheduler has died, which SIGCHLD tells too, with the reason
         report = json.loads(data)
         if "error" in report:
             self._report(**report)
@@ -259,11 +261,11 @@ class _Template:
                 self._plan_replacement(worker, os.waitstatus_to_exitcode(status))
 
     def _end_large_workers(self) -> None:
-        """Kill workers that take more memory than they may, as a nanny does: what they run runs elsewhere."""
+        """Kill workers that take more memory than they may, as a nanny does; their tasks run elsewhere."""
         if self.most_memory:
             for pid in self.workers:
                 if resident_bytes(pid) > self.most_memory:
-                    os.kill(pid, signal.SIGKILL)  # a child that was not reaped: it is there
+                    os.kill(pid, signal.SIGKILL)  # the id is the worker's, since it was not reaped yet
 
     def _plan_replacement(self, worker: _Worker, code: int) -> None:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
@@ -279,11 +281,11 @@ class _Template:
     # Children ------------------------------------------------------------------------------------
 
     def _fork(self, body: Callable[[], None]) -> int:
-        """Return the process id of a new child that runs body and exits."""
+        """Fork a child that runs `body` and exits; return its process id."""
         sys.stdout.flush()
         sys.stderr.flush()
         template = os.getpid()
-        # A signal between the fork and the child's own handlers would be lost to the template's.
+        # Until the child has handlers of its own, a signal would go to the template's and be lost.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
         pid = os.fork()
         if pid:
@@ -318,7 +320,7 @@ class _Template:
         ):
             os.close(descriptor)
         _die_with(template, self._of_template)
-        if "numpy.random" in sys.modules:  # else each worker would draw the same numbers
+        if "numpy.random" in sys.modules:  # otherwise all workers would draw the same numbers
             sys.modules["numpy.random"].seed()
 
     def _end_children(self) -> bool:
@@ -333,7 +335,7 @@ class _Template:
         return not (self.adopts_orphans and self._wait_for_children(0))
 
     def _wait_for_children(self, seconds: float) -> bool:
-        """Wait until this process has no child, adopted or not; return whether it has none."""
+        """Wait until this process has no child, adopted ones included; return whether it has none."""
         deadline = time.monotonic() + seconds
         while _reap()[1]:
             left = deadline - time.monotonic()
@@ -348,7 +350,7 @@ class _Template:
 
 
 def _reap() -> tuple[list[tuple[int, int]], bool]:
-    """Return the children that ended, with their status, and whether there are any others."""
+    """Return the children that have ended, with their status, and whether there are any others."""
     ended: list[tuple[int, int]] = []
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -360,7 +362,7 @@ def _reap() -> tuple[list[tuple[int, int]], bool]:
 
 
 def _exit_now(code: int) -> NoReturn:
-    """Leave without the interpreter's own clean-up, which waits for threads that run tasks."""
+    """Exit without the interpreter's own clean-up, which would wait for threads that run tasks."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -368,7 +370,7 @@ def _exit_now(code: int) -> NoReturn:
 
 
 def _die_with(template: int, of_template: int) -> None:
-    """Have this child killed when the template is, ``kill -9`` included."""
+    """Have this child end when the template does, ``kill -9`` included."""
     if not die_with_parent(template):
         threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
 

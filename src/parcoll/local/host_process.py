@@ -1,4 +1,4 @@
-"""The host process as its parent holds it: started, kept alive by a pipe, waited for, ended."""
+"""Host process, in the hands of its parent: it is started, kept alive by a pipe, waited for, and ended."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
 
-# What the child runs. It takes this process's sys.path before it imports anything of ours; no
-# garbage collection while it imports (the host freezes what it has then, and collects after).
+# The code that the child runs. It takes over this process's sys.path before it imports anything of parcoll.
+# It collects no garbage while it imports; the host freezes what it has after that, and collects from then on.
 _BOOT = """
 import gc, json, os, sys
 gc.disable()
@@ -38,9 +38,9 @@ except BaseException as error:
     os._exit(1)
 """
 
-# The host needs up to 1.5 s to end when a worker holds the GIL; then its group is killed.
+# The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
 _CLOSE_SECONDS = 3.0
-# How long one turn of a wait holds the lock on the status pipe, so that close() gets in between.
+# How long one turn of a wait holds the lock on the status pipe; between two turns close() can take it.
 _TURN_SECONDS = 0.2
 
 
@@ -56,7 +56,7 @@ class HostProcess:
         self._renew_locks()
         stdin, keep_alive = _pipe()
         status, self._status_of_child = _pipe()
-        # Lists, because pop() cannot close one descriptor twice, whatever thread calls it.
+        # Lists, since pop() gives each descriptor to one thread only, so that none is closed twice.
         self._keep_alive, self._status = [keep_alive], [status]
         try:
             self.popen = subprocess.Popen(
@@ -80,7 +80,7 @@ class HostProcess:
         _live.add(self)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Write one line to the host; one that is gone already is wait_ready's to report."""
+        """Write one line to the host. If the host is gone already, `wait_ready` reports that."""
         message["status_fd"] = self._status_of_child
         line = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError):
@@ -88,6 +88,7 @@ class HostProcess:
                 line = line[os.write(self._keep_alive[0], line) :]
 
     def wait_ready(self, timeout: float) -> dict[str, Any]:
+        """Return the host's reports once clients can connect; ClusterStartError if it ends or is late."""
         deadline = time.monotonic() + timeout
         while "address" not in self.reports and not self.closed and not self.ended:
             left = deadline - time.monotonic()
@@ -108,7 +109,8 @@ class HostProcess:
 
     @property
     def alive(self) -> bool:
-        # Who holds the lock reads the same pipe, so its last finding is fresh.
+        """Whether the host runs."""
+        # A thread that holds the lock is reading the same pipe, so what it found is fresh.
         while not self.closed and not self.ended and self._reading.acquire(blocking=False):
             self._reading.release()
             if not self._read_status(0):
@@ -116,14 +118,16 @@ class HostProcess:
         return not self.closed and not self.ended
 
     def hang_up(self) -> None:
-        """Let the host end, without waiting for it; takes no lock, as the collector calls it."""
+        """Let the host end, without waiting for it. Takes no lock, since the garbage collector calls it."""
         _close_all_of(self._keep_alive)
 
     @property
     def hung_up(self) -> bool:
+        """Whether the host was let go."""
         return not self._keep_alive
 
     def close(self) -> None:
+        """Let the host end, wait for it, and kill what is left of its group."""
         if os.getpid() != self.owner:
             return
         with self._closing:
@@ -139,7 +143,7 @@ class HostProcess:
                 self._end_now()
 
     def abandon(self) -> None:
-        """In a fork: close the copies of the pipes, or the host would outlive its starter."""
+        """In a fork: close the copies of the pipes, or the host would outlive the process that started it."""
         self._renew_locks()
         self.closed = True
         _close_all_of(self._keep_alive)
@@ -150,7 +154,7 @@ class HostProcess:
         self._reading, self._closing = threading.Lock(), threading.Lock()
 
     def _read_status(self, seconds: float) -> bool:
-        """Take what the host reports within that time; returns at the first report, or False."""
+        """Take what the host reports within that time; return True at the first report, or else False."""
         with self._reading, selectors.DefaultSelector() as selector:
             if not self._status:
                 return False
@@ -165,6 +169,7 @@ class HostProcess:
             return ready
 
     def why_ended(self) -> str:
+        """Say how the host ended, for a message."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         code, error = self.popen.returncode, self.reports.get("error")
@@ -175,7 +180,7 @@ class HostProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether it, or its scheduler, has ended by a signal that this process did not send."""
+        """Whether a signal that this process did not send has ended the host or its scheduler."""
         if self.closed:
             return False
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -186,7 +191,7 @@ class HostProcess:
     def _end_now(self) -> None:
         """Kill what is left of the host's process group and remove its directory."""
         self.hang_up()
-        # Before the host is reaped its id, and so its group's, cannot belong to anyone else.
+        # Until the host is reaped, its id, which is also its group's, cannot belong to another process.
         if self.popen.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -199,12 +204,12 @@ class HostProcess:
         _live.discard(self)
 
 
-# Strong references: a host whose Host was collected still has to be waited for.
+# Strong references: a host process must be waited for even if its `Host` was garbage-collected.
 _live: set[HostProcess] = set()
 
 
 def forget_ended() -> None:
-    """Reap the hosts that were let go and have ended."""
+    """Reap the host processes that were let go and have ended."""
     for process in list(_live):
         if process.hung_up and not process.alive:
             process.close()
@@ -212,7 +217,7 @@ def forget_ended() -> None:
 
 def _close_all() -> None:
     mine = [process for process in list(_live) if process.owner == os.getpid()]
-    for process in mine:  # first all of them, so that they end side by side
+    for process in mine:  # all of them first, so that they end side by side
         process.hang_up()
     for process in mine:
         process.close()
@@ -230,15 +235,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _command() -> list[str]:
-    """Return the host's command: this interpreter, with the flags that change what code does."""
+    """Return the host's command: this interpreter, with those of its flags that change what code does."""
     optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
     return [sys.executable, "-u", "-P", *optimize, *utf8, "-c", _BOOT]
 
 
 def _pipe() -> tuple[int, int]:
-    """Return a pipe whose ends are not 0, 1 or 2, also when this process has those closed."""
-    import fcntl  # not on Windows
+    """Return a pipe whose ends are not 0, 1 or 2, even if this process has closed those."""
+    import fcntl  # lazy: Windows has none
 
     ends = os.pipe()
     try:
@@ -256,6 +261,7 @@ def _close_all_of(descriptors: list[int]) -> None:
 
 
 def _inherit_or_null(descriptor: int) -> int | None:
+    """Return None, by which a child inherits the descriptor, or the null device if it is closed here."""
     try:
         os.fstat(descriptor)
     except OSError:

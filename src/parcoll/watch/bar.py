@@ -1,4 +1,4 @@
-"""The progress bar of one evaluation, drawn by tqdm from its counts."""
+"""Progress bar of one evaluation, drawn by tqdm from the evaluation's numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LABEL = 30  # characters: the numbers must fit on the line
 
 
 class Bar:
-    """A line that shows how far an evaluation is, until `end`; a thread of its own keeps it fresh."""
+    """A line that shows how far an evaluation is; a thread of its own keeps it fresh until `end`."""
 
     def __init__(self, stats: Stats, label: str) -> None:
         self._stats = stats
@@ -46,9 +46,9 @@ class Bar:
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
-        """Show nothing from now on where nobody can see it: the evaluation is worth more than its bar.
+        """If the bar cannot be drawn, show nothing from now on: the evaluation is worth more than its bar.
 
-        Standard error is a pipe whose reader is gone, or closed, or its terminal is.
+        This is so when standard error is closed, its terminal is gone, or it is a pipe without a reader.
         """
         try:
             yield
@@ -56,7 +56,7 @@ class Bar:
             self._display = None
 
     def end(self) -> None:
-        """Draw the final numbers, and leave the line."""
+        """Draw the final numbers, and leave the line as it is."""
         self._ended.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -67,6 +67,7 @@ class Bar:
 
 
 def _is_terminal() -> bool:
+    """Tell whether a line can be drawn again in its place: in a terminal or a notebook."""
     try:
         return sys.stderr.isatty() or "ipykernel" in sys.modules
     except (AttributeError, ValueError):
@@ -74,7 +75,7 @@ def _is_terminal() -> bool:
 
 
 def _has_width() -> bool:
-    """Tell whether the terminal says how wide it is; for one that says 0 tqdm would draw nothing."""
+    """Tell whether the terminal says how wide it is; if it says 0, tqdm would draw nothing."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (AttributeError, ValueError, OSError):  # a notebook, whose bar has no width
@@ -89,7 +90,7 @@ def _remarks(stats: Stats) -> str:
 
 
 class _Line:
-    """A bar that is drawn again and again in its place: in a terminal or a notebook."""
+    """A bar that is drawn again and again in the same place: in a terminal or a notebook."""
 
     seconds = DRAW_SECONDS
 
@@ -98,7 +99,7 @@ class _Line:
         self._bar = _bar_class()(desc=label, unit=UNIT, mininterval=0, miniters=0, **size)
 
     def draw(self, stats: Stats) -> None:
-        """Show the numbers of this moment."""
+        """Show the current numbers."""
         bar = self._bar
         if bar.total != stats.total:
             bar.total = stats.total
@@ -107,12 +108,12 @@ class _Line:
         bar.refresh()
 
     def close(self) -> None:
-        """Leave what is shown."""
+        """Leave the bar as it is."""
         self._bar.close()
 
 
 class _Log:
-    """Whole lines, few of them: where standard error is a file or a pipe."""
+    """Whole lines, and few of them, for a standard error that is a file or a pipe."""
 
     seconds = LOG_SECONDS
 
@@ -132,20 +133,21 @@ class _Log:
         line = self._format(**numbers, ncols=100, prefix=self._label, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
         if line != self._shown:
             self._shown = line
-            if sys.stderr is not None:  # for print(), None is standard output
+            if sys.stderr is not None:  # print() would take None for standard output
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave what is written."""
+        """Do nothing: the lines stay."""
 
 
-_made: list[Any] = []
+_made: list[Any] = []  # the class, once it was made
 
 
 def _bar_class() -> Any:
-    """Return tqdm's class for this place, without its thread for stalled bars: ours does that.
+    """Return tqdm's class for this place, without tqdm's thread for stalled bars and its lock.
 
-    Its lock is for several processes that write to one terminal, and would need a semaphore.
+    The thread of `Bar` draws stalled bars too. tqdm's lock would need a semaphore, since it also serves
+    several processes that write to one terminal; a lock for threads is enough here.
     """
     if not _made:
         with warnings.catch_warnings():

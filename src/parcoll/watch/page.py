@@ -1,7 +1,8 @@
-"""The pipeline page: a plugin that keeps what clients publish, and serves it on the scheduler's dashboard.
+"""Pipeline page: a scheduler's plugin that keeps what clients publish, and shows it on the dashboard.
 
-It travels by value to schedulers that have no parcoll (see `publish`), so it needs the standard library,
-tornado and distributed only. Everything it keeps is bounded: a scheduler may be up for months.
+A pipeline is one evaluation as the page shows it. The plugin travels by value to schedulers that have no
+parcoll (`publish`), so this module needs the standard library, tornado and distributed only. Everything it
+keeps is bounded, since a scheduler may be up for months.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado import web
 
-TOPIC = "parcoll"  # what clients publish under
+TOPIC = "parcoll"  # of dask's events: clients publish their numbers under it
 MAX_PIPELINES = 100
-MAX_POINTS = 240  # of one pipeline's plot; when they are more, every second goes
-RECENT_POINTS = 20  # kept beside these: the page tells the rate of the last seconds
-MAX_UNSEEN = 1000  # running pipelines that are not among the hundred, to count them on
+MAX_POINTS = 240  # of one pipeline's plot; when there are more, every second one is dropped
+RECENT_POINTS = 20  # kept in addition, for the rate of the last seconds
+MAX_UNSEEN = 1000  # running pipelines beyond those on the page, whose counts go on
 MAX_NAMES = 100  # of pipelines that have metrics
-MAX_STEP_NUMBERS = 1000  # of one name: its steps may be others each time
+MAX_STEP_NUMBERS = 1000  # metrics of the steps of one name, which may have other steps each time
 COUNTERS = (
     *("elements_in", "elements_out", "failed", "retries", "timeouts", "deaths", "recovered"),
     *("bytes_sent", "bytes_received", "worker_seconds"),
 )
 STEP_COUNTERS = ("entered", "left", "failed", "retries", "seconds")
-# All there is on the page comes with it, and what users wrote is never markup.
+# The page loads nothing from elsewhere, and text that users wrote is never markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
 class Plot:
-    """How far a pipeline was when: evenly over its whole life, and closer at its end."""
+    """Points (time, elements done) of a pipeline: evenly over its whole life, and closer at its end."""
 
     def __init__(self, started: float) -> None:
         self.kept: list[list[float]] = [[started, 0]]
         self.recent: deque[list[float]] = deque()
-        self.gap = 0.0  # seconds between two that are kept
+        self.gap = 0.0  # seconds between two points that are kept
 
     def add(self, now: float, done: int) -> list[list[float]]:
-        """Take in a point, and return all that are left."""
+        """Add a point, and return all points that are kept."""
         self.recent.append([now, done])
         if len(self.recent) > RECENT_POINTS:
             oldest = self.recent.popleft()
@@ -52,7 +53,7 @@ class Plot:
 
 
 class Page(SchedulerPlugin):
-    """Keeps the last 100 pipelines of all clients, whether these are still there or not."""
+    """The plugin. It keeps the last 100 pipelines of all clients, whether a client is still there or not."""
 
     name = "parcoll-page"
     idempotent = True
@@ -61,13 +62,13 @@ class Page(SchedulerPlugin):
         self.html = html
         self.version = 0  # counts what was published, so that a page may ask for what is new
         self.pipelines: OrderedDict[str, dict[str, Any]] = OrderedDict()  # the last published at the end
-        self.plots: dict[str, Plot] = {}  # of these
-        self.unseen: OrderedDict[str, dict[str, Any]] = OrderedDict()  # what was counted of others that run
+        self.plots: dict[str, Plot] = {}  # of these pipelines
+        self.unseen: OrderedDict[str, dict[str, Any]] = OrderedDict()  # counts of others that still run
         self.totals: OrderedDict[str, dict[tuple[str, ...], float]] = OrderedDict()  # by name, for metrics
         self.metrics: Any = None
 
     async def start(self, scheduler: Any) -> None:
-        """Add the routes; whatever prefix the dashboard has stands before them."""
+        """Add the routes, under whatever prefix the dashboard has."""
         self.scheduler = scheduler
         routes = [
             (r"/(?:.+/)?parcoll", PageHandler, {"page": self}),
@@ -82,7 +83,7 @@ class Page(SchedulerPlugin):
         REGISTRY.register(self.metrics)
 
     async def close(self) -> None:
-        """Take the metrics back: the process may start another scheduler."""
+        """Take the metrics back, since the process may start another scheduler."""
         if self.metrics is not None:
             from prometheus_client import REGISTRY
 
@@ -94,7 +95,7 @@ class Page(SchedulerPlugin):
             self.publish(msg)
 
     def publish(self, message: dict[str, Any]) -> None:
-        """Put the numbers of a pipeline in the place of those it had before."""
+        """Put the numbers of a pipeline in the place of its earlier ones."""
         key, now = message["id"], time.time()
         before = self.pipelines.pop(key, None) or self.unseen.pop(key, {})
         plot = self.plots.setdefault(key, Plot(message["started"]))
@@ -106,7 +107,7 @@ class Page(SchedulerPlugin):
             self.drop_one()
 
     def drop_one(self) -> None:
-        """Show a pipeline no more: one that ended, or else the one that was heard of longest ago."""
+        """Stop showing one pipeline: one that has ended, or else the one that was heard of longest ago."""
         ended = (key for key, kept in self.pipelines.items() if kept["state"] != "running")
         key = next(ended, next(iter(self.pipelines)))
         dropped = self.pipelines.pop(key)
@@ -117,7 +118,7 @@ class Page(SchedulerPlugin):
             self.unseen.popitem(last=False)
 
     def count(self, message: dict[str, Any], before: dict[str, Any]) -> None:
-        """Add what is new to the totals of all pipelines of that name."""
+        """Add what is new in a pipeline's numbers to the totals of all pipelines of its name."""
         totals = self.totals.setdefault(message["name"], {})
         self.totals.move_to_end(message["name"])
         for name in COUNTERS:
@@ -127,13 +128,13 @@ class Page(SchedulerPlugin):
             for name in STEP_COUNTERS:
                 key = ("step", name, f"{number} {step['label']}")
                 totals[key] = totals.pop(key, 0) + step[name] - old.get(name, 0)
-        for oldest in list(totals)[len(COUNTERS) : -MAX_STEP_NUMBERS]:  # those that counted longest ago
+        for oldest in list(totals)[len(COUNTERS) : -MAX_STEP_NUMBERS]:  # those that were added to longest ago
             del totals[oldest]
         while len(self.totals) > MAX_NAMES:
             self.totals.popitem(last=False)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Note that nobody will tell how the client's pipelines went on."""
+        """Mark the client's running pipelines as lost: nobody will tell how they go on."""
         for key in [key for key, counted in self.unseen.items() if counted["client_id"] == client]:
             del self.unseen[key]
         for pipeline in self.pipelines.values():
@@ -143,7 +144,7 @@ class Page(SchedulerPlugin):
                 pipeline.update(state="lost", ended=now, version=self.version)
 
     def report(self, since: int) -> dict[str, Any]:
-        """Return what was published after that version, and which pipelines there are."""
+        """Return the pipelines that were published after version `since`, and the ids of all."""
         workers = self.scheduler.workers.values()
         kept = sorted(self.pipelines.values(), key=lambda one: (one["state"] == "running", one["started"]))
         return {
@@ -159,10 +160,10 @@ class Page(SchedulerPlugin):
 
 
 class PageHandler(web.RequestHandler):
-    """The page itself, which asks for the rest."""
+    """The page itself, which then asks for the numbers."""
 
     def initialize(self, page: Page) -> None:
-        """Remember whose page."""
+        """Remember the plugin."""
         self.page = page
 
     def get(self) -> None:
@@ -173,10 +174,10 @@ class PageHandler(web.RequestHandler):
 
 
 class JSONHandler(web.RequestHandler):
-    """The numbers: of all pipelines, or of those published after the version `since`."""
+    """The numbers of all pipelines, or of those published after the version `since`."""
 
     def initialize(self, page: Page) -> None:
-        """Remember whose page."""
+        """Remember the plugin."""
         self.page = page
 
     def get(self) -> None:
@@ -189,17 +190,17 @@ class JSONHandler(web.RequestHandler):
 
 
 class Metrics:
-    """The totals for Prometheus, where the scheduler has its client library."""
+    """The totals for Prometheus, if the scheduler has its client library."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
 
     def describe(self) -> list[Any]:
-        """Return nothing: a process with two schedulers has the same names twice."""
+        """Return nothing: in a process with two schedulers all names would be there twice."""
         return []
 
     def collect(self) -> Any:
-        """Give the metrics of this moment."""
+        """Yield the current metrics."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         totals = self.page.totals

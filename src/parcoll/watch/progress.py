@@ -1,4 +1,4 @@
-"""`progress`: whether evaluations show a progress bar, for a block or for the whole program."""
+"""`progress`: the switch for progress bars, of the whole program or of a block."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 
 from parcoll.text import describe
 
-_setting: bool | None = False  # None: where somebody watches
+_setting: bool | None = False  # None: bars are shown where somebody watches
 
 
 class progress:
-    """Switch progress bars on for all evaluations from now on; as a context manager, for its block.
+    """Switch progress bars on for all evaluations from now on; in a `with` statement, for its block.
 
-    `progress()` shows a bar where standard error is a terminal or a notebook, `progress(True)` in a
-    log file too, where it is a line every 10 s; `progress(False)` shows none. What a collection was
-    given, `parallel(..., progress=...)`, comes first. It counts in all threads.
+    `progress()` shows a bar if standard error is a terminal or a notebook. `progress(True)` also shows one
+    in a log file, as a line every 10 s. `progress(False)` shows none. The setting holds in all threads. A
+    collection that was made with `parallel(..., progress=...)` follows its own setting instead.
 
     >>> from parcoll import parallel, progress
     >>> with progress(False):
@@ -38,16 +38,17 @@ class progress:
 
 
 def wanted(given: bool | str | None) -> bool:
-    """Tell whether a collection that was given this `progress` shows a bar."""
+    """Tell whether a collection that was made with this `progress` shows a bar."""
     if given is None:
         return _watched() if _setting is None else _setting
     return given is not False
 
 
 def _watched() -> bool:
+    """Tell whether standard error is a terminal or a notebook."""
     if "ipykernel" in sys.modules and "IPython" in sys.modules:
         return True
     try:
         return sys.stderr.isatty()
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # there is no standard error, or it is closed
         return False

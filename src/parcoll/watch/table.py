@@ -1,4 +1,4 @@
-"""The numbers of an evaluation (`Stats.snapshot`) as text, as HTML, and in a sentence."""
+"""Table: the numbers of an evaluation (`Stats.snapshot`) as text, as HTML, and as a sentence."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
-BUSY = 0.7  # utilisation from which on the workers are what an evaluation waits for
-MUCH = 0.4  # of the time
-LEAST = 0.9995  # of a unit: what three digits show as 1 of it
+BUSY = 0.7  # utilisation of the workers; below, the source or the consumer may be the bottleneck
+MUCH = 0.4  # of the time: a part from which on something is said to take it
+LEAST = 0.9995  # of a unit: the least that three digits show as 1 of it
 
 
 def text(snapshot: dict[str, Any]) -> str:
-    """Return the numbers as a table with some lines around it."""
+    """Return the numbers as a table, with some lines above and below."""
     rows = [COLUMNS, *_rows(snapshot)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [row[0].ljust(widths[0]) + _right(row[1:], widths[1:]) for row in rows]
@@ -42,7 +42,7 @@ def html(snapshot: dict[str, Any]) -> str:
 
 
 def headline(snapshot: dict[str, Any]) -> str:
-    """Say how far it is: ``ended after 3.2 s: 1,000 of 1,000 elements, 312 a second``."""
+    """Say how far the evaluation is: ``ended after 3.2 s: 1,000 of 1,000 elements, 312 a second``."""
     state = snapshot["state"]
     if state == "new":
         return "not evaluated yet"
@@ -57,7 +57,7 @@ def headline(snapshot: dict[str, Any]) -> str:
 
 
 def troubles(snapshot: dict[str, Any]) -> list[str]:
-    """Return what was overcome, as far as there was any: ``["3 retries", "1 process died"]``."""
+    """Return what went wrong and was overcome: ``["3 retries", "1 process died"]``."""
     words = {
         "retries": ("retry", "retries"),
         "timeouts": ("call timed out", "calls timed out"),
@@ -69,7 +69,7 @@ def troubles(snapshot: dict[str, Any]) -> list[str]:
 
 
 def verdict(snapshot: dict[str, Any]) -> str:
-    """Say what the time went into: the source, the consumer, one of the steps, or none of these."""
+    """Say where the time went: to the source, the consumer, one of the steps, or none of these."""
     passed, waited = snapshot["seconds"], snapshot["waited"]
     if not passed or not snapshot["partitions_done"]:
         return "nothing has been evaluated"
@@ -108,7 +108,7 @@ def size(nbytes: float) -> str:
 
 
 def _three_digits(number: float) -> str:
-    """Return three digits, or as many as a large number has: never an exponent as of 1e+03."""
+    """Return three digits, or all digits of a large number, never an exponent as in 1e+03."""
     return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
 
 

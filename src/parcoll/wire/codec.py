@@ -1,4 +1,8 @@
-"""pickle and cloudpickle as parcoll uses them: where they would lose something, they do not here."""
+"""Codec: objects to pickled bytes and back, without what pickle and cloudpickle would lose.
+
+Kept are the fields of built-in exceptions, cached functions of `__main__`, the file names that tracebacks
+show, and what a program has changed in its classes of `__main__`.
+"""
 
 from __future__ import annotations
 
@@ -16,37 +20,38 @@ import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
 PROTOCOL = 5
-NO_FILE = "<dynamic-code>"  # cloudpickle's; tests/test_codec.py fails when it says something else
+NO_FILE = "<dynamic-code>"  # cloudpickle's word for any file; test_codec.py fails when that changes
 
+# Tells of each large buffer whether it stays inside the pickle; with None all of them do.
 KeepInside = Callable[[pickle.PickleBuffer], bool] | None
 
 
 def by_reference(value: object, keep_inside: KeepInside = None) -> bytes:
-    """Pickle with Python's own pickler: functions and classes by name."""
+    """Pickle with Python's own pickler: functions and classes go by name."""
     return _dump(_ByReference, value, keep_inside)
 
 
 def by_value(value: object, keep_inside: KeepInside = None) -> bytes:
-    """Pickle with cloudpickle: functions and classes by value where no module has them."""
+    """Pickle with cloudpickle: functions and classes that no module has go by value."""
     return _dump(_ByValue, value, keep_inside)
 
 
 def dumps(value: object) -> bytes:
-    """Pickle by value, all in one piece."""
+    """Pickle by value, with all buffers inside the pickle."""
     return by_value(value)
 
 
 def prefers_value() -> bool:
-    """Tell whether the user asked cloudpickle to send a module by value."""
+    """Tell whether the user has asked cloudpickle to pickle some module by value."""
     return bool(cloudpickle.list_registry_pickle_by_value())
 
 
 def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = False) -> Any:
-    """Unpickle. Classes that exist here already stay as they are, unless `refresh_classes`.
+    """Unpickle. Classes that this process already has stay as they are, unless `refresh_classes`.
 
-    cloudpickle sends a class of `__main__` with its attributes and methods, and at each load sets
-    them on the class it finds. In the process that defined the class this would undo whatever the
-    program did to it since; in a worker, with every partition.
+    cloudpickle sends a class of `__main__` with its attributes and methods. Each load sets them on the
+    class, also where the process has that class already. This would undo whatever the program has done
+    to the class since: in the process that defined it, and in a worker with every partition.
     """
     if b"_class_setstate" not in pickled or refresh_classes:
         return pickle.loads(pickled, buffers=buffers)
@@ -54,7 +59,7 @@ def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = F
 
 
 def loads_saved(pickled: bytes, buffers: Iterable[Any] = ()) -> Any:
-    """Unpickle what an earlier process has saved: what it had by value is of this process's classes."""
+    """Unpickle what an earlier process saved: objects of its `__main__` get this process's classes."""
     if b"_class_setstate" not in pickled:
         return pickle.loads(pickled, buffers=buffers)
     others: list[str] = []
@@ -68,7 +73,7 @@ def loads_saved(pickled: bytes, buffers: Iterable[Any] = ()) -> Any:
 def modules_in(value: object) -> tuple[set[str], list[CodeType]]:
     """Return the modules that a pickle of `value` names, and the code of functions that it has by value."""
     recorder = _Recorder(io.BytesIO(), None)
-    with contextlib.suppress(Exception):  # what cannot be pickled is told elsewhere
+    with contextlib.suppress(Exception):  # packing the value raises the error that the user sees
         recorder.dump(value)
     return recorder.modules, recorder.codes
 
@@ -80,10 +85,10 @@ def _dump(kind: type[_ByReference | _ByValue], value: object, keep_inside: KeepI
 
 
 class _Reducers:
-    """A pickler's table without tblib's entries for builtin exceptions.
+    """A pickler's dispatch table without tblib's entries for built-in exceptions.
 
-    distributed has tblib pickle all exceptions. That helps classes with an `__init__` of their own,
-    but loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
+    distributed has tblib pickle all exceptions. That helps classes with an `__init__` of their own, but
+    for built-in ones it loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
     """
 
     def __init__(self) -> None:
@@ -91,7 +96,7 @@ class _Reducers:
         self._made: dict[type, Any] = {}
 
     def of(self, table: Mapping[type, Any]) -> dict[type, Any]:
-        """Return the table; made anew (0.1 ms) only where an entry has come or changed."""
+        """Return the table; it is made anew (0.1 ms) only when an entry was added or changed."""
         seen = [list(part.values()) for part in getattr(table, "maps", [table])]
         if seen != self._seen:
             self._made = {
@@ -120,7 +125,10 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:
-        """Send a cached function by value too: it would go by its name, which a worker does not know."""
+        """Pickle cached functions of `__main__` by value, and code with its file name.
+
+        cloudpickle would send a cached function by its name, which a worker does not know.
+        """
         if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == "__main__":
             parameters = value.cache_parameters()
             return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
@@ -130,13 +138,13 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _with_filename(code: CodeType) -> Any:
-    """Keep the name of a function's file, for tracebacks: cloudpickle puts a word in its place."""
+    """Return what cloudpickle makes of `code`, with the file name that it leaves out and tracebacks show."""
     make, arguments = _internals._code_reduce(code)
     return make, tuple(code.co_filename if part == NO_FILE else part for part in arguments)
 
 
 class _Recorder(_ByValue):
-    """Notes what a pickle refers to; the pickle itself is of no use."""
+    """A pickler that notes what its pickle refers to; the pickle itself is not used."""
 
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
         super().__init__(file, keep_inside)
@@ -144,7 +152,7 @@ class _Recorder(_ByValue):
         self.codes: list[CodeType] = []
 
     def reducer_override(self, value: Any) -> Any:
-        """Note the module of a function, a class, an object or a module, and a function's code."""
+        """Note which module a value is, or comes from; note the code of a function."""
         if isinstance(value, CodeType):
             self.codes.append(value)
         name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
@@ -157,10 +165,10 @@ def _cached(func: Any, maxsize: int | None, typed: bool) -> Any:
 
 
 class _Loader(pickle.Unpickler):
-    """Leaves alone the classes that were here before.
+    """An unpickler that leaves the classes alone which this process already had.
 
-    It leans on the names of three functions that cloudpickle's pickles call, and on its table of
-    classes; tests/test_codec.py fails when they change.
+    It relies on the names of three functions that cloudpickle's pickles call, and on cloudpickle's table
+    of classes; test_codec.py fails when these change.
     """
 
     def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any]) -> None:
@@ -187,19 +195,20 @@ class _Loader(pickle.Unpickler):
 
 
 class _OtherClassError(Exception):
-    """A class of this process has the name of a saved one, and other members."""
+    """A class of this process has the name of a saved class, but other members."""
 
 
 class _SavedLoader(_Loader):
-    """Has objects of another process's `__main__` be of this one's classes, where it has them.
+    """An unpickler that gives objects of another process's `__main__` this process's classes.
 
-    A class that stands within a function or a class may have the name of one at the top of the module,
-    and its pickle does not say where it stands. So members are compared too.
+    A class is known by its name. But a class within a function or another class may have the name of one
+    at the top of the module, and its pickle does not say where it stands. So members are compared too. A
+    class that this process does not have, or has with other members, is made from the pickle.
     """
 
     def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], others: Iterable[str] = ()) -> None:
         super().__init__(file, buffers=buffers)
-        self._others = others  # ids of classes that are not those of this process
+        self._others = others  # cloudpickle's ids of saved classes that this process does not have
         self._id_of: dict[Any, str] = {}
 
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -218,7 +227,10 @@ class _SavedLoader(_Loader):
 
 
 def _members(attributes: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return the names of a class's methods and of its annotated attributes; an enum's own have a "_"."""
+    """Return the names of a class's methods and of its annotated attributes.
+
+    Methods that begin with "_" do not count: an enum gets some of its own.
+    """
     kinds = (FunctionType, staticmethod, classmethod, property)
     methods = {name for name, value in attributes.items() if isinstance(value, kinds) and name[0] != "_"}
     return methods, set(attributes.get("__annotations__", ()))

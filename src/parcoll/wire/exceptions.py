@@ -1,7 +1,8 @@
-"""A failed element as a value that always survives the trip, and the exception made of it again.
+"""Failures: exceptions as values that always survive the trip from a worker, and the exceptions made of them.
 
-A task that raised would reach the user through dask's messages, would be retried by dask's rules, and
-would fail a second time if its exception could not be pickled. So workers return failures as values.
+If a task raised, its exception would reach the user through dask's messages, the task would be retried by
+dask's rules, and it would fail a second time if the exception could not be pickled. So workers return
+failures as values.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from typing import Any
 from parcoll.text import short_repr
 from parcoll.wire.codec import dumps, loads
 
-PLAIN = (str, bytes, int, float, bool, type(None))  # whose repr says all
-MAX_CHAIN = 8  # causes and contexts of an exception that travel with it
+PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
+MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
 
 
 @dataclass
 class Failure:
-    """What went wrong, where: the exception in parts, and the note that the user will read."""
+    """One exception as a value: its parts, and the note that tells the user where it was raised."""
 
     exception: EncodedException
     note: str
 
     @classmethod
     def of(cls, error: BaseException, note: str, skip_frames: int = 0) -> Failure:
-        """Describe `error`, leaving out the outermost `skip_frames` frames, which are parcoll's."""
+        """Return `error` as a failure, without the outermost `skip_frames` frames, which are parcoll's."""
         try:
             return cls(_encode(error, skip_frames), note)
-        except Exception as refusal:  # an exception whose own attributes raise
+        except Exception as refusal:  # an attribute of the exception raised when it was read
             stand_in = Exception(f"{type(error).__name__}, which could not be described: {refusal!r}")
             return cls(_encode(stand_in), note)
 
     def rebuild(self) -> BaseException:
         """Return the exception: its own type, the worker's traceback, its causes, and the note.
 
-        `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479): raised
-        as it is, it would end the consumer's loop and lose the rest without a word.
+        A `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479). Raised as it
+        is, it would end the consumer's loop and lose the rest without a word.
         """
         error = _decode(self.exception)
         if isinstance(error, StopIteration):
@@ -50,7 +51,7 @@ class Failure:
         return error
 
     def original(self) -> BaseException:
-        """Return the same for who does not raise it: a `StopIteration` is one."""
+        """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
         error = _decode(self.exception)
         _add_note(error, self.note)
         return error
@@ -58,11 +59,11 @@ class Failure:
 
 @dataclass
 class EncodedException:
-    """One exception, each part pickled on its own so that one bad part does not spoil the others."""
+    """One exception, with each part pickled on its own, so that one bad part does not spoil the others."""
 
-    whole: bytes | None  # where a round trip works
-    kind: bytes | None
-    bases: list[bytes]
+    whole: bytes | None  # the exception itself, where it can be pickled and unpickled
+    kind: bytes | None  # its class
+    bases: list[bytes]  # its class's bases, the nearest first
     name: str
     module: str
     args: list[tuple[bool, bytes | str]]  # (pickled?, pickle or repr)
@@ -70,7 +71,7 @@ class EncodedException:
     notes: list[str]
     frames: Any  # tblib's dictionary
     text: str  # the traceback, as Python prints it
-    summary: str  # in one line: its type and its message
+    summary: str  # the type and the message, in one line
     suppress_context: bool
     members: list[EncodedException]  # of an exception group
     cause: EncodedException | None = None
@@ -100,13 +101,13 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
         summary=_summary(error),
         suppress_context=error.__suppress_context__,
         cause=_linked(error.__cause__, depth),
-        # `raise ... from` makes the cause the context too: encoded once, not twice at each level.
+        # `raise ... from` makes the cause the context too. It is encoded once, not twice at each level.
         context=None if error.__context__ is error.__cause__ else _linked(error.__context__, depth),
     )
 
 
 def _summary(error: BaseException) -> str:
-    """Return ``ValueError: what it says``, in one line: messages of validators have many."""
+    """Return ``ValueError: the message`` in one line; a validator's message may have many lines."""
     module, name = type(error).__module__, type(error).__qualname__
     if module not in ("builtins", "__main__"):
         name = f"{module}.{name}"
@@ -118,7 +119,7 @@ def _summary(error: BaseException) -> str:
 
 
 def _linked(error: BaseException | None, depth: int) -> EncodedException | None:
-    # Not by truth: an exception may have a length.
+    # Compared with None: an exception may have a length, and so be false.
     return None if error is None or depth >= MAX_CHAIN else _encode(error, depth=depth + 1)
 
 
@@ -162,7 +163,7 @@ def _from_parts(encoded: EncodedException) -> BaseException:
     kind = _load_kind(encoded)
     args = [decoded_part(part) for part in encoded.args]
     try:
-        error = kind.__new__(kind, *args)  # not __init__: its signature may be another
+        error = kind.__new__(kind, *args)  # not __init__, which may take other arguments
     except Exception:
         error = type(encoded.name, (Exception,), {"__module__": encoded.module})()
     _set(error, "args", tuple(args))
@@ -172,7 +173,7 @@ def _from_parts(encoded: EncodedException) -> BaseException:
 
 
 def _group(encoded: EncodedException) -> BaseException | None:
-    """Return an exception group of the members, each with its own type and traceback."""
+    """Return an exception group of the members, each with its type and traceback; None without members."""
     if not encoded.members:
         return None
     members = [_decode(member) for member in encoded.members]
@@ -187,13 +188,13 @@ def _group(encoded: EncodedException) -> BaseException | None:
 
 
 def _members(error: BaseException) -> tuple[BaseException, ...]:
-    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()  # never its own member
+    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()  # a group is no member of itself
 
 
 def _fields(error: BaseException) -> dict[str, Any]:
-    """Return what an exception holds beside its args and its dictionary: `SystemExit.code`, slots.
+    """Return what an exception holds beside its `args` and its `__dict__`: `SystemExit.code`, slots.
 
-    A class with an `__init__` of its own, and some builtin ones, leave these out of their pickles.
+    Classes with an `__init__` of their own, and some built-in ones, leave these out of their pickles.
     """
     fields: dict[str, Any] = {}
     for kind in type(error).__mro__:
@@ -203,7 +204,7 @@ def _fields(error: BaseException) -> dict[str, Any]:
             if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name[:2] != "__":
                 with contextlib.suppress(Exception):
                     fields.setdefault(name, getattr(error, name))
-    # An OSError whose `filename2` has been set, to None even, shows it.
+    # Without those that are None: an OSError whose `filename2` was set shows it, even if it is None.
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -211,7 +212,7 @@ def _set(error: BaseException, name: str, value: Any) -> None:
     try:
         setattr(error, name, value)
     except Exception:
-        with contextlib.suppress(Exception):  # a frozen dataclass refuses the first way
+        with contextlib.suppress(Exception):  # a frozen dataclass refuses `setattr` only
             object.__setattr__(error, name, value)
 
 
@@ -234,7 +235,7 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
         if isinstance(kind, type) and issubclass(kind, BaseException):
             if pickled is encoded.kind:
                 return kind
-            # The class itself could not travel: one of the same name, below its nearest base.
+            # The class itself could not travel: make one of the same name, derived from its nearest base.
             return type(encoded.name, (kind,), {"__module__": encoded.module})
     return Exception
 
@@ -248,13 +249,13 @@ def _pickled(value: Any) -> bytes | None:
 
 
 def _round_trip(error: BaseException) -> bytes | None:
-    """Pickle the exception if what comes back is of its type: many with their own `__init__` fail."""
+    """Pickle the exception if it survives a round trip; many with an `__init__` of their own do not."""
     try:
         pickled = dumps(error)
         copy = loads(pickled)
     except BaseException:
         return None
-    # Classes that make their message in `__init__` would make it of the message a second time.
+    # A class that makes its message in `__init__` would make a second one, of the message.
     same_class = type(copy) is type(error)
     return pickled if same_class and _shown(copy.args) == _shown(error.args) else None
 
@@ -264,7 +265,7 @@ def _shown(args: tuple[Any, ...]) -> str:
 
 
 def encoded_part(value: Any) -> tuple[bool, bytes | str]:
-    """Return whether it is a pickle, and the pickle, or the `repr` of what cannot be pickled."""
+    """Return True and the value's pickle, or False and the `repr` of a value that cannot be pickled."""
     try:
         pickled = dumps(value)
         loads(pickled)
@@ -274,7 +275,7 @@ def encoded_part(value: Any) -> tuple[bool, bytes | str]:
 
 
 def decoded_part(part: tuple[bool, bytes | str]) -> Any:
-    """Return what was encoded, or a text about it."""
+    """Return the value that was encoded, or its `repr`, or a text that says why it cannot be unpickled."""
     is_pickle, content = part
     if not is_pickle:
         return content
@@ -287,7 +288,7 @@ def decoded_part(part: tuple[bool, bytes | str]) -> Any:
 def _frames(frames: TracebackType | None) -> Any:
     if frames is None:
         return None
-    from tblib import Traceback  # only when something failed
+    from tblib import Traceback  # lazy: only a failure needs it
 
     try:
         return Traceback(frames).to_dict()

@@ -1,7 +1,7 @@
-"""Modules that came as source text: what a worker imports that has no file for them.
+"""Shipped modules: Python modules that reach a worker as source text, and are imported from it.
 
-It runs on workers that have no parcoll yet (`engine.bootstrap` sends its text), so it needs the standard
-library only and imports nothing of ours.
+This module also runs on workers that have no parcoll yet (`worker.bootstrap` sends its text). So it needs
+the standard library only, and imports nothing of parcoll.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """One module: its text, and the name of its file where it came from, for tracebacks."""
+    """One module: its text, and the name of the file that it came from, for tracebacks."""
 
     is_package: bool
     filename: str
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 class ShippedModules(MetaPathFinder, InspectLoader):
-    """Finds and loads modules that were shipped, before those that this machine has by the same name."""
+    """The importer of shipped modules, which come before modules of the same name that this machine has."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
@@ -39,7 +39,7 @@ class ShippedModules(MetaPathFinder, InspectLoader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of a shipped module."""
+        """Return the spec of a shipped module; None for any other."""
         source = self.sources.get(fullname)
         if source is None:
             return None
@@ -50,15 +50,15 @@ class ShippedModules(MetaPathFinder, InspectLoader):
         return spec
 
     def is_package(self, fullname: str) -> bool:
-        """Tell whether it is a package."""
+        """Tell whether a shipped module is a package."""
         return self.sources[fullname].is_package
 
     def get_source(self, fullname: str) -> str:
-        """Return the text: for tracebacks, `inspect`, and for whoever ships it on."""
+        """Return the text: for tracebacks, for `inspect`, and for a process that ships it on."""
         return self.sources[fullname].text
 
     def get_code(self, fullname: str) -> CodeType:
-        """Compile the text, under the name of the file that the user knows."""
+        """Compile the text under the name of the file that the user knows."""
         source = self.sources[fullname]
         return compile(source.text, source.filename, "exec", dont_inherit=True)
 
@@ -67,7 +67,7 @@ _lock = threading.Lock()
 
 
 def finder() -> ShippedModules:
-    """Return this process's finder, which may be of another copy of this module."""
+    """Return this process's importer of shipped modules, which another copy of this module may have made."""
     for found in sys.meta_path:
         if type(found).__name__ == ShippedModules.__name__:
             return found  # type: ignore[return-value]
@@ -77,11 +77,11 @@ def finder() -> ShippedModules:
 
 
 def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
-    """Have these modules imported from these texts, unless the process has the very same already.
+    """Have these modules imported from these texts, unless the process already has the very same.
 
-    A package that has changed is imported anew, and so is what imports it; the others stay what they are,
-    and so do their classes, of which an evaluation that runs may have objects. It goes on with the functions
-    that it has.
+    A package that has changed is imported anew, and so are those that import it. The others stay what they
+    are, and so do their classes: a running evaluation may have objects of them. A running evaluation keeps
+    the functions that it has.
     """
     with _lock:
         wanted = {name: Source(*source) for name, source in sources.items()}
@@ -103,7 +103,7 @@ def _top(name: str) -> str:
 
 
 def _with_importers(tops: set[str], shipped: Mapping[str, Source]) -> set[str]:
-    """Add the packages that import one of these, or one that does."""
+    """Return these packages and those that import one of them, directly or through others."""
     found, todo = set(tops), list(tops)
     if not todo:
         return found
@@ -120,11 +120,11 @@ def _with_importers(tops: set[str], shipped: Mapping[str, Source]) -> set[str]:
 
 @functools.lru_cache(maxsize=4096)
 def imported_by(text: str) -> frozenset[str]:
-    """Return the top-level modules that a source imports, anywhere in it."""
+    """Return the top-level modules that a source text imports, anywhere in it."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return frozenset()  # not for this Python; who imports it will see
+        return frozenset()  # it is not for this Python: importing it says so
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -147,7 +147,7 @@ def _is_here(name: str, source: Source) -> bool:
 
 
 def _own_file(name: str, is_package: bool) -> str | None:
-    """Return where this machine has the module; imports nothing, as a package's `__init__` may do much."""
+    """Return this machine's file of a module. Imports nothing, since a package's `__init__` may do much."""
     top, *rest = name.split(".")
     try:
         spec = importlib.machinery.PathFinder.find_spec(top)
@@ -175,12 +175,12 @@ def own_text() -> str:
 
 
 def packed(sources: Mapping[str, tuple[bool, str, str]]) -> bytes:
-    """Pack sources to travel; nothing where there are none."""
+    """Pack sources for travel; no bytes for no sources."""
     plain = {name: tuple(source) for name, source in sorted(sources.items())}
     return zlib.compress(json.dumps(plain).encode(), 1) if plain else b""
 
 
 def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:
-    """Return what was packed."""
+    """Return the sources that were packed."""
     plain = json.loads(zlib.decompress(content))
     return {name: (is_package, filename, text) for name, (is_package, filename, text) in plain.items()}

@@ -1,8 +1,8 @@
-"""Which modules of the user's own a program needs, as source text: those that no package installs.
+"""Own modules: the user's own modules that a program needs, found and read as source text.
 
-A module is the user's own where it is neither the standard library's nor in a folder of installed
-packages: beside the script, on the path, an editable checkout. Own packages travel whole. In a worker,
-where an evaluation runs within another, those are its own that were shipped there.
+A module is the user's own if it is neither in the standard library nor in a folder of installed packages:
+it stands beside the script, elsewhere on the path, or in an editable checkout. Own packages travel whole.
+In a worker, where one evaluation may run within another, the shipped modules are the user's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Sources = dict[str, Source]
 
 
 def shipped_sources() -> Sources:
-    """Return the sources that were shipped to this process, parcoll's apart."""
+    """Return the sources that were shipped to this process, without parcoll's."""
     shipped = finder().sources
     return {name: shipped[name] for name in list(shipped) if name.partition(".")[0] != "parcoll"}
 
@@ -42,8 +42,8 @@ def shipped_sources() -> Sources:
 def sources_for(program: Any, ship: Sequence[Any] = ()) -> Sources:
     """Return the sources of the user's own modules that `program` needs, by name.
 
-    Needed are those that its functions come from or use, what these import, and what the script
-    uses. `ship` adds modules and packages by name, and leaves out those after a minus: "-name".
+    A module is needed if a function of the program comes from it or uses it, if the script uses it, or if
+    a needed module imports it. `ship` adds modules and packages by name; "-name" leaves one out.
     """
     added, left_out = names_of(ship)
     found: Sources = {}
@@ -62,7 +62,7 @@ def sources_for(program: Any, ship: Sequence[Any] = ()) -> Sources:
 
 
 def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
-    """Return the names to add and to leave out of what `connect(ship=...)` was given."""
+    """Return the names that `connect(ship=...)` adds, and those that it leaves out."""
     added: list[str] = []
     left_out: list[str] = []
     if isinstance(ship, (str, bytes)) or not isinstance(ship, Iterable):
@@ -81,7 +81,7 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
 
 
 def _roots(program: Any) -> Iterator[str]:
-    """Give the modules that the program names, its functions import when they run, and the script uses."""
+    """Yield the modules that the program names, those its functions import, and those the script uses."""
     names, codes = modules_in(program)
     yield from names
     for code in codes:
@@ -95,15 +95,15 @@ def _roots(program: Any) -> Iterator[str]:
 
 
 def _module_of(value: Any) -> object:
-    """Return the name of a module, or of the one that a function or an object comes from."""
+    """Return the name of a module, or of the module that a function or an object comes from."""
     try:
         return value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-    except Exception:  # a proxy for what is not there yet: frameworks have such
+    except Exception:  # a framework's proxy of an object that is not there yet
         return None
 
 
 def _imported_by(code: CodeType) -> Iterator[str]:
-    """Give the modules that a function's code imports when it runs."""
+    """Yield the modules that a function's code imports when it runs."""
     yield from (step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -111,10 +111,10 @@ def _imported_by(code: CodeType) -> Iterator[str]:
 
 
 def names_imported(name: str, level: int, members: Iterable[str], package: str) -> Iterator[str]:
-    """Give the names of the modules that ``from name import members`` may load, in a package."""
+    """Yield the modules that ``from name import members`` may load, where it stands in `package`."""
     try:
         base = importlib.util.resolve_name("." * level + name, package) if level else name
-    except ImportError:  # beyond its package
+    except ImportError:  # the name leads out of the package
         return
     parts = base.split(".")
     yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
@@ -122,7 +122,7 @@ def names_imported(name: str, level: int, members: Iterable[str], package: str) 
 
 
 def imported_sources(names: Iterable[str]) -> dict[str, str]:
-    """Return the texts of these modules as far as they are the user's own, with all that they import."""
+    """Return the texts of those of these modules that are the user's own, and of all that they import."""
     found: dict[str, str] = {}
     packages: dict[str, Sources] = {"parcoll": {}}
     todo = list(names)
@@ -131,7 +131,7 @@ def imported_sources(names: Iterable[str]) -> dict[str, str]:
         top = name.partition(".")[0]
         if top not in packages:
             packages[top] = {}
-            with contextlib.suppress(SerializationError):  # too large to be sent, which nobody asks for here
+            with contextlib.suppress(SerializationError):  # too large to be sent; nothing is sent here
                 packages[top] = _sources_of(top)
         source = packages[top].get(name) if name not in found else None
         if source is None:
@@ -150,7 +150,7 @@ def imported_sources(names: Iterable[str]) -> dict[str, str]:
 
 
 def _sources_of(top: str, asked_for: bool = False) -> Sources:
-    """Return the sources of a top-level module or package, none where it is not the user's own."""
+    """Return a top-level module's or package's sources: none unless it is the user's own or `asked_for`."""
     spec = _spec(top)
     if spec is None:
         return {}
@@ -165,7 +165,7 @@ def _sources_of(top: str, asked_for: bool = False) -> Sources:
         return {}
     try:
         return {top: Source(False, str(path), _read(path, _stamp(path)))}
-    except OSError as error:  # in a zip file, gone since it was imported, or another user's
+    except OSError as error:  # the file is within a zip file, gone since it was imported, or another user's
         found = _zipped(top, spec)
         if asked_for and not found:
             raise SerializationError(f"the module {top!r} cannot be sent to the workers: {error}") from error
@@ -173,7 +173,7 @@ def _sources_of(top: str, asked_for: bool = False) -> Sources:
 
 
 def _zipped(name: str, spec: Any) -> Sources:
-    """Return the sources of a module that is in a zip file, with those below it."""
+    """Return the sources of a module in a zip file and of its submodules; none if it is in no zip file."""
     if not isinstance(spec.loader, zipimport.zipimporter):
         return {}
     text = spec.loader.get_source(name)
@@ -196,7 +196,7 @@ def _spec(top: str) -> Any:
 
 
 def package_sources(top: str, folders: Iterable[Path]) -> Sources:
-    """Return all modules of a package, by name."""
+    """Return the sources of all modules of a package, by name."""
     found: Sources = {}
     total = 0
     for folder in folders:
@@ -208,7 +208,7 @@ def package_sources(top: str, folders: Iterable[Path]) -> Sources:
             name = ".".join([top, *(parts[:-1] if is_package else parts)])
             try:
                 text = _read(path, _stamp(path))
-            except OSError:  # a link that leads nowhere, a folder, another user's file: no import reads it
+            except OSError:  # a link to nowhere, a folder, another user's file: no import reads it
                 continue
             total += len(text)
             if total > MAX_BYTES:
@@ -221,7 +221,7 @@ def package_sources(top: str, folders: Iterable[Path]) -> Sources:
 
 
 def _with_parents(top: str, found: Sources) -> Sources:
-    """Add an empty package for each folder that has none: a namespace package's are found by path only."""
+    """Add an empty package for each folder without `__init__.py`, which Python finds by its path only."""
     for name in list(found):
         parts = name.split(".")[:-1]
         for end in range(1, len(parts) + 1):
@@ -236,7 +236,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _read(path: Path, stamp: tuple[int, int]) -> str:
-    """Return a file's text, read again when its stamp has changed."""
+    """Return a file's text; it is read again when its stamp (time of change, size) is another."""
     content = path.read_bytes()
     try:
         return importlib.util.decode_source(content)
@@ -245,7 +245,7 @@ def _read(path: Path, stamp: tuple[int, int]) -> str:
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether a file or folder is the user's own: no package, and not Python's."""
+    """Tell whether a file or folder is the user's own: neither Python's nor among installed packages."""
     found = path.resolve()
     return not any(found.is_relative_to(folder) for folder in _installed_folders())
 
@@ -260,5 +260,5 @@ def _installed_folders() -> tuple[Path, ...]:
 
 
 def _holds_packages(folder: Path) -> bool:
-    """Tell whether packages were installed into a folder of the path: `pip --target`, a module system."""
+    """Tell whether packages were installed into a folder, as by `pip --target` or a module system."""
     return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))

@@ -1,6 +1,8 @@
-"""Objects to bytes and back: what travels between the user's process and the workers.
+"""Payload: an object in the form in which it travels between the user's process and the workers.
 
-Runs on both sides, so it needs the standard library and cloudpickle only.
+There are four forms, which load in the same way: `Packed` is bytes, `Several` is bytes in several parts,
+`Shared` is bytes in shared memory, and `Plain` is the object itself, which stays in its process. This
+module runs on both sides, so it needs the standard library and cloudpickle only.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ from typing import Any
 from parcoll.wire.codec import by_reference, by_value, loads, prefers_value
 from parcoll.wire.segments import Address, Segment, Span, WrittenError, write
 
-# Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
-# microseconds in dask's protocol, a copy of 64 KiB costs about as much.
+# Buffers below this size stay inside the pickle. A buffer beside the pickle costs a frame of some
+# microseconds in dask's protocol, and copying 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
 
 
 # From this size on, bytes that stay on this machine go through shared memory. A segment costs about ten
-# calls to the kernel on either side; the scheduler would read and write, and twice en- and decrypt.
+# calls to the kernel on either side. Through sockets, the scheduler would read and write the bytes, and
+# they would be encrypted and decrypted twice.
 SHARED_BYTES = 32 * 1024
 
 
 def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
-    """Return the pickle and the object's own large buffers, not yet copied."""
+    """Return the pickle of `value` and its large buffers, which are not copied yet."""
     buffers: list[memoryview] = []
 
     def keep_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -40,8 +43,8 @@ def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
         except Exception:
             head = b"__main__"
     if b"__main__" in head:
-        # A reference to `__main__` means nothing in a worker: its `__main__` is another.
-        # (The words may also stand in a user's text: slower then, and still right.)
+        # A reference to `__main__` means nothing in a worker, which has another `__main__`.
+        # (The word may also come from a user's text: by value is slower then, but still right.)
         buffers.clear()
         head = by_value(value, keep_inside)
     return head, *buffers
@@ -50,7 +53,7 @@ def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
 class Packed:
     """One pickled object: its bytes and its large buffers, which dask moves without copying.
 
-    A plain list would be sent one element at a time (distributed#6368), so nothing travels as one.
+    dask sends a plain list one element at a time (distributed#6368), so elements travel packed instead.
     """
 
     __slots__ = ("buffers", "head")
@@ -61,16 +64,16 @@ class Packed:
 
     @classmethod
     def pack(cls, value: object) -> Packed:
-        """Pickle `value`, by value where its module is `__main__` or where plain pickle cannot."""
+        """Pickle `value`: by value if it is of `__main__`, or if plain pickle refuses it."""
         return cls.copy_of(*pickled(value))
 
     @classmethod
     def copy_of(cls, head: bytes, *buffers: memoryview) -> Packed:
-        """Copy the buffers now: the source, or the function that made them, may use them again."""
+        """Return a payload with copies of the buffers: whoever made them may write into them again."""
         return cls(head, *map(bytes, buffers))
 
     def load(self, refresh_classes: bool = False) -> Any:
-        """Return a new object, the caller's own: writing into its arrays changes nothing else."""
+        """Return a new object that is the caller's own: writing into its arrays changes nothing else."""
         return loads(self.head, [bytearray(buffer) for buffer in self.buffers], refresh_classes)
 
     @property
@@ -79,7 +82,7 @@ class Packed:
         return len(self.head) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
     def __sizeof__(self) -> int:
-        return self.nbytes  # dask measures what a worker holds with this
+        return self.nbytes  # by this dask measures what a worker holds
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         if protocol >= 5:
@@ -87,14 +90,14 @@ class Packed:
         return Packed, (self.head, *(bytes(buffer) for buffer in self.buffers))
 
     def __dask_tokenize__(self) -> object:
-        return id(self)  # dask hashes what it submits; keys here do not depend on that
+        return id(self)  # dask hashes what it submits; our keys do not depend on the hash
 
     def __repr__(self) -> str:
         return f"<Packed: {self.nbytes} bytes>"
 
 
 class Plain:
-    """The same face as `Packed` for an object that stays in this process."""
+    """An object that stays in this process, with the interface of `Packed`."""
 
     __slots__ = ("value",)
 
@@ -107,17 +110,17 @@ class Plain:
         return cls(value)
 
     def load(self, refresh_classes: bool = False) -> Any:
-        """Return the very object."""
+        """Return the object itself."""
         return self.value
 
     @property
     def nbytes(self) -> int:
-        """Nothing travels."""
+        """0, since nothing travels."""
         return 0
 
 
 class Several:
-    """The same face for a list that was packed in pieces."""
+    """A list that was packed in several parts, with the interface of `Packed`."""
 
     __slots__ = ("parts",)
 
@@ -138,21 +141,24 @@ class Several:
 
 
 class Shared:
-    """The same face as `Packed` for an object whose bytes lie in memory that this machine shares."""
+    """An object whose bytes lie in shared memory, with the interface of `Packed`.
+
+    `Span` says where they are: in which segment, and where in it (`segments`).
+    """
 
     __slots__ = ("segment", "span")
 
     def __init__(self, span: Span, segment: Segment | None = None) -> None:
         self.span = span
-        self.segment = segment  # in the process that owns it
+        self.segment = segment  # in the process that owns it; None elsewhere
 
     def load(self, refresh_classes: bool = False) -> Any:
-        """Return a new object, the caller's own; OSError where the memory is gone."""
+        """Return a new object that is the caller's own; OSError if the segment is gone."""
         head, *buffers = self.span.read()
         return loads(head, buffers, refresh_classes)
 
     def fetch(self) -> Fetched:
-        """Copy the bytes out, so that the memory can be used again."""
+        """Copy the bytes out, so that the segment can be used again."""
         return Fetched(*self.span.read())
 
     @property
@@ -165,7 +171,7 @@ class Shared:
 
 
 class Fetched(Packed):
-    """What was copied out of shared memory: it is loaded once, and without another copy."""
+    """Bytes that were copied out of shared memory: they are loaded once, without another copy."""
 
     __slots__ = ()
 
@@ -175,7 +181,7 @@ class Fetched(Packed):
 
 
 class Space:
-    """Where a task may put what it returns: behind its elements, in the segment lent to its job."""
+    """Shared memory for a task's results: the segment lent to its job, behind the task's elements."""
 
     __slots__ = ("address", "failure", "offset")
 
@@ -185,13 +191,13 @@ class Space:
         self.failure: str | None = None  # why the segment could not be used
 
     def pack(self, value: object) -> Packed | Shared:
-        """Pickle `value` into the segment where it is large."""
+        """Pickle `value`, into the segment if it is large."""
         parts = pickled(value)
         if sum(map(len, parts)) >= SHARED_BYTES:
             try:
                 return Shared(write(self.address, self.offset, parts))
             except WrittenError:
-                pass  # nobody waits for these
+                pass  # another run of this task was first: nobody waits for these results
             except OSError as error:
                 self.failure = str(error)
         return Packed.copy_of(*parts)

@@ -1,12 +1,14 @@
-"""Memory that the processes of one machine share: large partitions and results travel through it.
+"""Segments: memory that the processes of one machine share. Large partitions and results travel through it.
 
 A segment is a file that has no name and is on no disk (Linux's memfd). Its owner, the user's process,
-tells workers its process id and descriptor; they open it through /proc, which the kernel allows to
-the same user only. Since no name exists, nothing is left behind whoever dies, and the size of /dev/shm
-does not matter. Segments and their mappings are used again: a fresh page costs 0.6 ms a MB.
+tells workers its process id and the file's descriptor. Workers open it through /proc, which the kernel
+allows to the same user only. Since there is no name, nothing is left behind, whichever process dies, and
+the size of /dev/shm does not matter. Segments and their mappings are used again: fresh memory costs 0.6 ms
+a MB. A span is the part of a segment that holds one object: its pickle, then its buffers.
 
-Data is copied in and out, so that everybody's arrays are their own, to write into and to keep. A
-copy costs 0.03 to 0.1 ms a MB; pages mapped copy-on-write would cost 1 ms at the first write.
+Data is copied in and out, so that each process has arrays of its own, to write into and to keep. A copy
+costs 0.03 to 0.1 ms a MB; memory mapped copy-on-write would cost 1 ms a MB at the first write. An arena is
+private memory that such copies share; it is used again when the last of them is dropped.
 """
 
 from __future__ import annotations
@@ -21,39 +23,39 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-with contextlib.suppress(ImportError):  # not on Windows, where nobody gets as far as to need it
+with contextlib.suppress(ImportError):  # Windows has none, and never uses a segment
     import fcntl
 
-PAGE = 4096
-HEADER = PAGE  # the first page has the token, and whether a task has put its results behind it
+PAGE = 4096  # bytes of a memory page, at whose start a span begins
+HEADER = PAGE  # the first memory page holds the token, and whether a task has written its results
 TOKEN_BYTES = 16
 NOT_WRITTEN, WRITTEN = b"\0", b"\1"
 GONE = "the shared memory of this partition is used for another one by now"
 GRAIN = 2**20  # segments grow by that many bytes
-IDLE_BYTES = 192 * 2**20  # that an engine keeps for the next evaluation, and each process mapped
+IDLE_BYTES = 192 * 2**20  # that an engine keeps for its next evaluation; a process keeps as much mapped
 
-# Buffers from this size share one mapping, an arena, that is used again. One that is kept keeps the
-# others' memory too, so small ones stay alone. No huge pages: on bare metal they are cheaper to get,
-# but in a virtual machine that gives free memory back to its host they took 2.5 ms a MB, not 0.9.
+# Buffers of one object from this size on share an arena. A buffer that the user keeps also keeps the memory
+# of the others, so small buffers get memory of their own. No huge pages: on bare metal they are cheaper to
+# get, but in a virtual machine that gives free memory back to its host they took 2.5 ms a MB, not 0.9.
 ARENA_BUFFER = 512 * 1024
-ARENA_LEAST = 2**21
-ALIGNMENT = 64  # of buffers within an arena: what numpy, numba and vector instructions ask for at most
-IDLE_ARENAS = 64 * 2**20  # that each process keeps for what comes next
+ARENA_LEAST = 2**21  # buffers that take less than this together get memory of their own as well
+ALIGNMENT = 64  # of buffers within an arena: the most that numpy, numba and vector instructions ask for
+IDLE_ARENAS = 64 * 2**20  # bytes of unused arenas that each process keeps
 
 
 class WrittenError(OSError):
-    """A segment has the results of its task already."""
+    """Another run of the task has already written its results into the segment."""
 
 
 class Address(NamedTuple):
-    """Where any process of this machine and user finds a segment."""
+    """Where other processes of this machine and user find a segment."""
 
     pid: int
     descriptor: int
-    token: bytes  # tells the use of the segment that was meant from an earlier or a later one
+    token: bytes  # drawn anew for each use of the segment, so that the address of another use is refused
 
     def map(self, size: int) -> memoryview:
-        """Return at least `size` bytes of it; OSError where it is gone or used anew."""
+        """Map at least `size` bytes of the segment; OSError if it is gone or has another use by now."""
         key = self.pid, self.descriptor
         with _mapping_lock:
             mapping = _mappings.pop(key, None)
@@ -61,7 +63,7 @@ class Address(NamedTuple):
                 mapping = self._open(size)
             _mappings[key] = mapping
             while len(_mappings) > 1 and sum(map(len, list(_mappings.values()))) > IDLE_BYTES:
-                _mappings.popitem(last=False)  # unmapped when nobody copies from it any more
+                _mappings.popitem(last=False)  # it is unmapped when nobody copies from it any more
         return memoryview(mapping)
 
     def _open(self, size: int) -> mmap.mmap:
@@ -72,19 +74,19 @@ class Address(NamedTuple):
             length = os.fstat(descriptor).st_size
             if length < size:
                 length = -(-size // GRAIN) * GRAIN
-                os.pwrite(descriptor, b"\0", length - 1)  # it grows, and never shrinks
+                os.pwrite(descriptor, b"\0", length - 1)  # the file grows, and never shrinks
             return mmap.mmap(descriptor, length)
         finally:
             os.close(descriptor)
 
 
-# The segments that this process has mapped, the one used last at the end.
+# The segments that this process has mapped; the one that was used last stands at the end.
 _mappings: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()
 _mapping_lock = threading.Lock()
 
 
 class Span(NamedTuple):
-    """Bytes in a segment: the sizes of what was written one after the other from `offset` on."""
+    """One object's bytes in a segment: the sizes of its parts, which follow each other from `offset` on."""
 
     address: Address
     offset: int
@@ -92,7 +94,7 @@ class Span(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first offset behind it at which something else may be written."""
+        """The first offset behind the span at which another one may begin."""
         return -(-(self.offset + sum(self.sizes)) // PAGE) * PAGE
 
     def read(self) -> list[Any]:
@@ -109,11 +111,11 @@ class Span(NamedTuple):
 
 
 def write(address: Address, offset: int, parts: Sequence[Any]) -> Span:
-    """Copy `parts` into another process's segment; OSError where it is gone, or cannot grow.
+    """Copy `parts` into another process's segment; OSError if it is gone or cannot grow.
 
-    A task may run twice, when a worker dies, and the second end long after the first. Only the first
-    to end writes, since its outcome may be on its way to the owner: the next gets WrittenError. The
-    lock keeps the owner from using the segment for something else meanwhile.
+    A task may run twice, when a worker dies, and its second run may end long after the first. Only the run
+    that ends first may write, since its outcome may be on its way to the owner; the other gets WrittenError.
+    Meanwhile a lock keeps the owner from using the segment for something else.
     """
     descriptor = os.open(f"/proc/{address.pid}/fd/{address.descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -159,34 +161,34 @@ def _aligned(size: int) -> int:
 
 
 def _arena(size: int) -> memoryview:
-    """Return private memory that is used again when the last buffer in it is dropped."""
+    """Return an arena of at least `size` bytes; it is used again when the last buffer in it is dropped."""
     for arena in list(_arenas):
         if size <= len(arena) <= 2 * size:
-            with contextlib.suppress(ValueError):  # another thread was faster
+            with contextlib.suppress(ValueError):  # another thread has taken it
                 _arenas.remove(arena)
                 break
     else:
         arena = mmap.mmap(-1, -(-size // GRAIN) * GRAIN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # All buffers are views of this object, so that it dies when the last of them does.
+    # All buffers are views of this object, so that it dies when the last of the buffers does.
     exporter = (ctypes.c_char * len(arena)).from_buffer(arena)
     weakref.finalize(exporter, _keep_arena, arena).atexit = False
     return memoryview(exporter).cast("B")
 
 
 def _keep_arena(arena: mmap.mmap) -> None:
-    # Takes no lock: the collector may call it anywhere.
+    # Takes no lock, since the garbage collector may call it at any point.
     if sum(map(len, list(_arenas))) + len(arena) <= IDLE_ARENAS:
         _arenas.append(arena)
 
 
-# Private memory that nothing refers to any more; not of a fork, whose copies of it are its own.
+# Arenas in which no buffer lies any more. A fork begins with none.
 _arenas: list[mmap.mmap] = []
 
 
 class Segment:
-    """A segment as its owner has it: lent to one partition at a time.
+    """A segment in the hands of its owner, who lends it to one partition at a time.
 
-    One that is dropped is closed. A worker that still reads or writes it holds it as long as it does.
+    A segment that is dropped is closed. A worker that still reads or writes it keeps its memory alive.
     """
 
     def __init__(self, pool: Segments) -> None:
@@ -196,7 +198,7 @@ class Segment:
         self.renew()
 
     def renew(self) -> None:
-        """Make all addresses given so far invalid; OSError while somebody writes to one of them."""
+        """Make all addresses given so far invalid; OSError while a worker writes to the segment."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.address = Address(os.getpid(), self._descriptor, os.urandom(TOKEN_BYTES))
         os.pwrite(self._descriptor, self.address.token + NOT_WRITTEN, 0)
@@ -204,26 +206,26 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes."""
+        """How much memory the segment takes."""
         return os.fstat(self._descriptor).st_blocks * 512
 
     def write(self, parts: Sequence[Any]) -> Span:
-        """Copy `parts` in, behind the header."""
+        """Copy `parts` into the segment, behind the header."""
         return _write(self.address, HEADER, parts)
 
     def give_back(self) -> None:
-        """Let another partition use it: nobody reads or writes it any more."""
+        """Let another partition use the segment; nobody may read or write it any more."""
         self._pool.take_back(self)
 
 
 def _close(pid: int, descriptor: int) -> None:
-    # Takes no lock: the collector may call it anywhere.
+    # Takes no lock, since the garbage collector may call it at any point.
     os.close(descriptor)
     _mappings.pop((pid, descriptor), None)
 
 
 class Segments:
-    """The segments of one engine. Any thread may use it."""
+    """The pool of one engine's segments. Any thread may use it."""
 
     def __init__(self) -> None:
         self._idle: list[Segment] = []
@@ -232,7 +234,7 @@ class Segments:
         self._pid = os.getpid()
 
     def take(self) -> Segment:
-        """Return a segment that nobody uses; OSError where this system gives none."""
+        """Return a segment that nobody uses; OSError if the system provides none."""
         if self._pid != os.getpid():
             raise OSError("it belongs to the process that this one was forked from")
         while True:
@@ -245,21 +247,21 @@ class Segments:
                 return segment
 
     def take_back(self, segment: Segment) -> None:
-        """Keep a segment for the next partition, unless that would be too much memory."""
+        """Keep a segment for another partition, unless that would be too much memory."""
         with self._lock:
             room = IDLE_BYTES - sum(idle.nbytes for idle in self._idle)
             if segment.nbytes <= room and not self._closed:
                 self._idle.append(segment)
 
     def close(self) -> None:
-        """Free the segments that nobody uses, and those that come back from now on."""
+        """Free the segments that nobody uses; those that come back later are freed too."""
         with self._lock:
             self._closed = True
             self._idle.clear()
 
 
 def _forget() -> None:
-    """In a fork: start anew, since another thread may have held the lock."""
+    """In a fork: start with nothing and a new lock, since another thread may have held the old one."""
     global _mapping_lock
     _mapping_lock = threading.Lock()
     _mappings.clear()

@@ -13,7 +13,7 @@ from parcoll.wire.payload import Packed
 
 
 def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:
-    """Find the first element that cannot travel, and why; None when each alone can."""
+    """Return the position of the first element that cannot be pickled, and why; None if each can."""
     for position, element in enumerate(elements):
         try:
             Packed.pack(element)
@@ -23,7 +23,7 @@ def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:
 
 
 def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationError:
-    """Return the error for a function that cannot travel, with the captured object to blame."""
+    """Return the error for a function that cannot be pickled, which names the captured object at fault."""
     culprit = _captured_culprit(func)
     blame = f": {culprit}" if culprit else ""
     return SerializationError(
@@ -32,7 +32,7 @@ def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationErro
 
 
 def _captured_culprit(func: Any, depth: int = 0) -> str | None:
-    """Name the variable or attribute of `func` that cannot be pickled."""
+    """Say which variable or attribute of `func` cannot be pickled; None if none is found."""
     for name, value in _captured(func):
         try:
             dumps(value)
@@ -43,6 +43,7 @@ def _captured_culprit(func: Any, depth: int = 0) -> str | None:
 
 
 def _captured(func: Any) -> list[tuple[str, Any]]:
+    """Return the values that a callable holds, each with the words for it in a message."""
     found: list[tuple[str, Any]] = []
     code = getattr(func, "__code__", None)
     if code is not None:

@@ -48,9 +48,9 @@ def drive(steps: list[Step], total: int, pace: Pace) -> tuple[list[float], list[
         for _ in chain.run(range(position, min(position + size, total)), timed=timed):
             pass
         chain.close()
-        decided.end(chain.drawn)
-        chunks.append((chain.drawn, timed))
-        position += chain.drawn
+        decided.end(chain.tally.drawn)
+        chunks.append((chain.tally.drawn, timed))
+        position += chain.tally.drawn
     return decided.seconds(), chunks
 
 

@@ -62,9 +62,9 @@ def waiting_reports(cluster: Connection) -> int:
     """Return how many outcomes the workers still hold."""
 
     def held() -> int:
-        from parcoll.worker.tasks import reports
+        from parcoll.worker.outcome import mailbox
 
-        return len(reports)
+        return len(mailbox)
 
     return sum(client_of(cluster).run(held).values())
 

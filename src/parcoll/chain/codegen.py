@@ -1,4 +1,4 @@
-"""The source text of a chain's loop: plain, with the clock read between steps, and with guarded steps.
+"""Loops as source text: what a row of steps compiles to, plain, or with the clock read between the steps.
 
 A loop is compiled once for a row of steps of the same shape, whatever their functions are.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from parcoll.chain.steps import FlatMap, Step
+from parcoll.chain.failures import stands_between
+from parcoll.chain.steps import Step
 
 FILE_NAME = "<parcoll chain>"  # in tracebacks
+stands_between(FILE_NAME)
 
 
 class Part(NamedTuple):
@@ -18,123 +20,77 @@ class Part(NamedTuple):
 
     line: str
     timed_line: str
-    counts: bool  # elements may vanish or multiply here
-    nests: bool
+    filters: bool
+    multiplies: bool
     guarded: bool  # an exception is handed to the step's guard
 
     @classmethod
     def of(cls, step: Step) -> Part:
-        """Take the lines from the step. A flatmap's guard draws in the place of its function."""
-        guarded = step.policy.guards and not isinstance(step, FlatMap)
-        return cls(step.line, step.timed_line, step.counts, step.nests, guarded)
+        """Ask the step. The guard of one that multiplies draws in the place of its function."""
+        guarded = step.policy.guards and not step.multiplies
+        return cls(step.line, step.timed_line, step.filters, step.multiplies, guarded)
+
+    @property
+    def counts(self) -> bool:
+        """Whether elements may vanish or multiply here."""
+        return self.filters or self.multiplies
 
 
 Shape = tuple[Part, ...]
 StepOfLine = dict[int, tuple[int, str]]  # which step and which variable stand in a line of user's code
 
 
-@functools.lru_cache(maxsize=256)
-def plain_factory(shape: Shape) -> tuple[Any, StepOfLine]:
-    """Compile the loop for steps of this shape.
+@functools.lru_cache(maxsize=512)
+def loop_factory(shape: Shape, timed: bool) -> tuple[Any, StepOfLine]:
+    """Compile the loop for steps of this shape; `timed` adds up the seconds of each step.
 
-    Returns a function of (functions, handlers, skip, record, count) that makes the loop, and which
-    step and which variable stand in each line that calls a user's code.
-    """
-    counted = [f"n{i}" for i, part in enumerate(shape) if part.counts]
-    lines = ["def factory(functions, handlers, skip, record, count):"]
-    lines += _names(shape)
-    lines += [" def loop(stream):"]
-    lines += [f"  {name} = 0" for name in counted]
-    lines += ["  try:", "   for x in stream:"]
-    step_of_line: StepOfLine = {}
-    indent, element = " " * 4, "x"
-    for i, part in enumerate(shape):
-        made = f"x{i}"
-        line = part.line.format(func=f"f{i}", x=element, new=made)
-        target = made if "{new}" in part.line else element
-        if part.guarded:
-            lines += [f"{indent}try:", f"{indent} {line}", f"{indent}except BaseException as error:"]
-            lines += [
-                f"{indent} {target} = h{i}(error, {element})",
-                f"{indent} if {target} is skip: continue",
-            ]
-        else:
-            lines.append(indent + line)
-            step_of_line[len(lines)] = (i, element)
-        element = target
-        if part.nests:
-            indent += " "
-        if part.counts:
-            lines.append(f"{indent}n{i} += 1")
-    lines += [
-        f"{indent}yield {element}",
-        "  except BaseException as error:",
-        "   if not record(error, locals()): raise",
-    ]
-    if counted:
-        lines += ["  finally:", f"   count({', '.join(counted)})"]
-    lines.append(" return loop")
-    return _executed(lines), step_of_line
-
-
-@functools.lru_cache(maxsize=256)
-def timed_factory(shape: Shape) -> tuple[Any, StepOfLine]:
-    """Compile the loop that adds up the seconds of each step: `t` is when the last one ended.
-
-    Returns the same, for a function of (functions, handlers, skip, record, count, clock, spend).
+    Returns a function that makes the loop, and which step and which variable stand in each line that calls a
+    user's code. The function takes (functions, handlers, skip, record, count), and (clock, spend) if timed.
+    In the loop `t` is when the step before ended.
     """
     counted = [f"n{i}" for i, part in enumerate(shape) if part.counts]
     spent = [f"s{i}" for i in range(len(shape) + 1)]
-    lines = ["def factory(functions, handlers, skip, record, count, clock, spend):"]
-    lines += _names(shape)
+
+    def tick(indent: str, step: int) -> list[str]:
+        return [f"{indent}now = clock(); s{step} += now - t; t = now"] if timed else []
+
+    lines = [f"def factory(functions, handlers, skip, record, count{', clock, spend' if timed else ''}):"]
+    lines += [f" f{i} = functions[{i}]" for i in range(len(shape))]
+    lines += [f" h{i} = handlers[{i}]" for i, part in enumerate(shape) if part.guarded]
     lines += [" def loop(stream):"]
     lines += [f"  {name} = 0" for name in counted]
-    lines += [f"  {name} = 0.0" for name in spent]
-    lines += ["  t = clock()", "  try:", "   for x in stream:", "    t = clock()"]
+    lines += [f"  {name} = 0.0" for name in spent] + ["  t = clock()"] if timed else []
+    lines += ["  try:", "   for x in stream:"] + (["    t = clock()"] if timed else [])
     step_of_line: StepOfLine = {}
     indent, element = " " * 4, "x"
-    nested: list[tuple[str, int]] = []  # indentation of each inner loop, and its step
-
-    def tick(indent: str, step: int) -> str:
-        return f"{indent}now = clock(); s{step} += now - t; t = now"
-
+    inner: list[tuple[str, int]] = []  # the indentation of each inner loop, and its step
     for i, part in enumerate(shape):
         made = f"x{i}"
-        line = part.timed_line.format(func=f"f{i}", x=element, new=made)
-        drops = part.counts and not part.nests  # the line makes the verdict; the element stays what it was
-        target = element if drops else made
+        line = (part.timed_line if timed else part.line).format(func=f"f{i}", x=element, new=made)
+        target = element if part.filters else made
         if part.guarded:
             lines += [f"{indent}try:", f"{indent} {line}", f"{indent}except BaseException as error:"]
             lines += [f"{indent} {target} = h{i}(error, {element})"]
-            lines += [f"{indent} {made} = False"] if drops else []
-            lines += [f"{indent} if {target} is skip:", tick(f"{indent}  ", i) + "; continue"]
+            lines += [f"{indent} {made} = False"] if timed and part.filters else []
+            lines += [f"{indent} if {target} is skip:", *tick(f"{indent}  ", i), f"{indent}  continue"]
         else:
             lines.append(indent + line)
             step_of_line[len(lines)] = (i, element)
         element = target
-        if part.nests:
-            nested.append((indent, i))
+        if part.multiplies:
+            inner.append((indent, i))
             indent += " "
-        lines.append(tick(indent, i))
-        if drops:
-            lines.append(f"{indent}if {made}: continue")
-        if part.counts:
-            lines.append(f"{indent}n{i} += 1")
-    lines += [f"{indent}yield {element}", tick(indent, len(shape))]
-    lines += [tick(*loop) for loop in reversed(nested)]  # the draw that found the end
+        lines += tick(indent, i)
+        lines += [f"{indent}if {made}: continue"] if timed and part.filters else []
+        lines += [f"{indent}n{i} += 1"] if part.counts else []
+    lines += [f"{indent}yield {element}", *tick(indent, len(shape))]
+    for before, i in reversed(inner):  # the draw that found the end
+        lines += tick(before, i)
     lines += ["  except BaseException as error:", "   if not record(error, locals()): raise"]
-    lines += ["  finally:"]
-    lines += [f"   count({', '.join(counted)})"] if counted else []
-    lines += [f"   spend({', '.join(spent)})", " return loop"]
-    return _executed(lines), step_of_line
-
-
-def _names(shape: Shape) -> list[str]:
-    functions = [f" f{i} = functions[{i}]" for i in range(len(shape))]
-    return functions + [f" h{i} = handlers[{i}]" for i, part in enumerate(shape) if part.guarded]
-
-
-def _executed(lines: list[str]) -> Any:
+    at_end = [f"   count({', '.join(counted)})"] if counted else []
+    at_end += [f"   spend({', '.join(spent)})"] if timed else []
+    lines += ["  finally:", *at_end] if at_end else []
+    lines.append(" return loop")
     namespace: dict[str, Any] = {}
     exec(compile("\n".join(lines), FILE_NAME, "exec"), namespace)
-    return namespace["factory"]
+    return namespace["factory"], step_of_line

@@ -15,6 +15,21 @@ from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
 KEPT = 1000  # of an evaluation; a worker process sends no more either, whatever its partitions are
 ELEMENT_BYTES = 16 * 2**20  # of the elements that a worker process sends; after that it sends their `repr`
 
+_files: set[str] = set()  # of code that stands between a worker's task and a user's function
+
+
+def stands_between(file: str) -> None:
+    """Leave the frames of a file out of users' tracebacks, where they are the outermost."""
+    _files.add(file)
+
+
+def own_frames(error: BaseException) -> int:
+    """Return how many of the outermost frames of a traceback are parcoll's."""
+    frames, own = error.__traceback__, 0
+    while frames is not None and frames.tb_frame.f_code.co_filename in _files:
+        frames, own = frames.tb_next, own + 1
+    return own
+
 
 @dataclass
 class FailedElement:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from parcoll.chain.failures import stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import pause
-from parcoll.chain.steps import Filter, Step
-from parcoll.errors import ElementError
+from parcoll.chain.steps import SKIP, Step
+from parcoll.chain.tally import Tally
 from parcoll.text import function_name, short_repr
 
 MAX_CONTEXTS = 100  # a user may have linked them in a circle
-
-SKIP: Any = object()  # in the place of an element that leaves the chain here
 
 
 class Stopped(BaseException):
@@ -23,31 +21,6 @@ class Stopped(BaseException):
 
     def __init__(self, position: int) -> None:
         self.position = position
-
-
-@dataclass
-class Counts:
-    """What happened to the elements of one step beside passing."""
-
-    failed: int = 0
-    replaced: int = 0
-    retries: int = 0
-
-
-class Record(Protocol):
-    """Where failures are noted: the chain."""
-
-    def failed(self, error: Exception, position: int, element: Any, attempts: int) -> None:
-        """Count and note an element that the evaluation goes on without."""
-
-    def stopped(self, error: BaseException, position: int, element: Any, attempts: int) -> None:
-        """Count and note the element that ends the evaluation."""
-
-    def broken(self, error: BaseException, position: int, element: Any, whose: str) -> None:
-        """Note that a function raised which was asked about an element that had failed."""
-
-    def describe(self, error: Exception, position: int, element: Any, attempts: int) -> ElementError:
-        """Return what a function is asked with."""
 
 
 def attempts_of(func: Any) -> int:
@@ -58,27 +31,31 @@ def attempts_of(func: Any) -> int:
 class Guard:
     """One step's policy at work, in one partition."""
 
-    def __init__(self, step: Step, position: int, counts: Counts, record: Record) -> None:
-        assert step.func is not None or isinstance(step, Filter)
+    def __init__(self, step: Step, position: int, tally: Tally) -> None:
+        self._step = step
         self._policy = step.policy
-        self._func: Callable[[Any], Any] = step.func or bool
+        self._func: Callable[[Any], Any] = step.call
         # What makes another attempt, where that is to be told from the first.
         self._again: Callable[[Any], Any] = self._func.again if isinstance(self._func, Marked) else self._func
-        self._filters = isinstance(step, Filter)
         self._position = position
-        self._counts = counts
-        self._record = record
+        self._counts = tally.counts[position]
+        self._tally = tally
+
+    def call(self, element: Any) -> Any:
+        """Return what goes on of an element, `SKIP` for nothing, whether its call raises or not."""
+        try:
+            made = self._func(element)
+        except BaseException as error:
+            return self.handle(error, element)
+        return self._step.result(made, element)
 
     def handle(self, error: BaseException, element: Any) -> Any:
-        """Return what stands in for the result of a map, or an element in a filter; `SKIP` for nothing."""
+        """Return what goes on in the place of a call that raised, `SKIP` for nothing."""
         first, attempts = error, attempts_of(self._func)
         while self._tries_again(error, element, attempts):
             attempts += 1
             try:
-                made = self._again(element)
-                if not self._filters:
-                    return made
-                return element if made else SKIP
+                return self._step.result(self._again(element), element)
             except BaseException as later:
                 _forget(later, first)
                 error = later
@@ -115,7 +92,7 @@ class Guard:
             try:
                 worth_it = bool(retry_on(error))
             except BaseException as own:
-                self._record.failed(error, self._position, element, attempts)
+                self._tally.failed(error, self._position, element, attempts)
                 raise self._broken(own, element, "retry_on", retry_on, error) from None
         if worth_it:
             time.sleep(pause(attempts))
@@ -125,13 +102,13 @@ class Guard:
     def _give_up(self, error: BaseException, element: Any, attempts: int) -> Any:
         on_error = self._policy.on_error
         if on_error == "raise" or not isinstance(error, Exception):
-            self._record.stopped(error, self._position, element, attempts)
+            self._tally.stopped(error, self._position, element, attempts)
             raise Stopped(self._position)
-        self._record.failed(error, self._position, element, attempts)
+        self._tally.failed(error, self._position, element, attempts)
         if not callable(on_error):
             return SKIP
         try:
-            value = on_error(self._record.describe(error, self._position, element, attempts))
+            value = on_error(self._tally.describe(error, self._position, element, attempts))
         except BaseException as own:
             raise self._broken(own, element, "on_error", on_error, error) from None
         self._counts.replaced += 1
@@ -143,7 +120,7 @@ class Guard:
         if own is not error and own.__context__ is None:
             own.__context__ = error
         whose = f"in {name}={function_name(func)}, asked about {short_repr(error)}"
-        self._record.broken(own, self._position, element, whose)
+        self._tally.broken(own, self._position, element, whose)
         return Stopped(self._position)
 
 
@@ -155,3 +132,6 @@ def _forget(error: BaseException | None, first: BaseException) -> None:
         if error.__context__ is first:
             error.__context__ = None
         error = error.__context__
+
+
+stands_between(Guard.handle.__code__.co_filename)

@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import length_hint
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from parcoll.chain.steps import FlatMap, Step
+from parcoll.chain.failures import stands_between
+from parcoll.chain.steps import Step
+from parcoll.chain.tally import Tally
 from parcoll.text import function_name
 
 LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
@@ -85,33 +87,23 @@ class Marks:
         return Mark(phase, Call(base, step, number), attempt, drawn)
 
 
-class Where(Protocol):
-    """A chain: it knows what is drawn, and counts."""
-
-    iterator: Iterator[Any]  # that the source elements are drawn from
-    after: int  # the index of the source element behind the last of them
-
-    def tried_before(self, position: int, times: int) -> None:
-        """Count attempts with an element that ended the processes that made them."""
-
-
 class Marked:
     """A step's function that notes each call before it is made, or fails where there is a verdict."""
 
     def __init__(
         self,
-        func: Callable[..., Any] | None,
-        step: int,
-        timeout: float | None,
+        step: Step,
+        position: int,
         marks: Marks,
         verdicts: Verdicts,
+        tally: Tally,
     ) -> None:
-        self.__name__ = function_name(func)
+        self.__name__ = function_name(step.func)
         self.attempts = 1  # with the call made last
-        self.chain: Where  # set when it is made of the steps
-        # filter(None) asks for the truth of an element, which may be a method of the user's.
-        self._func: Callable[..., Any] = bool if func is None else func
-        self._step = step
+        self._tally = tally
+        self._func = step.call
+        self._step = position
+        timeout = step.policy.timeout
         self._timeout = math.inf if timeout is None else timeout
         self._numbers, self._times = marks.numbers, marks.times
         self._verdicts = verdicts
@@ -120,8 +112,8 @@ class Marked:
     def __call__(self, element: Any) -> Any:
         """Call the function for the first time with an element."""
         # `_arrive` and `_note` again, for the usual case: this is most of what a timeout costs.
-        chain, numbers = self.chain, self._numbers
-        base = chain.after - length_hint(chain.iterator) - 1
+        tally, numbers = self._tally, self._numbers
+        base = tally.after - length_hint(tally.iterator) - 1
         if base == self._base or self._verdicts or self.attempts != 1:
             self._arrive(base)
             self._note(self._timeout)
@@ -153,10 +145,10 @@ class Marked:
         if verdict.error is not None:
             self.attempts = verdict.attempts
             self._note(math.inf)  # to describe the element may end the process too
-            self.chain.tried_before(self._step, verdict.attempts - 1)
+            self._tally.tried_before(self._step, verdict.attempts - 1)
             raise verdict.error
         self.attempts = verdict.attempts + 1
-        self.chain.tried_before(self._step, verdict.attempts)
+        self._tally.tried_before(self._step, verdict.attempts)
 
     def _note(self, seconds: float) -> None:
         numbers = self._numbers
@@ -169,7 +161,7 @@ class MarkedDraw(Marked):
 
     def __call__(self, element: Any) -> Iterator[Any]:
         """Call the function, and note each draw."""
-        self._arrive(self.chain.after - length_hint(self.chain.iterator) - 1)
+        self._arrive(self._tally.after - length_hint(self._tally.iterator) - 1)
         return _Draw(self, element)
 
     def again(self, element: Any) -> Iterator[Any]:
@@ -228,12 +220,15 @@ class Counting:
             self._times[0] = math.inf
 
 
-def marked(steps: Sequence[Step], marks: Marks, verdicts: Verdicts) -> list[Step]:
-    """Return the steps with functions that note their calls; set the `chain` of each."""
+def marked(steps: Sequence[Step], marks: Marks, verdicts: Verdicts, tally: Tally) -> list[Step]:
+    """Return the steps with functions that note their calls; `tally` is that of the chain made of them."""
     made = []
     for position, step in enumerate(steps):
-        step = copy.copy(step)
-        kind = MarkedDraw if isinstance(step, FlatMap) else Marked
-        step.func = kind(step.func, position, step.policy.timeout, marks, verdicts)
-        made.append(step)
+        kind = MarkedDraw if step.multiplies else Marked
+        noting = copy.copy(step)
+        noting.func = kind(step, position, marks, verdicts, tally)
+        made.append(noting)
     return made
+
+
+stands_between(Marked.again.__code__.co_filename)

@@ -47,7 +47,7 @@ class Timing:
         self._position = 0
         self._multiplied = 1  # elements that flatmaps made of one, at most
         # Timing a first element that becomes a million would double the time of its partition.
-        nests = any(step.nests for step in chain.steps)
+        nests = any(step.multiplies for step in chain.steps)
         self._due = 1 if nests and pace.partitions % SAMPLE_PARTITIONS else 0  # where a sample begins
         self._timed = False
         self._sample: list[float] | None = None  # the chain's seconds before this chunk, a sample
@@ -81,7 +81,7 @@ class Timing:
         else:
             self._untimed_seconds += seconds
         if drawn:
-            passed = max(self._chain.passed.values(), default=0)
+            passed = max(self._chain.tally.passed.values(), default=0)
             self._multiplied = max(1, passed // self._position)
             pace = seconds / (drawn * self._multiplied * (len(self._chain.steps) + 1))
             self._check(pace)

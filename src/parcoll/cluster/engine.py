@@ -14,14 +14,16 @@ from typing import Any
 import distributed
 from dask._task_spec import TaskRef
 
+from parcoll.cluster import losses
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
 from parcoll.watch.publish import Publisher
 from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
-from parcoll.wire.payload import Packed, Payload, cannot_send
+from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.sharing import Sharing
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Kept
 from parcoll.worker.program import Program
 
@@ -68,6 +70,7 @@ class DistributedEngine:
         self.waiting: dict[str, DistributedSession] = {}  # for reports, by the key of the task
         if self.topic is not None:
             client.subscribe_topic(self.topic, self._on_report)
+        losses.listen(client, install=ship is not None or reporting)
 
     @property
     def sends_ahead(self) -> bool:
@@ -203,8 +206,8 @@ def _pack_program(program: Program) -> Packed:
             _check_function(step.func, f"the function of {step.label}")
             _check_function(step.policy.on_error, f"the on_error of {step.label}")
             _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
-        if program.fold is not None:
-            _check_function(program.fold.func, f"the function of {program.fold.label}")
+        for func in program.sink.functions.values():
+            _check_function(func, f"the function of {program.sink.label}")
         raise cannot_send(None, "the chain", error) from error
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from parcoll.worker.outcome import Outcome
-from parcoll.worker.tasks import report
+from parcoll.worker.outcome import Outcome, report
 
 
 class WorkerLostMeanwhile(Exception):

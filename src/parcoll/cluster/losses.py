@@ -1,52 +1,125 @@
-"""What clients hear from the pipeline page's plugin when a worker is lost: which tasks it had.
+"""Losses: what clients hear from their scheduler when it loses a worker, and which evaluation it concerns.
 
-dask runs these again as they are, and gives up a task that had four workers: one of its elements may end
-each of them. So their sessions send them again in another way (`isolation`), after the first loss.
+dask runs the tasks of a lost worker again as they are, and gives up a task that had four workers: one of its
+elements may end each of them. So their sessions send them again in another way (`worker.isolation`), after
+the first loss.
+
+A plugin tells of losses. It is installed when a client is connected, in any scheduler: it travels by value,
+since a scheduler may have no parcoll, so `LossDetector` needs the standard library and distributed only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 import threading
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import cloudpickle
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from parcoll.log import logger
-from parcoll.watch import page
+
+LOST_TOPIC = "parcoll-lost-workers"
+MAX_KEYS = 1000  # of the tasks that a lost worker had: it is given a few at a time
+INSTALL_SECONDS = 5.0  # that an evaluation waits for the plugin; without it dask's own rules hold
 
 
-class Loser(Protocol):
-    """An evaluation: it looks for its tasks among those that were lost."""
+class LossDetector(SchedulerPlugin):
+    """Tells clients of workers that were lost, with the tasks that each of them had."""
 
-    def lose(self, worker: str, keys: list[str]) -> None:
-        """Take in that a worker was lost which had these tasks; runs in the client's loop."""
+    name = "parcoll-losses"
+    idempotent = True
+
+    async def start(self, scheduler: Any) -> None:
+        """Remember the scheduler."""
+        self.scheduler = scheduler
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Pass on dask's event of a worker that is gone, unless it was told to go."""
+        if topic == "all" and msg.get("action") == "remove-worker" and not msg.get("expected"):
+            tasks = list(msg.get("processing-tasks") or ())
+            # Those that had ended too: a result may be what it could not send.
+            keys = [*tasks, *(msg.get("lost-computed-tasks") or ())][:MAX_KEYS]
+            keys = [key for key in keys if isinstance(key, str)]
+            self.scheduler.log_event(LOST_TOPIC, {"worker": msg["worker"], "tasks": len(tasks), "keys": keys})
 
 
-_losers: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
+Lose = Callable[[str, list[str]], None]  # gets the worker's address, and the keys of the tasks that it had
+
+# By the stream to its scheduler: a client may come back to a new one, which lacks the plugin.
+_installed: weakref.WeakKeyDictionary[Any, Future[None]] = weakref.WeakKeyDictionary()
+_told: weakref.WeakKeyDictionary[Any, list[weakref.WeakMethod[Lose]]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def listen(client: Any) -> None:
-    """Have a client hear of lost workers."""
-    losers = _losers_of(client)
+def listen(client: Any, install: bool = True) -> None:
+    """Have a client hear of lost workers; returns at once, and does nothing the second time.
 
-    def heard(event: tuple[float, dict[str, Any]]) -> None:
-        _, lost = event
-        logger.warning(
-            "the cluster lost the worker %s, with %d tasks: they run again", lost["worker"], lost["tasks"]
-        )
-        with _lock:
-            found: list[Loser] = list(losers)
-        for loser in found:
-            loser.lose(lost["worker"], lost["keys"])
-
-    client.subscribe_topic(page.LOST_TOPIC, heard)
-
-
-def register(client: Any, loser: Loser) -> None:
-    """Tell an evaluation what its client hears, as long as it lives."""
+    `install` puts the plugin into the scheduler. Within a task of a worker it is there already: the client
+    that sent the task has put it there.
+    """
+    stream = client.scheduler_comm
     with _lock:
-        _losers_of(client).add(loser)
+        if stream is None or stream in _installed:
+            return
+        installed = _installed[stream] = Future()
+        told = _told.setdefault(client, [])
+    client.subscribe_topic(LOST_TOPIC, functools.partial(_heard, told))
+    if install:
+        with contextlib.suppress(RuntimeError):  # the client's loop has been closed
+            client.loop.add_callback(_install, client, installed)
+    else:
+        installed.set_result(None)
 
 
-def _losers_of(client: Any) -> weakref.WeakSet[Any]:
-    return _losers.setdefault(client, weakref.WeakSet())
+def register(client: Any, lose: Lose) -> None:
+    """Have a session's method called with what its client hears, in the client's loop, as long as it lives.
+
+    Returns when the plugin is in the scheduler.
+    """
+    with _lock:
+        _told.setdefault(client, []).append(weakref.WeakMethod(lose))
+        installed = _installed.get(client.scheduler_comm)
+    if installed is not None:
+        with contextlib.suppress(TimeoutError):
+            installed.result(INSTALL_SECONDS)
+
+
+def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, Any]]) -> None:
+    _, lost = event
+    logger.warning(
+        "the cluster lost the worker %s, with %d tasks: they run again", lost["worker"], lost["tasks"]
+    )
+    with _lock:
+        told[:] = [method for method in told if method() is not None]
+        found = [method() for method in told]
+    for lose in found:
+        if lose is not None:
+            lose(lost["worker"], lost["keys"])
+
+
+async def _install(client: Any, installed: Future[None]) -> None:
+    try:
+        register_plugin = client.scheduler.register_scheduler_plugin
+        await register_plugin(plugin=_pickled(), name=LossDetector.name, idempotent=True)
+    except Exception as error:  # a scheduler may refuse to unpickle
+        logger.info("the scheduler does not tell of lost workers: %s: %s", type(error).__name__, error)
+    finally:
+        installed.set_result(None)
+
+
+@functools.cache
+def _pickled() -> bytes:
+    """Pickle the plugin with its class: the scheduler may not have parcoll."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        pickled: bytes = cloudpickle.dumps(LossDetector())
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    return pickled

@@ -31,9 +31,9 @@ from parcoll.text import key_words
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
-from parcoll.worker.tasks import Ticket, join_kept, report, run_partition
+from parcoll.worker.tasks import join_kept, run_partition
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
@@ -104,7 +104,7 @@ class DistributedSession:
         self._program: Any = None if large else self._shared
         self._program_future: Any = None
         self._thread = threading.get_ident()
-        register(self._client, self)
+        register(self._client, self.lose)
         self._seceded = enter_task()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -255,8 +255,11 @@ class DistributedSession:
             parts = [None if part is None else engine.resolve(part) for part in job.parts]
             join = join_isolated if isolated else join_kept
             return opaque_task(key, join, self._program, ticket, *parts)
-        sharing = None if self._keep else engine.sharing
-        space = sharing.lend(job, self._large_results and not isolated) if sharing is not None else None
+        space = None
+        if engine.sharing is not None and not self._keep:
+            lent = engine.sharing.lend(job.elements, self._large_results and not isolated)
+            if lent is not None:
+                space, job.segment = lent
         elements: Any = (self._ahead and self._ahead.reference(job)) or job.elements
         if job.graph is not None:
             tasks, last = job.graph

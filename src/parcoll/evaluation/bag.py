@@ -8,17 +8,19 @@ of them); tests/test_dask_facts.py fails when they change.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import dask
 from dask._task_spec import Task
 from dask.bag import Bag
 
+from parcoll.chain.loop import Chain
 from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
 from parcoll.evaluation.reader import Source
 from parcoll.text import key_words
-from parcoll.worker.tasks import elements_of
+from parcoll.worker.outcome import elements_of
 
 _numbers = itertools.count()
 
@@ -59,9 +61,24 @@ def bag_of_kept(references: list[Any]) -> Bag:
     return Bag(layer, name, len(references))
 
 
+class Layer:
+    """What a layer of the bag calls: one step alone, which is how dask's own engines run the bag."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __call__(self, partition: Iterable[Any]) -> list[Any]:
+        """Apply the step to a partition."""
+        return Chain([self.step]).run_all(partition)
+
+    def __dask_tokenize__(self) -> tuple[str, int]:
+        # dask would hash the function and everything it captured, and merge equal steps.
+        return ("parcoll-step", next(_numbers))
+
+
 def extend(bag: Bag, step: Step) -> Bag:
     """Return the bag with one more layer."""
-    longer: Bag = bag.map_partitions(step, token=key_words(step.words))
+    longer: Bag = bag.map_partitions(Layer(step), token=key_words(step.words))
     return longer
 
 
@@ -70,8 +87,8 @@ def plan_of(bag: Bag) -> Plan:
     graph = bag.dask.to_dict()
     steps: list[Step] = []
     name, node = bag.name, graph.get((bag.name, 0))
-    while isinstance(node, Task) and isinstance(node.func, Step):
-        steps.append(node.func)
+    while isinstance(node, Task) and isinstance(node.func, Layer):
+        steps.append(node.func.step)
         ((name, _),) = node.dependencies
         node = graph[(name, 0)]
     steps.reverse()

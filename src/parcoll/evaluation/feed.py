@@ -14,7 +14,8 @@ from parcoll.evaluation.engine import Job
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
 from parcoll.evaluation.sizing import Sizer
 from parcoll.text import short_repr
-from parcoll.wire.payload import Payload, Shared, first_unpicklable, pickled
+from parcoll.wire.payload import Payload, Shared, pickled
+from parcoll.wire.unpicklable import first_unpicklable
 from parcoll.worker.outcome import Outcome
 
 LARGE_BYTES = 16 * 2**20  # a partition beyond is compared with what a worker may hold

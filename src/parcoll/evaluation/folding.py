@@ -11,13 +11,14 @@ from typing import Any
 from parcoll.evaluation.again import once_more
 from parcoll.evaluation.engine import Job, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
-from parcoll.evaluation.window import Evaluation
 from parcoll.text import function_name, function_words
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Packed, Payload, cannot_send
-from parcoll.worker.equality import same
+from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.unpicklable import cannot_send
+from parcoll.worker.fold import Fold, same
 from parcoll.worker.outcome import Kept, Outcome
-from parcoll.worker.program import Fold, Program
+from parcoll.worker.program import Program
+from parcoll.worker.sinks import Results, Sink
 
 LOST_VALUE = "has no value: what it had folded was on that cluster"
 
@@ -27,9 +28,7 @@ def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
     timeout = run.options.policy.timeout
     fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial), timeout=timeout)
     with run.watched(fold.label):
-        return once_more(
-            run, "reduce", LOST_VALUE, lambda: _join(run, run.evaluation(keep=True), fold, initial, "reduce")
-        )
+        return once_more(run, "reduce", LOST_VALUE, lambda: _join(run, Results(), fold, initial, "reduce"))
 
 
 def fold(
@@ -42,22 +41,16 @@ def fold(
     start = _packed_initial(initial)
     label = f"fold({function_name(func)})"
     timeout = run.options.policy.timeout
-    parts: dict[str, Any] = {}
+    sink: Sink = Results()
     if combine is not None and not _is_neutral(combine, start):
         # Partitions cannot start from a value that counts each time: one exact fold instead.
         joined = Fold(func, label, start, timeout=timeout)
     else:
-        one = Fold(func, label, start, combine, timeout)
-        parts = {"sink": "fold", "fold": one, "start_once": combine is None}
+        sink = Fold(func, label, start, combine, timeout, start_once=combine is None)
         joining = func if combine is None else combine
         joined = Fold(joining, f"{label}, combining with {function_name(joining)}", timeout=timeout)
     with run.watched(label):
-        return once_more(
-            run,
-            "fold",
-            LOST_VALUE,
-            lambda: _join(run, run.evaluation(keep=True, **parts), joined, initial, "fold"),
-        )
+        return once_more(run, "fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
 
 def _packed_initial(initial: Any) -> Packed | None:
@@ -72,7 +65,7 @@ def _packed_initial(initial: Any) -> Packed | None:
 def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
     """Tell whether `initial` may stand at the start of each partition without changing the answer.
 
-    The workers ask again with the values they get (`tasks._check_neutral`).
+    The workers ask again with the values they get (`Fold.finish`).
     """
     assert start is not None
     try:
@@ -81,9 +74,11 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
         return False
 
 
-def _join(run: Run, evaluation: Evaluation, fold: Fold, initial: Any, name: str) -> Any:
+def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
+    """Evaluate into the sink, keeping what it makes of each partition, and fold these values."""
+    evaluation = run.evaluation(sink, keep=True)
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
-    session = run.engine.open(Program((), fold=fold), label, keep=True)
+    session = run.engine.open(Program((), fold), label, keep=True)
     joining = _Joining(session, run.stats, run.engine.fetch)
     try:
         with closing(evaluation.outcomes()) as outcomes:  # type: ignore[type-var]

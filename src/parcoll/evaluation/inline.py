@@ -10,9 +10,9 @@ from typing import Any
 from parcoll.evaluation.engine import Job
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Plain
-from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.outcome import Kept, Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, in_process
-from parcoll.worker.tasks import join_here, run_here
+from parcoll.worker.tasks import join_here, run
 
 
 class InlineEngine:
@@ -71,9 +71,11 @@ class InlineSession:
         job = self._waiting.popleft()
         if job.kind == "join":
             previous, *parts = [None if part is None else _kept(part) for part in job.parts]
-            result: Kept | Outcome = join_here(self._shared, previous, *(p for p in parts if p))
+            result: Kept | Outcome = join_here(self._shared, previous, [p for p in parts if p], Plain)
         else:
-            result = run_here(self._shared, job.place, self._keep, self._elements(job), job.budget)
+            result = run(self._shared, job.place, self._elements(job), job.budget, Plain)
+            if self._keep:
+                result = kept_of(result)
         if isinstance(result, Kept):
             job.handle = result
             return [(job, result.outcome)]

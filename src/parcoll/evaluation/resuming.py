@@ -23,7 +23,7 @@ from typing import Any
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
 from parcoll.chain.place import Place
-from parcoll.chain.steps import FlatMap, Step
+from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece, Record
 from parcoll.checkpoint.pieces import SavedResults as Results
@@ -200,7 +200,7 @@ class ResumingFeed(StreamFeed):
     def __init__(self, reader: SavedReader, steps: Sequence[Step], limit: int | None, *settings: Any) -> None:
         super().__init__(reader, *settings)
         self._saved = reader
-        self._flat = any(isinstance(step, FlatMap) for step in steps)
+        self._flat = any(step.multiplies or step.holds for step in steps)
         self._limit = limit
 
     def total(self) -> int | None:

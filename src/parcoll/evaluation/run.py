@@ -27,7 +27,8 @@ from parcoll.watch.around import Watch
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Outcome
-from parcoll.worker.program import Program, Sink
+from parcoll.worker.program import Program
+from parcoll.worker.sinks import Count, Results, Sink
 
 UNSET: Any = object()
 
@@ -63,7 +64,7 @@ class Run:
         from parcoll.evaluation.bag import bag_of, plan_of
 
         self.plan = plan_of(bag_of(self.node))
-        self.stats.steps[:] = [StepStats(step.title) for step in self.plan.steps]
+        self.stats.steps[:] = [StepStats(step.title, filters=step.filters) for step in self.plan.steps]
         self.label = self.options.name or "-".join(step.words for step in self.plan.steps)
         steps = [step.label for step in self.plan.steps]
         self.stats.name = self.options.name or ".".join(steps) or "parallel"
@@ -80,10 +81,10 @@ class Run:
             self._follower.follow(self.engine)
         return Watch(self.stats, self._follower, self.options.progress)
 
-    def outcomes(self, sink: Sink = "results", limit: int | None = None) -> Iterator[tuple[Job, Outcome]]:
+    def outcomes(self, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's outcome: of all that a checkpoint has, and then of what ran."""
         if self.options.checkpoint is None:
-            return self.evaluation(sink=sink, limit=limit).outcomes()
+            return self.evaluation(sink).outcomes()
         from parcoll.evaluation import resuming
 
         assert isinstance(self.plan.origin, Source)
@@ -91,22 +92,20 @@ class Run:
         def rest(reader: Any, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
             self._follower.follow(self.engine)
             self._reader = reader
-            return self.evaluation(limit=limit, saver=saver).outcomes()
+            return self.evaluation(Results(sink.limit), saver=saver).outcomes()
 
         steps = self.plan.steps
         return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, rest)
 
-    def evaluation(
-        self, keep: bool = False, sink: Sink = "results", saver: Saver | None = None, **program: Any
-    ) -> Evaluation:
-        """Return the window over this run's partitions."""
-        self.limit = program.get("limit")
-        ordered = self.options.ordered and sink != "count"
-        self.sizer: Sizer = sizer_for(self.options.partition_size, program.get("limit"), lasting=keep)
+    def evaluation(self, sink: Sink, *, keep: bool = False, saver: Saver | None = None) -> Evaluation:
+        """Return the window over this run's partitions, whose elements the sink takes."""
+        self.limit = sink.limit
+        ordered = self.options.ordered and sink.in_order
+        self.sizer: Sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep)
         self.lasting = keep
         return Evaluation(
             self.engine,
-            Program(self.plan.steps, sink=sink, **program),
+            Program(self.plan.steps, sink),
             self._feed,
             self.sizer,
             self.stats,
@@ -171,15 +170,15 @@ class _Follower:
             self._follower.end()
 
 
-class Results(itertools.chain[Any]):
+class ResultIterator(itertools.chain[Any]):
     """The results one by one, as from a generator, at a quarter of its cost (10 ns each)."""
 
     _parts: Generator[list[Any], None, None]
 
     @classmethod
-    def of(cls, parts: Generator[list[Any], None, None]) -> Results:
+    def of(cls, parts: Generator[list[Any], None, None]) -> ResultIterator:
         """Chain the parts, each of which is asked for when those before it are taken."""
-        results: Results = cls.from_iterable(_OneAtATime(parts))  # type: ignore[assignment]
+        results: ResultIterator = cls.from_iterable(_OneAtATime(parts))  # type: ignore[assignment]
         results._parts = parts
         return results
 
@@ -207,16 +206,16 @@ class _OneAtATime:
             return next(self._parts)
 
 
-def iterate(start: Callable[[], Run], limit: int | None = None) -> Results:
+def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:
     """Give the results one by one; starts the run when the first is asked for."""
-    return Results.of(_parts(start, limit))
+    return ResultIterator.of(_parts(start, limit))
 
 
 def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], None, None]:
     yielded = 0
     try:
         run = start()
-        with run.watched(), closing(run.outcomes(limit=limit)) as outcomes:  # type: ignore[type-var]
+        with run.watched(), closing(run.outcomes(Results(limit))) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
                 results = _results(job, outcome)
                 yielded += len(results)
@@ -251,7 +250,7 @@ def count(run: Run) -> int:
     """Return how many results there are; none of them travels."""
     total = 0
     try:
-        with run.watched(), closing(run.outcomes("count")) as outcomes:  # type: ignore[type-var]
+        with run.watched(), closing(run.outcomes(Count())) as outcomes:  # type: ignore[type-var]
             for _, outcome in outcomes:
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()
@@ -270,7 +269,7 @@ def keep_results(run: Run) -> list[Any]:
 
 def _keep(run: Run) -> list[Any]:
     references = []
-    with closing(run.evaluation(keep=True).outcomes()) as outcomes:  # type: ignore[type-var]
+    with closing(run.evaluation(Results(), keep=True).outcomes()) as outcomes:  # type: ignore[type-var]
         for job, outcome in outcomes:
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()

@@ -15,8 +15,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado import web
 
 TOPIC = "parcoll"  # what clients publish under
-LOST_TOPIC = "parcoll-lost-workers"  # what they hear
-MAX_KEYS = 1000  # of the tasks that a lost worker had: it is given a few at a time
 MAX_PIPELINES = 100
 MAX_POINTS = 240  # of one pipeline's plot; when they are more, every second goes
 RECENT_POINTS = 20  # kept beside these: the page tells the rate of the last seconds
@@ -91,15 +89,9 @@ class Page(SchedulerPlugin):
             REGISTRY.unregister(self.metrics)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Take in what a client published; tell clients of workers that were lost."""
+        """Take in what a client published."""
         if topic == TOPIC:
             self.publish(msg)
-        elif topic == "all" and msg.get("action") == "remove-worker" and not msg.get("expected"):
-            tasks = list(msg.get("processing-tasks") or ())
-            # Those that had ended too: a result may be what it could not send.
-            keys = [*tasks, *(msg.get("lost-computed-tasks") or ())][:MAX_KEYS]
-            keys = [key for key in keys if isinstance(key, str)]
-            self.scheduler.log_event(LOST_TOPIC, {"worker": msg["worker"], "tasks": len(tasks), "keys": keys})
 
     def publish(self, message: dict[str, Any]) -> None:
         """Put the numbers of a pipeline in the place of those it had before."""

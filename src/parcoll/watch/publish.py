@@ -18,7 +18,6 @@ from typing import Any
 
 import cloudpickle
 
-from parcoll.cluster import losses
 from parcoll.log import logger
 from parcoll.watch import page
 from parcoll.watch.stats import Stats
@@ -55,7 +54,7 @@ def _pickled_page() -> bytes:
 
 
 async def join(client: Any, has_page: bool = False) -> bool:
-    """Have the scheduler serve the page, and listen for workers it loses; once a client.
+    """Have the scheduler serve the page; once a client.
 
     Returns whether there is a page: a scheduler may refuse to unpickle. Ours has one (`has_page`).
     """
@@ -68,8 +67,6 @@ async def join(client: Any, has_page: bool = False) -> bool:
 
 
 async def _join(client: Any, has_page: bool) -> bool:
-    with contextlib.suppress(Exception):
-        losses.listen(client)
     if has_page:
         return True
     try:

@@ -36,16 +36,17 @@ class StepStats:
     replaced: int = 0  # that left as the value of an `on_error` function
     retries: int = 0  # calls for elements that had failed before
     seconds: float = 0.0
+    filters: bool = field(default=False, repr=False)  # the step leaves elements out, and makes no others
 
     @property
     def filtered(self) -> int:
         """Elements that a filter left out."""
-        return self._surplus if self.label.startswith("filter(") else 0
+        return self._surplus if self.filters else 0
 
     @property
     def added(self) -> int:
-        """Elements that a flatmap made beyond one for each; below 0 where it made fewer."""
-        return -self._surplus if self.label.startswith("flatmap(") else 0
+        """Elements that the step made beyond one for each; below 0 where it made fewer."""
+        return 0 if self.filters else -self._surplus
 
     @property
     def _surplus(self) -> int:
@@ -185,7 +186,7 @@ class Stats:
 
     def forget(self) -> None:
         """Count from nothing: the evaluation begins again, since what it had so far is gone."""
-        new = Stats(steps=[StepStats(step.label) for step in self.steps])
+        new = Stats(steps=[StepStats(step.label, filters=step.filters) for step in self.steps])
         with self._lock.lock:
             for name in _OF_PARTITIONS:
                 setattr(self, name, getattr(new, name))

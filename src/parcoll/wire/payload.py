@@ -9,9 +9,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from parcoll.errors import SerializationError
-from parcoll.text import describe
-from parcoll.wire.codec import by_reference, by_value, dumps, loads, prefers_value
+from parcoll.wire.codec import by_reference, by_value, loads, prefers_value
 from parcoll.wire.segments import Address, Segment, Span, WrittenError, write
 
 # Buffers below this stay inside the pickle: each buffer beside it costs a frame of some
@@ -203,61 +201,3 @@ class Space:
 
 
 Payload = Packed | Plain | Several | Shared
-
-
-def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:
-    """Find the first element that cannot travel, and why; None when each alone can."""
-    for position, element in enumerate(elements):
-        try:
-            Packed.pack(element)
-        except Exception as error:
-            return position, error
-    return None
-
-
-def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationError:
-    """Return the error for a function that cannot travel, with the captured object to blame."""
-    culprit = _captured_culprit(func)
-    blame = f": {culprit}" if culprit else ""
-    return SerializationError(
-        f"{role} cannot be sent to the workers{blame} ({type(cause).__name__}: {cause})"
-    )
-
-
-def _captured_culprit(func: Any, depth: int = 0) -> str | None:
-    """Name the variable or attribute of `func` that cannot be pickled."""
-    for name, value in _captured(func):
-        try:
-            dumps(value)
-        except Exception:
-            inner = _captured_culprit(value, depth + 1) if depth < 3 else None
-            return inner or f"it uses {name}, {describe(value)}, which cannot be pickled"
-    return None
-
-
-def _captured(func: Any) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    code = getattr(func, "__code__", None)
-    if code is not None:
-        for name, cell in zip(code.co_freevars, getattr(func, "__closure__", None) or (), strict=False):
-            try:
-                found.append((f"the captured variable {name!r}", cell.cell_contents))
-            except ValueError:  # the cell is still empty
-                continue
-        module_globals = getattr(func, "__globals__", {})
-        found += [
-            (f"the global variable {name!r}", module_globals[name])
-            for name in code.co_names
-            if name in module_globals
-        ]
-        found += [("a default argument", value) for value in getattr(func, "__defaults__", None) or ()]
-    bound_to = getattr(func, "__self__", None)
-    if bound_to is not None and not isinstance(bound_to, type(pickle)):
-        found.append(("the object it is bound to", bound_to))
-    if hasattr(func, "func") and hasattr(func, "args"):  # functools.partial
-        found.append(("the partial's function", func.func))
-        found += [("an argument of the partial", value) for value in func.args]
-        found += [(f"the partial's argument {k!r}", v) for k, v in func.keywords.items()]
-    if code is None and isinstance(getattr(func, "__dict__", None), dict) and not isinstance(func, type):
-        found += [(f"the attribute {k!r}", v) for k, v in vars(func).items()]
-    return found

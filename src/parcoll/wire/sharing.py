@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 
-from parcoll.evaluation.engine import Job
 from parcoll.log import logger
 from parcoll.wire.payload import SHARED_BYTES, Packed, Payload, Shared, Space, pickled
-from parcoll.wire.segments import HEADER, Segments
+from parcoll.wire.segments import HEADER, Segment, Segments
 
 
 class Sharing:
@@ -32,24 +31,24 @@ class Sharing:
                 self.stop(str(error))
         return Packed.copy_of(*parts)
 
-    def lend(self, job: Job, large_results: bool) -> Space | None:
-        """Return where a task may put its results: behind its elements, or in a segment of its own.
+    def lend(self, elements: Payload | None, large_results: bool) -> tuple[Space, Segment | None] | None:
+        """Return where a task may put its results, with the segment that is to be given back afterwards.
 
-        The latter only where large results are to be expected, since each takes a descriptor.
+        That is behind its elements, where they lie in a segment, and otherwise in a segment of its own: only
+        where large results are to be expected, since each takes a descriptor. None where there is no room.
         """
         if not self._try():
             return None
-        if isinstance(job.elements, Shared):
-            job.segment = job.elements.segment
-            return Space(job.elements.span.address, job.elements.span.end)
+        if isinstance(elements, Shared):
+            return Space(elements.span.address, elements.span.end), elements.segment
         if not large_results:
             return None
         try:
-            job.segment = self._segments.take()
+            segment = self._segments.take()
         except OSError as error:
             self.stop(str(error))
             return None
-        return Space(job.segment.address, HEADER)
+        return Space(segment.address, HEADER), segment
 
     def stop(self, reason: str) -> None:
         """Use messages from now on."""

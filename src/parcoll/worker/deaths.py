@@ -8,7 +8,7 @@ from parcoll.chain.marks import Call
 from parcoll.errors import ElementTimeoutError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
-from parcoll.worker.program import Fold
+from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died
 
 DEATHS = 2  # at one call before it fails: the first may have had another cause, or come from outside
@@ -19,12 +19,12 @@ def ended_by(label: str, at: str, death: Died) -> Outcome:
     return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
 
 
-def fold_ended(fold: Fold, label: str, at: str, death: Died) -> Outcome:
-    """Return the outcome of a fold that one of its calls has ended."""
+def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of a partition whose sink has ended its process with a call."""
     if not death.timed_out:
         return ended_by(label, at, death)
-    seconds = fold.timeout or 0.0
-    failure = Failure.of(late(label, fold.timeout, at), f"in {label}")
+    seconds = sink.timeout or 0.0
+    failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
     return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
 
 
@@ -38,14 +38,14 @@ def lost(message: str, where: str) -> Outcome:
     return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
 
 
-class FoldDeaths:
-    """The processes that died of one fold's calls."""
+class SinkDeaths:
+    """The processes that died of the calls of one partition's sink."""
 
     def __init__(self) -> None:
         self.found: Counter[Call] = Counter()
 
     def may_be_chance(self, death: Died) -> bool:
-        """Take in a death; tell whether the fold may be tried again."""
+        """Take in a death; tell whether the sink may be tried again."""
         if death.timed_out:
             return False
         self.found[death.mark.call] += 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
@@ -20,16 +20,15 @@ from parcoll.chain.failures import unpacked
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError, WorkerLostError
-from parcoll.text import function_name
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
-from parcoll.worker.deaths import DEATHS, FoldDeaths, ended_by, fold_ended, late, lost
+from parcoll.worker.deaths import DEATHS, SinkDeaths, ended_by, late, lost, sink_ended
 from parcoll.worker.memory import memory_left, memory_limit
-from parcoll.worker.outcome import Kept, Outcome
-from parcoll.worker.program import Fold, Program, SharedProgram
+from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
+from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.subworker import Died, Lent, Subworker, pool
-from parcoll.worker.subworker_main import Folded, Joined, Load, Piece
-from parcoll.worker.tasks import Ticket, as_sequence, broken, finished, joined
+from parcoll.worker.subworker_main import Joined, Load, Piece, Taken
+from parcoll.worker.tasks import JOINING, as_sequence, finished
 
 RESULT_BYTES = 32 * 2**20  # of results, after which what has not begun is handed back, where it may be
 MOST_RESULT = 0.3  # of what a worker may hold: to send it takes the bytes three times
@@ -45,46 +44,41 @@ def run_isolated(
 ) -> Outcome | Kept:
     """Do as `run_partition` does, beside the worker."""
 
-    def run() -> Outcome | Kept:
+    def run() -> Outcome:
         with pool.lend() as lent:
-            outcome = _Partition(lent, shared, place, budget).run(elements)
-        if not keep:
-            return outcome
-        content, outcome.results = outcome.results, None
-        return Kept(outcome, content)
+            return _Partition(lent, shared, place, budget).run(elements)
 
-    return finished(run, place, keep, None, ticket)
+    return finished(run, f"the partition at {place.element(0)} could not be finished", keep, ticket)
 
 
 def join_isolated(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
     """Do as `join_kept` does, beside the worker."""
+    return finished(lambda: _join(shared, previous, parts), JOINING, True, ticket)  # type: ignore[return-value]
 
-    def run() -> Kept:
-        taken = previous.folded if previous is not None else 0
-        try:
-            fold = shared.load().fold
-            assert fold is not None
-        except BaseException as error:
-            return Kept(broken("the worker could not load the chain", error), None, taken)
-        least_timeout = math.inf if fold.timeout is None else fold.timeout
-        deaths = FoldDeaths()
-        with pool.lend() as lent:
-            while True:
-                try:
-                    request = Joined(shared, previous, parts)
-                    kept: Kept = lent.get().ask(request, least_timeout, memory_left())
-                except Died as death:
-                    if deaths.may_be_chance(death):
-                        continue
-                    # The first call joins the first two elements, where there is no value yet.
-                    empty = previous.content is None if previous is not None else fold.initial is None
-                    number = taken + death.mark.call.number + empty
-                    at = f"element {number} of those that reached it"
-                    kept = Kept(fold_ended(fold, fold.label, at, death), None, taken)
-                kept.outcome.deaths = deaths.found.total()
-                return kept
 
-    return joined(run, ticket)
+def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -> Kept:
+    taken = previous.folded if previous is not None else 0
+    try:
+        fold = shared.load().fold
+    except BaseException as error:
+        return Kept(unloadable_chain(error), None, taken)
+    least_timeout = math.inf if fold.timeout is None else fold.timeout
+    deaths = SinkDeaths()
+    with pool.lend() as lent:
+        while True:
+            try:
+                request = Joined(shared, previous, parts)
+                kept: Kept = lent.get().ask(request, least_timeout, memory_left())
+            except Died as death:
+                if deaths.may_be_chance(death):
+                    continue
+                # The first call joins the first two elements, where there is no value yet.
+                empty = previous.content is None if previous is not None else fold.initial is None
+                number = taken + death.mark.call.number + empty
+                at = f"element {number} of those that reached it"
+                kept = Kept(sink_ended(fold, fold.label, at, death), None, taken)
+            kept.outcome.deaths = deaths.found.total()
+            return kept
 
 
 class _Partition:
@@ -116,15 +110,15 @@ class _Partition:
         try:
             self._program = self._shared.load()
         except BaseException as error:
-            return broken("the worker could not load the chain", error)
+            return unloadable_chain(error)
         self._least_timeout = self._program.least_timeout
         packed = self._pack(given)
         if isinstance(packed, Outcome):
             return packed
         self._payload = packed
         ended = self._run_pieces()
-        if ended is None and self._program.sink == "fold" and self._merged.failure is None:
-            ended = self._fold()
+        if ended is None and self._program.sink.whole and self._merged.failure is None:
+            ended = self._take()
         return ended or self._finish()
 
     def _pack(self, given: Any) -> Payload | Outcome:
@@ -140,7 +134,7 @@ class _Partition:
             )
 
     def _run_pieces(self) -> Outcome | None:
-        merged, program = self._merged, self._program
+        merged, most = self._merged, self._program.sink.limit
         position = 0
         while self._loaded is None or position < self._total:
             if self._loaded is not self._lent.get():
@@ -151,7 +145,7 @@ class _Partition:
                     self._merge(outcome)
                     break
                 continue
-            limit = None if program.limit is None else program.limit - merged.produced
+            limit = None if most is None else most - merged.produced
             stop = self._end_of_piece(position)
             try:
                 outcome = self._ask(Piece(position, stop, limit, self._verdicts))
@@ -169,9 +163,7 @@ class _Partition:
                 outcome.results, outcome.produced = None, 0
             self._merge(outcome)
             position += outcome.read
-            if outcome.failure is not None or (
-                program.limit is not None and merged.produced >= program.limit
-            ):
+            if outcome.failure is not None or (most is not None and merged.produced >= most):
                 break
             if self._budget is not None and position < self._total:
                 expected = outcome.seconds * (self._total - position) / max(outcome.read, 1)
@@ -257,25 +249,26 @@ class _Partition:
         self._verdicts[call] = Verdict(attempt, error)
         return None
 
-    def _fold(self) -> Outcome | None:
-        """Fold what the pieces made; an outcome where the partition cannot be folded."""
+    def _take(self) -> Outcome | None:
+        """Have the sink take what the pieces made; an outcome where it cannot."""
         program, merged = self._program, self._merged
-        fold = program.fold
-        assert fold is not None
         parts, self._parts = self._parts, []
-        deaths = FoldDeaths()
+        deaths = SinkDeaths()
         while True:
             if self._loaded is not self._lent.get():
                 if (outcome := self._load()) is not None:
                     return outcome
                 continue
             try:
-                outcome = self._ask(Folded(parts, self._place, self._in_place))
+                outcome = self._ask(Taken(parts, self._place, self._in_place))
             except Died as death:
                 merged.deaths += not death.timed_out
                 if deaths.may_be_chance(death):
                     continue
-                outcome = self._fold_ended(fold, death)
+                call = death.mark.call
+                function = call.step - len(program.steps)
+                label, at = program.sink.name_call(function, call.number, self._place, self._in_place)
+                outcome = sink_ended(program.sink, label, at, death)
                 merged.timeouts += outcome.timeouts
             self._parts = [outcome.results] if isinstance(outcome.results, Packed) else []
             if merged.step_seconds:
@@ -291,19 +284,6 @@ class _Partition:
         """Whether each result stands where its element does: none was filtered, or skipped, or many."""
         skipped = any(failed > replaced for failed, replaced, _ in self._merged.faults)
         return not skipped and not any(step.counts for step in self._program.steps)
-
-    def _fold_ended(self, fold: Fold, death: Died) -> Outcome:
-        call = death.mark.call
-        if call.step > len(self._program.steps) and fold.combine is not None:
-            label = f"{fold.label}, combining with {function_name(fold.combine)}"
-            at = f"the value of the partition from {self._place.element(0)} on"
-            return fold_ended(fold, label, at, death)
-        starts = fold.initial is not None and (self._place.first or not self._program.start_once)
-        number = call.number + (not starts)  # the first call joins the first two, where it has no start
-        at = self._place.element(number)
-        if not self._in_place:
-            at = f"element {number} of those of its partition that reached it"
-        return fold_ended(fold, fold.label, at, death)
 
     def _merge(self, piece: Outcome) -> None:
         merged = self._merged
@@ -335,7 +315,6 @@ class _Partition:
             merged.seconds += seconds
         if self._failed:
             merged.failed_elements = pack_failed([one for part in self._failed for one in unpacked(part)])
-        if self._program.sink != "count" and (self._parts or self._program.sink == "results"):
-            parts = self._parts or [Packed.pack([])]
-            merged.results = parts[0] if len(parts) == 1 else Several(parts)
+        if self._parts:
+            merged.results = self._parts[0] if len(self._parts) == 1 else Several(self._parts)
         return merged

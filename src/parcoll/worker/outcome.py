@@ -1,12 +1,18 @@
-"""What comes back from a partition: results, counts, seconds, and errors as values."""
+"""Outcome: what comes back from a partition: results, counts, seconds, and errors as values.
+
+Beside it, how a worker names what it could not do, and where it leaves the outcomes that are sent from there.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from parcoll.chain.failures import FailedElement
+from parcoll.errors import SerializationError
 from parcoll.wire.exceptions import Failure
-from parcoll.wire.payload import Payload
+from parcoll.wire.payload import Payload, Shared
 
 
 @dataclass
@@ -45,3 +51,66 @@ class Kept:
     def __sizeof__(self) -> int:
         held = self.content.nbytes if self.content is not None else 0
         return 512 + held + len(self.outcome.failed_elements)
+
+
+class Ticket(NamedTuple):
+    """What a task needs to have its outcome sent: its own key, and the topic that its client reads."""
+
+    topic: str
+    key: str
+
+
+# The outcomes of tasks that ended in this worker, by key and with their topic, until `worker.reports` sends
+# them.
+mailbox: dict[str, tuple[str, Outcome]] = {}
+
+
+def kept_of(outcome: Outcome) -> Kept:
+    """Return the outcome apart from its results, which stay."""
+    content, outcome.results = outcome.results, None
+    return Kept(outcome, content)
+
+
+def report(result: Kept | Outcome) -> Outcome:
+    """Return what there is to know of a result, without the result where it is kept."""
+    return result.outcome if isinstance(result, Kept) else result
+
+
+def elements_of(kept: Kept) -> list[Any]:
+    """Return the elements of a kept result: what dask's own engines read of it."""
+    return list(kept.content.load()) if kept.content is not None else []
+
+
+def broken(what: str, error: BaseException) -> Outcome:
+    """Return the outcome of work that failed outside of the user's functions; `what` says which."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        failure = SerializationError(
+            f"{_this_worker()} has no package `{package}`, so {what}: install it there, or, if it is pure "
+            f'Python, send it with connect(..., ship=["{package}"])'
+        )
+    else:
+        failure = SerializationError(f"{what}: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return Outcome(failure=Failure.of(failure, what))
+
+
+def unloadable_chain(error: BaseException) -> Outcome:
+    """Return the outcome of a partition whose program cannot be unpickled."""
+    return broken("the worker could not load the chain", error)
+
+
+def unloadable_partition(at: str, payload: Any, error: BaseException) -> Outcome:
+    """Return the outcome of a partition that cannot be unpickled."""
+    if isinstance(payload, Shared) and isinstance(error, OSError):
+        # Not the elements' fault: they are sent once more, in the message itself.
+        return Outcome(complete=False, unshared=str(error))
+    return broken(f"the worker could not load the partition at {at}", error)
+
+
+def _this_worker() -> str:
+    distributed = sys.modules.get("distributed")
+    try:
+        return f"worker {distributed.get_worker().address}" if distributed is not None else "this process"
+    except ValueError:  # not in a task
+        return "this process"

@@ -7,44 +7,36 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
+from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import Payload, Plain
+from parcoll.worker.fold import Fold
+from parcoll.worker.sinks import Results, Sink
 
 PYTHON = sys.version_info[:2]
 CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
 
-Sink = Literal["results", "count", "fold"]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A left fold; `initial` is None where it is unset, and else holds the value, which may be None."""
-
-    func: Callable[[Any, Any], Any]
-    label: str
-    initial: Payload | None = None  # packed, so that every use starts from a copy of its own
-    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
-    timeout: float | None = None  # seconds for one call
-
 
 @dataclass(frozen=True)
 class Program:
-    """The steps, and what becomes of the elements that leave them."""
+    """The steps, and the sink that takes the elements which leave them."""
 
     steps: tuple[Step, ...]
-    sink: Sink = "results"
-    fold: Fold | None = None  # for the sink "fold", and for joining partitions
-    start_once: bool = False  # only the partition at index 0 starts from the fold's initial value
-    limit: int | None = None  # results after which a partition may stop
+    sink: Sink = field(default_factory=Results)
     pace: Pace = field(default_factory=Pace, compare=False)
     ledger: Ledger = field(default_factory=Ledger, compare=False)
+
+    @property
+    def fold(self) -> Fold:
+        """The sink of a program that joins kept partitions."""
+        assert isinstance(self.sink, Fold)
+        return self.sink
 
     @property
     def stops(self) -> bool:
@@ -54,9 +46,7 @@ class Program:
     @property
     def least_timeout(self) -> float:
         """The shortest time that any call has, in seconds."""
-        timeouts = [step.policy.timeout for step in self.steps]
-        if self.fold is not None:
-            timeouts.append(self.fold.timeout)
+        timeouts = [self.sink.timeout, *(step.policy.timeout for step in self.steps)]
         return min((timeout for timeout in timeouts if timeout is not None), default=math.inf)
 
 
@@ -109,8 +99,6 @@ class SharedProgram:
                 f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two"
             )
         if self.modules:
-            from parcoll.wire.modules import install, unpacked
-
             install(unpacked(self.modules))
         # Folders that the user's process added to sys.path since the workers started.
         sys.path += [folder for folder in self.search_path if folder not in sys.path]

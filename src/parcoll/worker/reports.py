@@ -1,7 +1,7 @@
 """What our own workers send when a task ends: its outcome, on the stream that tells the scheduler of the end.
 
 A client would otherwise ask the worker for each outcome: a request, a wake-up and an answer. Tasks leave
-their outcome in `tasks.reports`; this plugin takes it from there when dask has noted that the task is
+their outcome in `outcome.mailbox`; this plugin takes it from there when dask has noted that the task is
 done, and dask's events carry it to the client that submitted the task.
 """
 
@@ -14,8 +14,7 @@ from typing import Any
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from parcoll.wire.payload import SHARED_BYTES, Packed, Several
-from parcoll.worker.outcome import Outcome
-from parcoll.worker.tasks import reports
+from parcoll.worker.outcome import Outcome, mailbox
 
 
 class Reports(WorkerPlugin):
@@ -29,9 +28,9 @@ class Reports(WorkerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; forget that of one which nobody waits for."""
-        if not reports or finish not in ("memory", "released", "forgotten", "error"):
+        if not mailbox or finish not in ("memory", "released", "forgotten", "error"):
             return
-        topic, outcome = reports.pop(key, ("", None))
+        topic, outcome = mailbox.pop(key, ("", None))
         if outcome is None or finish != "memory":
             return
         pickled = None  # the client asks then

@@ -20,15 +20,18 @@ from operator import length_hint
 from typing import Any, NamedTuple
 
 from parcoll.chain.loop import Chain
-from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marked, Marks, Verdicts, marked
+from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Verdicts, marked
 from parcoll.chain.place import Place
+from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
-from parcoll.wire.payload import Packed, Payload, Shared
+from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
-from parcoll.worker.outcome import Kept, Outcome
-from parcoll.worker.program import Program, SharedProgram, Sink
-from parcoll.worker.tasks import broken, join, run_elements
+from parcoll.worker.fold import Fold, join
+from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
+from parcoll.worker.program import Program, SharedProgram
+from parcoll.worker.sinks import Sink
+from parcoll.worker.tasks import as_sequence, run_elements
 
 # A piece ends when it took as long: what it had is run again when its process dies.
 PIECE_SECONDS = 0.1
@@ -51,8 +54,8 @@ class Piece(NamedTuple):
     verdicts: Verdicts
 
 
-class Folded(NamedTuple):
-    """Asks to fold results that pieces made, in order; the reply is an `Outcome` with the value."""
+class Taken(NamedTuple):
+    """Asks the program's sink to take the results that pieces made, in order; the reply is an `Outcome`."""
 
     parts: Sequence[Packed]
     place: Place
@@ -67,7 +70,7 @@ class Joined(NamedTuple):
     parts: Sequence[Kept]
 
 
-Request = Load | Piece | Folded | Joined
+Request = Load | Piece | Taken | Joined
 
 
 def main(socket_fd: int, marks_fd: int, parent: int) -> None:
@@ -118,7 +121,7 @@ class _Served:
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
-        self._chain = Chain([])
+        self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
         """Do what was asked for; what goes wrong is an outcome too."""
@@ -129,7 +132,7 @@ class _Served:
                 return self._load(request)
             if isinstance(request, Joined):
                 return self._join(request)
-            outcome = self._run(request) if isinstance(request, Piece) else self._fold(request)
+            outcome = self._run(request) if isinstance(request, Piece) else self._take(request)
             outcome.seconds = time.perf_counter() - started
             return outcome
         except BaseException as error:
@@ -144,64 +147,48 @@ class _Served:
             if request.shared is not None:
                 self._program = request.shared.load()
         except BaseException as error:
-            return broken("the worker could not load the chain", error)
+            return unloadable_chain(error)
         self._place = request.place
         try:
-            loaded = request.elements.load()
-            self._elements = (
-                loaded if isinstance(loaded, list | tuple | range | str | bytes) else list(loaded)
-            )
+            self._elements = as_sequence(request.elements)
         except BaseException as error:
-            if isinstance(request.elements, Shared) and isinstance(error, OSError):
-                # Not the elements' fault: they are sent once more, in the message itself.
-                return Outcome(complete=False, unshared=str(error))
-            return broken(f"the worker could not load the partition at {request.place.element(0)}", error)
+            return unloadable_partition(request.place.element(0), request.elements, error)
         return len(self._elements)
 
     def _run(self, piece: Piece) -> Outcome:
         assert self._program is not None
-        sink: Sink = "count" if self._program.sink == "count" else "results"
-        program = dataclasses.replace(self._program, sink=sink, fold=None, limit=piece.limit)
-        steps = marked(program.steps, self._marks, piece.verdicts)
-        chain = Chain(steps, program.ledger)
-        for step in steps:
-            if isinstance(step.func, Marked):
-                step.func.chain = chain
+        program = dataclasses.replace(self._program, sink=self._program.sink.of_piece(piece.limit))
+        self._tally = Tally(program.steps, program.ledger)
+        steps = marked(program.steps, self._marks, piece.verdicts, self._tally)
         self._marks.begin(RUNNING)
-        self._chain = chain
         place = self._place.after(piece.start)
         elements = self._elements[piece.start : piece.stop]
-        return run_elements(chain, program, elements, place, PIECE_SECONDS, self._pack)
+        return run_elements(Chain(steps, self._tally), program, elements, place, PIECE_SECONDS, self._pack)
 
     def _pack(self, value: Any) -> Packed:
         self._marks.numbers[0] = PACKING
-        self._marks.numbers[5] = self._chain.after - length_hint(self._chain.iterator)
+        self._marks.numbers[5] = self._tally.after - length_hint(self._tally.iterator)
         return Packed.pack(value)
 
-    def _fold(self, request: Folded) -> Outcome:
+    def _take(self, request: Taken) -> Outcome:
         assert self._program is not None
-        assert self._program.fold is not None
         elements = [element for part in request.parts for element in part.load()]
-        fold = self._program.fold
-        step = len(self._program.steps)
-        counting = Counting(fold.func, step, self._marks, fold.timeout)
-        # It is called where the partition's value is there, to see whether `initial` changes that.
-        combine: Counting | None = None
-        if fold.combine is not None:
-            combine = Counting(fold.combine, step + 1, self._marks, fold.timeout)
-        program = dataclasses.replace(
-            self._program,
-            steps=(),
-            sink="fold",
-            limit=None,
-            fold=dataclasses.replace(fold, func=counting, combine=combine),
-            pace=Pace(),  # that of the steps says nothing of it
-        )
+        sink = self._marked(self._program.sink, len(self._program.steps))
+        pace = Pace()  # that of the steps says nothing of it
+        program = dataclasses.replace(self._program, steps=(), sink=sink, pace=pace)
         place = request.place if request.in_place else _reached(request.place)
         return run_elements(Chain([]), program, elements, place, None, self._pack)
 
+    def _marked(self, sink: Sink, step: int) -> Sink:
+        """Return the sink with functions that note their calls, as steps that follow the chain's."""
+        functions = {
+            name: Counting(func, step + number, self._marks, sink.timeout)
+            for number, (name, func) in enumerate(sink.functions.items())
+        }
+        return sink.with_functions(functions)
+
     def _join(self, request: Joined) -> Kept:
         fold = request.shared.load().fold
-        assert fold is not None
-        counting = Counting(fold.func, 0, self._marks, fold.timeout)
-        return join(request.shared, request.previous, request.parts, self._pack, counting)
+        marked_fold = self._marked(fold, 0)
+        assert isinstance(marked_fold, Fold)
+        return join(marked_fold, request.previous, request.parts, self._pack)

@@ -1,0 +1,128 @@
+"""Tally: what became of the elements that went through the steps of a chain, and where each of them stood."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parcoll.chain.failures import KEPT, FailedElement, Ledger, own_frames
+from parcoll.chain.place import START, Place
+from parcoll.chain.steps import Step
+from parcoll.errors import ElementError
+from parcoll.text import short_repr
+from parcoll.wire.exceptions import Failure
+
+
+@dataclass
+class Counts:
+    """What happened to the elements of one step beside passing."""
+
+    failed: int = 0
+    replaced: int = 0
+    retries: int = 0
+
+
+class Tally:
+    """The counts of one chain at work, its failed elements, and what ended it.
+
+    It knows where the element stands that is under way: it has the iterator that the source elements are
+    drawn from.
+    """
+
+    def __init__(self, steps: Sequence[Step], ledger: Ledger | None = None) -> None:
+        self.steps = steps
+        self.passed: dict[int, int] = {i: 0 for i, step in enumerate(steps) if step.counts}
+        self.counts = [Counts() for _ in steps]
+        self.failed_elements: list[FailedElement] = []  # as many as the ledger has room for
+        self.failure: Failure | None = None  # what ended the chain
+        self.failed_step: int | None = None  # where
+        self.raised: FailedElement | None = None  # the element whose failure `failure` is
+        self.ended_at: int | None = None  # the index of the source element that ended the chain
+        self.iterator: Iterator[Any] = iter(())  # that the source elements are drawn from
+        self.after = 0  # the index of the source element behind the last of them
+        self._ledger = ledger or Ledger()
+        self._place = START
+        self._source: Sequence[Any] = ()
+
+    def begin(self, elements: Sequence[Any], iterator: Iterator[Any], place: Place) -> None:
+        """Note which elements are drawn from now on, by which iterator; the first stands at `place`."""
+        self._source, self.iterator, self._place = elements, iterator, place
+        self.after = place.base + len(elements)
+
+    @property
+    def drawn(self) -> int:
+        """How many of these elements were drawn so far."""
+        return len(self._source) - operator.length_hint(self.iterator)
+
+    def where(self) -> str:
+        """Name the source element drawn last."""
+        return self._place.element(self.drawn - 1)
+
+    def flows(self, entered: int) -> list[tuple[int, int]]:
+        """Return (elements in, elements out) for each step when `entered` came from the source.
+
+        To be asked when the loops have ended.
+        """
+        flows = []
+        for position, step in enumerate(self.steps):
+            counts = self.counts[position]
+            left = self.passed[position] if step.counts else entered - counts.failed + counts.replaced
+            flows.append((entered, left))
+            entered = left
+        return flows
+
+    @property
+    def in_place(self) -> bool:
+        """Whether each result stands where its element does: none was left out or held, none made many."""
+        return not self.passed and not any(counts.failed > counts.replaced for counts in self.counts)
+
+    def tried_before(self, position: int, times: int) -> None:
+        """Count attempts of a step with an element that ended the processes that made them."""
+        self.counts[position].retries += times
+
+    def failed(self, error: Exception, position: int, element: Any, attempts: int) -> None:
+        """Count an element that the evaluation goes on without, and describe it if there is room."""
+        self.counts[position].failed += 1
+        if self._ledger.elements < KEPT:
+            self._ledger.elements += 1
+            failure = Failure.of(error, self._note(position, element, attempts), own_frames(error))
+            self.failed_elements.append(self._failed_element(failure, position, element, attempts))
+
+    def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
+        """Count and note the element that ends the evaluation."""
+        self.counts[position].failed += 1
+        self._fail(error, position, self._note(position, element, attempts))
+        if isinstance(error, Exception) and self.failure is not None:
+            self.raised = self._failed_element(self.failure, position, element, attempts)
+
+    def broken(self, error: BaseException, position: int, element: Any, whose: str) -> None:
+        """Note that a function raised which was asked about an element that had failed."""
+        self._fail(error, position, f"{whose}, {self._note(position, element)}")
+
+    def describe(self, error: Exception, position: int, element: Any, attempts: int) -> ElementError:
+        """Return what an `on_error` function gets."""
+        label, place = self.steps[position].label, self._here()
+        return ElementError(label, position, place.base, element, error, attempts, place.partition)
+
+    def _fail(self, error: BaseException, position: int, note: str) -> None:
+        self.failed_step, self.ended_at = position, self._here().base
+        self.failure = Failure.of(error, note, own_frames(error))
+
+    def _failed_element(self, failure: Failure, position: int, element: Any, attempts: int) -> FailedElement:
+        encoded, label = self._ledger.encoded(element), self.steps[position].label
+        return FailedElement(failure, label, position, self._here(), encoded, attempts)
+
+    def _here(self) -> Place:
+        return self._place.after(self.drawn - 1)
+
+    def _note(self, position: int, element: Any, attempts: int = 1) -> str:
+        drawn = self.drawn - 1
+        note = (
+            f"in step {position + 1} of {len(self.steps)}, {self.steps[position].label}, "
+            f"at {self.where()}: {short_repr(element)}"
+        )
+        if position > 0 and 0 <= drawn < len(self._source):
+            note += f" (made from source element {short_repr(self._source[drawn])})"
+        return note if attempts == 1 else f"{note}, {attempts} times"

@@ -1,0 +1,195 @@
+"""Folds: elements to one value, within a partition and from partition to partition."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from parcoll.chain.failures import own_frames, stands_between
+from parcoll.chain.place import Place
+from parcoll.errors import SerializationError
+from parcoll.text import function_name, short_repr
+from parcoll.wire.exceptions import Failure
+from parcoll.wire.payload import Packed, Payload
+from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
+from parcoll.worker.sinks import Pack, Sink
+
+JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` is the last word
+
+
+@dataclass(eq=False)
+class Fold(Sink):
+    """A left fold of the elements; as a sink, a list of one value, or nothing for a partition without.
+
+    `initial` is None where it is unset, and else holds the value, which may be None.
+    """
+
+    func: Callable[[Any, Any], Any]
+    label: str = ""
+    initial: Payload | None = None  # packed, so that every use starts from a copy of its own
+    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
+    timeout: float | None = None
+    start_once: bool = False  # only the partition at index 0 starts from `initial`
+
+    def start(self) -> None:
+        """Begin with the initial value, where this partition starts from it."""
+        self._value: list[Any] = []
+        self._element: Any = None
+        if self._starts(self._place):
+            assert self.initial is not None
+            self._value = [self.initial.load()]
+
+    def _starts(self, place: Place) -> bool:
+        return self.initial is not None and (place.first or not self.start_once)
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Fold the elements into the value."""
+        element, taken, func = None, self.taken, self.func
+        try:
+            if not self._value:
+                for element in elements:
+                    taken += 1
+                    self._value = [element]
+                    break
+                else:
+                    return
+            value = self._value[0]
+            for element in elements:
+                taken += 1
+                value = func(value, element)
+            self._value = [value]
+        finally:
+            self.taken, self._element = taken, element
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Pack the value; fail where `initial`, from which the partition started, is not neutral to it."""
+        if not self._value:
+            return None
+        packed = _packed_value(self._value, self.label, pack)
+        if isinstance(packed, Failure):
+            self.failure = packed
+            return None
+        if self.combine is not None and self.failure is None and self._tally.failure is None:
+            # A copy, since `combine` may write into its arguments.
+            self.failure = self._check_neutral(
+                packed if isinstance(packed, Packed) else Packed.pack(self._value)
+            )
+        return packed
+
+    def _check_neutral(self, packed: Payload) -> Failure | None:
+        """Fail where the value that every partition starts from changes the value of this one.
+
+        `combine` may join {"depth": 0} to itself and still overwrite the depth of 5 that was found in
+        another partition.
+        """
+        assert self.combine is not None
+        assert self.initial is not None
+        value = self._value[0]
+        try:
+            joined = self.combine(packed.load()[0], self.initial.load())
+            if not differs(joined, value):
+                return None
+            raise ValueError(
+                f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral, joined "
+                f"to {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from it: "
+                "pass a neutral one, or use reduce()"
+            )
+        except BaseException as error:
+            note = f"in {self.label}, combining with {function_name(self.combine)}"
+            return Failure.of(error, note, own_frames(error))
+
+    @property
+    def current(self) -> Any:
+        """The element folded last."""
+        return self._element
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The function, and the one that combines."""
+        return {"func": self.func} | ({} if self.combine is None else {"combine": self.combine})
+
+    def name_call(self, function: int, number: int, place: Place, in_place: bool) -> tuple[str, str]:
+        """Name a call by the element that is folded, or by the value that is combined."""
+        if function and self.combine is not None:
+            label = f"{self.label}, combining with {function_name(self.combine)}"
+            return label, f"the value of the partition from {place.element(0)} on"
+        # The first call joins the first two elements, where the fold has no start.
+        return super().name_call(function, number + (not self._starts(place)), place, in_place)
+
+
+def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -> Kept:
+    """Fold the elements of kept partitions, in order, into the value that `previous` holds."""
+    started = time.perf_counter()
+    taken = previous.folded if previous is not None else 0
+    outcome = Outcome()
+    element: Any = None
+    value: list[Any] = []
+    try:
+        if previous is not None and previous.content is not None:
+            value = previous.content.load()
+        elif previous is None and fold.initial is not None:
+            value = [fold.initial.load()]
+    except BaseException as error:
+        return Kept(broken("the worker could not load the value folded so far", error), None, taken)
+    try:
+        for part in parts:
+            for element in elements_of(part):
+                value = [fold.func(value[0], element)] if value else [element]
+                taken += 1
+    except BaseException as error:
+        note = f"in {fold.label}, at element {taken} of those that reached it: {short_repr(element)}"
+        outcome.failure = Failure.of(error, note, own_frames(error))
+    outcome.produced = taken
+    content: Payload | None = None
+    if value and not outcome.failure:
+        packed = _packed_value(value, fold.label, pack)
+        if isinstance(packed, Failure):
+            outcome.failure = packed
+        else:
+            content = packed
+    outcome.seconds = time.perf_counter() - started
+    return Kept(outcome, content, taken)
+
+
+def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure:
+    try:
+        return pack(value)
+    except BaseException as error:
+        message = (
+            f"the value of {label} cannot be sent between workers: {short_repr(value[0])} "
+            f"({type(error).__name__}: {error})"
+        )
+        return Failure.of(SerializationError(message), f"in {label}")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are surely equal: by `==`, or (arrays) by their pickles."""
+    try:
+        if bool(one == other):
+            return True
+    except Exception:
+        pass  # an array of truths has no truth
+    first, second = Packed.pack(one), Packed.pack(other)
+    return (first.head, first.buffers) == (second.head, second.buffers)
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Tell whether two values surely differ: builtin ones, by more than a rounding."""
+    try:
+        if bool(one == other):
+            return False
+    except Exception:
+        return False
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return not math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) and one == one
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() != other.keys() or any(differs(one[key], other[key]) for key in one)
+    if type(one) is type(other) and isinstance(one, (list, tuple)):
+        return len(one) != len(other) or any(map(differs, one, other))
+    return type(one) is type(other) and isinstance(one, JUDGED)
+
+
+stands_between(Fold.take.__code__.co_filename)

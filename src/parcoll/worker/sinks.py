@@ -1,0 +1,166 @@
+"""Sinks: what takes the elements that leave the last step of a partition, and what becomes of them.
+
+`Results` and `Count` are two, `Fold` is a third (`worker.fold`). A sink travels with its program. For each
+partition `begin` makes the one that `take`s its elements, in as many streams as the partition is run in, and
+then `finish`es with what goes back. A new sink is a class like these, which the evaluation is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+from parcoll.chain.failures import own_frames, stands_between
+from parcoll.chain.place import Place
+from parcoll.chain.tally import Tally
+from parcoll.errors import SerializationError
+from parcoll.text import short_repr
+from parcoll.wire.exceptions import Failure
+from parcoll.wire.payload import Payload
+from parcoll.wire.unpicklable import first_unpicklable
+
+Pack = Callable[[Any], Payload]
+
+
+class Sink:
+    """Takes the elements of one partition, once `begin` has made it for that partition."""
+
+    label: str | None = None  # how a user knows it, where it runs functions of theirs: ``fold(add)``
+    limit: int | None = None  # elements after which a partition may stop
+    timeout: float | None = None  # seconds for one call of its functions
+    in_order: ClassVar[bool] = True  # whether it matters which partition comes first
+    # Whether it has to take all elements of a partition itself: a partition that is run in pieces beside its
+    # worker is collected for it then. Otherwise `of_piece` takes each piece, and the pieces add up.
+    whole: ClassVar[bool] = True
+
+    def begin(self, tally: Tally, place: Place) -> Self:
+        """Return the sink for the partition at `place`, whose steps are counted in `tally`."""
+        begun = copy.copy(self)
+        begun.taken = 0
+        begun.failure = None
+        begun._tally = tally
+        begun._place = place
+        begun.start()
+        return begun
+
+    taken: int  # elements, so far
+    failure: Failure | None  # what ended it, other than a step
+    _tally: Tally
+    _place: Place
+
+    def start(self) -> None:
+        """Make ready for the first element of a partition."""
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Draw the elements, and count them in `taken`. May be called several times."""
+        raise NotImplementedError
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Return, packed, what goes back of the partition; None for nothing."""
+        raise NotImplementedError
+
+    @property
+    def full(self) -> bool:
+        """Whether it wants no more elements."""
+        return self.limit is not None and self.taken >= self.limit
+
+    @property
+    def current(self) -> Any:
+        """The element that is being taken, for the note of an exception."""
+        return None
+
+    def fails(self, error: BaseException) -> None:
+        """Note that `take` or `finish` raised."""
+        note = f"in {self.label or type(self).__name__}, at {self._tally.where()}: {short_repr(self.current)}"
+        self.failure = Failure.of(error, note, own_frames(error))
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The user's functions that it calls, by the names of its attributes."""
+        return {}
+
+    def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
+        """Return a copy that calls these instead."""
+        changed = copy.copy(self)
+        for name, func in functions.items():
+            setattr(changed, name, func)
+        return changed
+
+    def name_call(self, function: int, number: int, place: Place, in_place: bool) -> tuple[str, str]:
+        """Return what to call one call of its functions, and the element: for a call that has to be stopped.
+
+        `function` counts the `functions`, `number` the calls; `in_place` where results stand where their
+        elements do.
+        """
+        at = (
+            place.element(number)
+            if in_place
+            else f"element {number} of those of its partition that reached it"
+        )
+        return self.label or type(self).__name__, at
+
+    def of_piece(self, limit: int | None) -> Sink:
+        """Return what takes a piece of a partition that is run in pieces."""
+        return Results(limit)
+
+
+class Results(Sink):
+    """The elements themselves, as a list."""
+
+    whole = False
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+
+    def start(self) -> None:
+        """Begin with no results."""
+        self._results: list[Any] = []
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Keep the elements."""
+        results = self._results
+        results += elements if self.limit is None else itertools.islice(elements, self.limit - len(results))
+        self.taken = len(results)
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Pack the results: those before the first that cannot be packed, where there is one."""
+        try:
+            return pack(self._results)
+        except BaseException as error:
+            bad = first_unpicklable(self._results)
+            position, cause = bad if bad is not None else (0, error)
+        tally = self._tally
+        whose = f"the result of {self._place.element(position)}"
+        if not tally.in_place:
+            whose = f"result {position} of the partition from {self._place.element(0)} to {tally.where()}"
+        message = (
+            f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
+            f"({type(cause).__name__}: {cause})"
+        )
+        last = f"in {tally.steps[-1].label}" if tally.steps else "in a chain without steps"
+        self.failure = Failure.of(SerializationError(message), last)
+        self.taken = position
+        return pack(self._results[:position])
+
+
+class Count(Sink):
+    """The number of elements, which is `taken`; none of them goes back."""
+
+    in_order = False
+    whole = False
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Count the elements."""
+        self.taken += sum(1 for _ in elements)
+
+    def finish(self, pack: Pack) -> None:
+        """Return nothing."""
+
+    def of_piece(self, limit: int | None) -> Sink:
+        """Return another: counts add up."""
+        return self
+
+
+stands_between(Results.take.__code__.co_filename)

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests", "guard"]
-nox.options.reuse_existing_virtualenvs = True
-
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def pythons() -> list[str]:
+    """Return the versions of Python that parcoll is for and that this machine has, the oldest first."""
+    # Behind the others, so that no other command changes: nox's own Python, and all those that pyenv keeps,
+    # whose commands run only those of them that somebody has chosen.
+    of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin")
+    more = [Path(sys.executable).parent, *sorted(of_pyenv)]
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, more)])
+    found = [version for version in ("3.11", "3.12", "3.13", "3.14") if is_here(version)]
+    return found or [f"{sys.version_info.major}.{sys.version_info.minor}"]
+
+
+def is_here(version: str) -> bool:
+    """Tell whether some Python of that version runs: pyenv has commands for some that do not."""
+    commands = [Path(folder, f"python{version}") for folder in os.environ["PATH"].split(os.pathsep)]
+    found = [command for command in commands if os.access(command, os.X_OK)]
+    return any(subprocess.run([command, "-c", ""], capture_output=True).returncode == 0 for command in found)
+
+
+PYTHONS = pythons()
+# Most tests wait more than they compute: one process more than a small machine has cores. Each takes whole
+# files, since tests of one file share clusters.
+SHARED_OUT = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
+
+nox.needs_version = ">=2025.2.9"
+# Both ends of what parcoll is for: the oldest Python with the oldest dask, and the newest with the newest.
+nox.options.sessions = ["lint", "types", "oldest", f"tests-{PYTHONS[-1]}", "guard"]
+nox.options.reuse_existing_virtualenvs = True
 
 
 @nox.session
@@ -30,11 +58,22 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "tests/typing")
 
 
-@nox.session
+@nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Test the built wheel, or what is named: `nox -s tests -- tests/promises/test_sources.py -x`."""
+    """Test the built wheel, or what is named: `nox -s tests-3.11 -- tests/promises/test_sources.py -x`."""
+    run_tests(session)
+
+
+@nox.session(python=PYTHONS[0])
+def oldest(session: nox.Session) -> None:
+    """Test it with the oldest Python that is here, and the oldest of each library that is allowed."""
+    run_tests(session, *(pin.replace(">=", "==") for pin in PYPROJECT["project"]["dependencies"]))
+
+
+def run_tests(session: nox.Session, *pins: str) -> None:
+    """Run the tests: together, and those that fail once more, alone."""
     wheel = build_wheel(session)
-    session.install(f"{wheel}[dashboard]", *group("test"))
+    session.install(f"{wheel}[dashboard]", *pins, *group("test"))
     # pip keeps an installed 0.1.0 when asked for another 0.1.0, so a reused environment
     # would test yesterday's code.
     session.install("--force-reinstall", "--no-deps", str(wheel))
@@ -45,7 +84,7 @@ def tests(session: nox.Session) -> None:
         return
     session.run("pytest", "--doctest-modules", "--pyargs", "parcoll")
     # Exit code 1: tests failed, which run once more, alone (5: none did). tests/README.md says why.
-    session.run("pytest", "tests", "--cache-clear", success_codes=[0, 1])
+    session.run("pytest", "tests", "--cache-clear", *SHARED_OUT, success_codes=[0, 1])
     session.run("pytest", "tests", "--last-failed", "--last-failed-no-failures=none", success_codes=[0, 5])
 
 

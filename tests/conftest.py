@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import leaks
 import named_memory
@@ -51,8 +52,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     What is left is told of a module's last test and may be any other's doing: that one, run again alone,
     would pass.
     """
-    if left_behind:
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist: one process of several
+        session.config.workeroutput["left behind"] = left_behind
+    elif left_behind:
         session.exitstatus = LEFT_BEHIND
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear of one of those processes what its tests have left behind."""
+    left_behind.extend(getattr(node, "workeroutput", {}).get("left behind", ()))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import dask
 import dask.bag
 import pytest
 from bare import bare_cluster
+from ports import free_port
 from restarted import Restarted, slowly, stopped
 from scripts import clean_environment
 
@@ -27,7 +28,7 @@ from parcoll.cluster import silence
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
     """Give a cluster that is running again after each test."""
-    with bare_cluster(tmp_path_factory.mktemp("cluster"), 0) as found:
+    with bare_cluster(tmp_path_factory.mktemp("cluster"), 0, port=free_port()) as found:
         yield Restarted(found)
 
 

@@ -21,6 +21,7 @@ import dask.bag
 import distributed
 import pytest
 from bare import bare_cluster
+from ports import free_port
 from restarted import Restarted, slowly, stopped
 from scripts import append, eventually, lines
 
@@ -33,7 +34,7 @@ WAIT = 60.0  # seconds: `reconnect` where the scheduler does come back
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
     """Give a cluster that is running again after each test."""
-    with bare_cluster(tmp_path_factory.mktemp("cluster"), 0) as found:
+    with bare_cluster(tmp_path_factory.mktemp("cluster"), 0, port=free_port()) as found:
         yield Restarted(found)
 
 

@@ -17,6 +17,7 @@ import pytest
 from bare import bare_cluster, tls_options
 from distributed.versions import get_versions
 from places import check_sentence, evaluated_at
+from ports import LOOPBACK, free_port
 from scripts import Scripts
 
 from parcoll import (
@@ -31,8 +32,6 @@ from parcoll.cluster.joining import check_versions
 from parcoll.local.credentials import Credentials
 from parcoll.wire.payload import Packed
 from parcoll.worker.program import Program, SharedProgram
-
-LOOPBACK = "127.0.0.1"
 
 pytestmark = pytest.mark.usefixtures("no_default_cluster")
 
@@ -81,14 +80,8 @@ def test_dask_s_own_local_cluster_is_used_and_left_open(tmp_path: Path) -> None:
     scripts.check()
 
 
-def closed_port() -> int:
-    with socket.socket() as found:
-        found.bind((LOOPBACK, 0))
-        return int(found.getsockname()[1])
-
-
 def test_a_closed_port_is_told_within_its_time() -> None:
-    address = f"tcp://{LOOPBACK}:{closed_port()}"
+    address = f"tcp://{LOOPBACK}:{free_port()}"
     with pytest.raises(ConnectError) as raised:
         connect(address)
     check_sentence(raised.value, "no dask scheduler", address)
@@ -279,7 +272,7 @@ def test_a_worker_that_comes_later_with_another_python_says_so() -> None:
 
 def test_an_address_in_the_config_that_leads_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "JOIN_SECONDS", 1)
-    address = f"tcp://{LOOPBACK}:{closed_port()}"
+    address = f"tcp://{LOOPBACK}:{free_port()}"
     with dask.config.set({"scheduler-address": address}), pytest.raises(ConnectError) as raised:
         list(parallel(range(3)).map(abs))
     check_sentence(raised.value, address)

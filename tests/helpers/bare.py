@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+from ports import LOOPBACK
 from scripts import clean_environment, eventually
 
-LOOPBACK = "127.0.0.1"
 # What the environment lacks: a package that is compiled, and one of pure Python that nothing there needs.
 LACKING = ("parcoll", "numpy", "pure_eval")
 
@@ -42,6 +42,7 @@ class BareCluster:
         *options: str,
         security: distributed.Security | None = None,
         lacking: tuple[str, ...] = LACKING,
+        port: int = 0,
     ) -> None:
         self.folder = folder
         self.file = folder / "scheduler.json"
@@ -50,7 +51,7 @@ class BareCluster:
         self._options = [*options, "--host", LOOPBACK, "--no-dashboard", "--scheduler-file", str(self.file)]
         self._log = open(folder / "log", "w")  # noqa: SIM115 - as long as the processes
         self._started: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self.start_scheduler()
+        self.scheduler = self.start_scheduler(port)
 
     @property
     def address(self) -> str:

@@ -6,20 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from impatience import no_pause
 
 from parcoll import Connection
 from parcoll.chain import policy
 from parcoll.chain.policy import BASE_SECONDS
 from parcoll.worker.program import Program
-
-
-def no_pause() -> None:
-    from parcoll.chain import policy
-    from parcoll.worker import subworker
-
-    policy.BASE_SECONDS = 0.0
-    line = "import parcoll.chain.policy; parcoll.chain.policy.BASE_SECONDS = 0.0\n"
-    subworker.BOOT = subworker.BOOT.replace("\nmain(", f"\n{line}main(")
 
 
 @pytest.fixture(scope="module")

@@ -272,7 +272,7 @@ with connect(n_workers=2) as cluster:
     print(parallel(range(1000)).map(lambda x: x + 1).reduce(lambda a, b: a + b))
     key = cluster.engine.way.host.wait_ready().credentials.key.splitlines()[1]
     folders = [tempfile.gettempdir(), os.getcwd(), "/dev/shm"]
-    files = [os.path.join(at, file) for folder in folders for at, _, found in os.walk(folder) for file in found]
+    files = [os.path.join(at, file) for top in folders for at, _, found in os.walk(top) for file in found]
     for path in filter(os.path.isfile, files):
         # Other programs have files in /dev/shm too: large ones, and such that are gone a moment later.
         with contextlib.suppress(OSError), open(path, "rb") as file:

@@ -145,7 +145,9 @@ def test_what_runs_on_workers_needs_what_every_dask_worker_has(name: str):
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_few_rooms_load_distributed_and_two_modules_dask_bag(name: str):
-    loaded = {n for statement in statements(MODULES[name]) if not statement.for_types for n in statement.names}
+    loaded = {
+        n for statement in statements(MODULES[name]) if not statement.for_types for n in statement.names
+    }
     if room_of(name) not in USE_DISTRIBUTED:
         assert not {module for module in loaded if module.split(".")[0] == "distributed"}
     if name not in USE_BAGS:

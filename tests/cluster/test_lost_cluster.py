@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
-from parcoll.evaluation.window import MAX_LOSSES
 from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import silence
 from parcoll.evaluation.inline import InlineEngine, InlineSession
+from parcoll.evaluation.window import MAX_LOSSES
 from parcoll.worker.program import Program
 
 

@@ -124,11 +124,13 @@ STEP_SETTINGS = ("on_error", "retries", "retry_on", "timeout")
 
 def step_policy(method: str, func: Any, settings: Mapping[str, Any], of_chain: Policy) -> Policy:
     """Return what a step's settings mean."""
+    if not settings:
+        return of_chain
     for given in settings:
         if given not in STEP_SETTINGS:
             name = "func" if func is None else function_name(func)
             raise TypeError(
-                f"{method}() has the settings {', '.join(STEP_SETTINGS)}, and none named {given!r}; to pass it "
+                f"{method}() has no setting {given!r}, only {', '.join(STEP_SETTINGS)}; to pass it "
                 f"to the function, use functools.partial({name}, {given}=...)"
             )
     on_error, retries, retry_on, timeout = (settings.get(name) for name in STEP_SETTINGS)

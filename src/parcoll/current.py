@@ -62,7 +62,7 @@ def describe_engine(client: Any) -> str:
     address = os.environ.get("DASK_SCHEDULER_ADDRESS") or dask.config.get("scheduler-address", None)
     if address:
         return f"the scheduler in dask's configuration, {address}"
-    running = default is not None and default.usable
+    running = default is not None and default.usable and default.way.alive
     return f"a local cluster, {'running' if running else 'started by the first evaluation'}"
 
 

@@ -109,13 +109,13 @@ class Receiving:
         for key in keys if self._reports is not None else ():
             self._reports.waiting.pop(key, None)  # type: ignore[union-attr]
 
-    @property
-    def to_release(self) -> int:
-        """How many futures are held whose outcome has come."""
-        return len(self._reported)
+    def release(self, least: int = 0) -> None:
+        """Release futures whose outcome has come, if they are so many.
 
-    def release(self) -> None:
-        """Release futures whose outcome has come: not by dropping them, since `__del__` swallows a Ctrl-C."""
+        Not by dropping them, since their `__del__` swallows a Ctrl-C.
+        """
+        if len(self._reported) < least:
+            return
         with contextlib.suppress(IndexError):  # the client's loop may take them too
             while True:
                 self._reported.pop().release()

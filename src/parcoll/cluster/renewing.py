@@ -99,8 +99,8 @@ class RenewingEngine:
 
     @property
     def usable(self) -> bool:
-        """Tell whether this process started it and it still runs."""
-        return not self._closed.is_set() and os.getpid() == self._pid and self.way.alive
+        """Tell whether this process made it, and has not closed it."""
+        return not self._closed.is_set() and os.getpid() == self._pid
 
     @property
     def address(self) -> str:

@@ -33,7 +33,7 @@ QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does
 MAX_LABEL = 100  # characters
 MAX_LOSSES = 6  # of workers that had one job, after which it is given up: isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
-RELEASED = 32
+RELEASED = 32  # together
 # The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next
 # partition, which holds it for milliseconds at a time. Without a rest tasks came 20 ms late to the scheduler.
 REST_SECONDS = 0.001
@@ -111,8 +111,7 @@ class DistributedSession:
             if self._keep:
                 for job, future in zip(jobs, futures[len(jobs) :] or futures, strict=True):
                     job.handle = KeptOnCluster(future, self._link)
-        if self._receiving.to_release >= RELEASED:
-            self._receiving.release()
+        self._receiving.release(RELEASED)
         time.sleep(REST_SECONDS)
 
     def _share_program(self) -> None:
@@ -219,8 +218,7 @@ class DistributedSession:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        interrupted = was_interrupted()
-        if self._receiving.close() and interrupted:
+        if self._receiving.close() and was_interrupted():
             self._link.interrupted = True
         if self._ahead is not None:
             self._ahead.clear()

@@ -22,7 +22,7 @@ from parcoll.evaluation.sizing import Sizer, sizer_for
 from parcoll.evaluation.window import MAX_LOSSES, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
-from parcoll.watch.around import Follower, Watch
+from parcoll.watch.around import Watch
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Handle, Outcome
@@ -59,7 +59,7 @@ class Run:
         self.stats = stats
         self._choose = choose
         self._reads = False  # the source was read
-        self._follower = _Follower(stats)
+        self._watch = Watch(stats, options.progress)
         if options.checkpoint is None:  # else there may be nothing to run
             # The engine comes first: a local cluster's processes import while this process does.
             self.engine  # noqa: B018
@@ -81,8 +81,8 @@ class Run:
         """Return the context to evaluate in; `fold` is what takes the results on the workers."""
         self.stats.fold = fold
         if self.options.checkpoint is None:
-            self._follower.follow(self.engine)
-        return Watch(self.stats, self._follower, self.options.progress)
+            self._watch.follower = self.engine.follow(self.stats)
+        return self._watch
 
     def outcomes(self, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's outcome: of all that a checkpoint has, and then of what ran."""
@@ -93,7 +93,7 @@ class Run:
         assert isinstance(self.plan.origin, Source)
 
         def rest(reader: SavedReader, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
-            self._follower.follow(self.engine)
+            self._watch.follower = self.engine.follow(self.stats)
             return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
 
         steps = self.plan.steps
@@ -178,21 +178,6 @@ class Run:
                     raise
                 logger.warning("%s: %s; %s() begins again", self.stats.name, error, name)
             self.stats.forget()
-
-
-class _Follower:
-    """Whoever tells others of an evaluation, once there is an engine."""
-
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
-        self._follower: Follower | None = None
-
-    def follow(self, engine: Engine) -> None:
-        self._follower = engine.follow(self._stats)
-
-    def end(self) -> None:
-        if self._follower is not None:
-            self._follower.end()
 
 
 class ResultIterator(itertools.chain[Any]):

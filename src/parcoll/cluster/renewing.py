@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
+from parcoll.wire.boot import import_path
 from parcoll.wire.payload import Payload
 from parcoll.wire.sharing import Sharing
 from parcoll.worker.program import Program
@@ -248,7 +248,7 @@ class StartedHere:
             end_abandoned(link.client, engine.keys_wanted)
             link.interrupted = False
         # Folders may have come to the path since: a notebook's, a test runner's.
-        link.search_path = tuple(folder or os.getcwd() for folder in sys.path)
+        link.search_path = tuple(import_path())
 
     def close(self, engine: DistributedEngine | None) -> None:
         """End the client and the cluster."""

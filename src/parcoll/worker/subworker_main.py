@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
+from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
 from parcoll.worker.fold import Fold, join
@@ -82,14 +84,13 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
     served = _Served(Marks(marks_fd))
+    gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
-        while length := stream.read(8):
+        while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            reply = pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)
-            stream.write(len(reply).to_bytes(8, "big"))
-            stream.write(reply)
+            stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
             stream.flush()
     with contextlib.suppress(Exception):
         sys.stdout.flush()

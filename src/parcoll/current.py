@@ -20,7 +20,7 @@ SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
 default: RenewingEngine | None = None  # started by the first evaluation that finds nothing else
-joined: dict[
+connected_engines: dict[
     str, tuple[int, RenewingEngine]
 ] = {}  # engines by address from dask's config, with their process
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
@@ -144,17 +144,17 @@ def _from_config() -> Engine | None:
 
 def _engine_at(address: str) -> Engine:
     with _lock:
-        pid, engine = joined.get(address, (0, None))
+        pid, engine = connected_engines.get(address, (0, None))
         if engine is not None and pid != os.getpid():
             _abandoned.append(engine)
             engine = None
         if engine is None or engine.current is None or not engine.current.link.connected:
             if engine is not None:
-                del joined[address]
+                del connected_engines[address]
                 engine.close()
             engine = RenewingEngine(AtAddress(lambda: address))
             engine.connected()
-            joined[address] = (os.getpid(), engine)
+            connected_engines[address] = (os.getpid(), engine)
         return engine
 
 
@@ -182,7 +182,7 @@ def _close_all() -> None:
     for pid, connection in list(_connected):
         if pid == os.getpid():
             connection.close()
-    for pid, engine in list(joined.values()):
+    for pid, engine in list(connected_engines.values()):
         if pid == os.getpid():
             engine.close()
     if default is not None and default.usable:

@@ -21,7 +21,7 @@ from scripts import clean_environment, eventually, meanwhile
 from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import silence
 from parcoll.evaluation.inline import InlineEngine, InlineSession
-from parcoll.evaluation.window import MAX_LOSSES
+from parcoll.evaluation.window import MAX_CLUSTERS_LOST
 from parcoll.worker.program import Program
 
 
@@ -220,4 +220,4 @@ def test_a_cluster_that_dies_each_time_is_given_up() -> None:
         connection.engine = Engine()
         with pytest.raises(ClusterLostError, match="it died"):
             list(parallel(range(3)).map(abs))
-    assert Engine.opened == MAX_LOSSES + 1
+    assert Engine.opened == MAX_CLUSTERS_LOST + 1

@@ -304,7 +304,7 @@ def test_the_scheduler_in_dask_s_configuration_is_joined_anew_by_the_next_evalua
             list(stream)
         cluster.start()
         assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
-    current.joined.pop(cluster.address)[1].close()
+    current.connected_engines.pop(cluster.address)[1].close()
 
 
 # A client of the user's ---------------------------------------------------------------------------

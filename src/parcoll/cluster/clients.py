@@ -90,7 +90,7 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
             )
         left = max(seconds - (time.monotonic() - started), 1.0)
         with warnings.catch_warnings():
-            # Versions are compared in `engine.joining`, in a sentence instead of a table.
+            # Versions are compared in `cluster.preparing`, in a sentence instead of a table.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
             client = _started(address, security=security, timeout=left)
         return client

@@ -264,7 +264,7 @@ class StartedHere:
         return "the local cluster is closed"
 
 
-class _Joined:
+class _AtScheduler:
     """A dask scheduler that others run. `reconnect`: seconds that an evaluation waits where it is gone."""
 
     starts = False
@@ -291,7 +291,7 @@ class _Joined:
         if before is None:
             from parcoll.cluster.clients import JOIN_SECONDS  # lazy: distributed
 
-            return self._join(JOIN_SECONDS)
+            return self._connect(JOIN_SECONDS)
         lost, started = before.link.lost(), time.monotonic()
         if not self.renews:
             if self.finds or before.client.status != "running":
@@ -303,7 +303,7 @@ class _Joined:
         while True:
             left = max(deadline - time.monotonic(), 0.0)
             try:
-                found = self._join(min(max(left, LAST_SECONDS), TRY_SECONDS))
+                found = self._connect(min(max(left, LAST_SECONDS), TRY_SECONDS))
             except (ConnectError, ClusterLostError) as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or getattr(error, "for_good", False):
@@ -320,7 +320,7 @@ class _Joined:
                 raise lost_for_good(f"{lost}, and its connection was closed")
             pause = min(1.5 * pause, LAST_PAUSE)
 
-    def _join(self, seconds: float) -> DistributedEngine:
+    def _connect(self, seconds: float) -> DistributedEngine:
         from parcoll.cluster.engine import engine_of_client  # lazy: distributed
 
         client = self.client(seconds)
@@ -344,7 +344,7 @@ class _Joined:
         return f"the connection to the dask scheduler {at} is closed"
 
 
-class AtAddress(_Joined):
+class AtAddress(_AtScheduler):
     """A scheduler whose address is asked for anew each time, with a client of our own."""
 
     def __init__(
@@ -371,7 +371,7 @@ class AtAddress(_Joined):
         close_lost(client)
 
 
-class OfClient(_Joined):
+class OfClient(_AtScheduler):
     """A client of the user's, in whose place no other is put: dask has it look for its scheduler itself."""
 
     finds = False

@@ -46,7 +46,8 @@ def killed_each(seconds: float, times: int, connection: Connection, who: str) ->
     def work(ended: threading.Event) -> None:
         while len(killed) < times and not ended.wait(seconds):
             pid = connection.engine.way.host.pid
-            if pid not in killed and connection.engine.current is not None:
+            engine = connection.engine.current
+            if pid not in killed and engine is not None and engine.link.connected:
                 kill(connection, who)
                 killed.append(pid)
 

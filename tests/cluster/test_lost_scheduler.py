@@ -196,7 +196,7 @@ def test_a_scheduler_that_hangs_is_lost_too(cluster: Restarted, impatient: None)
                 thread.join(20)
             calls["afterwards"] = lambda: list(parallel(range(3)).map(abs))
             run("afterwards")
-            assert not connection.engine.connected
+            assert not connection.engine.current.link.connected
     for name in calls:
         assert isinstance(found[name], ClusterLostError), name
         assert f"the dask scheduler {cluster.address} is gone: no answer in 2 s" in str(found[name]), name

@@ -71,7 +71,7 @@ def test_a_scheduler_that_hung_for_a_while_is_joined_again(cluster: Restarted, i
         found += [next(stream) for _ in range(200)]
         assert numbers.stats.losses == 0
         with stopped(cluster.cluster.scheduler):
-            assert eventually(lambda: not connection.engine.connected, 10)
+            assert eventually(lambda: not connection.engine.current.link.connected, 10)
             time.sleep(1)
         found += stream
     assert found == list(range(0, 1_200, 2))

@@ -21,7 +21,7 @@ from typing import Any
 import distributed
 from distributed.scheduler import KilledWorker
 
-from parcoll.cluster import losses
+from parcoll.cluster import losses, nesting
 from parcoll.cluster.link import Link
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
@@ -69,7 +69,9 @@ class Receiving:
         self._reports = reports
         self._keep = keep
         self.closed = False
-        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException] = queue.SimpleQueue()
+        # None wakes whoever waits.
+        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException | None]
+        self._results = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         # Those of them whose outcome is being fetched; client's loop only.
         self._delivering: dict[Any, Job] = {}
@@ -166,10 +168,14 @@ class Receiving:
     def take(self, block: bool) -> tuple[Job, Outcome | Lost] | None:
         """Return the next outcome that has come; None where none has, after a moment with `block`."""
         self._look_for_lost()
-        try:
-            item = self._results.get(block, LIVENESS_SECONDS)
-        except queue.Empty:
-            return None
+        item: tuple[Job, Outcome | Lost] | BaseException | None
+        if block:
+            item = nesting.wait_for(self._results, LIVENESS_SECONDS)
+        else:
+            item = None
+            with contextlib.suppress(queue.Empty):
+                while item is None:
+                    item = self._results.get_nowait()
         if isinstance(item, BaseException):
             raise item
         return item

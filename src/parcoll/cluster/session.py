@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +14,12 @@ from dask._task_spec import Task, TaskRef
 
 from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link
-from parcoll.cluster.nesting import enter_task, leave_task
+from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError, lost_for_good
 from parcoll.evaluation.engine import Job, Join
+from parcoll.local.main_thread import key_of
 from parcoll.text import key_words
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
@@ -70,9 +70,9 @@ class DistributedSession:
         self._shared.cached = not large
         self._program: Any = None if large else self._shared
         self._program_future: Any = None
-        self._thread = threading.get_ident()
+        self._level = level()
         self._receiving = Receiving(link, reports, keep)
-        self._seceded = enter_task()
+        self._entered = enter_task()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Send jobs to the scheduler in one message, and large partitions straight to workers."""
@@ -95,7 +95,7 @@ class DistributedSession:
         kept_keys: list[str] = []
         for job in jobs:
             before = set(graph)
-            key = f"{self._words}-{self._token}-{next(self._numbers)}"
+            key = key_of(self._words, self._token, self._level, next(self._numbers))
             graph[key] = self._task(key, job, graph)
             if self._keep and self._topic is None:
                 kept_keys.append(key)
@@ -224,5 +224,5 @@ class DistributedSession:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
-        if self._seceded and self._thread == threading.get_ident():
-            leave_task()  # closed by another thread: the task's own thread ends with its task
+        if self._entered is not None:
+            self._entered.leave()

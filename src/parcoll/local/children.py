@@ -9,15 +9,21 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from parcoll import ending
 from parcoll.local.credentials import Credentials
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
+
+    from parcoll.local.main_thread import MainThreadPoolExecutor
 
 _DASHBOARD_PORT = 8787  # dask's own; if it is taken, any other
 NOT_STARTED = 87  # the exit code of a worker that could not start
@@ -175,22 +181,58 @@ def _allow_this_machine_only(port: int) -> None:
         dask.config.set({origins: [f"127.0.0.1:{port}", f"localhost:{port}"]})
 
 
-def run_worker(number: int, address: str, options: HostOptions) -> None:
-    """Serve as a worker until it is closed."""
+def run_worker(number: int, address: str, options: HostOptions) -> NoReturn:
+    """Serve as a worker until it is closed, with dask's loop in a thread of its own; then end the process."""
+    from parcoll.local.main_thread import MainThreadPoolExecutor  # lazy: distributed, as above
+
     for stream in (sys.stdout, sys.stderr):
         # The host runs with -u. With it print() would write its arguments one by one, and the lines of
         # two workers would mix.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
-    asyncio.run(_serve_worker(number, address, options))
+    ending.end_at_signal()
+    pool = MainThreadPoolExecutor() if options.threads_per_worker == 1 else None
+    serving = partial(_serve_worker, number, address, options, pool)
+    with contextlib.suppress(ending.ProcessEnds):
+        threading.Thread(target=_run_loop, args=(serving,), name="parcoll-worker", daemon=True).start()
+        if pool is not None:
+            pool.serve()
+        else:
+            threading.Event().wait()
+    ending.end()
 
 
-async def _serve_worker(number: int, address: str, options: HostOptions) -> None:
-    from distributed.worker import DEFAULT_EXTENSIONS, Worker
+def _run_loop(serving: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run dask's loop, and have the process end with it."""
+    code = 1
+    try:
+        asyncio.run(serving())
+        code = 0
+    except _NotStartedError:
+        code = NOT_STARTED
+    except BaseException:
+        traceback.print_exc()
+    ending.ask(code)
 
+
+class _NotStartedError(Exception):
+    """A worker could not start."""
+
+
+async def _serve_worker(
+    number: int, address: str, options: HostOptions, pool: MainThreadPoolExecutor | None
+) -> None:
+    from distributed.worker import DEFAULT_EXTENSIONS
+    from distributed.worker import Worker as PlainWorker
+
+    from parcoll.local.main_thread import Worker  # lazy: distributed, as above
     from parcoll.worker.reports import ReportSender  # lazy: distributed, as above
 
+    make: Any = PlainWorker if pool is None else partial(Worker, executor=pool)
+    loop = asyncio.get_running_loop()
+    # When the process is told to end, what becomes of the functions that are interrupted is not to be told.
+    ending.begins.append(lambda: loop.call_soon_threadsafe(threading.Event().wait))
     try:
-        worker = await Worker(
+        worker = await make(
             address,
             name=number,
             nthreads=options.threads_per_worker,
@@ -202,9 +244,9 @@ async def _serve_worker(number: int, address: str, options: HostOptions) -> None
             plugins=(ReportSender(),),
             dashboard_address="127.0.0.1:0",
         )
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        sys.exit(NOT_STARTED)
+        raise _NotStartedError from error
     await worker.finished()
 
 

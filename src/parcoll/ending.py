@@ -1,0 +1,183 @@
+"""Ending: a process that runs functions ends as a script does, but within a second.
+
+Functions are interrupted, threads joined, `atexit` handlers called, generators closed, objects finalized,
+files flushed. The interpreter's own end would wait for functions that never return, and takes 0.1 s more,
+for it takes apart all that dask has loaded.
+"""
+
+from __future__ import annotations
+
+import _io
+import atexit
+import contextlib
+import functools
+import gc
+import os
+import signal
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from types import GeneratorType
+from typing import Any, NoReturn
+
+ALL_SECONDS = 0.85  # less than the second after which the host kills
+UNWIND_SECONDS = 0.2  # of these, until a function has to be interrupted
+THREADS_SECONDS = 0.3  # of these, for threads that are no daemons
+# Their content is flushed, where that of other files (gzip's) is only whole once they are closed.
+PLAIN_FILES = (
+    *(_io.FileIO, _io.TextIOWrapper, _io.BytesIO, _io.StringIO),
+    *(_io.BufferedWriter, _io.BufferedRandom, _io.BufferedReader, _io.BufferedRWPair),
+)
+
+
+class ProcessEnds(BaseException):
+    """Raised in the main thread, in the middle of whatever it does, when the process is told to end."""
+
+
+begins: list[Callable[[], object]] = []  # called first: then nothing gets out of this process any more
+forgets: list[Callable[[], object]] = []  # called late: let go of what functions have made
+
+told = False  # whether it was told to end
+
+_code = 0
+_pid = 0  # of the process that is to end like this: not of those that it forks
+_ending = threading.Lock()  # held by the thread that ends the process
+
+
+def end_at_signal() -> None:
+    """Have SIGTERM end this process as `end` does, even while its main thread is in a call of C."""
+    global _pid
+    _pid = os.getpid()
+    signals, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_be_another)
+    threading.Thread(target=_watch, args=(signals,), name="parcoll-end", daemon=True).start()
+
+
+def ask(code: int = 0) -> None:
+    """Have this process end soon; from any thread."""
+    global _code
+    _code = code
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end() -> NoReturn:
+    """End this process now."""
+    global told
+    told = True
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait()  # another thread is at it
+    threading.Thread(target=_give_up, args=(ALL_SECONDS,), daemon=True).start()
+    threading.excepthook = lambda *_: None  # other threads go on while what they need is taken away
+    with contextlib.suppress(BaseException):
+        for begin in begins:
+            begin()
+    for step in (_flush_files, _join_threads, _run_handlers, _finalize, _close_files, _flush_files):
+        with contextlib.suppress(BaseException):
+            step()
+    os._exit(_code)
+
+
+def _interrupt(*_: object) -> None:
+    """Handle SIGTERM: the function that runs is unwound, and nothing that comes of it is told."""
+    global told
+    if _ending.locked():
+        return
+    told = True
+    with contextlib.suppress(BaseException):
+        for begin in begins:
+            begin()
+    raise ProcessEnds
+
+
+def _watch(signals: int) -> None:
+    """End the process where its main thread does not: it is in a call of C, or has caught the exception."""
+    while signal.SIGTERM not in os.read(signals, 512):
+        pass
+    time.sleep(UNWIND_SECONDS)
+    end()
+
+
+def _give_up(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(_code)
+
+
+def _be_another() -> None:
+    """Be a process that a function has forked: SIGTERM ends it as any other."""
+    if _pid:
+        signal.set_wakeup_fd(-1)
+        if signal.getsignal(signal.SIGTERM) is _interrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _join_threads() -> None:
+    """Join the threads that are no daemons, and have executors end theirs, as a script does."""
+    others = [thread for thread in threading.enumerate() if not thread.daemon]
+    if set(others) - {threading.main_thread(), threading.current_thread()}:
+        joining = threading.Thread(target=threading._shutdown, daemon=True)  # type: ignore[attr-defined]
+        joining.start()
+        joining.join(THREADS_SECONDS)
+
+
+def _run_handlers() -> None:
+    distributed = sys.modules.get("distributed.client")
+    if distributed is not None:  # it would wait for the loop, which stands still
+        atexit.unregister(distributed._close_global_client)
+    atexit._run_exitfuncs()
+
+
+def _finalize() -> None:
+    """Let go of the user's modules and functions, so that what they hold is finalized."""
+    for forget in forgets:
+        forget()
+    files = {name: getattr(module, "__file__", None) for name, module in [*sys.modules.items()]}
+    for name, file in files.items():
+        if name == "__main__" or (isinstance(file, str) and _is_users(file)):
+            del sys.modules[name]
+    gc.collect()
+    for found in gc.get_objects():  # those that something else holds, too
+        if type(found) is GeneratorType and not found.gi_running and _is_users(found.gi_code.co_filename):
+            with contextlib.suppress(BaseException):
+                found.close()
+
+
+def _files() -> list[Any]:
+    return [found for found in gc.get_objects() if issubclass(type(found), _io._IOBase)]
+
+
+def _close_files() -> None:
+    for file in _files():
+        if not isinstance(file, PLAIN_FILES) and _is_written(file):
+            with contextlib.suppress(BaseException):
+                file.close()
+
+
+def _flush_files() -> None:
+    for file in [*_files(), sys.stdout, sys.stderr]:
+        if _is_written(file):
+            with contextlib.suppress(BaseException):
+                file.flush()
+
+
+def _is_written(file: Any) -> bool:
+    with contextlib.suppress(BaseException):
+        return not file.closed and bool(file.writable())
+    return False
+
+
+@functools.cache
+def _is_users(path: str) -> bool:
+    """Tell whether code at this path is the user's: neither the standard library's nor an installed one."""
+    return not path.startswith("<frozen") and not os.path.abspath(path).startswith(_installed())
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return tuple(os.path.join(folder, "") for folder in (*folders, os.path.dirname(__file__)))

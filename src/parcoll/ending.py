@@ -12,13 +12,14 @@ import atexit
 import contextlib
 import functools
 import gc
+import math
 import os
 import signal
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import GeneratorType
 from typing import Any, NoReturn
 
@@ -41,7 +42,8 @@ forgets: list[Callable[[], object]] = []  # called late: let go of what function
 
 told = False  # whether it was told to end
 
-_code = 0
+_code: int | None = None  # None where a signal told it, by which it ends then
+_deadline = math.inf
 _pid = 0  # of the process that is to end like this: not of those that it forks
 _ending = threading.Lock()  # held by the thread that ends the process
 
@@ -58,6 +60,11 @@ def end_at_signal() -> None:
     threading.Thread(target=_watch, args=(signals,), name="parcoll-end", daemon=True).start()
 
 
+def seconds_left() -> float:
+    """Return how long this process has to end; after that it is killed."""
+    return max(0.0, _deadline - time.monotonic())
+
+
 def ask(code: int = 0) -> None:
     """Have this process end soon; from any thread."""
     global _code
@@ -67,19 +74,31 @@ def ask(code: int = 0) -> None:
 
 def end() -> NoReturn:
     """End this process now."""
-    global told
-    told = True
+    global _deadline
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # another thread is at it
+    _deadline = time.monotonic() + ALL_SECONDS
     threading.Thread(target=_give_up, args=(ALL_SECONDS,), daemon=True).start()
     threading.excepthook = lambda *_: None  # other threads go on while what they need is taken away
     with contextlib.suppress(BaseException):
         for begin in begins:
             begin()
-    for step in (_flush_files, _join_threads, _run_handlers, _finalize, _close_files, _flush_files):
+    for step in (_flush_files, _join_threads, _run_handlers, _finalize, _close_rest):
         with contextlib.suppress(BaseException):
             step()
-    os._exit(_code)
+    _exit()
+
+
+def _exit() -> NoReturn:
+    with contextlib.suppress(BaseException):
+        if _code is None and told:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(_status())
+
+
+def _status() -> int:
+    return _code if _code is not None else 128 + signal.SIGTERM if told else 0
 
 
 def _interrupt(*_: object) -> None:
@@ -96,15 +115,17 @@ def _interrupt(*_: object) -> None:
 
 def _watch(signals: int) -> None:
     """End the process where its main thread does not: it is in a call of C, or has caught the exception."""
+    global told
     while signal.SIGTERM not in os.read(signals, 512):
         pass
     time.sleep(UNWIND_SECONDS)
+    told = True  # also where a function has put a handler of its own
     end()
 
 
 def _give_up(seconds: float) -> None:
     time.sleep(seconds)
-    os._exit(_code)
+    os._exit(_status())
 
 
 def _be_another() -> None:
@@ -132,7 +153,7 @@ def _run_handlers() -> None:
 
 
 def _finalize() -> None:
-    """Let go of the user's modules and functions, so that what they hold is finalized."""
+    """Let go of the user's modules and functions, so that what only they hold is finalized."""
     for forget in forgets:
         forget()
     files = {name: getattr(module, "__file__", None) for name, module in [*sys.modules.items()]}
@@ -140,28 +161,36 @@ def _finalize() -> None:
         if name == "__main__" or (isinstance(file, str) and _is_users(file)):
             del sys.modules[name]
     gc.collect()
-    for found in gc.get_objects():  # those that something else holds, too
+
+
+def _close_rest() -> None:
+    """Close the generators and the files that something else holds, too."""
+    rest = gc.get_objects()
+    for found in rest:
         if type(found) is GeneratorType and not found.gi_running and _is_users(found.gi_code.co_filename):
             with contextlib.suppress(BaseException):
                 found.close()
-
-
-def _files() -> list[Any]:
-    return [found for found in gc.get_objects() if issubclass(type(found), _io._IOBase)]
-
-
-def _close_files() -> None:
-    for file in _files():
+    files = [found for found in rest if _is_file(found)]
+    for file in files:
         if not isinstance(file, PLAIN_FILES) and _is_written(file):
             with contextlib.suppress(BaseException):
                 file.close()
+    _flush(files)
 
 
 def _flush_files() -> None:
-    for file in [*_files(), sys.stdout, sys.stderr]:
+    _flush([found for found in gc.get_objects() if _is_file(found)])
+
+
+def _flush(files: Iterable[Any]) -> None:
+    for file in (*files, sys.stdout, sys.stderr):
         if _is_written(file):
             with contextlib.suppress(BaseException):
                 file.flush()
+
+
+def _is_file(value: object) -> bool:
+    return issubclass(type(value), _io._IOBase)  # `isinstance` asks the value, if that is a mock
 
 
 def _is_written(file: Any) -> bool:

@@ -18,6 +18,7 @@ from parcoll.errors import ClusterStartError
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.text import short_repr
+from parcoll.wire.family import authkey
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker.
 _THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -82,7 +83,7 @@ class Host:
             self._process.boot(with_numpy="numpy" in sys.modules)
             self._credentials = Credentials.generate()
             secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
-            self._process.send(options | secret)
+            self._process.send(options | secret | {"authkey": authkey().hex()})
         except BaseException:
             self._process.close()
             raise

@@ -35,7 +35,9 @@ from parcoll.local.children import (
     worker_directory,
 )
 from parcoll.local.imports import lean_imports
+from parcoll.local.tracker import Tracker
 from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
+from parcoll.wire.family import belong
 
 # What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
 # once, instead of in each of them.
@@ -158,6 +160,8 @@ class _Template:
         self.not_started = 0
         self.told_to_end = False
         self.adopts_orphans = adopt_orphans()
+        self.tracker = Tracker()
+        belong(bytes.fromhex(message["authkey"]), self.tracker.told)
         self.scheduler_report, self._scheduler_report_of_child = os.pipe()
         self.wakeup, self._wakeup_of_signals = os.pipe()
         # The template alone keeps the second end open: a child that finds the pipe ended knows it is gone.
@@ -183,6 +187,7 @@ class _Template:
             self._report(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
         finally:
             remains = self._end_children()
+            self._hand_over()
             shutil.rmtree(self.options.directory, ignore_errors=True)
         if remains:  # programs that tasks started; the signal kills the template with them
             os.killpg(0, signal.SIGKILL)
@@ -207,7 +212,7 @@ class _Template:
         now = time.monotonic()
         look = _MEMORY_SECONDS if self.most_memory and self.workers else _LOOK_SECONDS
         seconds = max(0.0, min([look, *(due - now for due in self.due)]))
-        watched = [0, self.wakeup] + ([] if self.address else [self.scheduler_report])
+        watched = [0, self.wakeup, self.tracker.heard] + ([] if self.address else [self.scheduler_report])
         readable, _, _ = select.select(watched, [], [], seconds)
         # The parent's id changes when the parent dies, even if a fork of it kept a copy of the pipe open.
         hung_up = 0 in readable and not os.read(0, 4096)
@@ -215,6 +220,8 @@ class _Template:
             raise _End
         if self.wakeup in readable:
             os.read(self.wakeup, 4096)
+        if self.tracker.heard in readable:
+            self.tracker.read()
         if self.scheduler_report in readable:
             self._greet_scheduler()
         self._bury_children()
@@ -316,6 +323,7 @@ class _Template:
             self.wakeup,
             self._wakeup_of_signals,
             self.scheduler_report,
+            self.tracker.heard,
             self._template_lives,
         ):
             os.close(descriptor)
@@ -341,9 +349,19 @@ class _Template:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if select.select([self.wakeup], [], [], left)[0]:
+            readable = select.select([self.wakeup, self.tracker.heard], [], [], left)[0]
+            if self.wakeup in readable:
                 os.read(self.wakeup, 4096)
+            self.tracker.read()
         return True
+
+    def _hand_over(self) -> None:
+        """Leave the shared memory that functions have made to the parent, if it is there."""
+        left = self.tracker.left()
+        if os.getppid() != self.parent:
+            self.tracker.remove_left()
+        elif left:
+            self._report(segments=left)
 
 
 # Processes --------------------------------------------------------------------------------------

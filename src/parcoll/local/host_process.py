@@ -19,6 +19,7 @@ from typing import Any
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
 from parcoll.wire import boot
+from parcoll.wire.family import adopt
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
 _CLOSE_SECONDS = 3.0
@@ -187,6 +188,7 @@ class HostProcess:
         self._read_status(0)
         if directory := self.reports.get("directory"):
             shutil.rmtree(directory, ignore_errors=True)
+        adopt(self.reports.pop("segments", []))
         with self._reading:
             _close_all_of(self._status)
         _live.discard(self)

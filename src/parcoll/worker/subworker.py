@@ -19,17 +19,22 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
 
+from parcoll import ending
 from parcoll.chain.marks import LOADING, Mark, Marks
 from parcoll.system import how_ended, resident_bytes
-from parcoll.wire import boot
+from parcoll.wire import boot, family
 
 IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
+IDLE_END_SECONDS = 2.0  # that one has to end then: its functions' `atexit` handlers may take a while
+LAST_SECONDS = 0.2  # that a worker which ends needs after them
+INTERRUPT_SECONDS = 0.4  # that one whose worker ends has, if it was at something
 MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
 LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
@@ -53,6 +58,7 @@ class Subworker:
         page = Marks.new_page()
         self.token = ""  # of the program that it has
         self._name = uuid.uuid4().hex  # in the environment of what it starts
+        told = family.tracker()
         try:
             self.marks = Marks(page)
             self.marks.begin(LOADING)
@@ -60,7 +66,7 @@ class Subworker:
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), page),
+                pass_fds=(theirs.fileno(), page, *(() if told is None else (told,))),
             )
         finally:
             theirs.close()
@@ -69,7 +75,8 @@ class Subworker:
         self._connection = ours
         # Its end shows here, where a process that it forked keeps its end of the connection open.
         self._ended = _descriptor_of(self._popen.pid)
-        first = boot.first_message("parcoll.worker.subworker_main", (page, os.getpid()))
+        arguments = (page, os.getpid(), family.authkey(), told)
+        first = boot.first_message("parcoll.worker.subworker_main", arguments)
         with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
             self._send(first)
 
@@ -157,8 +164,19 @@ class Subworker:
         self.end()
         return Died(mark, how or how_ended(self._popen.returncode), timed_out)
 
-    def end(self) -> None:
-        """End the process and all that it has started; returns when they are gone."""
+    def interrupt(self) -> None:
+        """Interrupt what the process does, so that it ends as a script does."""
+        self._popen.terminate()
+
+    def dismiss(self) -> None:
+        """Tell the process that nothing more is asked: it ends as a script does, with its files written."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self, after: float = 0.0) -> None:
+        """End the process, and all that it has started, after some seconds; returns when they are gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(min(after, LONGEST_LOOK))
         if self.alive:
             with contextlib.suppress(psutil.Error, OSError):
                 _kill_tree(psutil.Process(self._popen.pid))
@@ -221,7 +239,7 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: list[tuple[float, Subworker]] = []
         self._timer: threading.Timer | None = None
-        self._starter: ThreadPoolExecutor | None = None
+        self._starter: _Starter | None = None
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
@@ -229,6 +247,9 @@ class Pool:
         lent = Lent(self._take)
         try:
             yield lent
+        except ending.ProcessEnds:
+            lent.end(gently=True)
+            raise
         except BaseException:
             lent.end()
             raise
@@ -247,9 +268,9 @@ class Pool:
         # The kernel ends the process with the thread that started it: threads of dask's pool come and go.
         with self._lock:
             if self._starter is None:
-                self._starter = ThreadPoolExecutor(1, thread_name_prefix="parcoll-starter")
-            started = self._starter.submit(Subworker)
-        return started.result()
+                self._starter = _Starter()
+            starter = self._starter
+        return starter.start()
 
     def _give_back(self, subworker: Subworker) -> None:
         with self._lock:
@@ -269,8 +290,7 @@ class Pool:
                 self._timer = threading.Timer(IDLE_SECONDS, self._trim)
                 self._timer.daemon = True
                 self._timer.start()
-        for subworker in ended:
-            subworker.end()
+        _end_all(ended, IDLE_END_SECONDS)
 
     def close(self) -> None:
         """End those that wait."""
@@ -280,10 +300,45 @@ class Pool:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+        _end_all(ended, min(max(ending.seconds_left() - LAST_SECONDS, 0.0), IDLE_END_SECONDS))
         if starter is not None:
-            starter.shutdown(wait=False)
-        for subworker in ended:
-            subworker.end()
+            starter.stop()
+
+
+def _end_all(subworkers: list[Subworker], seconds: float) -> None:
+    """End processes that nothing is asked of, side by side."""
+    for subworker in subworkers:
+        subworker.dismiss()
+    deadline = time.monotonic() + seconds
+    for subworker in subworkers:
+        subworker.end(after=max(deadline - time.monotonic(), 0.0))
+
+
+class _Starter:
+    """A thread that starts processes. The kernel ends a process with the thread that started it."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[Future[Subworker] | None] = SimpleQueue()
+        # A daemon, since others are joined before functions' `atexit` handlers are called.
+        threading.Thread(target=self._serve, name="parcoll-starter", daemon=True).start()
+
+    def start(self) -> Subworker:
+        """Return a new process."""
+        started: Future[Subworker] = Future()
+        self._asked.put(started)
+        return started.result()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._asked.put(None)
+
+    def _serve(self) -> None:
+        while (started := self._asked.get()) is not None:
+            try:
+                started.set_result(Subworker())
+            except BaseException as error:
+                started.set_exception(error)
+            del started
 
 
 class Lent:
@@ -300,10 +355,12 @@ class Lent:
             self.current = self._take()
         return self.current
 
-    def end(self) -> None:
-        """End it: what it does is not wanted any more."""
+    def end(self, gently: bool = False) -> None:
+        """End it: what it does is not wanted any more. `gently` interrupts what it does, as in the worker."""
         if self.current is not None:
-            self.current.end()
+            if gently:
+                self.current.interrupt()
+            self.current.end(INTERRUPT_SECONDS if gently else 0.0)
             self.current = None
 
 

@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Sequence
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from parcoll import ending
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Verdicts, marked
 from parcoll.chain.place import Place
@@ -27,6 +28,7 @@ from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
 from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.family import belong
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
 from parcoll.worker.fold import Fold, join
@@ -75,27 +77,35 @@ class JoinParts(NamedTuple):
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int) -> None:
-    """Serve until the worker is gone."""
+def main(socket_fd: int, marks_fd: int, parent: int, authkey: bytes, tracker: int | None) -> NoReturn:
+    """Serve until the worker is gone, or has nothing more to ask."""
+    belong(authkey, tracker)
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ending.end_at_signal()
     programs.isolated = True
-    served = _Served(Marks(marks_fd))
+    gc.freeze()  # what functions make is found sooner
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
+    with contextlib.suppress(ending.ProcessEnds):
+        _serve(socket_fd, marks_fd)
+    ending.end()
+
+
+def _serve(socket_fd: int, marks_fd: int) -> None:
+    served = _Served(Marks(marks_fd))
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
+            reply = message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL))
+            if ending.told:
+                return  # what came of a function that was interrupted is not told
+            stream.write(reply)
             stream.flush()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)  # without waiting for threads that functions have started
+            del request, reply
 
 
 def _watch(parent: int) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -63,3 +64,19 @@ def resident_bytes(pid: int) -> int:
         return (resident - shared) * os.sysconf("SC_PAGESIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def alarm_is_set() -> bool:
+    """Tell whether this thread is the main one, which alarms interrupt, and one is to come."""
+    return _is_alarmed() and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def unset_alarm() -> None:
+    """Have no alarm come any more; one that has just come is dropped."""
+    if _is_alarmed():
+        with contextlib.suppress(Exception):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _is_alarmed() -> bool:
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()

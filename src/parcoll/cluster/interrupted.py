@@ -22,7 +22,7 @@ LOOK_SECONDS = 0.05
 
 
 def end_abandoned(client: Any, wanted: Callable[[], Collection[str]]) -> None:
-    """Kill the workers of a local cluster that still run tasks none of which is `wanted`, after a second.
+    """End the workers of a local cluster that still run tasks none of which is `wanted`, after a second.
 
     What they have kept is made again on others. While something is wanted, one that does not answer is left.
     Does nothing where the cluster is lost: whoever needs it next finds out.
@@ -43,12 +43,14 @@ def _end_abandoned(client: Any, wanted: Callable[[], Collection[str]]) -> None:
             break
         time.sleep(LOOK_SECONDS)
     logger.warning("%d workers went on with what was interrupted: they are replaced", len(busy))
-    for address in busy:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pids[address], signal.SIGKILL)
-    while busy and time.monotonic() < deadline + GRACE_SECONDS:  # until the scheduler has noticed
-        time.sleep(LOOK_SECONDS)
-        busy = [address for address in busy if address in client.run_on_scheduler(_pids)]
+    for number in (signal.SIGTERM, signal.SIGKILL):  # what their functions have written is to be whole
+        for address in busy:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[address], number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while busy and time.monotonic() < deadline:  # until the scheduler has noticed
+            time.sleep(LOOK_SECONDS)
+            busy = [address for address in busy if address in client.run_on_scheduler(_pids)]
 
 
 def _is_abandoned(keys: list[str] | None, wanted: set[str]) -> bool:

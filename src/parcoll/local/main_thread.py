@@ -17,6 +17,7 @@ import contextlib
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -33,7 +34,7 @@ from parcoll import ending
 
 T = TypeVar("T")
 
-HELD_SECONDS = (0.1, 0.8)  # that a task is held back before another worker may have it; doubled each time
+HELD_SECONDS = (0.02, 0.64)  # that a task is held back before another worker may have it; doubled each time
 SPARE_SECONDS = 10.0  # after which it runs in another thread: the main one waits for what is no task
 MOST_HELD = 1000  # tasks whose times are remembered
 _OUR_KEY = re.compile(r"-\d+-\d+-(\d+)-\d+$")
@@ -177,15 +178,18 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
             self._let_others_back()
             if self._main not in self._threads:
                 self.come_back()
-            work = self._begin(-1)
-            if work is None:
-                work = self._work_queue.get()
+            work = None
+            try:
+                work = self._begin(-1) or self._work_queue.get()
                 if work is None:
                     return
-                with self._lock:
-                    self._stack.append(work)
-            work.run()
-            del work
+                self._begins(work)
+                work.run()
+            except Exception as error:  # a signal's handler has raised it, which a function has left
+                traceback.print_exc()
+                if work is not None and not work.future.done():
+                    self.ended(work)
+                    work.future.set_exception(error)
 
     def _begin(self, above: int) -> _Work | None:
         """Return a task of ours of a level above that, which begins in this thread now."""
@@ -193,10 +197,14 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
             for work in self._placed:
                 if work.running is not None and work.running.level > above:
                     self._placed.remove(work)
-                    if threading.current_thread() is self._main:
-                        self._stack.append(work)
+                    self._begins(work)
                     return work
         return None
+
+    def _begins(self, work: _Work) -> None:
+        with self._lock:
+            if threading.current_thread() is self._main and work not in self._stack[-1:]:
+                self._stack.append(work)
 
     def ended(self, work: _Work) -> None:
         """Note that a call has ended."""

@@ -177,6 +177,8 @@ class _Served:
         return run_elements(Chain(steps, self._tally), program, elements, place, SLICE_SECONDS, self._pack)
 
     def _pack(self, value: Any) -> Packed:
+        if ending.told:  # the marks are to name the call that was interrupted
+            raise ending.ProcessEnds
         self._marks.numbers[0] = PACKING
         self._marks.numbers[5] = self._tally.after - length_hint(self._tally.iterator)
         return Packed.pack(value)

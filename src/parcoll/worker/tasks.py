@@ -12,6 +12,7 @@ from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
+from parcoll.system import alarm_is_set, unset_alarm
 from parcoll.wire.payload import Packed, Payload, Space
 from parcoll.worker.fold import join
 from parcoll.worker.outcome import (
@@ -121,7 +122,10 @@ def run_elements(
     outcome, tally = Outcome(), chain.tally
     sink = program.sink.begin(tally, place)
     run_all = _run_in_one if chain.holds else _run_in_chunks
+    alarmed = alarm_is_set()  # by a function that waits for this one
     run_all(chain, program, sink, elements, place, outcome, budget)
+    if not alarmed:  # one that a function has left is not to come while others run
+        unset_alarm()
     outcome.flows = tally.flows(outcome.read)
     outcome.faults = [(counts.failed, counts.replaced, counts.retries) for counts in tally.counts]
     outcome.failed_elements, outcome.raised = packed(tally.failed_elements), tally.raised

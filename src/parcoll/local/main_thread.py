@@ -240,11 +240,12 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
         event.set()
 
     def come_back(self) -> None:
-        """Be in the pool again: at once, if nobody is in the main thread's place."""
+        """Have this thread be of the pool again: at once, if nobody is in its place."""
+        thread = threading.current_thread()
         with threads_lock, self._lock:
             if not self._threads:
-                self._threads.add(self._main)
-        if self._main not in self._threads:
+                self._threads.add(thread)
+        if thread not in self._threads:
             rejoin_pool()
         pool_state.proceed = True
         self.changed()

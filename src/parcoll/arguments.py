@@ -10,12 +10,26 @@ import os
 import sys
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
-from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.text import describe, function_name, short_repr
 
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
+
+
+class Tries(TypedDict, total=False):
+    """The settings of a step for its attempts with one element; None means what `parallel` was told."""
+
+    retries: int | None
+    retry_on: RetryOn | None
+    timeout: float | None
+
+
+class StepSettings(Tries, total=False):
+    """All settings of a step: those of its attempts, and what becomes of an element if all of them fail."""
+
+    on_error: OnError | None
 
 
 def function(func: Any, method: str) -> Any:

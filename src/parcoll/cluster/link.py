@@ -12,7 +12,8 @@ from typing import Any
 import distributed
 from dask._task_spec import TaskRef
 
-from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
+from parcoll.errors import ClusterLostError, ParcollError
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.wire.sharing import Sharing
 from parcoll.worker.outcome import Handle, Kept
 

@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.ways import Way
-from parcoll.errors import lost_for_good
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload

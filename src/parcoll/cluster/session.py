@@ -18,8 +18,8 @@ from parcoll.cluster.link import KeptOnCluster, Link
 from parcoll.cluster.nesting import enter_task, leave_task
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
-from parcoll.errors import ClusterLostError, WorkerLostError, lost_for_good
-from parcoll.evaluation.engine import Job, Join
+from parcoll.errors import ClusterLostError, WorkerLostError
+from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.text import key_words
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import SHARED_BYTES, Packed, Shared

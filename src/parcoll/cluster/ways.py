@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError, lost_for_good
+from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.local.host import Host
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
@@ -182,7 +183,7 @@ class _AtScheduler:
                 found = self._connect(min(max(left, LAST_SECONDS), TRY_SECONDS))
             except (ConnectError, ClusterLostError) as error:
                 left = deadline - time.monotonic()
-                if left <= 0 or getattr(error, "for_good", False):
+                if left <= 0 or getattr(error, "_final", False):
                     within = f" within {self._seconds:g} s" if self.renews else ""
                     raise lost_for_good(f"{lost}, and was not joined again{within}: {error}") from error
             else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parcoll.chain.place import START, Place
+from parcoll.errors import ClusterLostError
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
@@ -140,3 +141,10 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what this engine has started, and nothing else. May be called twice."""
+
+
+def lost_for_good(reason: str) -> ClusterLostError:
+    """Return the error for a loss that no other cluster can make good."""
+    error = ClusterLostError(reason)
+    error._final = True
+    return error

@@ -11,6 +11,7 @@ from typing import Any
 from parcoll.evaluation.engine import Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import cannot_send
@@ -123,6 +124,7 @@ class _Joining:
     def __init__(self, session: Session, stats: Stats) -> None:
         self._session = session
         self._stats = stats
+        self._recorder = Recorder(stats)
         self._joined = 0
         self._value: Handle | None = None
         self._parts: list[Handle] = []
@@ -158,9 +160,9 @@ class _Joining:
         for job, outcome in joined:
             self._busy = False
             self._value = job.handle
-            self._stats.add_join(outcome)
+            self._recorder.add_join(outcome)
             if job.losses:
-                self._stats.recover(job.losses)
+                self._recorder.recover(job.losses)
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
             assert isinstance(job, Join)

@@ -23,6 +23,7 @@ from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.watch.around import Watch
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Handle, Outcome
@@ -164,20 +165,20 @@ class Run:
                 if error.yielded is not None:  # of another evaluation, in the source or in a function
                     raise
                 losses += 1
-                if not error.for_good:
-                    self.stats.lose()
-                if error.for_good or not self.engine.renews or losses > MAX_CLUSTERS_LOST:
-                    error.tell(f"{name}() {lost}")
+                if not error._final:
+                    Recorder(self.stats).lose()
+                if error._final or not self.engine.renews or losses > MAX_CLUSTERS_LOST:
+                    error._tell(f"{name}() {lost}")
                     raise
                 origin = self.plan.origin
                 if self._reads and isinstance(origin, Source) and origin.one_pass:
-                    error.tell(
+                    error._tell(
                         f"{name}() {lost}, and cannot begin again, since {origin} gives its elements only "
                         "once: pass a list, or a function that returns a new iterator"
                     )
                     raise
                 logger.warning("%s: %s; %s() begins again", self.stats.name, error, name)
-            self.stats.forget()
+            Recorder(self.stats).forget()
 
 
 class ResultIterator(itertools.chain[Any]):
@@ -237,9 +238,9 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
                     raise outcome.failure.rebuild()
     except ClusterLostError as error:
         if limit is None:
-            error.tell(f"{yielded:,} element{'s' * (yielded != 1)} had been yielded", yielded)
+            error._tell(f"{yielded:,} element{'s' * (yielded != 1)} had been yielded", yielded)
         else:
-            error.tell(f"{yielded:,} of the first {limit:,} had come, and take() gives all or none")
+            error._tell(f"{yielded:,} of the first {limit:,} had come, and take() gives all or none")
         raise
 
 
@@ -263,7 +264,7 @@ def count(run: Run) -> int:
                     raise outcome.failure.rebuild()
                 total += outcome.produced
     except ClusterLostError as error:
-        error.tell(f"count() had come to {total:,}")
+        error._tell(f"count() had come to {total:,}")
         raise
     return total
 

@@ -12,6 +12,7 @@ from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program
@@ -60,6 +61,7 @@ class Window:
         self._make_feed = make_feed
         self._sizer = sizer
         self._stats = stats
+        self._recorder = Recorder(stats)
         self._label = label
         self._ordered = ordered
         self._keep = keep
@@ -154,9 +156,9 @@ class Window:
         """
         while True:
             self._losses += 1
-            if not (self._keep or error.for_good):
-                self._stats.lose()
-            if self._keep or error.for_good or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
+            if not (self._keep or error._final):
+                self._recorder.lose()
+            if self._keep or error._final or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
                 return error
             self._session.close()
             try:
@@ -165,7 +167,7 @@ class Window:
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
                 self._running = len(jobs)
-                self._stats.recover([""] * len(jobs))
+                self._recorder.recover([""] * len(jobs))
                 for start in range(0, len(jobs), GROUP_JOBS):
                     self._session.submit(jobs[start : start + GROUP_JOBS])
             except ClusterLostError as again:  # this one too
@@ -228,7 +230,7 @@ class Window:
     def _submit(self, session: Session, group: list[Job]) -> None:
         if group:
             self._running += len(group)
-            self._stats.sent(len(group), sum(job.sent_bytes for job in group))
+            self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
 
     def _slot(self, job: Job) -> _Slot:
@@ -241,10 +243,10 @@ class Window:
             slot = self._by_job.pop(job)
             slot.outcome = outcome
             self._losses = 0
-            self._stats.add(outcome)
+            self._recorder.add(outcome)
             self._feed.returned(job, outcome)
             if job.losses:
-                self._stats.recover(job.losses)
+                self._recorder.recover(job.losses)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:

@@ -11,6 +11,7 @@ from typing import Protocol
 from parcoll.log import logger
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import FailureReport, State, Stats
 from parcoll.watch.table import headline
 
@@ -33,7 +34,7 @@ class Watch:
         self._pid = os.getpid()
 
     def __enter__(self) -> None:
-        self._stats.begin()
+        Recorder(self._stats).begin()
         logger.info("%s: started", self._stats.name)
         if wanted(self._progress):
             label = self._progress if isinstance(self._progress, str) else self._stats.name
@@ -49,7 +50,7 @@ class Watch:
         if state == "failed" and not stats.failures and error is not None:  # not in a worker: the source
             message = f"{type(error).__name__}: {error}"[:500]
             stats.failures.append(FailureReport(time.time(), "", message, "outside of the steps"))
-        stats.end(state)
+        Recorder(stats).end(state)
         try:
             if self._bar is not None:
                 self._bar.end()
@@ -61,7 +62,7 @@ class Watch:
 
     def _state(self, kind: type[BaseException] | None) -> State:
         stats = self._stats
-        if stats.raised:
+        if stats._raised:
             return "failed"
         if kind is None or (kind is GeneratorExit and stats.elements_in == stats.total):
             return "ended"

@@ -106,7 +106,7 @@ class Publisher:
         self._client = client
         self._has_page = has_page
         self._stats = stats
-        self._id = stats.token  # the same for the publishers of all clusters that it has
+        self._id = stats._token  # the same for the publishers of all clusters that it has
         self._published = False
         self._ended = False
         self._pid = os.getpid()

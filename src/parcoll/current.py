@@ -9,7 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from parcoll.cluster.renewing import AtAddress, RenewingEngine, StartedHere
+from parcoll.cluster.renewing import RenewingEngine
+from parcoll.cluster.ways import AtAddress, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole

@@ -31,9 +31,7 @@ from parcoll.worker.tasks import join_kept, run_partition
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
 QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
 MAX_LABEL = 100  # characters
-MAX_WORKERS_LOST = (
-    6  # that had one job; then it is given up: isolated, it is hardly to blame
-)
+MAX_WORKERS_LOST = 6  # that had one job; then it is given up: isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
 RELEASED = 32  # together
 # The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next

@@ -457,6 +457,9 @@ def test_an_exception_whose_str_raises_arrives_as_what_it_is(cluster: Any) -> No
         raise WithoutText(x)
 
     assert raised(lambda: list(parallel([7]).map(fail))).args == (7,)
+    chain = parallel([7], on_error="skip").map(fail)
+    assert list(chain) == []
+    assert "WithoutText: <its str() failed>" in str(chain.errors[0])
 
 
 def test_a_text_made_of_what_cannot_travel_is_kept(cluster: Any) -> None:

@@ -15,8 +15,9 @@ from cloudpickle import cloudpickle as internals
 
 from parcoll import parallel
 from parcoll.wire import codec
-from parcoll.wire.codec import NO_FILE, dumps, loads
+from parcoll.wire.codec import dumps, loads
 from parcoll.wire.payload import Packed
+from parcoll.wire.reducers import NO_FILE
 
 
 def local_class():

@@ -15,6 +15,7 @@ from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, install_now
 from parcoll.watch.stats import Stats
 from parcoll.wire import modules
+from parcoll.wire.namespace import pack_program
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.unpicklable import cannot_send
@@ -69,9 +70,11 @@ class DistributedEngine:
         """Start an evaluation; names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
-        packed = _pack_program(program)
+        packed, script = _pack_program(program)
         modules = self._modules(program)
-        return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
+        return DistributedSession(
+            *(self.link, self._reports, packed, modules, script, label, keep, program.stops)
+        )
 
     def _modules(self, program: Program) -> bytes:
         """Return the sources to send along; within a task of a cluster, those that came with the task."""
@@ -140,9 +143,9 @@ def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine
     return engine
 
 
-def _pack_program(program: Program) -> Packed:
+def _pack_program(program: Program) -> tuple[Packed, bytes]:
     try:
-        return Packed.pack(program)
+        return pack_program(program)
     except Exception as error:
         for step in program.steps:
             _check_function(step.func, f"the function of {step.label}")

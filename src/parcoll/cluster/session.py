@@ -48,6 +48,7 @@ class DistributedSession:
         reports: ReportReader | None,
         packed: Packed,
         modules: bytes,
+        script: bytes,
         label: str,
         keep: bool,
         isolated: bool = False,
@@ -65,7 +66,7 @@ class DistributedSession:
         self._closed = False
         self._large_results = False  # seen so far
         self._ahead: Ahead | None = None
-        self._shared = SharedProgram(packed, self._token, tuple(link.search_path), modules)
+        self._shared = SharedProgram(packed, self._token, tuple(link.search_path), modules, script=script)
         large = self._shared.nbytes > EMBEDDED_BYTES
         self._shared.cached = not large
         self._program: Any = None if large else self._shared

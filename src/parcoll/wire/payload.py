@@ -8,16 +8,17 @@ module runs on both sides, so it needs the standard library and cloudpickle only
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from parcoll.wire.codec import by_reference, by_value, loads, prefers_value
+from parcoll.wire.codec import KeepInside, by_reference, by_value, loads, prefers_value
 from parcoll.wire.segments import Address, Segment, Span, WrittenError, write
 
 # Buffers below this size stay inside the pickle. A buffer beside the pickle costs a frame of some
 # microseconds in dask's protocol, and copying 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
 
+ByValue = Callable[[object, KeepInside], bytes]
 
 # From this size on, bytes that stay on this machine go through shared memory. A segment costs about ten
 # calls to the kernel on either side. Through sockets, the scheduler would read and write the bytes, and
@@ -25,7 +26,7 @@ OUT_OF_BAND_BYTES = 64 * 1024
 SHARED_BYTES = 32 * 1024
 
 
-def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
+def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Return the pickle of `value` and its large buffers, which are not copied yet."""
     buffers: list[memoryview] = []
 

@@ -15,7 +15,9 @@ from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.modules import install, unpacked
+from parcoll.wire.namespace import CODEC
 from parcoll.wire.payload import Payload, Plain
+from parcoll.wire.script import Main, arrived, loading, running
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
 
@@ -57,7 +59,9 @@ class SharedProgram:
     whose value dask moves to each worker once and drops with the evaluation.
     """
 
-    __slots__ = ("_loaded", "cached", "modules", "packed", "python", "search_path", "token")
+    __slots__ = (
+        *("_loaded", "cached", "main", "modules", "packed", "python", "script", "search_path", "token"),
+    )
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class SharedProgram:
         modules: bytes = b"",
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
+        script: bytes = b"",
     ) -> None:
         self.packed = packed
         self.token = token
@@ -74,6 +79,8 @@ class SharedProgram:
         self.modules = modules  # the user's own, packed, where the workers have no such folders
         self.cached = cached
         self.python = python
+        self.script = script  # what the script has beside what its functions name
+        self.main: Main | None = None  # the script's `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
     def load(self) -> Program:
@@ -84,10 +91,11 @@ class SharedProgram:
 
     def _from_cache(self) -> Program:
         with _cache_lock:
-            program = _cache.get(self.token)
-            if program is None:
-                program = _cache[self.token] = self._unpickle()
+            if self.token not in _cache:
+                program = self._unpickle()
+                _cache[self.token] = program, self.main
             _cache.move_to_end(self.token)
+            program, self.main = _cache[self.token]
             while len(_cache) > CACHED:
                 _cache.popitem(last=False)
         return program
@@ -102,9 +110,13 @@ class SharedProgram:
             install(unpacked(self.modules))
         # Folders that the user's process added to sys.path since the workers started.
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
+        self.main = arrived(self.script, CODEC) if self.script else None
         _loading.depth = getattr(_loading, "depth", 0) + 1
         try:
-            program: Any = self.packed.load(refresh_classes=True)
+            with running(self.main), loading(self.main):
+                program: Any = self.packed.load(refresh_classes=True)
+                if self.main is not None:
+                    self.main.settle()
         finally:
             _loading.depth -= 1
         return program  # type: ignore[no-any-return]
@@ -112,21 +124,21 @@ class SharedProgram:
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
-        return self.packed.nbytes + len(self.modules)
+        return self.packed.nbytes + len(self.modules) + len(self.script)
 
     def __sizeof__(self) -> int:
         return self.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.packed, self.token, self.search_path, self.modules, self.cached, self.python)
-        return SharedProgram, arguments
+        return SharedProgram, (*arguments, self.script)
 
 
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-_cache: OrderedDict[str, Program] = OrderedDict()
+_cache: OrderedDict[str, tuple[Program, Main | None]] = OrderedDict()
 _loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()

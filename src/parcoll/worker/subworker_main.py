@@ -28,6 +28,7 @@ from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
 from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.script import Main, enter
 from parcoll.worker import program as programs
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
@@ -83,6 +84,7 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
+    enter(Main())  # in place of the code that started this process
     served = _Served(Marks(marks_fd))
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
@@ -147,6 +149,7 @@ class _Served:
         try:
             if request.shared is not None:
                 self._program = request.shared.load()
+                enter(request.shared.main)
         except BaseException as error:
             return unloadable_chain(error)
         self._place = request.place
@@ -190,6 +193,7 @@ class _Served:
 
     def _join(self, request: JoinParts) -> Kept:
         fold = request.shared.load().fold
+        enter(request.shared.main)
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)
         return join(marked_fold, request.previous, request.parts, self._pack)

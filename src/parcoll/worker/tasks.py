@@ -13,6 +13,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
 from parcoll.wire.payload import Packed, Payload, Space
+from parcoll.wire.script import running
 from parcoll.worker.fold import join
 from parcoll.worker.outcome import (
     Kept,
@@ -94,7 +95,8 @@ def join_here(
         fold = shared.load().fold
     except BaseException as error:
         return Kept(unloadable_chain(error), None, previous.folded if previous is not None else 0)
-    return join(fold, previous, parts, pack)
+    with running(shared.main):
+        return join(fold, previous, parts, pack)
 
 
 def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, pack: Pack) -> Outcome:
@@ -104,12 +106,13 @@ def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, p
     except BaseException as error:
         return unloadable_chain(error)
     started = time.perf_counter()
-    try:
-        elements = as_sequence(given)
-    except BaseException as error:
-        return unloadable_partition(place.element(0), given, error)
-    tally = Tally(program.steps, program.ledger)
-    outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
+    with running(shared.main):
+        try:
+            elements = as_sequence(given)
+        except BaseException as error:
+            return unloadable_partition(place.element(0), given, error)
+        tally = Tally(program.steps, program.ledger)
+        outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
     outcome.seconds = time.perf_counter() - started
     return outcome
 

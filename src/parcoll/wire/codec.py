@@ -22,6 +22,7 @@ import cloudpickle
 from parcoll.text import short_repr
 from parcoll.wire import script
 from parcoll.wire.reducers import (
+    REDUCED,
     class_of_number,
     made_class,
     make_skeleton_class,
@@ -65,7 +66,7 @@ class Naming:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.codes: list[CodeType] = []  # of the script's functions
+        self.funcs: list[FunctionType] = []  # the script's that go with it
 
     def by_value(self, value: object, keep_inside: KeepInside = None) -> bytes:
         """Pickle a value."""
@@ -73,7 +74,7 @@ class Naming:
         pickler = _NamingPickler(file, keep_inside)
         pickler.dump(value)
         self.names |= pickler.names
-        self.codes += pickler.codes
+        self.funcs += pickler.funcs
         return file.getvalue()
 
 
@@ -162,6 +163,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, value: Any) -> Any:
         """Reduce what cloudpickle would lose."""
+        if not isinstance(value, REDUCED):
+            return NotImplemented
         reduction = reduced(value)
         if reduction is not NotImplemented:
             return reduction
@@ -193,7 +196,7 @@ class _NamingPickler(ByValue):
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
         super().__init__(file, keep_inside)
         self.names: set[str] = set()
-        self.codes: list[CodeType] = []
+        self.funcs: list[FunctionType] = []
 
     def _name_of(self, value: Any) -> str | None:
         name = super()._name_of(value)
@@ -204,7 +207,7 @@ class _NamingPickler(ByValue):
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:
         """Note what it names."""
         self.names.update(state["__globals__"])
-        self.codes.append(func.__code__)
+        self.funcs.append(func)
 
 
 def _script_names() -> dict[str, Any]:

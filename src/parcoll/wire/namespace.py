@@ -13,18 +13,20 @@ import io
 import pickle
 import re
 import sys
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from parcoll.wire import script
 from parcoll.wire.codec import ByValue, Naming, loads
 from parcoll.wire.payload import Packed, pickled
-from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
+from parcoll.wire.reducers import globals_named, is_named, is_noted, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, Main
 
 ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is
 ALL_BYTES = 2**20
+PLAIN_BYTES = 16 * 1024  # what is larger is compressed
 PARTS = 1000  # of one piece of plain data, which is looked at part by part
 
 _HEAD = ("__name__", "__file__", "__package__", "__doc__")
@@ -54,19 +56,25 @@ def pack_program(value: object) -> tuple[Packed, bytes]:
     """Pickle a program, and what else the script has."""
     naming = Naming()
     packed = Packed.copy_of(*pickled(value, naming.by_value))
-    return packed, of_main(naming.names, naming.codes)
+    return packed, of_main(naming.names, naming.funcs)
 
 
-def of_main(without: Collection[str] = (), codes: Collection[CodeType] = ()) -> bytes:
-    """Pack what `__main__` has, except for those names; the codes are of functions that may look for it."""
+def of_main(without: Collection[str] = (), funcs: Iterable[FunctionType] = ()) -> bytes:
+    """Pack what `__main__` has, except for those names; the functions may look for it by text."""
     main = sys.modules["__main__"]
     names = names_of(main)
     entries = dict(_entries(main, without))
-    at_once = bool(entries) and any(_looks_for(code, entries) for code in set(codes))
+    looked_for = {name for func in funcs for name in _looked_for(func, entries)}
     head = {name: names[name] for name in _HEAD if isinstance(names.get(name, 0), str | None)}
-    return pickle.dumps(Brought(sentinels.process, head, entries, at_once))
+    global _last
+    brought = Brought(sentinels.process, head, entries, tuple(sorted(looked_for)))
+    if _last is None or _last[0] != brought:
+        content = pickle.dumps(brought)
+        _last = brought, zlib.compress(content, 1) if len(content) > PLAIN_BYTES else content
+    return _last[1]
 
 
+_last: tuple[Brought, bytes] | None = None
 CODEC = Codec(loads, of_main)
 
 
@@ -125,9 +133,15 @@ def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
             pass
         else:
             needs = pickler.needs - {"builtins", "__main__"}
-            uses = {used for code in pickler.codes for used in globals_named(code) if used in names}
+            uses = {
+                used
+                for func in pickler.funcs
+                for used in (*globals_named(func.__code__), *_words_of_annotations(func))
+                if used in names
+            }
             content = pickler.file.getvalue()
-            entry = Entry(content, tuple(uses - {name}), tuple(needs))
+            noted = isinstance(value, type) and is_noted(value)
+            entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted)
     if stamp is not None:
         _kept[name] = _Kept(value, stamp, entry)
     return entry
@@ -159,6 +173,8 @@ def _stamp(value: Any, names: dict[str, Any]) -> Any:
     if kind in _SCALARS or kind is BuiltinFunctionType:
         return id(value)
     if kind is FunctionType:
+        if value.__globals__ is not names:  # a package's, or what a package made for a class
+            return id(value)
         if value.__closure__ or vars(value) or not _are_scalars(value.__defaults__ or ()):
             return None
         if not _are_scalars((value.__kwdefaults__ or {}).values()):
@@ -175,7 +191,10 @@ def _stamp(value: Any, names: dict[str, Any]) -> Any:
         stamps = [id(value), value.__bases__]
         for name, part in list(vars(value).items()):
             if name not in ("__dict__", "__weakref__", "__slotnames__"):
-                stamp = id(part) if type(part).__name__.endswith("_descriptor") else _stamp(part, names)
+                # What Python has noted of a class is not changed in place.
+                of_python = name[:2] == "__" == name[-2:] and not callable(part)
+                of_python = of_python or type(part).__name__.endswith("_descriptor")
+                stamp = id(part) if of_python else _stamp(part, names)
                 if stamp is None:
                     return None
                 stamps.append((name, stamp))
@@ -246,7 +265,7 @@ class _Pickler(ByValue):
         self._value = value
         self._script = names_of(sys.modules["__main__"])
         self.needs: set[str] = set()
-        self.codes: list[CodeType] = []
+        self.funcs: list[FunctionType] = []
 
     def reducer_override(self, value: Any) -> Any:
         """Name what has a name, in the script or in another module."""
@@ -261,23 +280,31 @@ class _Pickler(ByValue):
 
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:
         """Have a function find what it names among the script's names, where that is."""
-        self.codes.append(func.__code__)
+        self.funcs.append(func)
         state["__globals__"] = {}
         state["_cloudpickle_submodules"] = []
 
 
-def _looks_for(code: CodeType, entries: Collection[str]) -> bool:
-    """Tell whether code may look for one of these names by text."""
-    if not _BY_TEXT.isdisjoint(code.co_names):
-        return True
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            if _looks_for(constant, entries):
-                return True
-        elif isinstance(constant, str) and not _words(constant).isdisjoint(entries):
-            return True
-    return False
+def _looked_for(func: FunctionType, entries: Collection[str]) -> Collection[str]:
+    """Return those of these names that a function may look for by text."""
+    words = _words_of_annotations(func)
+    codes = [func.__code__]
+    for code in codes:
+        if not _BY_TEXT.isdisjoint(code.co_names):
+            return entries
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                codes.append(constant)
+            elif isinstance(constant, str):
+                words |= _words(constant)
+    return words.intersection(entries)
 
 
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text[:10_000]))
+def _words_of_annotations(func: FunctionType) -> set[str]:
+    texts = [text for text in func.__annotations__.values() if isinstance(text, str)]
+    return set().union(*map(_words, texts))
+
+
+@functools.lru_cache(maxsize=1000)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text[:10_000]))

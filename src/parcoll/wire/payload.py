@@ -38,7 +38,7 @@ def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[
         return False
 
     head = b"__main__"
-    if not prefers_value():
+    if not prefers_value() and not _is_of_main(value):
         try:
             head = by_reference(value, keep_inside)
         except Exception:
@@ -49,6 +49,11 @@ def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[
         buffers.clear()
         head = by_value(value, keep_inside)
     return head, *buffers
+
+
+def _is_of_main(value: object) -> bool:
+    """Tell whether this is a list of objects of the script's, which would be pickled by reference in vain."""
+    return type(value) is list and bool(value) and type(value[0]).__module__ == "__main__"
 
 
 class Packed:

@@ -53,6 +53,10 @@ def is_named(value: Any) -> bool:
     return found is value
 
 
+# Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
+REDUCED = (type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper)
+
+
 def reduced(value: Any) -> Any:
     """Return the reduction of a value that cloudpickle would lose; NotImplemented for any other."""
     if isinstance(value, functools.cached_property):
@@ -258,8 +262,8 @@ def _keywords(kind: type) -> dict[str, Any]:
 
     Python does not keep it. But most keep what they were given as an attribute of the same name.
     """
-    (owner,) = [base for base in kind.__mro__[1:] if "__init_subclass__" in vars(base)][:1]
-    if owner is object or not is_named(owner):
+    owner = _owner(kind)
+    if owner is None:
         return {}
     try:
         parameters = inspect.signature(owner.__init_subclass__).parameters.values()
@@ -274,6 +278,20 @@ def _keywords(kind: type) -> dict[str, Any]:
                     found[name] = vars(kind)[attribute]
                     break
     return found
+
+
+def _owner(kind: type) -> Any:
+    """Return the importable class whose `__init_subclass__` was called for a class; None without one."""
+    owner = next(base for base in kind.__mro__[1:] if "__init_subclass__" in vars(base))
+    return owner if owner is not object and is_named(owner) else None
+
+
+def is_noted(kind: type) -> bool:
+    """Tell whether a module that is not Python's own was told of a class when it was made."""
+    owner = _owner(kind)
+    told = [owner] if owner is not None else []
+    told += [type(kind)] if type(kind) is not type and is_named(type(kind)) else []
+    return any(by.__module__.partition(".")[0] not in sys.stdlib_module_names for by in told)
 
 
 def _struct(kind: Any) -> tuple[dict[str, Any], list[tuple[Any, ...]]] | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import importlib
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ class Entry(NamedTuple):
     content: bytes  # the pickle of its value
     uses: tuple[str, ...] = ()  # the script's names that its functions need
     needs: tuple[str, ...] = ()  # the modules that are imported to unpickle it
+    noted: bool = False  # whether a module may note that it is there: a class of plugins, say
 
 
 class Brought(NamedTuple):
@@ -37,7 +40,7 @@ class Brought(NamedTuple):
     process: str  # of the script
     head: dict[str, Any]  # `__file__` and the like
     entries: dict[str, Entry]
-    at_once: bool  # whether the program's functions may look for names by text
+    wanted: tuple[str, ...]  # those of the entries that the program's functions may look for by text
 
 
 class Codec(NamedTuple):
@@ -51,13 +54,13 @@ class Main(ModuleType):
     """`__main__` on a worker."""
 
     # Not in the module's own dictionary, which is the functions' globals.
-    __slots__ = ("_at_once", "_codec", "_entries", "_lock")
+    __slots__ = ("_codec", "_entries", "_lock", "_wanted")
 
     def __init__(self, brought: Brought | None = None, codec: Codec | None = None) -> None:
         super().__init__("__main__")
         names_of(self)["__builtins__"] = builtins
         self._entries: dict[str, Entry] = {}
-        self._at_once = brought is not None and brought.at_once
+        self._wanted = brought.wanted if brought is not None else ()
         self._codec = codec
         self._lock = threading.RLock()
         if brought is not None:
@@ -91,13 +94,16 @@ class Main(ModuleType):
             return value
 
     def settle(self) -> None:
-        """Load what the program's functions may look for without asking a module: in their globals."""
-        if self._at_once:
-            self.find_all()
+        """Load what may be looked for elsewhere than in this module: in functions' globals, in registries."""
+        noted = [
+            name
+            for name, entry in self._entries.items()
+            if entry.noted and all(module in sys.modules for module in entry.needs)
+        ]
+        self._find_all([*self._wanted, *noted])
 
-    def find_all(self) -> None:
-        """Load all that can be loaded."""
-        for name in list(self._entries):
+    def _find_all(self, names: Iterable[str]) -> None:
+        for name in names:
             with contextlib.suppress(AttributeError):
                 self.find(name)
 
@@ -106,7 +112,7 @@ class Main(ModuleType):
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
-        self.find_all()
+        self._find_all(list(self._entries))
         return names_of(self)
 
     @property
@@ -190,8 +196,14 @@ def current() -> Main | None:
 
 def arrived(content: bytes, codec: Codec) -> Main | None:
     """Return the `Main` of a program that has arrived; None in the script's own process."""
-    brought: Brought = pickle.loads(content)
+    brought = _brought(content)
     return None if brought.process == sentinels.process else Main(brought, codec)
+
+
+@functools.lru_cache(maxsize=4)
+def _brought(content: bytes) -> Brought:
+    found: Brought = pickle.loads(zlib.decompress(content) if content[:1] == b"x" else content)
+    return found
 
 
 # Functions ----------------------------------------------------------------------------------------
@@ -204,7 +216,10 @@ def make_function(code: CodeType, names: dict[str, Any], closure: Any, at: str |
     """
     main = current()
     known = names_of(main or sys.modules["__main__"])
-    found = known.get(at) if at is not None else None
+    found = None
+    if at is not None:
+        with contextlib.suppress(AttributeError):
+            found = main.find(at) if main is not None else known.get(at)
     if type(found) is FunctionType and found.__code__ == code:
         return found
     made = FunctionType(code, known if main is not None else names, None, None, closure)

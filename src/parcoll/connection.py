@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from parcoll import arguments, current
-from parcoll.cluster.renewing import AtAddress, OfClient, RenewingEngine, StartedHere
+from parcoll.cluster.renewing import RenewingEngine
+from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine

@@ -13,7 +13,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from parcoll.cluster.renewing import AtAddress, RenewingEngine, StartedHere
+from parcoll.cluster.renewing import RenewingEngine
+from parcoll.cluster.ways import AtAddress, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
@@ -25,7 +26,7 @@ SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 _lock = threading.RLock()
 default: RenewingEngine | None = None  # started by the first evaluation that finds nothing else
 # The engines for addresses from dask's configuration, each with the process that made it.
-joined: dict[str, tuple[int, RenewingEngine]] = {}
+connected_engines: dict[str, tuple[int, RenewingEngine]] = {}
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
 _abandoned: list[Any] = []  # of the parent, in a forked child: neither used nor garbage-collected
 
@@ -147,17 +148,17 @@ def _from_config() -> Engine | None:
 
 def _engine_at(address: str) -> Engine:
     with _lock:
-        pid, engine = joined.get(address, (0, None))
+        pid, engine = connected_engines.get(address, (0, None))
         if engine is not None and pid != os.getpid():
             _abandoned.append(engine)
             engine = None
         if engine is None or engine.current is None or not engine.current.link.connected:
             if engine is not None:
-                del joined[address]
+                del connected_engines[address]
                 engine.close()
             engine = RenewingEngine(AtAddress(lambda: address))
             engine.connected()
-            joined[address] = (os.getpid(), engine)
+            connected_engines[address] = (os.getpid(), engine)
         return engine
 
 
@@ -185,7 +186,7 @@ def _close_all() -> None:
     for pid, connection in list(_connected):
         if pid == os.getpid():
             connection.close()
-    for pid, engine in list(joined.values()):
+    for pid, engine in list(connected_engines.values()):
         if pid == os.getpid():
             engine.close()
     if default is not None and default.usable:

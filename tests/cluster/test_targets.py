@@ -28,7 +28,7 @@ from parcoll import (
     parallel,
 )
 from parcoll.cluster import clients
-from parcoll.cluster.joining import check_versions
+from parcoll.cluster.preparing import check_versions
 from parcoll.local.credentials import Credentials
 from parcoll.wire.payload import Packed
 from parcoll.worker.program import Program, SharedProgram

@@ -16,8 +16,8 @@ import dask
 import distributed
 import distributed.comm
 import distributed.versions
+from dask.utils import parse_timedelta
 
-from parcoll.cluster import silence
 from parcoll.errors import ConnectError
 
 T = TypeVar("T")
@@ -30,6 +30,10 @@ CLOSE_SECONDS = 2.0  # that a client has to say goodbye
 PLAIN_SECONDS = 0.5  # that a plain socket tries, to tell why there was no answer
 WITH_PORT = ("tcp", "tls", "ws", "wss")
 SCHEMES = (*WITH_PORT, "inproc", "ucx")
+# A scheduler that is there and says nothing hangs, or is stopped. TCP does not tell, since the kernel of its
+# host answers for it, and dask waits for ever. So a client of ours asks it for something small now and then.
+ASK_SECONDS = 5.0  # between two questions: so often a client of dask's says that it lives
+LOOK_SECONDS = 0.5
 SEND_SECONDS = 0.001  # between two messages of a client to its scheduler
 
 
@@ -90,7 +94,7 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
             )
         left = max(seconds - (time.monotonic() - started), 1.0)
         with warnings.catch_warnings():
-            # Versions are compared in `engine.joining`, in a sentence instead of a table.
+            # Versions are compared in `cluster.preparing`, in a sentence instead of a table.
             warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
             client = _started(address, security=security, timeout=left)
         return client
@@ -258,7 +262,7 @@ def _started(address: str, **settings: Any) -> Any:
         close_lost(client)
         raise
     _quiet.expected.add(client.scheduler.address)  # the one given may have had a name, or no protocol
-    client.loop.add_callback(silence.watch, client)
+    client.loop.add_callback(_watch_silence, client)
     return _prompt(client)
 
 
@@ -270,3 +274,42 @@ def _prompt(client: Any) -> Any:
     """
     client.scheduler_comm.interval = SEND_SECONDS
     return client
+
+
+def seconds_allowed() -> float:
+    """Return how long a scheduler may say nothing."""
+    seconds: float = parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"))
+    return seconds
+
+
+async def _watch_silence(client: Any) -> None:
+    """End the client's connection when its scheduler has been silent for too long; runs in its event loop."""
+    allowed, silent = seconds_allowed(), 0.0
+    stream = client.scheduler_comm
+    while silent <= allowed:
+        await asyncio.sleep(LOOK_SECONDS if silent else ASK_SECONDS)
+        if not _is_used(client, stream):  # before it has no scheduler any more
+            return
+        # The answer of a scheduler without such workers is empty.
+        asked = asyncio.ensure_future(client.scheduler.ncores(workers=[]))
+        while not asked.done() and silent <= allowed:
+            await asyncio.wait([asked], timeout=LOOK_SECONDS)
+            if not _is_used(client, stream):
+                asked.cancel()
+                return
+            # Not the time that has passed: this process may have been stopped, or its event loop kept from
+            # running by a function that holds the GIL, and the answer be there.
+            silent += 0.0 if asked.done() else LOOK_SECONDS
+        if not asked.done():
+            asked.cancel()
+        elif asked.cancelled() or asked.exception() is not None:  # it could not be sent
+            silent += LOOK_SECONDS
+        else:
+            silent = 0.0
+    client.silent_seconds = silent
+    stream.abort()
+    client.rpc.remove(client.scheduler.address)  # where others wait for answers
+
+
+def _is_used(client: Any, stream: Any) -> bool:
+    return client.status == "running" and not stream.closed()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parcoll.cluster import losses
-from parcoll.cluster.joining import is_ready_here, join
 from parcoll.cluster.link import Link
-from parcoll.cluster.receiving import Reports
+from parcoll.cluster.preparing import is_ready_here, prepare
+from parcoll.cluster.receiving import ReportReader
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
-from parcoll.watch.publish import Publisher, join_now
+from parcoll.watch.publish import Publisher, install_now
 from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
@@ -43,7 +43,7 @@ class DistributedEngine:
         """
         self.link = link
         self._ship = ship
-        self._reports = Reports(link) if reporting else None
+        self._reports = ReportReader(link) if reporting else None
         self._worker_memory = worker_memory
         losses.listen(link.client, install=ship is not None or reporting)
 
@@ -61,7 +61,7 @@ class DistributedEngine:
     def dashboard_link(self) -> str | None:
         """The address of dask's dashboard, once the page beside it is there."""
         if self._reports is None:  # else the host has put it there
-            join_now(self.client)
+            install_now(self.client)
         link: str = self.client.dashboard_link
         return link
 
@@ -135,8 +135,8 @@ def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine
     with link.errors():
         if not link.connected:
             raise link.lost()
-        link.direct = join(client).direct
-        link.reach = lambda: join(client).direct
+        link.direct = prepare(client).direct
+        link.reach = lambda: prepare(client).direct
     return engine
 
 

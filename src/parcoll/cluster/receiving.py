@@ -40,7 +40,7 @@ class Lost(enum.Enum):
     WITH_WORKER = enum.auto()
 
 
-class Reports:
+class ReportReader:
     """The outcomes that workers send to one client, each for the evaluation that waits for it."""
 
     def __init__(self, link: Link) -> None:
@@ -63,7 +63,7 @@ class Reports:
 class Receiving:
     """The jobs of one evaluation that are under way, and the outcomes that nobody has taken yet."""
 
-    def __init__(self, link: Link, reports: Reports | None, keep: bool) -> None:
+    def __init__(self, link: Link, reports: ReportReader | None, keep: bool) -> None:
         self._link = link
         self._client = link.client
         self._reports = reports

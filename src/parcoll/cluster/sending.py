@@ -18,7 +18,7 @@ from dask._task_spec import Task, TaskRef
 from parcoll.evaluation.engine import Job
 from parcoll.wire.codec import by_reference
 from parcoll.wire.payload import Packed
-from parcoll.worker.tasks import Awaited, Call
+from parcoll.worker.tasks import Awaited, Body
 
 LARGE_BYTES = 2**20  # three requests, some 5 ms, have to pay
 WAIT_SECONDS = 2.0  # for a worker to be there at all
@@ -29,7 +29,7 @@ def opaque_task(key: str, func: Callable[..., Any], *arguments: Any) -> Task:
     awaited = [argument for argument in arguments if isinstance(argument, TaskRef)]
     positions = iter(range(len(awaited)))
     placed = tuple(Awaited(next(positions)) if isinstance(a, TaskRef) else a for a in arguments)
-    call = Task(None, pickle.loads, Opaque(by_reference(Call(func, placed))))
+    call = Task(None, pickle.loads, Opaque(by_reference(Body(func, placed))))
     return Task(key, operator.call, call, *awaited)
 
 

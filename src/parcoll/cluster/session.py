@@ -16,7 +16,7 @@ from dask._task_spec import Task, TaskRef
 from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link
 from parcoll.cluster.nesting import enter_task, leave_task
-from parcoll.cluster.receiving import REPORT, Lost, Receiving, Reports
+from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
@@ -31,7 +31,7 @@ from parcoll.worker.tasks import join_kept, run_partition
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
 QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
 MAX_LABEL = 100  # characters
-MAX_LOSSES = 6  # of workers that had one job, after which it is given up: isolated, it is hardly to blame
+MAX_WORKERS_LOST = 6  # that had one job; then it is given up: isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
 RELEASED = 32  # together
 # The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next
@@ -45,7 +45,7 @@ class DistributedSession:
     def __init__(
         self,
         link: Link,
-        reports: Reports | None,
+        reports: ReportReader | None,
         packed: Packed,
         modules: bytes,
         label: str,
@@ -196,7 +196,7 @@ class DistributedSession:
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
         """Send a job again whose worker died, so that the next one does not."""
         job.isolated = True
-        if len(job.losses) <= MAX_LOSSES:
+        if len(job.losses) <= MAX_WORKERS_LOST:
             self._submit([job])
             return
         error = WorkerLostError(

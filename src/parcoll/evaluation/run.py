@@ -19,7 +19,7 @@ from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
 from parcoll.evaluation.reader import Source
 from parcoll.evaluation.sizing import Sizer, sizer_for
-from parcoll.evaluation.window import MAX_LOSSES, Window
+from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.watch.around import Watch
@@ -167,7 +167,7 @@ class Run:
                 losses += 1
                 if not error._final:
                     Recorder(self.stats).lose()
-                if error._final or not self.engine.renews or losses > MAX_LOSSES:
+                if error._final or not self.engine.renews or losses > MAX_CLUSTERS_LOST:
                     error._tell(f"{name}() {lost}")
                     raise
                 origin = self.plan.origin

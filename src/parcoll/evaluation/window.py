@@ -26,7 +26,7 @@ GROUP_BYTES = 2**20
 GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
 POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
 THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
-MAX_LOSSES = 5  # clusters that are lost one after the other before any of them has done what was asked
+MAX_CLUSTERS_LOST = 5  # clusters that are lost one after the other before any of them has done what was asked
 
 
 class _Slot:
@@ -158,7 +158,7 @@ class Window:
             self._losses += 1
             if not (self._keep or error._final):
                 self._recorder.lose()
-            if self._keep or error._final or not self._engine.renews or self._losses > MAX_LOSSES:
+            if self._keep or error._final or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
                 return error
             self._session.close()
             try:

@@ -8,7 +8,6 @@ one. Neither options nor key are on the command line, in the environment or on a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -80,8 +79,7 @@ class Host:
         self._process = HostProcess(_environment(threads_per_worker))
         weakref.finalize(self, self._process.hang_up).atexit = False
         try:
-            with_numpy = "numpy" in sys.modules
-            self._process.send({"sys_path": _import_path(), "argv": sys.argv, "with_numpy": with_numpy})
+            self._process.boot(with_numpy="numpy" in sys.modules)
             self._credentials = Credentials.generate()
             secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
             self._process.send(options | secret)
@@ -185,11 +183,3 @@ def _check_system() -> None:
 def _environment(threads: int) -> dict[str, str]:
     """Return the environment for the host: a copy of this process's, with the sizes of thread pools."""
     return dict.fromkeys(_THREAD_POOLS, str(threads)) | dict(os.environ)
-
-
-def _import_path() -> list[str]:
-    """Return sys.path for another process, with this process's current directory in place of ""."""
-    with contextlib.suppress(FileNotFoundError):
-        here = os.getcwd()
-        return [entry or here for entry in sys.path if isinstance(entry, str)]
-    return [entry for entry in sys.path if entry and isinstance(entry, str)]

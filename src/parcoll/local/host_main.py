@@ -98,7 +98,7 @@ class _End(Exception):
         self.killed = killed  # a signal has ended the scheduler: another cluster may fare better
 
 
-def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
+def main(stdin_fd: int, status_fd: int, with_numpy: bool = False) -> NoReturn:
     """Run the template until the parent is gone; the second line of its input has the options.
 
     `with_numpy` tells that the parent uses numpy. Its functions will too, and one import serves all workers.

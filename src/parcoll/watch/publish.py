@@ -34,7 +34,7 @@ MAX_TEXT = 300  # characters
 _ELEMENT = re.compile(r"(, at element \d+( of [^:]*)?):.*", re.DOTALL)
 
 # By the stream to its scheduler: a client may come back to a new one.
-_joined: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
+_installed: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
 
 
 def new_page() -> page.Page:
@@ -53,7 +53,7 @@ def _pickled_page() -> bytes:
     return pickled
 
 
-async def join(client: Any, has_page: bool = False) -> bool:
+async def install(client: Any, has_page: bool = False) -> bool:
     """Have the scheduler serve the page; once a client.
 
     Returns whether there is a page: a scheduler may refuse to unpickle. Ours has one (`has_page`).
@@ -61,12 +61,12 @@ async def join(client: Any, has_page: bool = False) -> bool:
     stream = client.scheduler_comm
     if stream is None:  # closed, or on its way to another scheduler
         return False
-    if stream not in _joined:
-        _joined[stream] = asyncio.ensure_future(_join(client, has_page))
-    return await asyncio.shield(_joined[stream])
+    if stream not in _installed:
+        _installed[stream] = asyncio.ensure_future(_install(client, has_page))
+    return await asyncio.shield(_installed[stream])
 
 
-async def _join(client: Any, has_page: bool) -> bool:
+async def _install(client: Any, has_page: bool) -> bool:
     if has_page:
         return True
     try:
@@ -82,10 +82,10 @@ async def _join(client: Any, has_page: bool) -> bool:
     return True
 
 
-def join_now(client: Any) -> None:
-    """Do as `join` does, and return when it is done; from a thread that is not the client's."""
+def install_now(client: Any) -> None:
+    """Do as `install` does, and return when it is done; from a thread that is not the client's."""
     with contextlib.suppress(Exception):
-        client.sync(join, client)
+        client.sync(install, client)
 
 
 @cache
@@ -112,7 +112,7 @@ class Publisher:
         self._pid = os.getpid()
         self._thread: int | None = None  # of the client's loop
         self._timer: asyncio.TimerHandle | None = None
-        self._joining: asyncio.Task[bool] | None = None
+        self._installing: asyncio.Task[bool] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._in_loop(self._begin)
 
@@ -134,7 +134,7 @@ class Publisher:
 
     def _begin(self) -> None:
         self._thread = threading.get_ident()
-        self._joining = asyncio.ensure_future(join(self._client, self._has_page))
+        self._installing = asyncio.ensure_future(install(self._client, self._has_page))
         self._timer = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._tick)
 
     def _tick(self) -> None:
@@ -159,7 +159,7 @@ class Publisher:
 
     async def _send(self) -> None:
         with contextlib.suppress(Exception):
-            if await join(self._client, self._has_page):
+            if await install(self._client, self._has_page):
                 await self._client.scheduler.log_event(topic=page.TOPIC, msg=self._message())
 
     def _message(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from parcoll.wire.payload import SHARED_BYTES, Packed, Several
 from parcoll.worker.outcome import Outcome, mailbox
 
 
-class Reports(WorkerPlugin):
+class ReportSender(WorkerPlugin):
     """Sends the outcome of each task that holds a ticket, when the task has ended."""
 
     name = "parcoll-reports"

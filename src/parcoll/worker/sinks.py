@@ -31,8 +31,8 @@ class Sink:
     limit: int | None = None  # elements after which a partition may stop
     timeout: float | None = None  # seconds for one call of its functions
     in_order: ClassVar[bool] = True  # whether it matters which partition comes first
-    # Whether it has to take all elements of a partition itself: a partition that is run in pieces beside its
-    # worker is collected for it then. Otherwise `of_piece` takes each piece, and the pieces add up.
+    # Whether it has to take all elements of a partition itself: a partition that is run in slices beside its
+    # worker is collected for it then. Otherwise `of_slice` takes each slice, and the slices add up.
     whole: ClassVar[bool] = True
 
     def begin(self, tally: Tally, place: Place) -> Self:
@@ -101,8 +101,8 @@ class Sink:
         )
         return self.label or type(self).__name__, at
 
-    def of_piece(self, limit: int | None) -> Sink:
-        """Return what takes a piece of a partition that is run in pieces."""
+    def of_slice(self, limit: int | None) -> Sink:
+        """Return what takes a slice of a partition that is run in slices."""
         return Results(limit)
 
 
@@ -158,7 +158,7 @@ class Count(Sink):
     def finish(self, pack: Pack) -> None:
         """Return nothing."""
 
-    def of_piece(self, limit: int | None) -> Sink:
+    def of_slice(self, limit: int | None) -> Sink:
         """Return another: counts add up."""
         return self
 

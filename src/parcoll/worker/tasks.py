@@ -224,7 +224,7 @@ class Awaited(NamedTuple):
     position: int
 
 
-class Call:
+class Body:
     """A function and its arguments, as one value; some of them other tasks make."""
 
     __slots__ = ("arguments", "func")
@@ -234,11 +234,11 @@ class Call:
         self.arguments = arguments
 
     def __call__(self, *values: Any) -> Any:
-        """Call the function with these values in the places of those awaited."""
+        """Body the function with these values in the places of those awaited."""
         return self.func(*(values[a.position] if type(a) is Awaited else a for a in self.arguments))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.func, self.arguments)
+        return Body, (self.func, self.arguments)
 
 
 def _take(sink: Sink, stream: Iterator[Any]) -> None:

@@ -20,7 +20,7 @@ OLDEST = (2026, 1)  # release of distributed
 COMPARED = ("dask", "distributed", "cloudpickle", "msgpack", "tornado", "numpy")
 
 
-class Joined:
+class Prepared:
     """What is known of a client's cluster.
 
     `direct` tells whether workers can be reached from here: None until there are some to be tried.
@@ -32,19 +32,19 @@ class Joined:
         self.direct: bool | None = None
 
 
-_joined: weakref.WeakKeyDictionary[Any, tuple[Any, Joined]] = weakref.WeakKeyDictionary()
+_prepared: weakref.WeakKeyDictionary[Any, tuple[Any, Prepared]] = weakref.WeakKeyDictionary()
 
 
-def join(client: Any) -> Joined:
+def prepare(client: Any) -> Prepared:
     """Make a cluster ready for this client's tasks, the first time; ConnectError where it cannot run them."""
     stream = client.scheduler_comm  # another one where a client has come back to a new scheduler
-    known, joined = _joined.get(client, (None, None))
-    if joined is None or known is not stream:
-        joined = Joined(client)
-        _joined[client] = stream, joined
-    if joined.direct is None:
-        joined.direct = can_reach_workers(client)
-    return joined
+    known, prepared = _prepared.get(client, (None, None))
+    if prepared is None or known is not stream:
+        prepared = Prepared(client)
+        _prepared[client] = stream, prepared
+    if prepared.direct is None:
+        prepared.direct = can_reach_workers(client)
+    return prepared
 
 
 def check_versions(client: Any) -> None:

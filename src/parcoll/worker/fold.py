@@ -1,4 +1,4 @@
-"""Folds: elements to one value, within a partition and from partition to partition."""
+"""Fold: elements folded to one value, within a partition and from partition to partition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from parcoll.worker.sinks import Pack, Sink
 CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
 MOST_CHECK_SECONDS = 0.05  # a check that took longer is the last one of its process
 MOST_CHECKED_BYTES = 64 * 1024  # of one element, packed
-JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` is the last word
+JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` decides
 
 
 HOW_CALLED = (
@@ -93,22 +93,22 @@ def _small_copy(element: Any) -> Packed | None:
 
 @dataclass(eq=False)
 class Fold(Sink):
-    """A left fold of the elements; as a sink, a list of one value, or nothing for a partition without.
+    """A left fold. As a sink it makes a list of one value, or nothing if there was neither element nor start.
 
-    `initial` is None where it is unset, and else holds the value, which may be None.
+    `initial` is None if there is none, and otherwise holds the value, which may itself be None.
     """
 
     func: Callable[[Any, Any], Any]
     label: str = ""
     initial: Payload | None = None  # packed, so that every use starts from a copy of its own
-    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
+    combine: Callable[[Any, Any], Any] | None = None  # `initial` must be neutral to it
     timeout: float | None = None
     start_once: bool = False  # only the partition at index 0 starts from `initial`
     associative: bool = False  # `func` gets values that it has returned as elements; it is checked
     grouping: Grouping = field(default_factory=Grouping)
 
     def start(self) -> None:
-        """Begin with the initial value, where this partition starts from it."""
+        """Begin with the initial value, if this partition starts from it."""
         self._value: list[Any] = []
         self._element: Any = None
         self._first: list[Packed] = []
@@ -162,7 +162,7 @@ class Fold(Sink):
             self.failure.note = f"in {self.label}" if self.grouping.differ else self.failure.note + HOW_CALLED
 
     def finish(self, pack: Pack) -> Payload | None:
-        """Pack the value; fail where `initial`, from which the partition started, is not neutral to it."""
+        """Pack the value. Fail if it changes when it is combined with `initial`, from which it started."""
         if not self._value:
             return None
         packed = _packed_value(self._value, self.label, pack)
@@ -177,10 +177,10 @@ class Fold(Sink):
         return packed
 
     def _check_neutral(self, packed: Payload) -> Failure | None:
-        """Fail where the value that every partition starts from changes the value of this one.
+        """Fail if the value that every partition starts from changes the value of this partition.
 
-        `combine` may join {"depth": 0} to itself and still overwrite the depth of 5 that was found in
-        another partition.
+        `combine` may leave {"depth": 0} as it is when both its arguments are that, and still overwrite the
+        depth of 5 that was found in another partition.
         """
         assert self.combine is not None
         assert self.initial is not None
@@ -200,7 +200,7 @@ class Fold(Sink):
 
     @property
     def current(self) -> Any:
-        """The element folded last."""
+        """The element that was folded last."""
         return self._element
 
     @property
@@ -213,7 +213,7 @@ class Fold(Sink):
         if function and self.combine is not None:
             label = f"{self.label}, combining with {function_name(self.combine)}"
             return label, f"the value of the partition from {place.element(0)} on"
-        # The first call joins the first two elements, where the fold has no start.
+        # If the fold has no start, its first call gets the first two elements.
         return super().name_call(function, number + (not self._starts(place)), place, in_place)
 
 
@@ -267,18 +267,18 @@ def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are surely equal: by `==`, or (arrays) by their pickles."""
+    """Tell whether two values are surely equal: by `==`, or by their pickles (arrays)."""
     try:
         if bool(one == other):
             return True
     except Exception:
-        pass  # an array of truths has no truth
+        pass  # the truth of an array of several elements is an error
     first, second = Packed.pack(one), Packed.pack(other)
     return (first.head, first.buffers) == (second.head, second.buffers)
 
 
 def differs(one: Any, other: Any) -> bool:
-    """Tell whether two values surely differ: builtin ones, by more than a rounding."""
+    """Tell whether two values surely differ; numbers, by more than a rounding error."""
     try:
         if bool(one == other):
             return False

@@ -1,4 +1,4 @@
-"""What one evaluation asks of every partition, and how it reaches the workers once."""
+"""Program: what one evaluation asks of every partition, and how it reaches each worker once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Program:
 
     @property
     def stops(self) -> bool:
-        """Tell whether calls may have to be stopped."""
+        """Whether calls may have to be stopped."""
         return self.least_timeout < math.inf
 
     @property
@@ -51,10 +51,10 @@ class Program:
 
 
 class SharedProgram:
-    """A packed program that each worker process unpickles once an evaluation.
+    """A packed program, which each worker process unpickles once an evaluation.
 
-    A small one travels inside each task; a large one is a dask key of its own (`cached=False`),
-    whose value dask moves to each worker once and drops with the evaluation.
+    A small one travels inside each task. A large one is a dask key of its own (`cached=False`): dask moves
+    its value to each worker once, and drops it with the evaluation.
     """
 
     __slots__ = ("_loaded", "cached", "modules", "packed", "python", "search_path", "token")
@@ -71,13 +71,13 @@ class SharedProgram:
         self.packed = packed
         self.token = token
         self.search_path = search_path  # folders to import from, on the machine of the user's process
-        self.modules = modules  # the user's own, packed, where the workers have no such folders
+        self.modules = modules  # the user's own, packed, if the workers have no such folders
         self.cached = cached
         self.python = python
         self._loaded: Program | None = None
 
     def load(self) -> Program:
-        """Return the program, unpickled at most once in this process."""
+        """Return the program; it is unpickled at most once in this process."""
         if self._loaded is None:
             self._loaded = self._from_cache() if self.cached else self._unpickle()
         return self._loaded
@@ -132,14 +132,14 @@ _loading = threading.local()
 _cache_lock = threading.RLock()
 
 
-isolated = False  # whether this is a process beside a worker (`subworker_main`)
+isolated = False  # True in a process beside a worker (`subworker_main`)
 
 
 def is_loading() -> bool:
     """Tell whether this thread unpickles a program, which may run code of the user's modules.
 
-    An evaluation then must not wait for another task of this worker: that task would wait for the
-    cache, or for the module that is being imported.
+    An evaluation must then not wait for another task of this worker: that task would wait for the cache of
+    programs, or for the module that is being imported.
     """
     return getattr(_loading, "depth", 0) > 0
 

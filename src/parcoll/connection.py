@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -19,9 +20,10 @@ from parcoll.log import logger
 from parcoll.text import describe, short_repr
 
 ALLOWED = (
-    'None (a local cluster), a scheduler\'s address ("tcp://..." or "tls://...") or file, "inline", '
-    "a distributed.Client, or a dask cluster object"
+    'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
+    '"inline", a distributed.Client, or a dask cluster object'
 )
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 class Connection:
@@ -68,6 +70,8 @@ class Connection:
         self.engine.close()
 
     def __enter__(self) -> Connection:
+        if self._closed:
+            raise ConnectError("this connection is closed, and nothing runs on it any more: connect() again")
         return self
 
     def __exit__(
@@ -186,7 +190,9 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
     if target == "inline":
         return Connection(InlineEngine())
     address = lambda: target  # noqa: E731
-    if "://" not in target:
+    if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
+        target = f"{'tcp' if security is None else 'tls'}://{target}"
+    elif "://" not in target:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
@@ -219,12 +225,16 @@ def address_in(path: str | os.PathLike[str]) -> str:
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    from parcoll.cluster.clients import is_client  # lazy: distributed
+    from parcoll.cluster.clients import is_address, is_client  # lazy: distributed
 
     if is_client(target):
         return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
-    if hasattr(target, "scheduler_address") and not isinstance(target, type):
+    if isinstance(target, type):
+        raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+    if is_address(getattr(target, "scheduler_address", None)):
         security = getattr(target, "security", None)
         way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
         return _connected(RenewingEngine(way))
+    if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
+        return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

@@ -112,6 +112,7 @@ def connect(
     security: Any = None,
     ship: Sequence[Any] = (),
     reconnect: float | None = None,
+    copies: bool = True,
 ) -> Connection:
     """Return a connection to a cluster, started or reached now, on which all evaluations run from now on.
 
@@ -133,6 +134,8 @@ def connect(
             not. The workers need only dask and distributed. parcoll is sent, and so are those of your own
             modules that no package installs, as far as the functions or the script use them. Installed
             packages must be installed on the workers too, unless they are named here.
+        copies: For "inline": whether functions get copies, as they do on a cluster, and what cannot travel
+            fails as it does there. False has them work on your own objects, for a debugger.
         reconnect: For a dask scheduler: seconds that an evaluation waits when the scheduler is gone, for
             example while it is restarted. When one answers again at the address (a file is read again, a
             cluster object asked again), the evaluation goes on there and sends what has no result yet:
@@ -178,17 +181,21 @@ def connect(
             "reconnect is for a dask scheduler that others run: a local cluster that dies is replaced "
             f'anyway, and "inline" has none; the target is {describe(target)}'
         )
+    if not isinstance(copies, bool):
+        raise TypeError(f"copies must be True or False, got {describe(copies)}")
+    if not copies and not (isinstance(target, str) and target == "inline"):
+        raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
     if target is None:
         return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
+        if target == "inline":
+            return Connection(InlineEngine(copies))
         return _connect_address(target, security, ship, reconnect)
     return _connect_object(target, ship, reconnect)
 
 
 def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    if target == "inline":
-        return Connection(InlineEngine())
     address = lambda: target  # noqa: E731
     if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
         target = f"{'tcp' if security is None else 'tls'}://{target}"

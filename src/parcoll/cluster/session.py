@@ -190,6 +190,11 @@ class DistributedSession:
                     "the scheduler gave up a partition of the bag: what persist() left for it on a cluster "
                     "is gone, or the scheduler cannot read one of its tasks"
                 )
+            elif self._link.connected:
+                raise ClusterLostError(
+                    f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what "
+                    "it had of this evaluation is gone"
+                )
             else:
                 raise self._link.lost()
 

@@ -104,6 +104,15 @@ def checkpoint(given: Any) -> str | None:
     return path
 
 
+def no_checkpoint(given: str | None, method: str, instead: str) -> None:
+    """Refuse a method that a collection with a checkpoint has no use for."""
+    if given is not None:
+        raise TypeError(
+            f"{method}() keeps what it makes on the workers, where no checkpoint can have it "
+            f"(checkpoint={given!r}): use {instead}, or leave checkpoint out"
+        )
+
+
 def taken(given: Any) -> int:
     """Return how many elements `take` was asked for."""
     try:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import distributed
 from dask._task_spec import TaskRef
 
 from parcoll.errors import ClusterLostError, ParcollError
@@ -123,11 +122,6 @@ class KeptOnCluster:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptOnCluster, (self.future, None)
-
-
-def is_future(value: Any) -> bool:
-    """Tell whether this is a future of dask's."""
-    return isinstance(value, distributed.Future)
 
 
 def _same_scheduler(one: Any, other: Any) -> bool:

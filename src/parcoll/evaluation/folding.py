@@ -46,9 +46,11 @@ def fold(
         # `initial` would count once for each partition: fold all elements one after the other instead.
         joined = Fold(func, label, start, timeout=timeout)
     else:
-        sink = Fold(func, label, start, combine, timeout, start_once=combine is None)
+        alone = combine is None  # then the function joins the values of partitions too
+        sink = Fold(func, label, start, combine, timeout, start_once=alone, associative=alone)
         joining = func if combine is None else combine
-        joined = Fold(joining, f"{label}, combining with {function_name(joining)}", timeout=timeout)
+        of_values = f"{label}, combining with {function_name(joining)}"
+        joined = Fold(joining, of_values, timeout=timeout, associative=alone)
     with run.watched(label):
         return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 

@@ -13,19 +13,21 @@ from typing import Any
 
 from parcoll.chain.steps import Step
 from parcoll.evaluation.reader import Source
+from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Handle
 
 
 class Node:
-    """One place in a chain: a source, or a step after another node. It never changes."""
+    """One place in a chain: a source, or a step after another node. Its source and its step never change."""
 
-    __slots__ = ("bag", "before", "lock", "source", "step")
+    __slots__ = ("bag", "before", "lock", "source", "stats", "step")
 
     def __init__(self, source: Any = None, before: Node | None = None, step: Step | None = None) -> None:
         self.source = source  # a Source, or a dask bag
         self.before = before
         self.step = step
         self.bag: Any = None  # made once: `bag.bag_of` sets it when it is first asked for
+        self.stats: Stats | None = None  # of the last evaluation that went through this node
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:

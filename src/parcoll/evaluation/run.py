@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
-from parcoll.errors import ClusterLostError, SerializationError
+from parcoll.errors import CheckpointError, ClusterLostError, SerializationError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
@@ -92,6 +92,11 @@ class Run:
         """Give each partition's outcome: first those that a checkpoint has, then those that ran."""
         if self.options.checkpoint is None:
             return self.window(sink).outcomes()
+        if not sink.resumes:
+            name = sink.label or type(sink).__name__
+            raise CheckpointError(
+                f"checkpoint={self.options.checkpoint!r} saves elements, and {name} keeps none: leave it out"
+            )
         from parcoll.evaluation import resuming  # lazy: only with a checkpoint
 
         assert isinstance(self.plan.origin, Source)

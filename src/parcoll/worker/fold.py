@@ -5,19 +5,90 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
-from parcoll.text import function_name, short_repr
+from parcoll.text import function_name, function_title, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
 from parcoll.worker.sinks import Pack, Sink
 
+CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
+MOST_CHECK_SECONDS = 0.05  # a check that took longer is the last one of its process
+MOST_CHECKED_BYTES = 64 * 1024  # of one element, packed
 JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` decides
+
+
+HOW_CALLED = (
+    " (fold() without combine= also calls its function with two values of partitions: if that is what "
+    "failed, pass combine=, which joins these)"
+)
+
+
+@dataclass
+class Grouping:
+    """What this process has found out of whether a fold's function is associative."""
+
+    seconds: float = 0.0  # that the last check took
+    differ: bool = False  # what it has found
+    values: list[Packed] = field(default_factory=list)  # of partitions, the first that this process joined
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether to check once more: each check makes four calls."""
+        return self.seconds < MOST_CHECK_SECONDS
+
+    def see(self, func: Callable[[Any, Any], Any], value: Any) -> None:
+        """Take in the value of a partition, and check with the first three."""
+        if len(self.values) < CHECKED and (copied := _small_copy(value)) is not None:
+            self.values.append(copied)
+            if len(self.values) == CHECKED:
+                self.check(func, self.values)
+
+    def check(self, func: Callable[[Any, Any], Any], first: Sequence[Packed]) -> None:
+        """Compare `func(func(a, b), c)` with `func(a, func(b, c))` for copies of three elements.
+
+        Raises ValueError where they visibly differ. What the first of them raises, the fold raises
+        too, at its turn.
+        """
+        started = time.perf_counter()
+        a, b, c = (packed.load() for packed in first)
+        try:
+            from_left = func(func(a, b), c)
+        except Exception:
+            return
+        finally:
+            self.seconds = time.perf_counter() - started
+        a, b, c = (packed.load() for packed in first)
+        shown = [short_repr(element) for element in (a, b, c)]
+        name = function_title(func)
+        try:
+            from_right = func(a, func(b, c))
+            if not differs(from_left, from_right):
+                return
+            found = f"{short_repr(from_left)} and {short_repr(from_right)}"
+        except Exception as error:
+            found = f"{short_repr(from_left)} and a {type(error).__name__} ({error})"
+        finally:
+            self.seconds = time.perf_counter() - started
+        self.differ = True
+        raise ValueError(
+            f"fold() without combine= needs a function whose calls may be grouped in any way: of {shown[0]}, "
+            f"{shown[1]} and {shown[2]}, {name} makes {found}, as f(f(a, b), c) and as f(a, f(b, c)); pass "
+            "combine=, a function that joins the values of two partitions, or use reduce()"
+        )
+
+
+def _small_copy(element: Any) -> Packed | None:
+    try:
+        packed = Packed.pack(element)
+    except Exception:
+        return None
+    return packed if packed.nbytes <= MOST_CHECKED_BYTES else None
 
 
 @dataclass(eq=False)
@@ -33,11 +104,14 @@ class Fold(Sink):
     combine: Callable[[Any, Any], Any] | None = None  # `initial` must be neutral to it
     timeout: float | None = None
     start_once: bool = False  # only the partition at index 0 starts from `initial`
+    associative: bool = False  # `func` gets values that it has returned as elements; it is checked
+    grouping: Grouping = field(default_factory=Grouping)
 
     def start(self) -> None:
         """Begin with the initial value, if this partition starts from it."""
         self._value: list[Any] = []
         self._element: Any = None
+        self._first: list[Packed] = []
         if self._starts(self._place):
             assert self.initial is not None
             self._value = [self.initial.load()]
@@ -48,6 +122,8 @@ class Fold(Sink):
     def take(self, elements: Iterator[Any]) -> None:
         """Fold the elements into the value."""
         element, taken, func = None, self.taken, self.func
+        if self.associative and len(self._first) < CHECKED:
+            elements = self._checking(elements)
         try:
             if not self._value:
                 for element in elements:
@@ -63,6 +139,27 @@ class Fold(Sink):
             self._value = [value]
         finally:
             self.taken, self._element = taken, element
+
+    def _checking(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """Give the elements; once there are three, check with copies of them that `func` is associative."""
+        for element in elements:
+            if self.grouping.worth_it and (copied := _small_copy(element)) is not None:
+                self._first.append(copied)
+            else:
+                self._first = [Packed(b"")] * CHECKED  # what is large or cannot be copied is not checked
+            if len(self._first) >= CHECKED:
+                if self._first[0].head:
+                    self.grouping.check(self.func, self._first)
+                yield element
+                break
+            yield element
+        yield from elements
+
+    def fails(self, error: BaseException) -> None:
+        """Note that a call raised, and what it may have been given that the user did not expect."""
+        super().fails(error)
+        if self.associative and self.failure is not None:
+            self.failure.note = f"in {self.label}" if self.grouping.differ else self.failure.note + HOW_CALLED
 
     def finish(self, pack: Pack) -> Payload | None:
         """Pack the value. Fail if it changes when it is combined with `initial`, from which it started."""
@@ -137,10 +234,14 @@ def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -
     try:
         for part in parts:
             for element in elements_of(part):
+                if fold.associative:
+                    fold.grouping.see(fold.func, element)
                 value = [fold.func(value[0], element)] if value else [element]
                 taken += 1
     except BaseException as error:
         note = f"in {fold.label}, at element {taken} of those that reached it: {short_repr(element)}"
+        if fold.associative:
+            note = f"in {fold.label}" if fold.grouping.differ else note + HOW_CALLED
         outcome.failure = Failure.of(error, note, own_frames(error))
     outcome.produced = taken
     content: Payload | None = None

@@ -8,6 +8,7 @@ run in, and then `finish`es with what goes back. A new sink is a class like thes
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -34,6 +35,8 @@ class Sink:
     # It has to take all elements of a partition itself. So if a partition is run in slices beside its worker,
     # the results of all slices are collected for it. Otherwise `of_slice` takes each slice, and they add up.
     whole: ClassVar[bool] = True
+    # Whether a checkpoint serves it: it needs no more than the elements, or how many there are.
+    resumes: ClassVar[bool] = False
 
     def begin(self, tally: Tally, place: Place) -> Self:
         """Return the sink for the partition at `place`, whose steps are counted in `tally`."""
@@ -110,6 +113,7 @@ class Results(Sink):
     """The elements themselves, as a list."""
 
     whole = False
+    resumes = True
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
@@ -139,6 +143,13 @@ class Results(Sink):
             f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
             f"({type(cause).__name__}: {cause})"
         )
+        if inspect.iscoroutine(self._results[position]):
+            message = (
+                f"{whose} is a coroutine, which nobody has run: call an `async def` function through a plain "
+                "one, as in map(lambda x: asyncio.run(fetch(x)))"
+            )
+            for result in filter(inspect.iscoroutine, self._results):
+                result.close()  # or Python would warn that it was never awaited
         last = f"in {tally.steps[-1].label}" if tally.steps else "in a chain without steps"
         self.failure = Failure.of(SerializationError(message), last)
         self.taken = position
@@ -150,6 +161,7 @@ class Count(Sink):
 
     in_order = False
     whole = False
+    resumes = True
 
     def take(self, elements: Iterator[Any]) -> None:
         """Count the elements."""

@@ -240,7 +240,7 @@ class Body:
         self.arguments = arguments
 
     def __call__(self, *values: Any) -> Any:
-        """Body the function with these values in the places of those awaited."""
+        """Call the function with these values in the places of those awaited."""
         return self.func(*(values[a.position] if type(a) is Awaited else a for a in self.arguments))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -106,7 +106,7 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
     except Exception as error:
         seconds = time.monotonic() - started
         raise ConnectError(
-            f"no dask scheduler could be joined at {address!r} after {seconds:.0f} s: "
+            f"no dask scheduler could be reached at {address!r} after {seconds:.0f} s: "
             f"{_reason(error, address, security)}"
         ) from error
 
@@ -127,7 +127,7 @@ def _checked(address: str) -> str:
             possible = False
         if not possible:
             raise ConnectError(
-                f"no dask scheduler can be at {address!r}: that is no host and port, as in tcp://host:8786"
+                f"no dask scheduler can be at {address!r}: it needs a host and a port, as in tcp://host:8786"
             )
     return f"{scheme}://{place}"
 

@@ -42,7 +42,7 @@ def _end_abandoned(client: Any, wanted: Callable[[], Collection[str]]) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(LOOK_SECONDS)
-    logger.warning("%d workers went on with what was interrupted: they are replaced", len(busy))
+    logger.warning("%d workers are still busy with an interrupted evaluation and are replaced", len(busy))
     for address in busy:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[address], signal.SIGKILL)

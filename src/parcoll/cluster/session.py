@@ -189,8 +189,8 @@ class DistributedSession:
                 self._submit([job])
             elif job.graph is not None and self._link.connected:
                 raise lost_for_good(
-                    "the scheduler gave up a partition of the bag: what persist() left for it on a cluster "
-                    "is gone, or the scheduler cannot read one of its tasks"
+                    "the scheduler gave up a partition of the bag: results of persist() that it needs are "
+                    "lost, or the scheduler cannot unpickle one of its tasks"
                 )
             else:
                 raise self._link.lost()

@@ -172,7 +172,9 @@ class _AtScheduler:
         lost, started = before.link.lost(), time.monotonic()
         if not self.renews:
             if self.finds or before.client.status != "running":
-                raise lost_for_good(f"{lost}: connect() anew, or with reconnect=, the seconds to wait for it")
+                raise lost_for_good(
+                    f"{lost}: connect() again, or pass reconnect=, the seconds to wait for it"
+                )
         else:
             logger.warning("%s; waiting up to %g s for it to come back", lost, self._seconds)
         self.leave(before.client)
@@ -185,9 +187,9 @@ class _AtScheduler:
                 left = deadline - time.monotonic()
                 if left <= 0 or getattr(error, "_final", False):
                     within = f" within {self._seconds:g} s" if self.renews else ""
-                    raise lost_for_good(f"{lost}, and was not joined again{within}: {error}") from error
+                    raise lost_for_good(f"{lost}, and did not come back{within}: {error}") from error
             else:
-                logger.info("joined %s after %.1f s", found.address, time.monotonic() - started)
+                logger.info("reconnected to %s after %.1f s", found.address, time.monotonic() - started)
                 if (
                     found.link.direct is None
                 ):  # its workers come later; the last ones were of the same network
@@ -217,7 +219,7 @@ class _AtScheduler:
 
     def gone(self, engine: DistributedEngine | None) -> str:
         """Say what is closed."""
-        at = engine.address if engine is not None else "that was never joined"
+        at = engine.address if engine is not None else "that was never reached"
         return f"the connection to the dask scheduler {at} is closed"
 
 
@@ -263,8 +265,8 @@ class OfClient(_AtScheduler):
         while self._client.status != "running":
             if self._client.status != "connecting":
                 raise lost_for_good(
-                    "the dask client that parcoll was given is closed, by its owner or because it found its "
-                    "scheduler no more within its own timeout: distributed.Client(..., timeout=) sets that"
+                    "the dask client that parcoll was given is closed: its owner closed it, or it did not "
+                    "find its scheduler again in the seconds of distributed.Client(..., timeout=)"
                 )
             if time.monotonic() >= deadline:
                 raise ConnectError("the dask client that parcoll was given has not found its scheduler yet")

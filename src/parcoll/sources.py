@@ -12,8 +12,8 @@ from parcoll import arguments
 from parcoll.chain.policy import OnError, RetryOn
 from parcoll.collection import ParallelGen
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.reader import source_of
 from parcoll.evaluation.run import Options
+from parcoll.evaluation.source import source_of
 from parcoll.text import describe, short_repr
 
 if TYPE_CHECKING:

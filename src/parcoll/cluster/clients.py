@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import dask
 import distributed
 import distributed.comm
+import distributed.comm.registry
 import distributed.versions
 from dask.utils import parse_timedelta
 
@@ -111,11 +112,24 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
         ) from error
 
 
+def is_address(value: Any) -> bool:
+    """Tell whether a scheduler's address may be used: its scheme is one that dask knows in this process."""
+    if not isinstance(value, str):
+        return False
+    scheme, _ = distributed.comm.parse_address(value.strip())
+    return _is_known(scheme.lower())
+
+
+def _is_known(scheme: str) -> bool:
+    """Tell whether dask speaks it; packages as dask-gateway add schemes of their own."""
+    return scheme in SCHEMES or scheme in distributed.comm.registry.backends
+
+
 def _checked(address: str) -> str:
     """Return the address without what may stand around it; refuse one at which no scheduler can be."""
     scheme, place = distributed.comm.parse_address(address.strip())
-    place = place.rstrip("/")
-    if scheme not in SCHEMES:
+    scheme, place = scheme.lower(), place.rstrip("/")
+    if not _is_known(scheme):
         raise ConnectError(
             f"no dask scheduler can be at {address!r}: {scheme!r} is none of {', '.join(SCHEMES)}"
         )

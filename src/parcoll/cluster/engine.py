@@ -17,8 +17,7 @@ from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
-from parcoll.wire.unpicklable import cannot_send
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, packed_program
 
 
 class DistributedEngine:
@@ -69,7 +68,7 @@ class DistributedEngine:
         """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
-        packed = _pack_program(program)
+        packed = packed_program(program)
         modules = self._modules(program)
         return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
 
@@ -138,23 +137,3 @@ def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine
         link.direct = prepare(client).direct
         link.reach = lambda: prepare(client).direct
     return engine
-
-
-def _pack_program(program: Program) -> Packed:
-    try:
-        return Packed.pack(program)
-    except Exception as error:
-        for step in program.steps:
-            _check_function(step.func, f"the function of {step.label}")
-            _check_function(step.policy.on_error, f"the on_error of {step.label}")
-            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
-        for func in program.sink.functions.values():
-            _check_function(func, f"the function of {program.sink.label}")
-        raise cannot_send(None, "the chain", error) from error
-
-
-def _check_function(func: Any, role: str) -> None:
-    try:
-        Packed.pack(func)
-    except Exception as error:
-        raise cannot_send(func, role, error) from error

@@ -17,7 +17,7 @@ from dask.bag import Bag
 from parcoll.chain.loop import Chain
 from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
-from parcoll.evaluation.reader import Source
+from parcoll.evaluation.source import Source
 from parcoll.text import key_words
 from parcoll.worker.outcome import Handle, elements_of
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.chain.steps import Step
-from parcoll.evaluation.reader import Source
+from parcoll.evaluation.source import Source
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Handle
 

@@ -2,156 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from parcoll.errors import SourceConsumedError
-from parcoll.text import describe, short_repr
-
-ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
-SIZED = (list, tuple, str, bytes, dict, set, frozenset)
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
 SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
-
-
-class Source:
-    """What a chain reads. Every evaluation opens it anew, and all chains built on it share it."""
-
-    one_pass = False
-
-    def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
-        self._open = open_stream
-        self._description = description
-
-    def open(self) -> Reader:
-        """Start reading from the first element."""
-        return reader_of(self._open())
-
-    def __call__(self) -> list[Any]:
-        """Return all elements: how dask's own engines read the bag."""
-        return list(self._open())
-
-    def __repr__(self) -> str:
-        return self._description
-
-
-class OnePassSource(Source):
-    """An iterator. It can be read once; if it is opened again, it raises an error that says so."""
-
-    one_pass = True
-
-    def __init__(self, iterator: Iterator[Any], description: str) -> None:
-        super().__init__(lambda: iterator, description)
-        self._consumed = False
-        self._lock = threading.Lock()
-
-    def open(self) -> Reader:
-        """Start reading, the first time."""
-        with self._lock:
-            if self._consumed:
-                raise SourceConsumedError(
-                    f"{self} has been read by an earlier evaluation and gives its elements only once: "
-                    "pass a list, or a function that returns a new iterator, to evaluate again"
-                )
-            self._consumed = True
-        return super().open()
-
-    def __call__(self) -> list[Any]:
-        """Return all elements, once."""
-        return self.open().read_all()
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            f"{self} cannot be sent to another process: iterate the ParallelGen instead of its bag, or "
-            "pass parallel() a list or a function that returns an iterator"
-        )
-
-
-def source_of(given: Any) -> Source:
-    """Check what `parallel` was given. Reads nothing."""
-    if isinstance(given, Mapping):
-        return Source(given.items, _name(given))
-    if isinstance(given, Iterator):
-        return OnePassSource(given, _name(given))
-    if _is_iterable(given):
-        return Source(lambda: given, _name(given))
-    if callable(given) and not isinstance(given, type):
-        return _source_of_function(given)
-    raise TypeError(f"parallel() needs {ALLOWED}; got {describe(given)}")
-
-
-def _is_iterable(given: Any) -> bool:
-    if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
-        return False
-    return isinstance(given, Iterable) or (
-        hasattr(type(given), "__getitem__") and hasattr(type(given), "__len__")
-    )
-
-
-def _source_of_function(func: Callable[..., Any]) -> Source:
-    try:
-        inspect.signature(func).bind()
-    except TypeError as error:
-        raise TypeError(
-            f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
-        ) from None
-    except ValueError:
-        pass  # a builtin without a signature: the call will tell
-    bare = func
-    while isinstance(bare, functools.partial):
-        bare = bare.func
-    if inspect.isgeneratorfunction(bare):
-        return Source(func, f"{_name(func)}()")
-    return _FunctionSource(func)
-
-
-class _FunctionSource(Source):
-    """A function that is no generator function, so that only a call tells whether it returns an iterator.
-
-    It is called once at the start, and what it returned serves the first evaluation. So it is still called
-    once for each evaluation.
-    """
-
-    def __init__(self, func: Callable[[], Any]) -> None:
-        super().__init__(self._next_stream, f"{_name(func)}()")
-        self._func = func
-        self._first: list[Iterable[Any]] = [self._call()]
-        self._lock = threading.Lock()
-
-    def _call(self) -> Iterable[Any]:
-        stream = self._func()
-        if not _is_iterable(stream):
-            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}")
-        return stream  # type: ignore[no-any-return]
-
-    def _next_stream(self) -> Iterable[Any]:
-        with self._lock:
-            if self._first:
-                return self._first.pop()
-        return self._call()
-
-    def __reduce__(self) -> Any:
-        return _FunctionSource, (self._func,)
-
-
-def _name(given: Any) -> str:
-    name = getattr(given, "__qualname__", None) or getattr(given, "__name__", None)
-    if isinstance(name, str):
-        return name.replace("<lambda>", "lambda")
-    if type(given) is range:
-        return repr(given)
-    if type(given) in SIZED:  # others may have to read to tell
-        return f"<{type(given).__name__} of {len(given)} elements>"
-    return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)
 
 
 class Reader:

@@ -32,7 +32,8 @@ from parcoll.checkpoint.storage import folder_at
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.feed import StreamFeed
-from parcoll.evaluation.reader import Reader, Source
+from parcoll.evaluation.reader import Reader
+from parcoll.evaluation.source import Source
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats

@@ -20,8 +20,8 @@ from parcoll.errors import CheckpointError, ClusterLostError, SerializationError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
-from parcoll.evaluation.reader import Source
 from parcoll.evaluation.sizing import Sizer, sizer_for
+from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
@@ -257,7 +257,7 @@ def loaded(payload: Payload, what: str) -> Any:
     """Unpickle what came back from a worker; `what` names it for the error if that fails."""
     try:
         return payload.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
         raise SerializationError(
             f"{what} came back from the worker but cannot be unpickled here: {type(error).__name__}: {error}"
         ) from error

@@ -15,7 +15,8 @@ from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.modules import install, unpacked
-from parcoll.wire.payload import Payload, Plain
+from parcoll.wire.payload import Packed, Payload, Plain
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
 
@@ -154,8 +155,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+def packed_program(program: Program) -> Packed:
+    """Pickle a program; raises SerializationError, which names the function that cannot travel, and why."""
+    try:
+        return Packed.pack(program)
+    except Exception as error:
+        for step in program.steps:
+            _check_function(step.func, f"the function of {step.label}")
+            _check_function(step.policy.on_error, f"the on_error of {step.label}")
+            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
+        for func in program.sink.functions.values():
+            _check_function(func, f"the function of {program.sink.label}")
+        raise cannot_send(None, "the chain", error) from error
+
+
+def _check_function(func: Any, role: str) -> None:
+    try:
+        Packed.pack(func)
+    except Exception as error:
+        raise cannot_send(func, role, error) from error
+
+
 def in_process(program: Program) -> SharedProgram:
-    """Wrap a program for an engine that shares this process: nothing is pickled."""
+    """Wrap a program for an engine that shares this process, with its functions as they are."""
     shared = SharedProgram(Plain(program), "")
     shared._loaded = program
     return shared

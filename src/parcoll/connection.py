@@ -173,8 +173,8 @@ def connect(
         names_of(ship)
     if target is None and ship:
         raise TypeError(
-            f"ship={short_repr(ship)} is for a dask scheduler's workers: those of a local cluster import "
-            "as you do"
+            f"ship={short_repr(ship)} is for a dask scheduler's workers: leave it out, since those of a "
+            "local cluster import all that this process can import"
         )
     if reconnect is not None and target in (None, "inline"):
         raise TypeError(

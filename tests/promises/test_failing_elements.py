@@ -144,7 +144,7 @@ def test_what_the_function_itself_raises_ends_the_evaluation_and_says_so(engine:
     results, error = drained(chain)
     assert results == [1.0]
     assert type(error) is OSError
-    assert "in on_error=decide, asked about ZeroDivisionError" in error.__notes__[0]
+    assert "in on_error=decide, called for ZeroDivisionError" in error.__notes__[0]
     assert f"{method}(invert), at element 1: 0" in error.__notes__[0]
     assert type(error.__context__) is ZeroDivisionError
     check_sums(chain.stats)
@@ -327,7 +327,7 @@ def test_a_wrong_argument_is_refused_where_it_is_given(method, arguments, kind, 
 
 
 def test_retry_on_without_retries_is_refused() -> None:
-    with pytest.raises(ValueError, match="retry_on says nothing without retries"):
+    with pytest.raises(ValueError, match="retry_on has no effect without retries"):
         parallel([1]).map(str, retry_on=OSError)
     assert parallel([1], retries=1).map(str, retry_on=OSError) is not None
     assert parallel([1], retry_on=OSError).map(str, retries=1) is not None

@@ -125,7 +125,7 @@ class Guard:
     ) -> Stopped:
         if own is not error and own.__context__ is None:
             own.__context__ = error
-        whose = f"in {name}={function_name(func)}, asked about {short_repr(error)}"
+        whose = f"in {name}={function_name(func)}, called for {short_repr(error)}"
         self._tally.broken(own, self._position, element, whose)
         return Stopped(self._position)
 

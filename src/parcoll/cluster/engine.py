@@ -1,4 +1,4 @@
-"""Engine: evaluation on a dask scheduler, through a `distributed.Client`."""
+"""Engine of a cluster: evaluation on a dask scheduler, through a `distributed.Client`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class DistributedEngine:
     ) -> None:
         """Use the link's cluster.
 
-        `ship` says which modules to send and which not, beside those that are needed; None sends on what
-        was sent here, as to workers that import from the search path. `reporting` where the workers have the
-        plugin that sends outcomes (`worker.reports`). `worker_memory` where it is known without asking.
+        `ship` says which modules to send and which not, beside those that are needed. None sends on what was
+        sent here, or nothing if the workers import from the search path. `reporting` if the workers have the
+        plugin that sends outcomes (`worker.reports`). `worker_memory` if it is known without asking.
         """
         self.link = link
         self._ship = ship
@@ -58,14 +58,14 @@ class DistributedEngine:
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of dask's dashboard, once the page beside it is there."""
-        if self._reports is None:  # else the host has put it there
+        """The address of dask's dashboard, once our web page beside it is there."""
+        if self._reports is None:  # on a local cluster the host has put it there
             install_now(self.client)
         link: str = self.client.dashboard_link
         return link
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
-        """Start an evaluation; names what cannot be pickled."""
+        """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
         packed = packed_program(program)
@@ -73,12 +73,12 @@ class DistributedEngine:
         return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
 
     def _modules(self, program: Program) -> bytes:
-        """Return the sources to send along; within a task of a cluster, those that came with the task."""
+        """Return the sources to send along; within a task, those that came with the task."""
         sources = shipped_sources() if self._ship is None else sources_for(program, self._ship)
         return modules.packed(sources)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
-        """Pickle the value; into shared memory, if there is some, where it is large and needed once."""
+        """Pickle the value; into shared memory, if there is some and the value is large and needed once."""
         sharing = self.link.sharing
         return Packed.pack(value) if lasting or sharing is None else sharing.pack(value)
 
@@ -89,7 +89,7 @@ class DistributedEngine:
         try:
             with self.link.errors():
                 workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        except ClusterLostError:  # which is told where the partition is sent
+        except ClusterLostError:  # raised again when the partition is sent
             return math.inf
         return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
 
@@ -103,7 +103,7 @@ class DistributedEngine:
         return threads
 
     def follow(self, stats: Stats) -> Publisher:
-        """Publish the evaluation on the dashboard's page."""
+        """Publish the evaluation on the web page of the scheduler."""
         return Publisher(self.client, stats, has_page=self._reports is not None)
 
     def persist(self, bag: Any) -> Any:
@@ -120,10 +120,10 @@ class DistributedEngine:
 
 
 def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine:
-    """Return an engine for a `distributed.Client`, whose cluster is made ready for our tasks.
+    """Return an engine for a `distributed.Client`, whose cluster is prepared for our tasks.
 
     `ship` adds modules to those that are sent. Within a task of a worker that has parcoll there is nothing to
-    make ready.
+    prepare.
     """
     if client.asynchronous:
         raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")

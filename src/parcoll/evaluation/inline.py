@@ -1,4 +1,4 @@
-"""Inline: evaluation in this very process, one partition at a time, as a debugger and fast tests want it."""
+"""Inline: evaluation in this process, one partition at a time, as a debugger and fast tests need it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class InlineEngine:
         return 1
 
     def follow(self, stats: Stats) -> None:
-        """Tell nobody."""
+        """Show it to nobody."""
 
     def persist(self, bag: Any) -> Any:
         """Compute the whole bag here."""
@@ -66,7 +66,7 @@ class InlineEngine:
 
 
 class InlineSession:
-    """A queue of jobs, run one by one."""
+    """A queue of jobs, which run one by one."""
 
     def __init__(self, shared: SharedProgram, keep: bool, pack: Pack) -> None:
         self._shared = shared

@@ -1,4 +1,4 @@
-"""Any source as a stream that is read a partition at a time, in the consumer's thread."""
+"""Reader: any source as a stream that is read one partition at a time, in the consumer's thread."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
-MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
+MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
-SAMPLES = 128  # looks at one partition's sizes, 1 µs each
+SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 
 
 class Reader:
-    """The elements of one evaluation, in partitions; `error` is what the source raised, if it did."""
+    """The elements of one evaluation, in partitions. `error` is what the source raised, if it did."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -24,19 +24,19 @@ class Reader:
         self.position = 0
 
     def remaining(self) -> int | None:
-        """Return how many elements are left, where the source knows."""
+        """Return how many elements are left; None if the source does not know."""
         return None
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return up to `size` elements; none only at the end.
 
-        Fewer than `size` where the source is slow or its elements look larger than `max_bytes`, unless
+        They are fewer than `size` if the source is slow, or if they look larger than `max_bytes`, unless
         `exact`.
         """
         raise NotImplementedError
 
     def read_all(self) -> list[Any]:
-        """Return the rest; raises what the source raises."""
+        """Return the rest, or raise what the source raises."""
         elements: list[Any] = []
         while not self.ended:
             elements += self.read(MAX_READ_BYTES)
@@ -46,7 +46,7 @@ class Reader:
 
 
 def reader_of(stream: Iterable[Any]) -> Reader:
-    """Return the reader for a stream: by slices where that gives the same elements."""
+    """Return the reader for a stream; it takes slices if these give the same elements."""
     numpy = sys.modules.get("numpy")
     if type(stream) in SLICED or (numpy is not None and type(stream) is numpy.ndarray):
         return SliceReader(stream)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def reader_of(stream: Iterable[Any]) -> Reader:
 
 
 class SliceReader(Reader):
-    """A sequence: a slice costs nothing an element."""
+    """A sequence. A slice costs nothing for each element."""
 
     def __init__(self, sequence: Sequence[Any]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SliceReader(Reader):
             return None
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
-        """Return a slice, shorter where its elements look large."""
+        """Return a slice, a shorter one if its elements look large."""
         elements = self._sequence[self.position : self.position + size]
         if not exact and len(elements) > 1:
             elements = elements[: _fitting(elements, max_bytes)]
@@ -94,7 +94,7 @@ def _fitting(elements: Sequence[Any], max_bytes: int) -> int:
 
 
 class StreamReader(Reader):
-    """Any iterable: read in small runs, with a look at the clock and at the bytes between them."""
+    """Any iterable. It is read in small runs, with a look at the clock and at the bytes between them."""
 
     def __init__(self, stream: Iterable[Any]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class StreamReader(Reader):
         self._iterable = stream
 
     def remaining(self) -> int | None:
-        """Return the length that is left where the iterable has one (a set, a dict's items)."""
+        """Return the length that is left if the iterable has one (a set, the items of a dict)."""
         if isinstance(self._iterable, Iterator):
             return None
         try:
@@ -139,7 +139,7 @@ class StreamReader(Reader):
 
 
 def _size(element: Any) -> int:
-    """Return about how many bytes an element holds: what it says itself, not what it refers to."""
+    """Return about how many bytes an element holds: itself, not what it refers to."""
     try:
         return int(getattr(element, "nbytes", 0)) or sys.getsizeof(element)
     except Exception:

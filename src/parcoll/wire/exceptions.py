@@ -33,7 +33,10 @@ class Failure:
         try:
             return cls(_encode(error, skip_frames), note)
         except Exception as refusal:  # an attribute of the exception raised when it was read
-            stand_in = Exception(f"{type(error).__name__}, which could not be described: {refusal!r}")
+            stand_in = Exception(
+                f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
+                f"reading it raised {refusal!r}"
+            )
             return cls(_encode(stand_in), note)
 
     def rebuild(self) -> BaseException:
@@ -44,7 +47,10 @@ class Failure:
         """
         error = _decode(self.exception)
         if isinstance(error, StopIteration):
-            wrapper = RuntimeError(f"a function of the chain raised {error!r}")
+            wrapper = RuntimeError(
+                f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
+                "another exception, or return"
+            )
             wrapper.__cause__ = error
             error = wrapper
         _add_note(error, self.note)

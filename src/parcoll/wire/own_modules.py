@@ -76,7 +76,7 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
         (left_out if name.startswith("-") else added).append(name.lstrip("-").partition(".")[0])
     for name in added:
         if _spec(name) is None:
-            raise ValueError(f"ship={short_repr(name)}: this process has no module of that name")
+            raise ValueError(f"ship names {short_repr(name)}, but this process finds no module of that name")
     return added, left_out
 
 

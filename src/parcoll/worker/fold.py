@@ -190,9 +190,9 @@ class Fold(Sink):
             if not differs(joined, value):
                 return None
             raise ValueError(
-                f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral, joined "
-                f"to {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from it: "
-                "pass a neutral one, or use reduce()"
+                f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral: combined "
+                f"with {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from "
+                "it: pass a neutral one, or use reduce()"
             )
         except BaseException as error:
             note = f"in {self.label}, combining with {function_name(self.combine)}"

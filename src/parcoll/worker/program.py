@@ -97,7 +97,8 @@ class SharedProgram:
         if self.python != PYTHON:
             raise SerializationError(
                 f"this worker runs Python {_dotted(PYTHON)} and the program comes from Python "
-                f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two"
+                f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two; use "
+                "the same minor version on both"
             )
         if self.modules:
             install(unpacked(self.modules))

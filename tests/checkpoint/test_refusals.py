@@ -200,7 +200,7 @@ def test_what_does_not_resume_says_so(inline: Connection, tmp_path: Path):
     numbers = parallel(range(5), checkpoint=tmp_path / "run").map(abs)
     with pytest.raises(TypeError, match=r"functools\.reduce\(func, collection\)"):
         numbers.reduce(lambda a, b: a + b)
-    with pytest.raises(TypeError, match=r"fold\(\) keeps what it makes"):
+    with pytest.raises(TypeError, match=r"fold\(\) keeps its results on the workers"):
         numbers.fold(lambda a, b: a + b, 0)
     with pytest.raises(TypeError, match="a loop over its results"):
         numbers.foreach(print)

@@ -75,20 +75,20 @@ def test_the_synchronous_scheduler_is_this_process(name: str) -> None:
 def test_the_address_in_dask_s_config_is_joined_once(remote: str) -> None:
     with dask.config.set({"scheduler-address": remote}):
         assert evaluated_at() == remote
-        joined = current.joined[remote][1]
+        joined = current.connected_engines[remote][1]
         assert evaluated_at() == remote
-        assert current.joined[remote][1] is joined
+        assert current.connected_engines[remote][1] is joined
     assert no_default_client()
     joined.client.close()
     with dask.config.set({"scheduler-address": remote}):
         assert evaluated_at() == remote, "a client that was closed is replaced"
-    current.joined.pop(remote)[1].close()
+    current.connected_engines.pop(remote)[1].close()
 
 
 def test_the_address_in_the_environment_is_joined(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", remote)
     assert evaluated_at() == remote
-    current.joined.pop(remote)[1].close()
+    current.connected_engines.pop(remote)[1].close()
 
 
 def test_connect_beats_the_environment(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

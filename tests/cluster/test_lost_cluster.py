@@ -19,9 +19,9 @@ import pytest
 from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel
-from parcoll.cluster import silence
+from parcoll.cluster import clients
 from parcoll.evaluation.inline import InlineEngine, InlineSession
-from parcoll.evaluation.window import MAX_LOSSES
+from parcoll.evaluation.window import MAX_CLUSTERS_LOST
 from parcoll.worker.program import Program
 
 
@@ -46,7 +46,8 @@ def killed_each(seconds: float, times: int, connection: Connection, who: str) ->
     def work(ended: threading.Event) -> None:
         while len(killed) < times and not ended.wait(seconds):
             pid = connection.engine.way.host.pid
-            if pid not in killed and connection.engine.current is not None:
+            engine = connection.engine.current
+            if pid not in killed and engine is not None and engine.link.connected:
                 kill(connection, who)
                 killed.append(pid)
 
@@ -83,8 +84,8 @@ def test_elements_and_results_in_shared_memory_survive(own: Connection, who: str
 
 def test_a_scheduler_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel answers for a process that is stopped: only its silence tells."""
-    monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
-    monkeypatch.setattr(silence, "seconds_allowed", lambda: 2.0)
+    monkeypatch.setattr(clients, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(clients, "seconds_allowed", lambda: 2.0)
     with connect(n_workers=2) as own:
         # Of that size most are still to be read when it hangs.
         numbers = parallel(iter(range(600)), partition_size=5).map(slowly)
@@ -220,4 +221,4 @@ def test_a_cluster_that_dies_each_time_is_given_up() -> None:
         connection.engine = Engine()
         with pytest.raises(ClusterLostError, match="it died"):
             list(parallel(range(3)).map(abs))
-    assert Engine.opened == MAX_LOSSES + 1
+    assert Engine.opened == MAX_CLUSTERS_LOST + 1

@@ -22,7 +22,7 @@ from restarted import Restarted, slowly, stopped
 from scripts import clean_environment
 
 from parcoll import ClusterLostError, connect, parallel
-from parcoll.cluster import silence
+from parcoll.cluster import clients
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
     gone = f"the dask scheduler {address} is gone: its connection was closed or lost"
     for name in ("afterwards", "again"):
         text, yielded = found.pop(name)
-        assert text == f"{gone}: connect() anew, or with reconnect=, the seconds to wait for it; " + (
+        assert text == f"{gone}: connect() again, or pass reconnect=, the seconds to wait for it; " + (
             "0 elements had been yielded"
         )
         assert yielded == 0
@@ -160,8 +160,8 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients of this process give up a silent scheduler after two seconds, not half a minute."""
-    monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
-    monkeypatch.setattr(silence, "seconds_allowed", lambda: 2.0)
+    monkeypatch.setattr(clients, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(clients, "seconds_allowed", lambda: 2.0)
 
 
 def test_a_scheduler_that_hangs_is_lost_too(cluster: Restarted, impatient: None) -> None:
@@ -196,7 +196,7 @@ def test_a_scheduler_that_hangs_is_lost_too(cluster: Restarted, impatient: None)
                 thread.join(20)
             calls["afterwards"] = lambda: list(parallel(range(3)).map(abs))
             run("afterwards")
-            assert not connection.engine.connected
+            assert not connection.engine.current.link.connected
     for name in calls:
         assert isinstance(found[name], ClusterLostError), name
         assert f"the dask scheduler {cluster.address} is gone: no answer in 2 s" in str(found[name]), name

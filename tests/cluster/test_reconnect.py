@@ -26,7 +26,7 @@ from restarted import Restarted, slowly, stopped
 from scripts import append, eventually, lines
 
 from parcoll import ClusterLostError, Connection, connect, current, parallel
-from parcoll.cluster import silence
+from parcoll.cluster import clients
 
 WAIT = 60.0  # seconds: `reconnect` where the scheduler does come back
 
@@ -56,8 +56,8 @@ def in_progress(collection: Any) -> Callable[[], bool]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients of this process give up a silent scheduler after two seconds, not half a minute."""
-    monkeypatch.setattr(silence, "ASK_SECONDS", 0.2)
-    monkeypatch.setattr(silence, "seconds_allowed", lambda: 2.0)
+    monkeypatch.setattr(clients, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(clients, "seconds_allowed", lambda: 2.0)
 
 
 def test_a_scheduler_that_hung_for_a_while_is_joined_again(cluster: Restarted, impatient: None) -> None:
@@ -71,7 +71,7 @@ def test_a_scheduler_that_hung_for_a_while_is_joined_again(cluster: Restarted, i
         found += [next(stream) for _ in range(200)]
         assert numbers.stats.losses == 0
         with stopped(cluster.cluster.scheduler):
-            assert eventually(lambda: not connection.engine.connected, 10)
+            assert eventually(lambda: not connection.engine.current.link.connected, 10)
             time.sleep(1)
         found += stream
     assert found == list(range(0, 1_200, 2))
@@ -212,7 +212,7 @@ def test_it_is_waited_for_only_as_long_as_was_said(cluster: Restarted) -> None:
         assert time.monotonic() - started >= 1.5
         text = str(raised.value)
         assert text.startswith(f"the dask scheduler {cluster.address} is gone")
-        assert "was not joined again within 1.5 s" in text
+        assert "did not come back within 1.5 s" in text
         assert re.search(r"; \d+ elements? had been yielded$", text)
         with pytest.raises(ClusterLostError, match=r"within 1.5 s.*; reduce\(\) has no value"):
             parallel(range(3)).reduce(lambda a, b: a + b)
@@ -304,7 +304,7 @@ def test_the_scheduler_in_dask_s_configuration_is_joined_anew_by_the_next_evalua
             list(stream)
         cluster.start()
         assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
-    current.joined.pop(cluster.address)[1].close()
+    current.connected_engines.pop(cluster.address)[1].close()
 
 
 # A client of the user's ---------------------------------------------------------------------------

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from parcoll.cluster import silence
+from parcoll.cluster import clients
 
 ALLOWED = 0.05
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(silence, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(silence, "seconds_allowed", lambda: ALLOWED)
+    monkeypatch.setattr(clients, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(clients, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(clients, "seconds_allowed", lambda: ALLOWED)
 
 
 class Client:
@@ -68,7 +68,7 @@ def watched(client: Client, questions: float = math.inf) -> bool:
     """Watch a client until it was asked so often; tell whether the watch has ended by itself before."""
 
     async def watch() -> bool:
-        task = asyncio.ensure_future(silence.watch(client))
+        task = asyncio.ensure_future(clients._watch_silence(client))
         for _ in range(2_000):
             await asyncio.wait([task], timeout=0.01)
             if task.done() or client.asked >= questions:
@@ -95,7 +95,7 @@ def test_one_that_does_not_answer_is_given_up(answer: Any) -> None:
     assert watched(client)
     assert client.aborted
     assert client.silent_seconds is not None
-    assert ALLOWED < client.silent_seconds <= ALLOWED + 2 * silence.LOOK_SECONDS
+    assert ALLOWED < client.silent_seconds <= ALLOWED + 2 * clients.LOOK_SECONDS
     assert client.removed == [client.address]
 
 

@@ -28,7 +28,7 @@ from parcoll import (
     parallel,
 )
 from parcoll.cluster import clients
-from parcoll.cluster.joining import check_versions
+from parcoll.cluster.preparing import check_versions
 from parcoll.local.credentials import Credentials
 from parcoll.wire.payload import Packed
 from parcoll.worker.program import Program, SharedProgram
@@ -92,11 +92,11 @@ def test_a_closed_port_is_told_within_its_time() -> None:
     [
         ("http://127.0.0.1:8786", "'http' is none of tcp, tls"),
         ("nonsense://127.0.0.1:8786", "'nonsense' is none of tcp, tls"),
-        ("tcp://", "no host and port"),
-        ("tcp://127.0.0.1", "no host and port"),
-        ("tcp://::1:8786", "no host and port"),
-        ("tcp://127.0.0.1:99999", "no host and port"),
-        ("tcp://no such host:1", "no host and port"),
+        ("tcp://", "it needs a host and a port"),
+        ("tcp://127.0.0.1", "it needs a host and a port"),
+        ("tcp://::1:8786", "it needs a host and a port"),
+        ("tcp://127.0.0.1:99999", "it needs a host and a port"),
+        ("tcp://no such host:1", "it needs a host and a port"),
         ("tcp://host.invalid:8786", "its host is not known here"),
         ("tcp://127.0.0.1:1", "nothing listens there"),
         ("tcp://127.0.0.1:1/\n", "nothing listens there"),

@@ -16,7 +16,7 @@ from victims import Victims, strike
 
 from parcoll import ClusterStartError, Connection, connect, parallel
 from parcoll.cluster import clients
-from parcoll.cluster.renewing import MAX_KILLED
+from parcoll.cluster.ways import MAX_KILLED
 from parcoll.local.credentials import Credentials
 
 

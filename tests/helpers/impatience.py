@@ -4,10 +4,9 @@ from __future__ import annotations
 
 
 def no_pause() -> None:
-    from parcoll.chain import policy
-    from parcoll.worker import subworker
+    """Have this process, and those that it starts beside it, not wait before a retry."""
+    import impatient  # noqa: F401
 
-    policy.BASE_SECONDS = 0.0
-    line = "import parcoll.chain.policy; parcoll.chain.policy.BASE_SECONDS = 0.0\n"
-    assert "\nmain(" in subworker._BOOT
-    subworker._BOOT = subworker._BOOT.replace("\nmain(", f"\n{line}main(")
+    from parcoll.wire import boot
+
+    boot.also_import.append("impatient")

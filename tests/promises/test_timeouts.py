@@ -22,7 +22,7 @@ from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, ElementError, ElementTimeoutError, connect, parallel
 from parcoll.worker.subworker import Subworker
-from parcoll.worker.subworker_main import Load
+from parcoll.worker.subworker_main import LoadPartition
 
 SECONDS = 0.3
 LONG = 1000  # seconds: nothing here waits for it
@@ -464,7 +464,7 @@ def test_a_process_that_is_late_by_a_hair_goes_on() -> None:
     try:
         assert subworker._stop_late() is False
         with pytest.raises(TypeError, match="cannot pickle"):
-            subworker.ask(Load(threading.Lock(), None, None))  # type: ignore[arg-type]
+            subworker.ask(LoadPartition(threading.Lock(), None, None))  # type: ignore[arg-type]
         assert subworker.alive
     finally:
         subworker.end()

@@ -1,67 +1,30 @@
-"""Renewing: an engine that goes on where its cluster was lost, on another one or on the one that came back.
+"""Renewing: an engine that goes on when its cluster is lost, on another cluster or on one that has come back.
 
-There are three ways to come to a cluster: start one here, join a scheduler at an address, or use a client of
-the user's.
+`cluster.ways` has the ways to get there.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError, lost_for_good
-from parcoll.local.host import Host
-from parcoll.local.imports import import_whole
-from parcoll.log import logger
+from parcoll.cluster.ways import Way
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload
-from parcoll.wire.sharing import Sharing
 from parcoll.worker.program import Program
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
     from parcoll.cluster.session import DistributedSession
 
-MAX_KILLED = 4  # clusters that are killed while they start, one after the other, before that is the error
-TRY_SECONDS = 2.0  # for one attempt: the file with the address, or the cluster object, may name another then
-LAST_SECONDS = 0.2  # for the last one, where less is left
-FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # between two attempts
-
-
-class Way(Protocol):
-    """How to come to a cluster, again and again."""
-
-    renews: bool  # an evaluation whose cluster was lost may go on
-    starts: bool  # another cluster is there in a second, so that whoever asks may wait for it
-
-    @property
-    def alive(self) -> bool:
-        """Whether the cluster is there, as far as can be told without a client."""
-
-    def connect(
-        self, before: DistributedEngine | None, since: float, closed: threading.Event
-    ) -> DistributedEngine:
-        """Return an engine in the place of the one before, which was lost at `since` or earlier."""
-
-    def prepare(self, engine: DistributedEngine) -> None:
-        """Make the cluster ready for another evaluation."""
-
-    def close(self, engine: DistributedEngine | None) -> None:
-        """Let go of the cluster, whose scheduler may be gone."""
-
-    def gone(self, engine: DistributedEngine | None) -> str:
-        """Say what is closed."""
-
 
 class RenewingEngine:
-    """One connection to a cluster, which may be another one after a loss. Any thread may use it."""
+    """One connection to a cluster, which may be another cluster after a loss. Any thread may use it."""
 
     in_background = True
 
@@ -75,12 +38,12 @@ class RenewingEngine:
         self._followers: weakref.WeakSet[_RenewedFollower] = weakref.WeakSet()
 
     def connected(self) -> DistributedEngine:
-        """Return the engine of a cluster that is there; comes to one where it is not."""
+        """Return the engine of a cluster that is there; start or find one if there is none."""
         since, engine = time.monotonic(), self.current
-        if os.getpid() != self._pid:  # a fork, which the threads of the client did not come along to
+        if os.getpid() != self._pid:  # a fork, which has no threads of the client
             raise lost_for_good(self.way.gone(engine))
         if engine is not None and engine.link.connected and not self._closed.is_set():
-            return engine  # without the lock, which a thread may hold that waits
+            return engine  # without the lock, which a waiting thread may hold
         with self._lock:
             if self._closed.is_set():
                 raise lost_for_good(self.way.gone(self.current))
@@ -93,18 +56,18 @@ class RenewingEngine:
     def _last(self) -> DistributedEngine:
         """Return the engine for an evaluation under way.
 
-        Where its cluster was lost, its next call fails; then the evaluation opens a new session, which waits.
+        If its cluster is lost, its next call fails. Then the evaluation opens a new session, which waits.
         """
         return self.connected() if self.current is None or self.way.starts else self.current
 
     @property
     def usable(self) -> bool:
-        """Tell whether this process made it, and has not closed it."""
+        """Whether this process made the engine, and has not closed it."""
         return not self._closed.is_set() and os.getpid() == self._pid
 
     @property
     def address(self) -> str:
-        """The scheduler's address, or that of the last one."""
+        """The address of the scheduler, or of the last one."""
         return (self.current or self.connected()).address
 
     @property
@@ -118,7 +81,7 @@ class RenewingEngine:
         return self._last().dashboard_link
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
-        """Start an evaluation; waits for a cluster where it is gone."""
+        """Start an evaluation; waits for a cluster if there is none."""
         self.way.prepare(self.connected())
         return self.connected().open(program, label, keep)
 
@@ -135,7 +98,7 @@ class RenewingEngine:
         return self._last().threads()
 
     def follow(self, stats: Stats) -> Follower:
-        """Publish the evaluation on the dashboard's page, and on that of the next cluster."""
+        """Publish the evaluation on the web page of its cluster, and on that of the next one."""
         follower = _RenewedFollower(stats, self._last())
         self._followers.add(follower)
         return follower
@@ -145,7 +108,7 @@ class RenewingEngine:
         return self._last().persist(bag)
 
     def close(self) -> None:
-        """Let go of the cluster. May be called twice, and while another thread waits for one."""
+        """Let go of the cluster. May be called twice, and while another thread waits for a cluster."""
         first = not self._closed.is_set()
         self._closed.set()
         if first and os.getpid() == self._pid:
@@ -154,7 +117,7 @@ class RenewingEngine:
 
 
 class _RenewedFollower:
-    """A follower in place of those of all the clusters that one evaluation has."""
+    """A follower that stands for those of all the clusters that one evaluation has."""
 
     def __init__(self, stats: Stats, engine: DistributedEngine) -> None:
         self._stats = stats
@@ -162,243 +125,12 @@ class _RenewedFollower:
         self._ended = False
 
     def renew(self, engine: DistributedEngine) -> None:
-        """Go on with the next one, unless the evaluation has ended."""
+        """Go on with the next cluster, unless the evaluation has ended."""
         if not self._ended:
             self._now.end()
             self._now = engine.follow(self._stats)
 
     def end(self) -> None:
-        """Tell the final numbers."""
+        """Show the final numbers."""
         self._ended = True
         self._now.end()
-
-
-class StartedHere:
-    """A local cluster: a host process, and a client of its scheduler; another one where it dies."""
-
-    renews = True
-    starts = True
-
-    def __init__(
-        self,
-        n_workers: int | None = None,
-        threads_per_worker: int = 1,
-        memory_limit: int | float | str | None = "auto",
-    ) -> None:
-        self._settings = (n_workers, threads_per_worker, memory_limit)
-        self.host = Host(*self._settings)
-        self.sharing = Sharing()
-        self._closed = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether the host runs."""
-        return self.host.alive
-
-    def connect(
-        self, before: DistributedEngine | None, since: float, closed: threading.Event
-    ) -> DistributedEngine:
-        """Connect to the cluster when it is ready; start another one where it died."""
-        if before is not None or not self.host.alive:
-            logger.warning("%s; another one is started", self.host.failure or "the local cluster was lost")
-            if before is not None:
-                _close_client(before)
-            self._start_again()
-        for _ in range(MAX_KILLED):
-            try:
-                return self._connect()
-            except (ClusterStartError, ClusterLostError, OSError, RuntimeError):
-                if not self.host.was_killed:
-                    raise
-                logger.warning("%s; another one is started", self.host.failure)
-            self._start_again()
-        return self._connect()
-
-    def _start_again(self) -> None:
-        self.host.close()
-        self.host = Host(*self._settings)
-
-    def _connect(self) -> DistributedEngine:
-        # Imported while the host process imports the same.
-        import_whole("parcoll.cluster.clients", "parcoll.cluster.engine", lean=True)
-        from parcoll.cluster.clients import client_of_host, close_lost  # lazy: distributed
-        from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
-        from parcoll.cluster.link import Link  # lazy: distributed
-
-        ready = self.host.wait_ready()
-        logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
-        client = client_of_host(ready.address, ready.credentials.security())
-        try:
-            link = Link(client, direct=True, sharing=self.sharing, why_lost=self._why_lost)
-            memory_limit = ready.memory_limit or math.inf
-            return DistributedEngine(link, reporting=True, worker_memory=lambda: memory_limit)
-        except BaseException:
-            close_lost(client)
-            raise
-
-    def _why_lost(self) -> str | None:
-        return "the local cluster was closed" if self._closed else self.host.failure
-
-    def prepare(self, engine: DistributedEngine) -> None:
-        """End what was interrupted, and have workers import from where this process does."""
-        link = engine.link
-        if link.interrupted:
-            from parcoll.cluster.interrupted import end_abandoned  # lazy: only after Ctrl-C
-
-            end_abandoned(link.client, engine.keys_wanted)
-            link.interrupted = False
-        # Folders may have come to the path since: a notebook's, a test runner's.
-        link.search_path = tuple(folder or os.getcwd() for folder in sys.path)
-
-    def close(self, engine: DistributedEngine | None) -> None:
-        """End the client and the cluster."""
-        self._closed = True
-        self.sharing.close()
-        if engine is not None:
-            _close_client(engine)
-        self.host.close()
-        logger.info("local cluster closed")
-
-    def gone(self, engine: DistributedEngine | None) -> str:
-        """Say what is closed."""
-        return "the local cluster is closed"
-
-
-class _Joined:
-    """A dask scheduler that others run. `reconnect`: seconds that an evaluation waits where it is gone."""
-
-    starts = False
-    alive = True
-    finds = True  # it looks for the scheduler itself; otherwise the client does, whether asked or not
-
-    def __init__(self, ship: Sequence[Any], reconnect: float | None) -> None:
-        self.renews = reconnect is not None
-        self._ship = ship
-        self._seconds = reconnect or 0.0
-
-    def client(self, seconds: float) -> Any:
-        """Return a client that is connected; ConnectError where there is none within that time."""
-        raise NotImplementedError
-
-    def leave(self, client: Any) -> None:
-        """Let go of a client, whose scheduler may be gone."""
-        raise NotImplementedError
-
-    def connect(
-        self, before: DistributedEngine | None, since: float, closed: threading.Event
-    ) -> DistributedEngine:
-        """Join the scheduler; wait for it where it was lost."""
-        if before is None:
-            from parcoll.cluster.clients import JOIN_SECONDS  # lazy: distributed
-
-            return self._join(JOIN_SECONDS)
-        lost, started = before.link.lost(), time.monotonic()
-        if not self.renews:
-            if self.finds or before.client.status != "running":
-                raise lost_for_good(f"{lost}: connect() anew, or with reconnect=, the seconds to wait for it")
-        else:
-            logger.warning("%s; waiting up to %g s for it to come back", lost, self._seconds)
-        self.leave(before.client)
-        pause, deadline = FIRST_PAUSE, since + self._seconds
-        while True:
-            left = max(deadline - time.monotonic(), 0.0)
-            try:
-                found = self._join(min(max(left, LAST_SECONDS), TRY_SECONDS))
-            except (ConnectError, ClusterLostError) as error:
-                left = deadline - time.monotonic()
-                if left <= 0 or getattr(error, "for_good", False):
-                    within = f" within {self._seconds:g} s" if self.renews else ""
-                    raise lost_for_good(f"{lost}, and was not joined again{within}: {error}") from error
-            else:
-                logger.info("joined %s after %.1f s", found.address, time.monotonic() - started)
-                if (
-                    found.link.direct is None
-                ):  # its workers come later; the last ones were of the same network
-                    found.link.direct = before.link.direct
-                return found
-            if closed.wait(min(pause, left)):
-                raise lost_for_good(f"{lost}, and its connection was closed")
-            pause = min(1.5 * pause, LAST_PAUSE)
-
-    def _join(self, seconds: float) -> DistributedEngine:
-        from parcoll.cluster.engine import engine_of_client  # lazy: distributed
-
-        client = self.client(seconds)
-        try:
-            return engine_of_client(client, self._ship)
-        except BaseException:
-            self.leave(client)
-            raise
-
-    def prepare(self, engine: DistributedEngine) -> None:
-        """Do nothing: its workers are not ours to end, and have their own folders."""
-
-    def close(self, engine: DistributedEngine | None) -> None:
-        """Let go of the client."""
-        if engine is not None:
-            self.leave(engine.client)
-
-    def gone(self, engine: DistributedEngine | None) -> str:
-        """Say what is closed."""
-        at = engine.address if engine is not None else "that was never joined"
-        return f"the connection to the dask scheduler {at} is closed"
-
-
-class AtAddress(_Joined):
-    """A scheduler whose address is asked for anew each time, with a client of our own."""
-
-    def __init__(
-        self,
-        address: Callable[[], str],
-        security: Any = None,
-        ship: Sequence[Any] = (),
-        reconnect: float | None = None,
-    ) -> None:
-        super().__init__(ship, reconnect)
-        self._address = address
-        self._security = security
-
-    def client(self, seconds: float) -> Any:
-        """Join the scheduler with a new client."""
-        from parcoll.cluster.clients import client_of  # lazy: distributed
-
-        return client_of(self._address(), self._security, seconds)
-
-    def leave(self, client: Any) -> None:
-        """Close the client."""
-        from parcoll.cluster.clients import close_lost  # lazy: distributed
-
-        close_lost(client)
-
-
-class OfClient(_Joined):
-    """A client of the user's, in whose place no other is put: dask has it look for its scheduler itself."""
-
-    finds = False
-
-    def __init__(self, client: Any, ship: Sequence[Any] = (), reconnect: float | None = None) -> None:
-        super().__init__(ship, reconnect)
-        self._client = client
-
-    def client(self, seconds: float) -> Any:
-        """Wait until the client has a scheduler."""
-        deadline = time.monotonic() + seconds
-        while self._client.status != "running":
-            if self._client.status != "connecting":
-                raise lost_for_good(
-                    "the dask client that parcoll was given is closed, by its owner or because it found its "
-                    "scheduler no more within its own timeout: distributed.Client(..., timeout=) sets that"
-                )
-            if time.monotonic() >= deadline:
-                raise ConnectError("the dask client that parcoll was given has not found its scheduler yet")
-            time.sleep(0.05)
-        return self._client
-
-    def leave(self, client: Any) -> None:
-        """Leave it as it is."""
-
-
-def _close_client(engine: DistributedEngine) -> None:
-    from parcoll.cluster.clients import close_lost  # lazy: distributed
-
-    close_lost(engine.client)

@@ -32,8 +32,10 @@ from parcoll.checkpoint.storage import folder_at
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.feed import StreamFeed
-from parcoll.evaluation.reader import Reader, Source
+from parcoll.evaluation.reader import Reader
+from parcoll.evaluation.source import Source
 from parcoll.log import logger
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome
@@ -165,7 +167,7 @@ class SavedReader(Reader):
             nbytes=record.nbytes,
             results=Results(*(bytes(record.parts[0]), *record.parts[1:])) if record.parts else None,
         )
-        self._stats.add_saved(outcome)
+        Recorder(self._stats).add_saved(outcome)
         return Job(place=Place(record.first), size=record.count, saved=outcome)
 
     def _compare(self, record: Record) -> None:

@@ -24,7 +24,7 @@ NOT_STARTED = 87  # the exit code of a worker that could not start
 
 
 @dataclass(frozen=True)
-class Options:
+class HostOptions:
     """What the parent asked for, with a value in place of each default."""
 
     n_workers: int
@@ -42,7 +42,7 @@ def most_memory(limit: int) -> float:
     return limit * part if part and limit else 0.0
 
 
-def options_of(message: dict[str, Any]) -> Options:
+def options_of(message: dict[str, Any]) -> HostOptions:
     """Return the options that the parent's message asks for."""
     import dask
     from dask.system import CPU_COUNT
@@ -61,7 +61,8 @@ def options_of(message: dict[str, Any]) -> Options:
         memory_limit = memory_limit * MEMORY_LIMIT
     memory_limit = min(int(memory_limit), MEMORY_LIMIT)
     base = dask.config.get("temporary-directory") or tempfile.gettempdir()
-    return Options(
+    os.makedirs(base, exist_ok=True)  # as dask does
+    return HostOptions(
         n_workers=n_workers,
         threads_per_worker=message["threads_per_worker"],
         memory_limit=memory_limit,
@@ -70,7 +71,7 @@ def options_of(message: dict[str, Any]) -> Options:
     )
 
 
-def run_scheduler(report_fd: int, options: Options) -> None:
+def run_scheduler(report_fd: int, options: HostOptions) -> None:
     """Serve as the scheduler until it is closed; report its address, or why it did not start."""
     try:
         asyncio.run(_serve_scheduler(report_fd, options))
@@ -90,7 +91,7 @@ def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
     return {name: extension for name, extension in extensions.items() if name != "spans"}
 
 
-async def _serve_scheduler(report_fd: int, options: Options) -> None:
+async def _serve_scheduler(report_fd: int, options: HostOptions) -> None:
     from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
 
     from parcoll.watch.publish import new_page  # lazy: distributed, which the template has imported by then
@@ -175,7 +176,7 @@ def _allow_this_machine_only(port: int) -> None:
         dask.config.set({origins: [f"127.0.0.1:{port}", f"localhost:{port}"]})
 
 
-def run_worker(number: int, address: str, options: Options) -> None:
+def run_worker(number: int, address: str, options: HostOptions) -> None:
     """Serve as a worker until it is closed."""
     for stream in (sys.stdout, sys.stderr):
         # The host runs with -u. With it print() would write its arguments one by one, and the lines of
@@ -184,10 +185,10 @@ def run_worker(number: int, address: str, options: Options) -> None:
     asyncio.run(_serve_worker(number, address, options))
 
 
-async def _serve_worker(number: int, address: str, options: Options) -> None:
+async def _serve_worker(number: int, address: str, options: HostOptions) -> None:
     from distributed.worker import DEFAULT_EXTENSIONS, Worker
 
-    from parcoll.worker.reports import Reports  # lazy: distributed, as above
+    from parcoll.worker.reports import ReportSender  # lazy: distributed, as above
 
     try:
         worker = await Worker(
@@ -199,7 +200,7 @@ async def _serve_worker(number: int, address: str, options: Options) -> None:
             security=options.credentials.security(),
             host="127.0.0.1",
             extensions=_without_spans(DEFAULT_EXTENSIONS),
-            plugins=(Reports(),),
+            plugins=(ReportSender(),),
             dashboard_address="127.0.0.1:0",
         )
     except Exception:
@@ -208,6 +209,6 @@ async def _serve_worker(number: int, address: str, options: Options) -> None:
     await worker.finished()
 
 
-def worker_directory(options: Options, number: int) -> str:
+def worker_directory(options: HostOptions, number: int) -> str:
     """Return the directory of one worker."""
     return os.path.join(options.directory, f"worker-{number}")

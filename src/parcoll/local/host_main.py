@@ -98,7 +98,7 @@ class _End(Exception):
         self.killed = killed  # a signal has ended the scheduler: another cluster may fare better
 
 
-def main(status_fd: int, with_numpy: bool = False) -> NoReturn:
+def main(stdin_fd: int, status_fd: int, with_numpy: bool = False) -> NoReturn:
     """Run the template until the parent is gone; the second line of its input has the options.
 
     `with_numpy` tells that the parent uses numpy. Its functions will too, and one import serves all workers.
@@ -271,7 +271,9 @@ class _Template:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
         self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
         if self.not_started >= _MAX_NOT_STARTED:
-            raise _End(f"its workers do not start ({self.not_started} attempts)")
+            raise _End(
+                f"{self.not_started} workers in a row could not start; their tracebacks are on standard error"
+            )
         now = time.monotonic()
         least, most = _PAUSE_SECONDS
         young = now - worker.started < _YOUNG_SECONDS

@@ -18,25 +18,7 @@ from typing import Any
 
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
-
-# The code that the child runs. It takes over this process's sys.path before it imports anything of parcoll.
-# It collects no garbage while it imports; the host freezes what it has after that, and collects from then on.
-_BOOT = """
-import gc, json, os, sys
-gc.disable()
-first = json.loads(open(0, "rb", buffering=0, closefd=False).readline() or "null")
-if first is None:
-    os._exit(0)
-sys.path[:], sys.argv[:] = first["sys_path"], first["argv"]
-try:
-    from parcoll.local.host_main import main
-    main(first["status_fd"], first.get("with_numpy", False))
-except BaseException as error:
-    import traceback
-    report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
-    os.write(first["status_fd"], json.dumps(report).encode() + b"\\n")
-    os._exit(1)
-"""
+from parcoll.wire import boot
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
 _CLOSE_SECONDS = 3.0
@@ -60,7 +42,7 @@ class HostProcess:
         self._keep_alive, self._status = [keep_alive], [status]
         try:
             self.popen = subprocess.Popen(
-                _command(),
+                boot.command(0, "-u"),
                 stdin=stdin,
                 stdout=_inherit_or_null(1),
                 stderr=_inherit_or_null(2),
@@ -79,13 +61,19 @@ class HostProcess:
             os.close(self._status_of_child)
         _live.add(self)
 
+    def boot(self, with_numpy: bool) -> None:
+        """Tell the host what to import and run, as `host_main.main` says."""
+        status = self._status_of_child
+        self._write(boot.first_message("parcoll.local.host_main", (status, with_numpy), status))
+
     def send(self, message: dict[str, Any]) -> None:
-        """Write one line to the host. If the host is gone already, `wait_ready` reports that."""
-        message["status_fd"] = self._status_of_child
-        line = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):
-            while line:
-                line = line[os.write(self._keep_alive[0], line) :]
+        """Write one line to the host."""
+        self._write(json.dumps(message).encode() + b"\n")
+
+    def _write(self, content: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it is gone already, which `wait_ready` reports
+            while content:
+                content = content[os.write(self._keep_alive[0], content) :]
 
     def wait_ready(self, timeout: float) -> dict[str, Any]:
         """Return the host's reports once clients can connect; ClusterStartError if it ends or is late."""
@@ -95,7 +83,8 @@ class HostProcess:
             if left <= 0:
                 self.close()
                 raise ClusterStartError(
-                    f"the local cluster was not ready after {timeout:g} s, so it was ended"
+                    f"the local cluster was not ready within {timeout:g} s and was stopped; the machine may "
+                    "be overloaded: try connect(n_workers=...) with fewer workers"
                 )
             self._read_status(min(left, _TURN_SECONDS))
         if self.closed:
@@ -173,10 +162,10 @@ class HostProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         code, error = self.popen.returncode, self.reports.get("error")
-        how = how_ended(code) if code is not None else "does not answer"
+        how = how_ended(code) if code is not None else "closed its reports but has not ended"
         if "address" in self.reports:
             return f"the local cluster ended: {error or 'its host process ' + how}"
-        return f"the local cluster did not start: {f'{error}; ' if error else ''}its host {how}"
+        return f"the local cluster did not start: {f'{error}; ' if error else ''}its host process {how}"
 
     @property
     def was_killed(self) -> bool:
@@ -232,13 +221,6 @@ def _abandon_all() -> None:
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_all)
-
-
-def _command() -> list[str]:
-    """Return the host's command: this interpreter, with those of its flags that change what code does."""
-    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
-    return [sys.executable, "-u", "-P", *optimize, *utf8, "-c", _BOOT]
 
 
 def _pipe() -> tuple[int, int]:

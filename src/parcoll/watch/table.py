@@ -71,6 +71,8 @@ def troubles(snapshot: dict[str, Any]) -> list[str]:
 def verdict(snapshot: dict[str, Any]) -> str:
     """Say where the time went: to the source, the consumer, one of the steps, or none of these."""
     passed, waited = snapshot["seconds"], snapshot["waited"]
+    if snapshot.get("resumed") and not snapshot["partitions_done"]:
+        return f"all {snapshot['resumed']:,} elements came from the checkpoint: nothing had to be evaluated"
     if not passed or not snapshot["partitions_done"]:
         return "nothing has been evaluated"
     if snapshot["utilisation"] < BUSY:

@@ -22,7 +22,7 @@ from types import CodeType, ModuleType
 from typing import NamedTuple
 
 
-class Source(NamedTuple):
+class ModuleText(NamedTuple):
     """One module: its text, and the name of the file that it came from, for tracebacks."""
 
     is_package: bool
@@ -34,7 +34,7 @@ class ShippedModules(MetaPathFinder, InspectLoader):
     """The importer of shipped modules, which come before modules of the same name that this machine has."""
 
     def __init__(self) -> None:
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, ModuleText] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -84,7 +84,7 @@ def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
     the functions that it has.
     """
     with _lock:
-        wanted = {name: Source(*source) for name, source in sources.items()}
+        wanted = {name: ModuleText(*source) for name, source in sources.items()}
         missing = {name for name, source in wanted.items() if not _is_here(name, source)}
         if not missing:
             return
@@ -102,7 +102,7 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _with_importers(tops: set[str], shipped: Mapping[str, Source]) -> set[str]:
+def _with_importers(tops: set[str], shipped: Mapping[str, ModuleText]) -> set[str]:
     """Return these packages and those that import one of them, directly or through others."""
     found, todo = set(tops), list(tops)
     if not todo:
@@ -134,7 +134,7 @@ def imported_by(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _is_here(name: str, source: Source) -> bool:
+def _is_here(name: str, source: ModuleText) -> bool:
     shipped = finder().sources.get(name)
     if shipped is not None:
         return shipped[1:] == source[1:]

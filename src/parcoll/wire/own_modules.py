@@ -25,28 +25,28 @@ from typing import Any
 from parcoll.errors import SerializationError
 from parcoll.text import describe, short_repr
 from parcoll.wire.codec import modules_in
-from parcoll.wire.modules import Source, finder, imported_by
+from parcoll.wire.modules import ModuleText, finder, imported_by
 
 # A folder that is a package by accident (a home folder with an __init__.py) must not travel.
 MAX_BYTES = 32 * 2**20
 
-Sources = dict[str, Source]
+ModuleTexts = dict[str, ModuleText]
 
 
-def shipped_sources() -> Sources:
+def shipped_sources() -> ModuleTexts:
     """Return the sources that were shipped to this process, without parcoll's."""
     shipped = finder().sources
     return {name: shipped[name] for name in list(shipped) if name.partition(".")[0] != "parcoll"}
 
 
-def sources_for(program: Any, ship: Sequence[Any] = ()) -> Sources:
+def sources_for(program: Any, ship: Sequence[Any] = ()) -> ModuleTexts:
     """Return the sources of the user's own modules that `program` needs, by name.
 
     A module is needed if a function of the program comes from it or uses it, if the script uses it, or if
     a needed module imports it. `ship` adds modules and packages by name; "-name" leaves one out.
     """
     added, left_out = names_of(ship)
-    found: Sources = {}
+    found: ModuleTexts = {}
     todo = [*added, *_roots(program)]
     seen = set(left_out) | {"__main__", "parcoll"}
     while todo:
@@ -76,7 +76,7 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
         (left_out if name.startswith("-") else added).append(name.lstrip("-").partition(".")[0])
     for name in added:
         if _spec(name) is None:
-            raise ValueError(f"ship={short_repr(name)}: this process has no module of that name")
+            raise ValueError(f"ship names {short_repr(name)}, but this process finds no module of that name")
     return added, left_out
 
 
@@ -124,7 +124,7 @@ def names_imported(name: str, level: int, members: Iterable[str], package: str) 
 def imported_sources(names: Iterable[str]) -> dict[str, str]:
     """Return the texts of those of these modules that are the user's own, and of all that they import."""
     found: dict[str, str] = {}
-    packages: dict[str, Sources] = {"parcoll": {}}
+    packages: dict[str, ModuleTexts] = {"parcoll": {}}
     todo = list(names)
     while todo:
         name = todo.pop()
@@ -149,7 +149,7 @@ def imported_sources(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _sources_of(top: str, asked_for: bool = False) -> Sources:
+def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
     """Return a top-level module's or package's sources: none unless it is the user's own or `asked_for`."""
     spec = _spec(top)
     if spec is None:
@@ -164,7 +164,7 @@ def _sources_of(top: str, asked_for: bool = False) -> Sources:
     if path.suffix != ".py" or not (asked_for or is_own(path)):
         return {}
     try:
-        return {top: Source(False, str(path), _read(path, _stamp(path)))}
+        return {top: ModuleText(False, str(path), _read(path, _stamp(path)))}
     except OSError as error:  # the file is within a zip file, gone since it was imported, or another user's
         found = _zipped(top, spec)
         if asked_for and not found:
@@ -172,13 +172,13 @@ def _sources_of(top: str, asked_for: bool = False) -> Sources:
         return found
 
 
-def _zipped(name: str, spec: Any) -> Sources:
+def _zipped(name: str, spec: Any) -> ModuleTexts:
     """Return the sources of a module in a zip file and of its submodules; none if it is in no zip file."""
     if not isinstance(spec.loader, zipimport.zipimporter):
         return {}
     text = spec.loader.get_source(name)
     folders = spec.submodule_search_locations
-    found = {name: Source(folders is not None, spec.origin or "", text)} if text is not None else {}
+    found = {name: ModuleText(folders is not None, spec.origin or "", text)} if text is not None else {}
     for finder_of_it, below, _ in pkgutil.iter_modules(folders or [], f"{name}."):
         found |= _zipped(below, finder_of_it.find_spec(below, None))
     return found
@@ -195,9 +195,9 @@ def _spec(top: str) -> Any:
         return None
 
 
-def package_sources(top: str, folders: Iterable[Path]) -> Sources:
+def package_sources(top: str, folders: Iterable[Path]) -> ModuleTexts:
     """Return the sources of all modules of a package, by name."""
-    found: Sources = {}
+    found: ModuleTexts = {}
     total = 0
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
@@ -216,16 +216,16 @@ def package_sources(top: str, folders: Iterable[Path]) -> Sources:
                     f"the package {top!r} in {str(folder)!r} is too large to be sent to the workers (over "
                     f'{MAX_BYTES >> 20} MiB of source): install it there, and connect(ship=["-{top}"])'
                 )
-            found.setdefault(name, Source(is_package, str(path), text))
+            found.setdefault(name, ModuleText(is_package, str(path), text))
     return _with_parents(top, found)
 
 
-def _with_parents(top: str, found: Sources) -> Sources:
+def _with_parents(top: str, found: ModuleTexts) -> ModuleTexts:
     """Add an empty package for each folder without `__init__.py`, which Python finds by its path only."""
     for name in list(found):
         parts = name.split(".")[:-1]
         for end in range(1, len(parts) + 1):
-            found.setdefault(".".join(parts[:end]), Source(True, f"<{top}>", ""))
+            found.setdefault(".".join(parts[:end]), ModuleText(True, f"<{top}>", ""))
     return found
 
 

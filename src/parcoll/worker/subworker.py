@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -28,34 +27,13 @@ import psutil
 
 from parcoll.chain.marks import LOADING, Mark, Marks
 from parcoll.system import how_ended, resident_bytes
-from parcoll.wire import modules
-
-# What the process runs: it takes the worker's import path, and modules that came to it as source text.
-BOOT = """
-import os, pickle, sys
-connection, marks, parent = map(int, sys.argv[1:])
-def read(size):
-    found = b""
-    while len(found) < size:
-        found += os.read(connection, size - len(found)) or os._exit(0)
-    return found
-first = pickle.loads(read(int.from_bytes(read(8), "big")))
-sys.path[:], sys.argv[:] = first["path"], first["argv"]
-if first["sources"]:
-    names = {"__name__": "parcoll_bootstrap"}
-    sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")
-    exec(compile(first["installer"], "parcoll/wire/modules.py", "exec"), names)
-    names["install"](first["sources"])
-from parcoll.worker.subworker_main import main
-main(connection, marks, parent)
-"""
+from parcoll.wire import boot
 
 IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
 MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
 LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
 FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
-LENGTH_BYTES = 8  # before each message
 
 
 @dataclass
@@ -78,15 +56,11 @@ class Subworker:
         try:
             self.marks = Marks(page)
             self.marks.begin(LOADING)
-            optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-            utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
-            descriptors = theirs.fileno(), page
-            arguments = map(str, (*descriptors, os.getpid()))
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", *optimize, *utf8, "-c", BOOT, *arguments],
+                boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=descriptors,
+                pass_fds=(theirs.fileno(), page),
             )
         finally:
             theirs.close()
@@ -95,15 +69,9 @@ class Subworker:
         self._connection = ours
         # Its end shows here, where a process that it forked keeps its end of the connection open.
         self._ended = _descriptor_of(self._popen.pid)
-        found = modules.finder().sources
-        first = {
-            "path": [folder or os.getcwd() for folder in sys.path],
-            "argv": sys.argv,
-            "sources": {name: tuple(source) for name, source in found.items()},
-            "installer": modules.own_text() if found else "",
-        }
+        first = boot.first_message("parcoll.worker.subworker_main", (page, os.getpid()))
         with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
-            self._send(pickle.dumps(first))
+            self._send(first)
 
     @property
     def alive(self) -> bool:
@@ -121,9 +89,9 @@ class Subworker:
             Died: The process ended, or was ended, before it replied.
         """
         try:
-            self._send(pickle.dumps(request, pickle.HIGHEST_PROTOCOL))
+            self._send(boot.message(pickle.dumps(request, pickle.HIGHEST_PROTOCOL)))
             self._wait(least_timeout, memory_limit)
-            return pickle.loads(self._receive(int.from_bytes(self._receive(LENGTH_BYTES), "big")))
+            return pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
         except (OSError, EOFError):
             raise self._died() from None
 
@@ -154,7 +122,7 @@ class Subworker:
         return False
 
     def _send(self, message: bytes) -> None:
-        view = memoryview(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        view = memoryview(message)
         while view:
             if self._ready(to_read=False):
                 view = view[self._connection.send(view) :]

@@ -1,4 +1,4 @@
-"""What runs in a process beside a worker: pieces of partitions, in the order in which the worker asks.
+"""What runs in a process beside a worker: slices of partitions, in the order in which the worker asks.
 
 Each request is one pickle on the socket that the process was started with, and so is each reply. It lives
 no longer than its worker, and has started nothing that it does not look after (see `subworker`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
+from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
 from parcoll.worker.fold import Fold, join
@@ -33,11 +35,11 @@ from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.sinks import Sink
 from parcoll.worker.tasks import as_sequence, run_elements
 
-# A piece ends when it took as long: what it had is run again when its process dies.
-PIECE_SECONDS = 0.1
+# A slice ends when it took as long: what it had is run again when its process dies.
+SLICE_SECONDS = 0.1
 
 
-class Load(NamedTuple):
+class LoadPartition(NamedTuple):
     """Asks to unpack a program and a partition; the reply is how many elements it has."""
 
     shared: SharedProgram | None  # None where it is the one that the process has
@@ -45,7 +47,7 @@ class Load(NamedTuple):
     place: Place
 
 
-class Piece(NamedTuple):
+class RunSlice(NamedTuple):
     """Asks to run elements of the partition that was loaded; the reply is an `Outcome`."""
 
     start: int
@@ -54,15 +56,15 @@ class Piece(NamedTuple):
     verdicts: Verdicts
 
 
-class Taken(NamedTuple):
-    """Asks the program's sink to take the results that pieces made, in order; the reply is an `Outcome`."""
+class TakeResults(NamedTuple):
+    """Asks the program's sink to take the results that slices made, in order; the reply is an `Outcome`."""
 
     parts: Sequence[Packed]
     place: Place
     in_place: bool  # whether each result stands where its element does
 
 
-class Joined(NamedTuple):
+class JoinParts(NamedTuple):
     """Asks to join kept partitions into a fold's value; the reply is a `Kept`."""
 
     shared: SharedProgram
@@ -70,7 +72,7 @@ class Joined(NamedTuple):
     parts: Sequence[Kept]
 
 
-Request = Load | Piece | Taken | Joined
+Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
 def main(socket_fd: int, marks_fd: int, parent: int) -> None:
@@ -82,14 +84,13 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
     served = _Served(Marks(marks_fd))
+    gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
-        while length := stream.read(8):
+        while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            reply = pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)
-            stream.write(len(reply).to_bytes(8, "big"))
-            stream.write(reply)
+            stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
             stream.flush()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
@@ -128,21 +129,21 @@ class _Served:
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:
-            if isinstance(request, Load):
+            if isinstance(request, LoadPartition):
                 return self._load(request)
-            if isinstance(request, Joined):
+            if isinstance(request, JoinParts):
                 return self._join(request)
-            outcome = self._run(request) if isinstance(request, Piece) else self._take(request)
+            outcome = self._run(request) if isinstance(request, RunSlice) else self._take(request)
             outcome.seconds = time.perf_counter() - started
             return outcome
         except BaseException as error:
             outcome = broken("a process beside the worker could not go on", error)
-            return Kept(outcome, None) if isinstance(request, Joined) else outcome
+            return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
         finally:
             with contextlib.suppress(Exception):  # a function may have closed it, or put None in its place
                 sys.stdout.flush()
 
-    def _load(self, request: Load) -> int | Outcome:
+    def _load(self, request: LoadPartition) -> int | Outcome:
         try:
             if request.shared is not None:
                 self._program = request.shared.load()
@@ -155,22 +156,22 @@ class _Served:
             return unloadable_partition(request.place.element(0), request.elements, error)
         return len(self._elements)
 
-    def _run(self, piece: Piece) -> Outcome:
+    def _run(self, request: RunSlice) -> Outcome:
         assert self._program is not None
-        program = dataclasses.replace(self._program, sink=self._program.sink.of_piece(piece.limit))
+        program = dataclasses.replace(self._program, sink=self._program.sink.of_slice(request.limit))
         self._tally = Tally(program.steps, program.ledger)
-        steps = marked(program.steps, self._marks, piece.verdicts, self._tally)
+        steps = marked(program.steps, self._marks, request.verdicts, self._tally)
         self._marks.begin(RUNNING)
-        place = self._place.after(piece.start)
-        elements = self._elements[piece.start : piece.stop]
-        return run_elements(Chain(steps, self._tally), program, elements, place, PIECE_SECONDS, self._pack)
+        place = self._place.after(request.start)
+        elements = self._elements[request.start : request.stop]
+        return run_elements(Chain(steps, self._tally), program, elements, place, SLICE_SECONDS, self._pack)
 
     def _pack(self, value: Any) -> Packed:
         self._marks.numbers[0] = PACKING
         self._marks.numbers[5] = self._tally.after - length_hint(self._tally.iterator)
         return Packed.pack(value)
 
-    def _take(self, request: Taken) -> Outcome:
+    def _take(self, request: TakeResults) -> Outcome:
         assert self._program is not None
         elements = [element for part in request.parts for element in part.load()]
         sink = self._marked(self._program.sink, len(self._program.steps))
@@ -187,7 +188,7 @@ class _Served:
         }
         return sink.with_functions(functions)
 
-    def _join(self, request: Joined) -> Kept:
+    def _join(self, request: JoinParts) -> Kept:
         fold = request.shared.load().fold
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)

@@ -1,0 +1,92 @@
+"""Boot: how a process starts another Python, which imports parcoll and the user's modules as it does itself.
+
+The new process runs the text `BOOT`. It gets a descriptor to read from; the first message there says what it
+imports and which `main` it runs. Nothing but numbers of descriptors is on its command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from parcoll.wire import modules
+
+LENGTH_BYTES = 8  # before each message
+
+# It takes over the import path, and modules that came as source text, before it imports anything of parcoll.
+# It collects no garbage until its `main` says so: an import makes hardly any. What keeps it from getting as
+# far as `main` is written where its starter reads, if there is such a place.
+BOOT = """
+import gc, os, pickle, sys
+gc.disable()
+channel = int(sys.argv[1])
+def read(size):
+    found = b""
+    while len(found) < size:
+        found += os.read(channel, size - len(found)) or os._exit(0)
+    return found
+first = pickle.loads(read(int.from_bytes(read(8), "big")))
+sys.path[:], sys.argv[:] = first["path"], first["argv"]
+try:
+    if first["sources"]:
+        names = {"__name__": "parcoll_bootstrap"}
+        sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")
+        exec(compile(first["installer"], "parcoll/wire/modules.py", "exec"), names)
+        names["install"](first["sources"])
+    for name in first["also"]:
+        __import__(name)
+    main = __import__(first["module"], fromlist=["main"]).main
+    main(channel, *first["arguments"])
+except BaseException as error:
+    if first["status"] is None:
+        raise
+    import json, traceback
+    report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+    os.write(first["status"], json.dumps(report).encode() + b"\\n")
+    os._exit(1)
+"""
+
+also_import: list[str] = []  # modules that each new process imports first: for tests that change its settings
+
+
+def command(channel: int, *flags: str) -> list[str]:
+    """Return what runs `BOOT`: this interpreter, with those of its own flags that change what code does."""
+    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
+    return [sys.executable, *flags, "-P", *optimize, *utf8, "-c", BOOT, str(channel)]
+
+
+def first_message(module: str, arguments: Sequence[Any], status: int | None = None) -> bytes:
+    """Return what a new process reads first: it is to run `main(channel, *arguments)` of a module.
+
+    What keeps it from that is written to the descriptor `status`, as a line of JSON.
+    """
+    found = modules.finder().sources
+    first = {
+        "path": import_path(),
+        "argv": sys.argv,
+        "sources": {name: tuple(source) for name, source in found.items()},
+        "installer": modules.own_text() if found else "",
+        "also": also_import,
+        "module": module,
+        "arguments": tuple(arguments),
+        "status": status,
+    }
+    return message(pickle.dumps(first))
+
+
+def message(content: bytes) -> bytes:
+    """Return the content with its length before it."""
+    return len(content).to_bytes(LENGTH_BYTES, "big") + content
+
+
+def import_path() -> list[str]:
+    """Return sys.path as another process must have it: "" means the current directory here."""
+    here = None
+    with contextlib.suppress(FileNotFoundError):  # it has been removed
+        here = os.getcwd()
+    return [entry or here for entry in sys.path if isinstance(entry, str) and (entry or here)]  # type: ignore[misc]

@@ -192,6 +192,11 @@ class DistributedSession:
                     "the scheduler gave up a partition of the bag: results of persist() that it needs are "
                     "lost, or the scheduler cannot unpickle one of its tasks"
                 )
+            elif self._link.connected:
+                raise ClusterLostError(
+                    f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what "
+                    "it had of this evaluation is gone"
+                )
             else:
                 raise self._link.lost()
 

@@ -29,11 +29,11 @@ from parcoll.chain.marks import LOADING, Mark, Marks
 from parcoll.system import how_ended, resident_bytes
 from parcoll.wire import boot
 
-IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
-MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
-LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
-POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
-FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
+IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
+MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
+LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
+POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
+FAMILY = "PARCOLL_SUBWORKER"  # the variable that marks what a process has started
 
 
 @dataclass
@@ -67,10 +67,10 @@ class Subworker:
             os.close(page)
         ours.setblocking(False)
         self._connection = ours
-        # Its end shows here, where a process that it forked keeps its end of the connection open.
+        # Shows its end even if a process that it forked keeps the connection open.
         self._ended = _descriptor_of(self._popen.pid)
         first = boot.first_message("parcoll.worker.subworker_main", (page, os.getpid()))
-        with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
+        with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)
 
     @property
@@ -141,7 +141,7 @@ class Subworker:
     def _stop_late(self) -> bool:
         """Stop the process; tell whether its call is late still, and let it go on otherwise."""
         self._popen.send_signal(signal.SIGSTOP)
-        # A stopped process writes nothing: what it was at is what it stays at.
+        # A stopped process writes nothing, so its marks stay what they are.
         _wait_for_stop(self._popen.pid)
         if self.marks.deadline <= time.monotonic():
             return True

@@ -35,14 +35,14 @@ from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.sinks import Sink
 from parcoll.worker.tasks import as_sequence, run_elements
 
-# A slice ends when it took as long: what it had is run again when its process dies.
+# A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
 
 
 class LoadPartition(NamedTuple):
     """Asks to unpack a program and a partition; the reply is how many elements it has."""
 
-    shared: SharedProgram | None  # None where it is the one that the process has
+    shared: SharedProgram | None  # None if the process has it already
     elements: Payload
     place: Place
 
@@ -61,7 +61,7 @@ class TakeResults(NamedTuple):
 
     parts: Sequence[Packed]
     place: Place
-    in_place: bool  # whether each result stands where its element does
+    in_place: bool  # each result stands where its element does
 
 
 class JoinParts(NamedTuple):
@@ -175,7 +175,7 @@ class _Served:
         assert self._program is not None
         elements = [element for part in request.parts for element in part.load()]
         sink = self._marked(self._program.sink, len(self._program.steps))
-        pace = Pace()  # that of the steps says nothing of it
+        pace = Pace()  # the pace of the steps says nothing of the sink
         program = dataclasses.replace(self._program, steps=(), sink=sink, pace=pace)
         place = request.place if request.in_place else _reached(request.place)
         return run_elements(Chain([]), program, elements, place, None, self._pack)

@@ -140,7 +140,7 @@ def _source_of_function(func: Callable[..., Any]) -> Source:
             f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
         ) from None
     except ValueError:
-        pass  # a builtin without a signature: the call will tell
+        pass  # a builtin without a signature: the call will show
     bare = func
     while isinstance(bare, functools.partial):
         bare = bare.func
@@ -184,6 +184,6 @@ def _name(given: Any) -> str:
         return name.replace("<lambda>", "lambda")
     if type(given) is range:
         return repr(given)
-    if type(given) in SIZED:  # others may have to read to tell
+    if type(given) in SIZED:  # others may have to read themselves to know their length
         return f"<{type(given).__name__} of {len(given)} elements>"
     return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)

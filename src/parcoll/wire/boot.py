@@ -18,8 +18,8 @@ from parcoll.wire import modules
 LENGTH_BYTES = 8  # before each message
 
 # It takes over the import path, and modules that came as source text, before it imports anything of parcoll.
-# It collects no garbage until its `main` says so: an import makes hardly any. What keeps it from getting as
-# far as `main` is written where its starter reads, if there is such a place.
+# It collects no garbage until its `main` says so, since an import makes hardly any. An error before `main` is
+# written to a place where the starter reads, if there is one.
 BOOT = """
 import gc, os, pickle, sys
 gc.disable()
@@ -50,7 +50,7 @@ except BaseException as error:
     os._exit(1)
 """
 
-also_import: list[str] = []  # modules that each new process imports first: for tests that change its settings
+also_import: list[str] = []  # modules that each new process imports first; for tests, to change settings
 
 
 def command(channel: int, *flags: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""What runs in a process beside a worker: slices of partitions, in the order in which the worker asks.
+"""Subworker's main: what a process beside a worker runs: slices of partitions, as the worker asks for them.
 
-Each request is one pickle on the socket that the process was started with, and so is each reply. It lives
-no longer than its worker, and has started nothing that it does not look after (see `subworker`).
+Each request is one pickle on the socket that the process was started with, and so is each reply. The process
+lives no longer than its worker, and what it has started is ended with it (see `subworker`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SLICE_SECONDS = 0.1
 
 
 class LoadPartition(NamedTuple):
-    """Asks to unpack a program and a partition; the reply is how many elements it has."""
+    """Asks to unpack a program and a partition. The reply is how many elements the partition has."""
 
     shared: SharedProgram | None  # None if the process has it already
     elements: Payload
@@ -48,7 +48,7 @@ class LoadPartition(NamedTuple):
 
 
 class RunSlice(NamedTuple):
-    """Asks to run elements of the partition that was loaded; the reply is an `Outcome`."""
+    """Asks to run elements of the partition that was loaded. The reply is an `Outcome`."""
 
     start: int
     stop: int
@@ -57,7 +57,7 @@ class RunSlice(NamedTuple):
 
 
 class TakeResults(NamedTuple):
-    """Asks the program's sink to take the results that slices made, in order; the reply is an `Outcome`."""
+    """Asks the sink to take the results of all slices, in order. The reply is an `Outcome`."""
 
     parts: Sequence[Packed]
     place: Place
@@ -65,7 +65,7 @@ class TakeResults(NamedTuple):
 
 
 class JoinParts(NamedTuple):
-    """Asks to join kept partitions into a fold's value; the reply is a `Kept`."""
+    """Asks to join kept partitions into the value of a fold. The reply is a `Kept`."""
 
     shared: SharedProgram
     previous: Kept | None
@@ -125,7 +125,7 @@ class _Served:
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
-        """Do what was asked for; what goes wrong is an outcome too."""
+        """Do what was asked for. What goes wrong is an outcome too."""
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:
@@ -181,7 +181,7 @@ class _Served:
         return run_elements(Chain([]), program, elements, place, None, self._pack)
 
     def _marked(self, sink: Sink, step: int) -> Sink:
-        """Return the sink with functions that note their calls, as steps that follow the chain's."""
+        """Return the sink with functions that note their calls, as steps behind those of the chain."""
         functions = {
             name: Counting(func, step + number, self._marks, sink.timeout)
             for number, (name, func) in enumerate(sink.functions.items())

@@ -122,7 +122,11 @@ class ElementError(ParcollError):
         of = "" if self.partition is None else f" of partition {self.partition}"
         times = "" if self.attempts == 1 else f", {self.attempts} times"
         kind = type(self.exception).__name__
-        return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {self.exception}"
+        try:
+            message = str(self.exception)
+        except Exception:
+            message = "<its str() failed>"
+        return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = (self.step, self.step_index, self.index)

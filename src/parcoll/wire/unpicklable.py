@@ -19,12 +19,12 @@ from parcoll.wire.payload import Packed
 MAX_DEPTH = 8  # attributes, members and captured variables within each other
 
 
-def first_unpicklable(elements: Sequence[Any]) -> tuple[int, Exception] | None:
+def first_unpicklable(elements: Sequence[Any]) -> tuple[int, BaseException] | None:
     """Return the position of the first element that cannot be pickled, and why; None if each can."""
     for position, element in enumerate(elements):
         try:
             Packed.pack(element)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return position, error
     return None
 

@@ -240,8 +240,9 @@ class ParallelGen(Generic[T_co]):
         `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
         equal to `initial`, the elements are folded one after the other, as `reduce` does.
 
-        Raises ValueError if combining `initial` with a partition's value visibly changes that value, and what
-        a function raised. An element for which `func` or `combine` itself raises cannot be left out.
+        Raises ValueError if a check of some values shows that `func` is not associative, or that `initial`
+        changes what it is combined with; and what a function raised. An element for which `func` or `combine`
+        itself raises cannot be left out.
 
         >>> from parcoll import parallel
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)

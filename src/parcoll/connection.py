@@ -134,8 +134,8 @@ def connect(
             not. The workers need only dask and distributed. parcoll is sent, and so are those of your own
             modules that no package installs, as far as the functions or the script use them. Installed
             packages must be installed on the workers too, unless they are named here.
-        copies: For "inline": whether functions get copies, as they do on a cluster, and what cannot travel
-            fails as it does there. False has them work on your own objects, for a debugger.
+        copies: For "inline": True gives functions copies, as on a cluster, and raises an error for what
+            cannot be sent. False gives them your own objects, for a debugger.
         reconnect: For a dask scheduler: seconds that an evaluation waits when the scheduler is gone, for
             example while it is restarted. When one answers again at the address (a file is read again, a
             cluster object asked again), the evaluation goes on there and sends what has no result yet:
@@ -162,9 +162,7 @@ def connect(
             f"connect() starts without a target; the target is {describe(target)}"
         )
     if security is not None and not isinstance(target, (str, os.PathLike)):
-        raise TypeError(
-            f"security is for joining a scheduler by its address, got {describe(security)} and no address"
-        )
+        raise TypeError(f"security is for a scheduler's address, got {describe(security)} and no address")
     if security is not None and not hasattr(security, "get_connection_args"):
         raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
     if ship != ():
@@ -225,7 +223,7 @@ def address_in(path: str | os.PathLike[str]) -> str:
             raise TypeError(f"its address is {address!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectError(
-            f"{os.fspath(path)!r} is no scheduler file, as `dask scheduler --scheduler-file` writes it "
+            f"{os.fspath(path)!r} is not a scheduler file as `dask scheduler --scheduler-file` writes it "
             f"({type(error).__name__}: {error})"
         ) from error
     return address

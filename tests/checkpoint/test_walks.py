@@ -28,7 +28,9 @@ def as_captured(value: Any) -> str:
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
 )
-hashable = st.recursive(scalars, lambda below: st.tuples(below, below) | st.frozensets(below, max_size=3))
+hashable = st.recursive(
+    scalars, lambda below: st.tuples(below, below) | st.frozensets(below, max_size=3), max_leaves=4
+)
 data = st.recursive(
     hashable,
     lambda below: (
@@ -37,7 +39,7 @@ data = st.recursive(
         | st.sets(hashable, max_size=3)
         | st.dictionaries(hashable, below, max_size=3)
     ),
-    max_leaves=12,
+    max_leaves=6,
 )
 
 

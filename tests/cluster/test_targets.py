@@ -227,7 +227,7 @@ def test_a_file_that_is_no_scheduler_file_is_told(tmp_path: Path, content: str |
     for target in (path, str(path)):
         with pytest.raises(ConnectError) as raised:
             connect(target)
-        check_sentence(raised.value, repr(str(path)), "no scheduler file")
+        check_sentence(raised.value, repr(str(path)), "is not a scheduler file")
 
 
 def test_a_worker_of_another_python_is_refused_and_other_versions_are_warned_of() -> None:

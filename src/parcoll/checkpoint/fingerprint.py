@@ -15,26 +15,23 @@ do not depend on PYTHONHASHSEED. What cannot be compared (an open file, a lock) 
 from __future__ import annotations
 
 import contextlib
-import dis
 import enum
 import functools
 import inspect
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, TypeGuard
 
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
-from parcoll.wire.own_modules import imported_sources, is_own, names_imported
+from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of
 
 # The flags of a code object that count: *args, **kwargs, generator, coroutine, asynchronous generator.
 FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200
-_CONTAINERS = (list, tuple, dict, set, frozenset)
 CHANGING = ("random", "numpy.random")  # their random generators have another state in each process
-_IMPORTED = "the module "  # begins the words for a module that a function imports when it runs
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 # Attributes that Python adds to a class: they do not show what it does, or only show where it stands.
 _INCIDENTAL = frozenset(
     {
@@ -56,14 +53,26 @@ def of_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
 def of_function(func: Any) -> Parts:
     """Return the digests of a function's parts, by the words for them in a message."""
     walk = _Walk()
-    if isinstance(func, FunctionType) and _own(func.__module__):
+    if isinstance(func, FunctionType) and is_own_module(func.__module__):
         # One walk for all parts: what two parts use is taken apart with the first of them, so that a change
         # of it shows in the first part, which is the one that a refusal names.
-        return {label: walk.whole(part).hex() for label, part in _parts_of(func)}
+        return {label: walk.whole(part).hex() for label, part in parts_of(func)}
     return {"the function": walk.whole(func).hex()}
 
 
-def difference(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
+def is_chain(found: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Tell whether this has the shape of what `of_steps` returns."""
+    return isinstance(found, list) and all(isinstance(step, dict) and _is_step(step) for step in found)
+
+
+def _is_step(found: dict[str, Any]) -> bool:
+    parts = found.get("parts")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        return False
+    return isinstance(found.get("label"), str) and isinstance(found.get("kind"), str)
+
+
+def difference(saved: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str | None:
     """Return the first difference between two chains as a clause; None if there is none."""
     for number, (one, other) in enumerate(zip(saved, now, strict=False), 1):
         if one["kind"] != other["kind"]:
@@ -72,7 +81,7 @@ def difference(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | 
             if one["parts"].get(label) != other["parts"].get(label):
                 which = f"step {number}, {other['label']}"
                 which += "" if one["label"] == other["label"] else f" (it was {one['label']})"
-                if label.startswith(_IMPORTED):
+                if label.startswith(IMPORTED):
                     return f"{label}, which the function of {which}, imports, has changed"
                 return f"{label} of {which}, has changed"
     if len(saved) != len(now):
@@ -127,7 +136,7 @@ class _Walk(digest.Walk):
         """Return the number of a function, a class, an object; code counts as data."""
         if isinstance(value, CodeType):
             return self._code(value, None, depth)
-        if isinstance(value, _Code):
+        if isinstance(value, Code):
             return self._code(value.code, value.doc, depth)
         return self._number(value)
 
@@ -151,14 +160,14 @@ class _Walk(digest.Walk):
         if isinstance(value, ModuleType):
             return (..., "module", value.__name__)
         if isinstance(value, type):
-            return self._class(value) if _own(value.__module__) else digest.of_type(value)
+            return self._class(value) if is_own_module(value.__module__) else digest.of_type(value)
         if isinstance(value, MethodType):
             return (..., "method", self.apart(value.__func__), self.apart(value.__self__))
         if isinstance(value, functools.partial):
             return (..., "partial", *map(self.apart, (value.func, value.args, value.keywords)))
         if isinstance(value, enum.Enum):
             return (..., "member", self.apart(type(value)), value.name, self.apart(value.value))
-        if _own(type(value).__module__):
+        if is_own_module(type(value).__module__):
             return self._object(value)
         # What `functools.wraps` made. Not by `hasattr`: some classes answer to any name.
         if inspect.getattr_static(value, "__wrapped__", None) is not None:
@@ -187,7 +196,7 @@ class _Walk(digest.Walk):
                     with contextlib.suppress(AttributeError):  # the slot is empty
                         state[name] = member.__get__(value)
         # Without `Generic` and `ABC`, which hold nothing and may stand before a class that does.
-        installed = (base for base in kind.__mro__ if not _own(base.__module__))
+        installed = (base for base in kind.__mro__ if not is_own_module(base.__module__))
         below = next(base for base in installed if base.__module__ not in ("abc", "typing"))
         return (..., "own", self.apart(kind), self.pairs(state.items(), 0), self._content(value, below))
 
@@ -211,20 +220,20 @@ class _Walk(digest.Walk):
             # Beside its members Python keeps tables in an enum, to which it adds flags that are combined.
             own = {name: value for name, value in own.items() if not _enum_table(name)}
             own |= {name: member.value for name, member in kind.__members__.items()}
-        if _own(type(kind).__module__):
+        if is_own_module(type(kind).__module__):
             own["metaclass"] = type(kind)
         bases = [self.apart(base) for base in kind.__bases__]
         return (..., "own class", kind.__name__, bases, self.pairs(own.items(), 0))
 
     def _function(self, func: FunctionType) -> Any:
-        if not _own(func.__module__):
+        if not is_own_module(func.__module__):
             return (..., "function", f"{func.__module__}.{func.__qualname__}")
-        return (..., "own function", [(label, self.apart(part)) for label, part in _parts_of(func)])
+        return (..., "own function", [(label, self.apart(part)) for label, part in parts_of(func)])
 
     def _code(self, code: CodeType, doc: str | None, depth: int) -> Any:
         arguments = code.co_argcount + code.co_kwonlyargcount
         constants = list(code.co_consts)
-        if constants and doc is not None and constants[0] == doc and not _loads_first_constant(code):
+        if constants and doc is not None and constants[0] == doc and not loads_first_constant(code):
             constants[0] = None
         return (
             *(..., "code", code.co_code, code.co_exceptiontable),
@@ -232,62 +241,6 @@ class _Walk(digest.Walk):
             (code.co_names, code.co_varnames[:arguments], code.co_freevars),
             [self.apart(constant, depth) for constant in constants],
         )
-
-
-class _Code(NamedTuple):
-    """A function's code with its docstring, which stands among the code's constants."""
-
-    code: CodeType
-    doc: str | None
-
-
-def _parts_of(func: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a function, each with the words for it in a message."""
-    code = func.__code__
-    yield "the code", _Code(code, func.__doc__)
-    if func.__defaults__:
-        yield "a default argument", func.__defaults__
-    if func.__kwdefaults__:
-        yield "a default argument given by name", func.__kwdefaults__
-    for name, cell in zip(code.co_freevars, func.__closure__ or (), strict=False):
-        try:
-            yield f"the captured variable {name!r}", cell.cell_contents
-        except ValueError:  # the cell is still empty
-            continue
-    names = {name for inner in _codes(code) for name in inner.co_names}
-    for name in sorted(set(_global_names(code)).intersection(func.__globals__)):
-        value = func.__globals__[name]
-        if isinstance(value, ModuleType) and _own(value.__name__):
-            yield from _members_of(value, name, names)
-        else:
-            yield f"the global {name!r}", value
-    for name, text in sorted(imported_sources(_imports(func)).items()):
-        with contextlib.suppress(SyntaxError, ValueError):  # not for this Python: importing it fails too
-            yield f"{_IMPORTED}{name!r}", compile(text, "", "exec", dont_inherit=True)
-
-
-def _members_of(module: ModuleType, label: str, names: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the members of a module that are among `names`, and those of its submodules."""
-    for name in sorted(names.intersection(vars(module))):
-        value = vars(module)[name]
-        if isinstance(value, ModuleType) and value.__name__.startswith(f"{module.__name__}."):
-            yield from _members_of(value, f"{label}.{name}", names)
-        elif isinstance(value, ModuleType) and value is not module and _own(value.__name__):
-            below = names.intersection(vars(value))
-            yield from ((f"{label}.{name}.{member}", vars(value)[member]) for member in sorted(below))
-        else:
-            yield f"{label}.{name}", value
-
-
-def _imports(func: FunctionType) -> Iterator[str]:
-    """Yield the modules that a function imports when it runs, and imported names that may be modules."""
-    package = func.__globals__.get("__package__") or ""
-    for code in _codes(func.__code__):
-        steps = list(dis.get_instructions(code))
-        for i, step in enumerate(steps):
-            if step.opname == "IMPORT_NAME":
-                level, members = steps[i - 2].argval, steps[i - 1].argval
-                yield from names_imported(step.argval, level, members or (), package)
 
 
 def _order(value: Any) -> tuple[str, str, str]:
@@ -310,36 +263,5 @@ def _held(func: FunctionType) -> str:
     return digest.of_value([code.co_code, code.co_names, code.co_consts, func.__defaults__, cells]).hex()
 
 
-def _loads_first_constant(code: CodeType) -> bool:
-    """Tell whether the code uses its first constant, so that it is not a docstring only."""
-    return any("CONST" in step.opname and step.arg == 0 for step in dis.get_instructions(code))
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield a function's code, and the code of the functions within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _global_names(code: CodeType) -> Iterator[str]:
-    for inner in _codes(code):
-        for step in dis.get_instructions(inner):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                yield step.argval
-
-
 def _enum_table(name: str) -> bool:
     return name.startswith("_") and name.endswith("_") and not name.startswith("__")
-
-
-@functools.lru_cache(maxsize=4096)
-def _own(module: str | None) -> bool:
-    """Tell whether a module is the user's own, so that its functions may change between two runs."""
-    if module is None or module == "__main__":
-        return True
-    if module.partition(".")[0] in {"parcoll", *sys.builtin_module_names}:
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return is_own(Path(file)) if isinstance(file, str) else module in sys.modules

@@ -113,7 +113,7 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
 
 
 def is_address(value: Any) -> bool:
-    """Tell whether a scheduler's address may be used: its scheme is one that dask knows in this process."""
+    """Tell whether this may be a scheduler's address: its scheme is one that dask knows in this process."""
     if not isinstance(value, str):
         return False
     scheme, _ = distributed.comm.parse_address(value.strip())
@@ -121,7 +121,7 @@ def is_address(value: Any) -> bool:
 
 
 def _is_known(scheme: str) -> bool:
-    """Tell whether dask speaks it; packages as dask-gateway add schemes of their own."""
+    """Tell whether dask knows the scheme; packages as dask-gateway add schemes of their own."""
     return scheme in SCHEMES or scheme in distributed.comm.registry.backends
 
 

@@ -248,7 +248,7 @@ class Receiving:
         """Return what became of a job."""
         attempts = 0
         while attempts < GATHER_ATTEMPTS and future in self._delivering and future.status != "cancelled":
-            error = await future.exception()  # waits where dask runs the task again
+            error = await future.exception()  # waits if dask runs the task again
             if error is not None:
                 return Lost.WITH_WORKER if isinstance(error, KilledWorker) else _failed(error, job)
             try:

@@ -19,9 +19,9 @@ from parcoll.worker.tasks import join_here, run
 class InlineEngine:
     """Runs each task when its result is asked for.
 
-    Functions, elements and results are copies, as on a cluster: what a function does to its argument, or to
-    what it has captured, is not seen here, and what cannot travel fails. Without `copies` they are the
-    caller's own objects.
+    Functions, elements and results are copies, as on a cluster: a change that a function makes to its
+    argument, or to what it has captured, is not seen here, and what cannot be sent raises an error. Without
+    `copies` they are the caller's own objects.
     """
 
     renews = False
@@ -41,7 +41,7 @@ class InlineEngine:
         return InlineSession(in_process(copy), keep, Packed.pack)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
-        """Pickle the value, so that it is loaded as a copy, or hold it as it is."""
+        """Pickle the value, so that it is loaded as a copy; without `copies`, hold it as it is."""
         return Packed.pack(value) if self._copies else Plain(value)
 
     def memory_limit(self) -> float:

@@ -1,4 +1,4 @@
-"""Source: what a chain reads, whatever `parallel` was given; it gives a reader to each evaluation."""
+"""Source: what a chain reads, made from what `parallel` was given. Each evaluation gets a reader from it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from parcoll.text import describe, short_repr
 
 ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
 SIZED = (list, tuple, str, bytes, dict, set, frozenset)
-MAX_PATH = 4096  # characters: no longer text is looked for among the files
+MAX_PATH = 4096  # characters: a longer text is not looked for among the files
 
 
 class Source:
-    """What a chain reads: opened anew by every evaluation, shared by all chains built on it."""
+    """What a chain reads. Every evaluation opens it anew, and all chains built on it share it."""
 
     one_pass = False
 
@@ -41,7 +41,7 @@ class Source:
 
 
 class OnePassSource(Source):
-    """An iterator: it can be read once, and says so when asked again."""
+    """An iterator. It can be read once; if it is opened again, it raises an error that says so."""
 
     one_pass = True
 
@@ -73,7 +73,7 @@ class OnePassSource(Source):
 
 
 def source_of(given: Any) -> Source:
-    """Check what `parallel` was given; reads nothing."""
+    """Check what `parallel` was given. Reads nothing."""
     _refuse_what_cannot_be_meant(given)
     if isinstance(given, Mapping):
         return Source(given.items, _name(given))
@@ -96,7 +96,7 @@ def _package_and_name(kind: type) -> tuple[str, str]:
     return kind.__module__.partition(".")[0], kind.__name__
 
 
-# Of whose packages' objects iteration gives what nobody wants to have mapped, and what to pass instead.
+# Types whose iteration gives what nobody wants to have mapped: what it gives, and what to pass instead.
 _TABLES = {
     ("pandas", "DataFrame"): "column names: pass df.to_dict('records'), df.itertuples() or df['column']",
     ("polars", "DataFrame"): "columns: pass df.iter_rows() or df.to_dicts()",
@@ -112,7 +112,7 @@ _TABLES = {
 
 
 def _refuse_what_cannot_be_meant(given: Any) -> None:
-    """Fail for tables and for what is not computed yet; warn of a string that is the path of a file."""
+    """Refuse tables and what is not computed yet; warn of a string that is the path of a file."""
     kind = type(given)
     if (why := _TABLES.get(_package_and_name(kind))) is not None:
         raise TypeError(f"parallel() got a {' '.join(_package_and_name(kind))}, which gives {why}")
@@ -140,7 +140,7 @@ def _source_of_function(func: Callable[..., Any]) -> Source:
             f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
         ) from None
     except ValueError:
-        pass  # a builtin without a signature: the call will tell
+        pass  # a builtin without a signature: the call will show
     bare = func
     while isinstance(bare, functools.partial):
         bare = bare.func
@@ -150,10 +150,10 @@ def _source_of_function(func: Callable[..., Any]) -> Source:
 
 
 class _FunctionSource(Source):
-    """A function that is no generator function: only a call tells whether it returns an iterator.
+    """A function that is no generator function, so that only a call tells whether it returns an iterator.
 
-    It is called once at the start, and what it returned serves the first evaluation, so that it is
-    still called once for each.
+    It is called once at the start, and what it returned serves the first evaluation. So it is still called
+    once for each evaluation.
     """
 
     def __init__(self, func: Callable[[], Any]) -> None:
@@ -184,6 +184,6 @@ def _name(given: Any) -> str:
         return name.replace("<lambda>", "lambda")
     if type(given) is range:
         return repr(given)
-    if type(given) in SIZED:  # others may have to read to tell
+    if type(given) in SIZED:  # others may have to read themselves to know their length
         return f"<{type(given).__name__} of {len(given)} elements>"
     return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)

@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
 BUSY = 0.7  # utilisation of the workers; below, the source or the consumer may be the bottleneck
-MUCH = 0.4  # of the time: a part from which on something is said to take it
+MUCH = 0.4  # of the time: something that takes at least this part is named
 LEAST = 0.9995  # of a unit: the least that three digits show as 1 of it
 
 

@@ -41,8 +41,8 @@ def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationErro
 def _culprit(value: Any, name: str, depth: int = 0) -> str | None:
     """Say which part of `value` cannot be pickled, by the name that the script has for it: ``self.cluster``.
 
-    The path leads through functions, containers and objects of the user's own classes, and ends at an object
-    of anybody else's: what such an object consists of is no news to its user.
+    The path leads through functions, containers and objects of the user's own classes. It ends at an object
+    of another class: the user does not know what such an object consists of.
     """
     if depth < MAX_DEPTH:
         for part, shown in _parts(value, name):

@@ -156,7 +156,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def packed_program(program: Program) -> Packed:
-    """Pickle a program; raises SerializationError, which names the function that cannot travel, and why."""
+    """Pickle a program; the SerializationError of one that cannot be sent names the function, and why."""
     try:
         return Packed.pack(program)
     except Exception as error:

@@ -211,7 +211,7 @@ def test_without_reconnect_a_scheduler_that_is_there_again_is_not_joined(cluster
         cluster.lose()
         cluster.start()
         for _ in range(2):
-            with pytest.raises(ClusterLostError, match=r"connect.. anew, or with reconnect="):
+            with pytest.raises(ClusterLostError, match=r"connect.. again, or pass reconnect="):
                 list(parallel(range(3)).map(abs))
     with connect(cluster.address):
         assert list(parallel(range(3)).map(abs)) == [0, 1, 2]

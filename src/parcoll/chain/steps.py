@@ -7,7 +7,7 @@ collection. `loop` turns a row of steps into the loop that runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from parcoll.chain.policy import PLAIN, Policy
@@ -57,6 +57,11 @@ class Step:
         rest.
         """
         raise NotImplementedError(f"{self.kind} holds elements and has no stream()")
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What it was given beside its function and policy: a checkpoint compares it."""
+        return {name: value for name, value in vars(self).items() if name not in ("func", "policy")}
 
     @property
     def label(self) -> str:

@@ -46,8 +46,13 @@ Parts = dict[str, str]
 
 
 def of_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """Return for each step its label, its kind, and the digests of its function's parts."""
-    return [{"label": step.label, "kind": step.kind, "parts": of_function(step.func)} for step in steps]
+    """Return for each step its label, its kind, and the digests of its function's parts and its arguments."""
+    return [{"label": step.label, "kind": step.kind, "parts": _parts_of_step(step)} for step in steps]
+
+
+def _parts_of_step(step: Step) -> Parts:
+    arguments = {f"the argument {name!r}": _Walk().whole(value) for name, value in step.arguments.items()}
+    return of_function(step.func) | {label: found.hex() for label, found in arguments.items()}
 
 
 def of_function(func: Any) -> Parts:

@@ -20,13 +20,10 @@ from parcoll.wire.codec import dumps, dumps_in_part, loads
 # A value that belongs to an exception: True with its pickle, or with what it is encoded as where it is an
 # exception itself; False with its `repr`.
 Part = tuple[bool, "bytes | str | EncodedException"]
-
 PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
 MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
 MAX_DEPTH = MAX_CHAIN + 4  # of exceptions that are args or attributes of one another, without their causes
-MAX_MEMBERS = (
-    1000  # of a group that travel with their tracebacks, at 0.1 ms each; the others as a pickle has them
-)
+MAX_MEMBERS = 1000  # of a group that travel with their tracebacks, at 0.1 ms each; others as pickled
 
 
 @dataclass

@@ -10,6 +10,7 @@ from parcoll.cluster import losses
 from parcoll.cluster.link import Link
 from parcoll.cluster.preparing import is_ready_here, prepare
 from parcoll.cluster.receiving import ReportReader
+from parcoll.cluster.sending import current_world
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, install_now
@@ -71,7 +72,10 @@ class DistributedEngine:
             raise self.link.lost()
         packed = _pack_program(program)
         modules = self._modules(program)
-        return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
+        world = current_world(of_machine=self.link.sharing is not None)
+        return DistributedSession(
+            self.link, self._reports, packed, modules, label, keep, program.stops, world
+        )
 
     def _modules(self, program: Program) -> bytes:
         """Return the sources to send along; within a task of a cluster, those that came with the task."""

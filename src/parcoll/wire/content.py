@@ -33,6 +33,7 @@ WRAPPED = (staticmethod, classmethod, property)
 # Whose instances are data, beside the user's own classes.
 DATA_MODULES = {"argparse", "collections", "configparser", "datetime", "decimal", "fractions", "functools"}
 DATA_MODULES |= {"ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "uuid", "zoneinfo"}
+CONTAINERS = (dict, list, set, frozenset, tuple)
 CODE = (FunctionType, BuiltinFunctionType, functools.partial)
 
 
@@ -103,6 +104,8 @@ def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> 
         if isinstance(value, ModuleType):
             name = value.__name__
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
+        if kind is FunctionType and _Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
+            return Content("pickle", by_value(_Mock.of(value.mock)))
         if isinstance(value, (*CODE, type)):
             if not is_own_function(value, module, path):
                 return _code(value)
@@ -136,8 +139,6 @@ def _is_patched(value: Any, module: str, path: str) -> bool:
 
 
 def _wrapped(value: Any, path: str) -> Content:
-    if _Mock.is_one(mock := getattr(value, "mock", None)):  # of `create_autospec`
-        return Content("pickle", by_value(_Mock.of(mock)))
     copy = FunctionType(
         value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__
     )
@@ -245,7 +246,7 @@ def _referred(text: str) -> Any:
 
 
 def _is_data(kind: type) -> bool:
-    if issubclass(kind, (Enum, BaseException)):
+    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS:
         return True
     module = kind.__module__
     return (
@@ -283,8 +284,12 @@ def _pickled_data(value: Any, most: int) -> Content:
         if most == MOST:
             raise
         return Content("pickle", _tag(value), True, False, value)
-    if b"__main__" in data:
+    except Exception:  # it holds a function that only pickling by value can send
         data = by_value(value)
+    else:
+        data = by_value(value) if b"__main__" in data else data
+    if len(data) > most:
+        return Content("pickle", _tag(value), True, False, value)
     return Content("pickle", data, len(data) <= LOOKED_AT)
 
 
@@ -293,7 +298,10 @@ def _pickled(value: Any) -> bytes:
         return by_value(_Mock.of(value))
     if isinstance(value, CODE):
         return by_value(value)
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    try:
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return by_value(value)
     return by_value(value) if b"__main__" in data else data
 
 

@@ -198,17 +198,18 @@ class _Taken:
                 kept = put(owner, attribute, content)
             except Exception as error:
                 logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, error)
+                self._restore(path)
                 continue
             if kept and path not in self.replaced and attribute in vars(owner):
                 self.replaced[path] = here
         for path in [path for path in self.contents if path not in state.contents]:
             del self.contents[path]
-            self._restore(path, state)
+            self._restore(path)
         for attribute in state.removed & vars(self.module).keys():
             if not isinstance(vars(self.module)[attribute], ModuleType):
                 delattr(self.module, attribute)
 
-    def _restore(self, path: str, state: ModuleState) -> None:
+    def _restore(self, path: str) -> None:
         owner, attribute = resolved(self.module, path)
         if owner is not None and path in self.replaced:
             setattr(owner, attribute, self.replaced.pop(path))

@@ -56,7 +56,7 @@ class ReportReader:
         key, pickled, *records = event[1]
         if records:
             waiting = self.waiting.get(key) or next(iter(self.waiting.values()), None)
-            (waiting.results if waiting is not None else self.late).put(records[0])
+            (waiting.results if waiting is not None else self.late).put(list(records[0]))
             return
         receiving = self.waiting.pop(key, None)
         if receiving is None:

@@ -15,7 +15,7 @@ import marshal
 import pickle
 import sys
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Set
 from enum import Enum
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -60,11 +60,9 @@ class Content:
         return Content, (self.kind, self.data)
 
     def is_of(self, value: Any) -> bool:
-        """Tell whether a value that had this content has it still."""
+        """Tell whether a value that had this content, which is not plain or large, has it still."""
         try:
-            if self.value is not None:
-                return self.data == _tag(value)
-            return _BYTES[self.kind](value) == self.data
+            return self.data == (_pickled(value) if self.value is None else _tag(value))
         except Exception:
             return False
 
@@ -178,6 +176,7 @@ class Names:
         self._values = list(namespace.values())
         self.contents: dict[str, Content] = {}
         self._watched: list[tuple[Any, Content]] = []
+        self._plain: list[Any] = []  # containers, which are compared with one call
         self._classes: list[Names] = []
         self.names = set(namespace)
         for name, value in list(namespace.items()):
@@ -190,8 +189,11 @@ class Names:
             content = content_of(value, module, prefix + name, plain_only=bool(prefix))
             if content is not None:
                 self.contents[prefix + name] = content
-                if content.may_change:
+                if content.may_change and content.kind == "plain" and content.value is None:
+                    self._plain.append(value)
+                elif content.may_change:
                     self._watched.append((value, content))
+        self._plain_data = marshal.dumps(self._plain, 2)
         for names in self._classes:
             self.contents |= names.contents
 
@@ -201,9 +203,16 @@ class Names:
         return (
             len(namespace) == len(values)
             and all(map(is_, namespace.values(), values))
+            and (not self._plain or self._plain_is_same())
             and all(content.is_of(value) for value, content in self._watched)
             and all(names.unchanged() for names in self._classes)
         )
+
+    def _plain_is_same(self) -> bool:
+        try:
+            return marshal.dumps(self._plain, 2) == self._plain_data
+        except ValueError:  # one holds something else now
+            return False
 
 
 # Kinds --------------------------------------------------------------------------------------------
@@ -294,26 +303,16 @@ def _pickled_data(value: Any, most: int) -> Content:
 
 
 def _pickled(value: Any) -> bytes:
-    if _Mock.is_one(value):
-        return by_value(_Mock.of(value))
-    if isinstance(value, CODE):
-        return by_value(value)
-    try:
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:
-        return by_value(value)
-    return by_value(value) if b"__main__" in data else data
+    with contextlib.suppress(Exception):
+        data = b"__main__" if isinstance(value, CODE) else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        if b"__main__" not in data:
+            return data
+    return by_value(value)
 
 
 def _tag(value: Any) -> bytes:
     length = len(value) if hasattr(value, "__len__") else 0
     return f"{type(value).__qualname__} {id(value)} {length}".encode()
-
-
-_BYTES: dict[str, Callable[[Any], bytes]] = {
-    "plain": lambda value: marshal.dumps(value, 2),
-    "pickle": _pickled,
-}
 
 
 def _fill(here: Any, value: Any) -> bool:

@@ -86,6 +86,7 @@ def set_settings(wanted: dict[str, Any]) -> None:
     for name in [name for name in _twins if name not in loggers]:
         logging.getLogger(name).setLevel(logging.NOTSET)
         logging.getLogger(name).disabled = False
+        logging.getLogger(name).removeHandler(_IN_SCRIPT)
     _twins.clear()
     for name, (level, disabled, handlers) in loggers.items():
         logger = logging.getLogger(name or None)
@@ -93,6 +94,10 @@ def set_settings(wanted: dict[str, Any]) -> None:
             logger.setLevel(level)
         logger.disabled = disabled
         _twins[name] = handlers
+        if handlers and not logger.handlers:
+            logger.addHandler(_IN_SCRIPT)
+        elif not handlers:
+            logger.removeHandler(_IN_SCRIPT)
     logging.captureWarnings(wanted["captures"])
 
 
@@ -103,6 +108,7 @@ def _described(handler: logging.Handler) -> tuple[Any, ...]:
     return type(handler).__qualname__, file if isinstance(file, str) else str(stream)
 
 
+_IN_SCRIPT = logging.NullHandler()  # in the place of the script's: some functions add one where there is none
 _twins: dict[str, list[Any]] = {}  # the script's handlers, by logger
 
 
@@ -172,12 +178,13 @@ def collecting(post: Post | None) -> Iterator[Collected]:
     process_name()  # other threads cannot tell
     collected, outer = Collected(post), getattr(_thread, "collected", None)
     _thread.collected = collected
-    if post is not None:
-        _elsewhere = Collected(post).take
+    _elsewhere = collected.take if post is None else Collected(post).take
     try:
         yield collected
     finally:
         _thread.collected = outer
+        if post is None:
+            _elsewhere = None
 
 
 def send_all(send: Send, name: str) -> None:

@@ -298,8 +298,8 @@ _refused: set[tuple[str, str]] = set()
 _setting = threading.RLock()
 
 
-def enter(world: World) -> None:
-    """Have this process, and this thread, be as the script was."""
+def enter(world: World, anew: bool = False) -> None:
+    """Have this process, and this thread, be as the script was; `anew` where modules have been imported."""
     global given
     with _setting:
         wanted = _wanted(world)
@@ -307,7 +307,7 @@ def enter(world: World) -> None:
         for name, value in wanted.items():
             thing = _BY_NAME[name]
             if thing.once:
-                if name in _set_once and _set_once[name] == value:
+                if not anew and name in _set_once and _set_once[name] == value:
                     continue
             elif thing.read() == value:
                 continue

@@ -109,13 +109,14 @@ class SharedProgram:
             own_state.import_edited()
         elif self.world is not None:
             own_state.watch_imports()
+        loaded = len(sys.modules)
         _loading.depth = getattr(_loading, "depth", 0) + 1
         try:
             program: Any = self.packed.load(refresh_classes=True)
         finally:
             _loading.depth -= 1
         if self.world is not None:  # what was imported just now may have changed what it did in the script
-            enter(self.world)
+            enter(self.world, anew=len(sys.modules) != loaded)
         return program  # type: ignore[no-any-return]
 
     @property

@@ -99,7 +99,9 @@ class StartedHere:
         from parcoll.cluster.clients import client_of_host, close_lost  # lazy: distributed
         from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
         from parcoll.cluster.link import Link  # lazy: distributed
+        from parcoll.cluster.sending import current_world  # lazy: distributed
 
+        current_world(of_machine=True)  # looks at all modules, the first time, while the host starts
         ready = self.host.wait_ready()
         logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
         client = client_of_host(ready.address, ready.credentials.security())

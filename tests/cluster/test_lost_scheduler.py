@@ -136,7 +136,7 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
     gone = f"the dask scheduler {address} is gone: its connection was closed or lost"
     for name in ("afterwards", "again"):
         text, yielded = found.pop(name)
-        assert text == f"{gone}: connect() anew, or with reconnect=, the seconds to wait for it; " + (
+        assert text == f"{gone}: connect() again, or pass reconnect=, the seconds to wait for it; " + (
             "0 elements had been yielded"
         )
         assert yielded == 0

@@ -144,6 +144,15 @@ def test_functions_that_were_replaced(one: One, make: Make) -> None:
     assert one(module.use) == "real"
 
 
+def test_a_function_of_another_module_that_nothing_else_uses(one: One, make: Make) -> None:
+    module = make("w_target", "def fetch(x):\n    return 'real'\ndef use(x):\n    return fetch(x)\n")
+    assert one(module.use) == "real"
+    make("w_source", "def fetch(x):\n    return 'other'\n")
+    with mock.patch.object(module, "fetch", sys.modules["w_source"].fetch):
+        assert one(module.use) == "other"
+    assert one(module.use) == "real"
+
+
 def test_a_wrapper_that_looks_like_what_it_wraps(one: One, make: Make) -> None:
     import functools
 

@@ -64,6 +64,7 @@ def options_of(message: dict[str, Any]) -> HostOptions:
         memory_limit = memory_limit * MEMORY_LIMIT
     memory_limit = min(int(memory_limit), MEMORY_LIMIT)
     base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    os.makedirs(base, exist_ok=True)  # as dask does
     return HostOptions(
         n_workers=n_workers,
         threads_per_worker=message["threads_per_worker"],

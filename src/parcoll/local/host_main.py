@@ -284,7 +284,9 @@ class _Template:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
         self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
         if self.not_started >= _MAX_NOT_STARTED:
-            raise _End(f"its workers do not start ({self.not_started} attempts)")
+            raise _End(
+                f"{self.not_started} workers in a row could not start; their tracebacks are on standard error"
+            )
         now = time.monotonic()
         least, most = _PAUSE_SECONDS
         young = now - worker.started < _YOUNG_SECONDS

@@ -18,7 +18,7 @@ import site
 import sys
 import sysconfig
 import zipimport
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -40,11 +40,14 @@ def shipped_sources() -> ModuleTexts:
     return {name: shipped[name] for name in list(shipped) if name.partition(".")[0] != "parcoll"}
 
 
-def sources_for(program: Any, ship: Sequence[Any] = ()) -> ModuleTexts:
+def sources_for(
+    program: Any, ship: Sequence[Any] = (), homes: Mapping[str, Iterable[str]] | None = None
+) -> ModuleTexts:
     """Return the sources of the user's own modules that `program` needs, by name.
 
     A module is needed if a function of the program comes from it or uses it, if the script uses it, or if
-    a needed module imports it. `ship` adds modules and packages by name; "-name" leaves one out.
+    a needed module imports it, or if the script has put something of it into a needed module: `homes` has
+    these. `ship` adds modules and packages by name; "-name" leaves one out.
     """
     added, left_out = names_of(ship)
     found: ModuleTexts = {}
@@ -59,6 +62,8 @@ def sources_for(program: Any, ship: Sequence[Any] = ()) -> ModuleTexts:
         found |= sources
         for source in sources.values():
             todo += imported_by(source.text)
+        if sources and homes is not None:
+            todo += homes.get(top, ())
     return found
 
 
@@ -77,7 +82,7 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
         (left_out if name.startswith("-") else added).append(name.lstrip("-").partition(".")[0])
     for name in added:
         if _spec(name) is None:
-            raise ValueError(f"ship={short_repr(name)}: this process has no module of that name")
+            raise ValueError(f"ship names {short_repr(name)}, but this process finds no module of that name")
     return added, left_out
 
 

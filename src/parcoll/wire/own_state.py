@@ -102,14 +102,14 @@ class _Modules:
     """All modules of the user's own in this process."""
 
     def __init__(self) -> None:
-        self._modules: dict[str, _Module] = {}
+        self.modules: dict[str, _Module] = {}
         self._seen: tuple[int, str] = (0, "")
         self._state: OwnState | None = None
         self._packed: dict[str, bytes] = {}
 
     def read(self) -> OwnState | None:
         changed = self._find()
-        for name, module in self._modules.items():
+        for name, module in self.modules.items():
             if name in changed or module.changed():
                 changed.add(name)
                 self._packed.pop(name, None)
@@ -126,25 +126,25 @@ class _Modules:
         """Find the modules; return the names of those that are new, or gone."""
         loaded = sys.modules
         seen = len(loaded), next(reversed(loaded))
-        same = all(loaded.get(name) is found.module for name, found in self._modules.items())
+        same = all(loaded.get(name) is found.module for name, found in self.modules.items())
         if same and seen == self._seen:
             return set()
         self._seen = seen
         found: set[str] = set()
         for name, module in list(loaded.items()):
-            known = self._modules.get(name)
+            known = self.modules.get(name)
             if known is not None and known.module is module:
                 continue
             is_whole = not getattr(getattr(module, "__spec__", None), "_initializing", False)
             is_ours = is_own_module(name, module) and is_whole
             if known is not None:
-                del self._modules[name]
+                del self.modules[name]
             if known is not None or is_ours:
                 found.add(name)
             if is_ours:
-                self._modules[name] = _Module(module)
-        for name in [name for name in self._modules if name not in loaded]:
-            del self._modules[name]
+                self.modules[name] = _Module(module)
+        for name in [name for name in self.modules if name not in loaded]:
+            del self.modules[name]
             self._packed.pop(name, None)
             found.add(name)
         return found
@@ -160,6 +160,16 @@ def read() -> OwnState | None:
         return _given
     with _lock:
         return _modules.read()
+
+
+def homes() -> dict[str, set[str]]:
+    """Return where what modules refer to was defined, by top-level module; as it was at the last reading."""
+    found: dict[str, set[str]] = {}
+    for name, module in list(_modules.modules.items()):
+        references = [c.data for c in module.state.contents.values() if c.kind == "reference"]
+        homes = {data.decode().partition(":")[0] for data in references}
+        found.setdefault(name.partition(".")[0], set()).update(homes)
+    return found
 
 
 # Worker -------------------------------------------------------------------------------------------

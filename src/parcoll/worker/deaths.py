@@ -1,4 +1,4 @@
-"""What is said of a call that ended the process beside a worker, or had to be stopped there."""
+"""Deaths: what is reported of a call that ended the process beside a worker, or had to be stopped there."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from parcoll.worker.outcome import Outcome
 from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died
 
-DEATHS = 2  # at one call before it fails: the first may have had another cause, or come from outside
+DEATHS = 2  # at one call, before it fails: the first may have another cause, as a signal from outside
 
 
 def ended_by(label: str, at: str, death: Died) -> Outcome:
-    """Return the outcome of work that a call has ended with its process."""
+    """Return the outcome of work whose process was ended by a call."""
     return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
 
 
 def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
-    """Return the outcome of a partition whose sink has ended its process with a call."""
+    """Return the outcome of a partition whose sink ended its process with a call, or had to be stopped."""
     if not death.timed_out:
         return ended_by(label, at, death)
     seconds = sink.timeout or 0.0
@@ -39,13 +39,13 @@ def lost(message: str, where: str) -> Outcome:
 
 
 class SinkDeaths:
-    """The processes that died of the calls of one partition's sink."""
+    """The deaths of processes at the calls of one partition's sink."""
 
     def __init__(self) -> None:
         self.found: Counter[Call] = Counter()
 
     def may_be_chance(self, death: Died) -> bool:
-        """Take in a death; tell whether the sink may be tried again."""
+        """Count a death; tell whether the sink may be tried again."""
         if death.timed_out:
             return False
         self.found[death.mark.call] += 1

@@ -1,4 +1,7 @@
-"""How much memory a worker's functions may take: what dask says, less what the worker itself holds."""
+"""Memory: how much a worker's functions may take.
+
+That is what dask allows the worker, less what the worker itself holds.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import sys
 
 from parcoll.system import resident_bytes
 
-LEAST_PART = 0.5  # of the limit: a worker that holds kept results must still run something
+LEAST_PART = 0.5  # of the limit, at least: a worker that holds kept results must still run something
 
 
 def memory_limit() -> float:
-    """Return the bytes that this worker may take; infinity outside of one, and where there is no limit.
+    """Return the bytes that this worker may take; infinity outside of a worker, and if there is no limit.
 
-    `Worker.memory_manager` is how dask's documentation of worker memory names it;
-    tests/test_dask_facts.py fails when it goes.
+    `Worker.memory_manager` is how dask's documentation of worker memory names it; `tests/dask_facts` fails
+    when it goes.
     """
     distributed = sys.modules.get("distributed")
     if distributed is None:
@@ -27,7 +30,7 @@ def memory_limit() -> float:
 
 
 def memory_left() -> float:
-    """Return what a process beside this worker may take."""
+    """Return the bytes that a process beside this worker may take."""
     limit = memory_limit()
     if limit == math.inf:
         return limit
@@ -35,7 +38,7 @@ def memory_left() -> float:
 
 
 def threads() -> int:
-    """Return how many tasks this worker runs at once."""
+    """Return how many tasks this worker runs at the same time."""
     try:
         count: int = sys.modules["distributed"].get_worker().state.nthreads
     except (KeyError, ValueError, AttributeError):

@@ -7,6 +7,7 @@ from there.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,8 @@ from parcoll.chain.failures import FailedElement
 from parcoll.errors import SerializationError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
+
+RECORDS_SECONDS = 0.05  # that records wait for others, where the task goes on
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Outcome:
     unshared: str | None = None  # why shared memory could not be used; None if it could
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
+    records: bytes = b""  # packed; what was logged and not sent before
     lost: bool = False  # no worker could finish the task: there is no result, not even a part
 
 
@@ -82,6 +86,34 @@ class Ticket(NamedTuple):
 # The outcomes of tasks that ended in this worker, by key and with their topic, until `worker.reports` sends
 # them.
 mailbox: dict[str, tuple[str, Outcome]] = {}
+
+
+class Events:
+    """Sends what a task logs as dask's events, on the stream on which the task's outcome follows."""
+
+    def __init__(self, worker: Any, ticket: Ticket) -> None:
+        self._worker = worker
+        self._ticket = ticket
+
+    def later(self, flush: Callable[[], None]) -> None:
+        """Call `flush` in a moment, in the worker's loop; from any thread."""
+        loop = self._worker.loop
+        loop.add_callback(loop.call_later, RECORDS_SECONDS, flush)
+
+    def send(self, packed: list[bytes]) -> None:
+        """Send some records."""
+        self._worker.log_event(self._ticket.topic, (self._ticket.key, None, packed))
+
+
+def events_of(ticket: Ticket | None) -> Events | None:
+    """Return what sends what a task logs; None where it goes with the outcome."""
+    distributed = sys.modules.get("distributed")
+    if ticket is None or distributed is None:
+        return None
+    try:
+        return Events(distributed.get_worker(), ticket)
+    except ValueError:  # not in a task
+        return None
 
 
 def kept_of(outcome: Outcome) -> Kept:

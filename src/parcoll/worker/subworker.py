@@ -27,13 +27,13 @@ import psutil
 
 from parcoll.chain.marks import LOADING, Mark, Marks
 from parcoll.system import how_ended, resident_bytes
-from parcoll.wire import boot
+from parcoll.wire import boot, records
+from parcoll.wire.world import FAMILY
 
 IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
 MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
 LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
-FAMILY = "PARCOLL_SUBWORKER"  # the variable that marks what a process has started
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Subworker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        theirs.setblocking(True)  # also where the script has set a default timeout
         page = Marks.new_page()
         self.token = ""  # of the program that it has
         self._name = uuid.uuid4().hex  # in the environment of what it starts
@@ -69,7 +70,9 @@ class Subworker:
         self._connection = ours
         # Shows its end even if a process that it forked keeps the connection open.
         self._ended = _descriptor_of(self._popen.pid)
-        first = boot.first_message("parcoll.worker.subworker_main", (page, os.getpid()))
+        first = boot.first_message(
+            "parcoll.worker.subworker_main", (page, os.getpid(), records.process_name())
+        )
         with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)
 
@@ -91,7 +94,12 @@ class Subworker:
         try:
             self._send(boot.message(pickle.dumps(request, pickle.HIGHEST_PROTOCOL)))
             self._wait(least_timeout, memory_limit)
-            return pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+            while True:
+                reply = pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+                if not isinstance(reply, records.Logged):
+                    return reply
+                records.forward(reply.packed)
+                self._wait(least_timeout, memory_limit)
         except (OSError, EOFError):
             raise self._died() from None
 

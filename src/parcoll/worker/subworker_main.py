@@ -26,6 +26,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
+from parcoll.wire import records
 from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
@@ -75,7 +76,7 @@ class JoinParts(NamedTuple):
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int) -> None:
+def main(socket_fd: int, marks_fd: int, parent: int, name: str = "") -> None:
     """Serve until the worker is gone."""
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -88,10 +89,18 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
+        sending = threading.Lock()
+
+        def send(value: Any) -> None:
+            content = message(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+            with sending:
+                stream.write(content)
+                stream.flush()
+
+        records.send_all(lambda packed: send(records.Logged(packed)), f"{name}-beside")
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
-            stream.flush()
+            send(served.reply(request))
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,6 +128,7 @@ class _Served:
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
+        self._shared: SharedProgram | None = None
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
@@ -145,8 +155,9 @@ class _Served:
 
     def _load(self, request: LoadPartition) -> int | Outcome:
         try:
-            if request.shared is not None:
-                self._program = request.shared.load()
+            self._shared = request.shared or self._shared
+            assert self._shared is not None
+            self._program = self._shared.load()
         except BaseException as error:
             return unloadable_chain(error)
         self._place = request.place

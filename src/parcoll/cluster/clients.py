@@ -197,7 +197,10 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
         raise
     except (OSError, TypeError, RuntimeError):
         raise
-    except Exception as error:  # its bytes were read as a length (MemoryError), or as msgpack
+    except Exception as error:
+        # Where the scheduler's greeting, in plain bytes, comes before the encryption has begun.
+        if isinstance(error, ValueError) and "SSL" in str(error):
+            raise  # its bytes were read as a length (MemoryError), or as msgpack
         raise _NoGreeting from error
     try:
         await comm.write({"op": "identity", "reply": True})

@@ -1,8 +1,8 @@
 """Losses: what clients hear from their scheduler when it loses a worker, and which evaluation it concerns.
 
 dask runs the tasks of a lost worker again as they are, and gives up a task that had four workers: one of its
-elements may end each of them. So their sessions send them again in another way (`worker.isolation`), after
-the first loss.
+elements may end each of them. So their sessions send them again themselves, after the second loss in another
+way (`worker.isolation`).
 
 A plugin tells of losses. It is installed when a client is connected, in any scheduler: it travels by value,
 since a scheduler may have no parcoll, so `LossDetector` needs the standard library and distributed only.

@@ -31,7 +31,10 @@ from parcoll.worker.tasks import join_kept, run_partition
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
 QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
 MAX_LABEL = 100  # characters
-MAX_WORKERS_LOST = 6  # that had one job; then it is given up: isolated, it is hardly to blame
+# Workers lost with one job: as many until it runs beside its worker (the first may have died of anything, and
+# what a worker gives to functions is at its best within it), and then until it is given up.
+WORKERS_LOST_WITHIN = 2
+MAX_WORKERS_LOST = 6
 # Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
 RELEASED = 32  # together
 # The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next
@@ -194,8 +197,8 @@ class DistributedSession:
                 raise self._link.lost()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
-        """Send a job again whose worker died, so that the next one does not."""
-        job.isolated = True
+        """Send a job again whose worker died; where that was not the first, so that the next one does not."""
+        job.isolated = job.isolated or len(job.losses) >= WORKERS_LOST_WITHIN
         if len(job.losses) <= MAX_WORKERS_LOST:
             self._submit([job])
             return

@@ -27,7 +27,7 @@ class Job:
     place: Place = START
     size: int | None = None  # elements, where known
     budget: float | None = None  # seconds after which a worker hands back what it has not begun
-    isolated: bool = False  # an element of it may have ended a worker
+    isolated: bool = False  # an element of it may have ended its workers
     losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" for one unknown
     handle: Handle | None = None  # set by the engine where the result is kept
     segment: Segment | None = None  # shared memory that the engine lent it

@@ -223,7 +223,8 @@ def _notes(error: BaseException) -> list[str]:
 
 def _add_note(error: BaseException, note: str) -> None:
     notes = getattr(error, "__notes__", None)
-    _set(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
+    if note:
+        _set(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
 
 
 def _load_kind(encoded: EncodedException) -> type[BaseException]:

@@ -1,6 +1,6 @@
 """Partitions that run beside their worker: elements may be stopped there, or end the process, and no others.
 
-So run the programs whose steps have a `timeout`, and partitions whose worker died. The partition is loaded
+So run the programs whose steps have a `timeout`, and partitions that lost two workers. A partition is loaded
 in a process beside the worker (`subworker`), which runs it in slices and sends each slice's results. When
 the process dies, its marks tell at which call of which step. Another one runs what that slice had before
 the element again, then the element, alone: after a second death at the same call, or the first where it was
@@ -19,18 +19,19 @@ from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
 from parcoll.chain.place import Place
-from parcoll.errors import SerializationError, WorkerLostError
+from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
-from parcoll.worker.deaths import DEATHS, SinkDeaths, ended_by, late, lost, sink_ended
-from parcoll.worker.memory import memory_left, memory_limit
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
 from parcoll.worker.program import Program, SharedProgram
+from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died, Lent, Subworker, pool
 from parcoll.worker.subworker_main import JoinParts, LoadPartition, RunSlice, TakeResults
 from parcoll.worker.tasks import JOINING, as_sequence, finished
+from parcoll.worker.this_worker import memory_left, memory_limit, task_key
 
 RESULT_BYTES = 32 * 2**20  # of results, after which what has not begun is handed back, where it may be
+DEATHS = 2  # at one call before it fails: the first may have had another cause, or come from outside
 MOST_RESULT = 0.3  # of what a worker may hold: to send it takes the bytes three times
 
 
@@ -67,7 +68,7 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -
     with pool.lend() as lent:
         while True:
             try:
-                request = JoinParts(shared, previous, parts)
+                request = JoinParts(shared, previous, parts, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
                 if deaths.may_be_chance(death):
@@ -194,7 +195,7 @@ class _Partition:
         subworker = self._lent.get()
         shared = None if subworker.token == self._shared.token else self._shared
         try:
-            found = self._ask(LoadPartition(shared, self._payload, self._place))
+            found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
         except Died as death:
             self._merged.deaths += 1
             self._deaths[LOADING] += 1
@@ -318,3 +319,41 @@ class _Partition:
         if self._parts:
             merged.results = self._parts[0] if len(self._parts) == 1 else Several(self._parts)
         return merged
+
+
+def ended_by(label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of work that a call has ended with its process."""
+    return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
+
+
+def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of a partition whose sink has ended its process with a call."""
+    if not death.timed_out:
+        return ended_by(label, at, death)
+    seconds = sink.timeout or 0.0
+    failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
+    return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
+
+
+def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
+    """Return the error for a call that was stopped."""
+    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
+
+
+def lost(message: str, where: str) -> Outcome:
+    """Return the outcome of work that no process can do."""
+    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
+
+
+class SinkDeaths:
+    """The processes that died of the calls of one partition's sink."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Call] = Counter()
+
+    def may_be_chance(self, death: Died) -> bool:
+        """Take in a death; tell whether the sink may be tried again."""
+        if death.timed_out:
+            return False
+        self.found[death.mark.call] += 1
+        return self.found[death.mark.call] < DEATHS and self.found.total() < 2 * DEATHS

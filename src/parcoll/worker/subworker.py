@@ -26,13 +26,16 @@ from typing import Any
 import psutil
 
 from parcoll.chain.marks import LOADING, Mark, Marks
+from parcoll.errors import WorkerSetupError
 from parcoll.system import how_ended, resident_bytes
 from parcoll.wire import boot
+from parcoll.worker.this_worker import Answers, Slot
 
 IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
 MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
 LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
+LEAVE_SECONDS = 1.5  # that an idle one with a client has to let go of the scheduler
 FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
 
 
@@ -52,6 +55,7 @@ class Subworker:
         ours, theirs = socket.socketpair()
         page = Marks.new_page()
         self.token = ""  # of the program that it has
+        self.answers = Answers()
         self._name = uuid.uuid4().hex  # in the environment of what it starts
         try:
             self.marks = Marks(page)
@@ -60,16 +64,22 @@ class Subworker:
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), page),
+                pass_fds=(theirs.fileno(), page, self.answers.theirs.fileno()),
             )
+            arguments = (page, self.answers.theirs.fileno(), os.getpid())
+        except BaseException:
+            self.answers.close()
+            ours.close()
+            raise
         finally:
             theirs.close()
+            self.answers.theirs.close()
             os.close(page)
         ours.setblocking(False)
         self._connection = ours
         # Its end shows here, where a process that it forked keeps its end of the connection open.
         self._ended = _descriptor_of(self._popen.pid)
-        first = boot.first_message("parcoll.worker.subworker_main", (page, os.getpid()))
+        first = boot.first_message("parcoll.worker.subworker_main", arguments)
         with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
             self._send(first)
 
@@ -91,12 +101,14 @@ class Subworker:
         try:
             self._send(boot.message(pickle.dumps(request, pickle.HIGHEST_PROTOCOL)))
             self._wait(least_timeout, memory_limit)
-            return pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+            reply = pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
         except (OSError, EOFError):
             raise self._died() from None
+        self.answers.slot.settle()
+        return reply
 
     def _wait(self, least_timeout: float, memory_limit: float) -> None:
-        """Wait for the reply to begin."""
+        """Wait for the reply to begin; let the process ask of this worker meanwhile."""
         look = MEMORY_SECONDS if memory_limit < math.inf else LONGEST_LOOK
         while True:
             until_late = min(self.marks.deadline - time.monotonic(), least_timeout)
@@ -111,11 +123,15 @@ class Subworker:
         """Wait until the connection can be read or written; EOFError where the process has ended."""
         poller = select.poll()  # not select(), which takes no descriptor from 1024 up
         poller.register(self._connection, select.POLLIN if to_read else select.POLLOUT)
+        if to_read:
+            poller.register(self.answers, select.POLLIN)
         if self._ended is not None:
             poller.register(self._ended, select.POLLIN)
         longest = seconds if self._ended is not None else min(seconds, POLL_SECONDS)
-        found = poller.poll(math.ceil(longest * 1000))
-        if any(descriptor != self._ended for descriptor, _ in found):
+        found = {descriptor for descriptor, _ in poller.poll(math.ceil(longest * 1000))}
+        if self.answers.fileno() in found:
+            self.answers.take()
+        if self._connection.fileno() in found:
             return True
         if not self.alive:
             raise EOFError
@@ -157,8 +173,12 @@ class Subworker:
         self.end()
         return Died(mark, how or how_ended(self._popen.returncode), timed_out)
 
-    def end(self) -> None:
+    def end(self, idle: bool = False) -> None:
         """End the process and all that it has started; returns when they are gone."""
+        if self.answers.has_client and idle and self.alive:
+            self._connection.shutdown(socket.SHUT_WR)  # the process ends itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(LEAVE_SECONDS)
         if self.alive:
             with contextlib.suppress(psutil.Error, OSError):
                 _kill_tree(psutil.Process(self._popen.pid))
@@ -166,6 +186,7 @@ class Subworker:
         self._popen.wait()
         self._kill_left()
         self._connection.close()  # may be called again
+        self.answers.close()
         if self._ended is not None:
             os.close(self._ended)
             self._ended = None
@@ -249,7 +270,13 @@ class Pool:
             if self._starter is None:
                 self._starter = ThreadPoolExecutor(1, thread_name_prefix="parcoll-starter")
             started = self._starter.submit(Subworker)
-        return started.result()
+        try:
+            return started.result()
+        except OSError as error:  # no memory, no descriptors, too many processes
+            raise WorkerSetupError(
+                f"no process could be started beside a worker, where functions with timeout=, and partitions "
+                f"whose workers died, run: {type(error).__name__}: {error}"
+            ) from error
 
     def _give_back(self, subworker: Subworker) -> None:
         with self._lock:
@@ -270,7 +297,7 @@ class Pool:
                 self._timer.daemon = True
                 self._timer.start()
         for subworker in ended:
-            subworker.end()
+            subworker.end(idle=True)
 
     def close(self) -> None:
         """End those that wait."""
@@ -283,7 +310,7 @@ class Pool:
         if starter is not None:
             starter.shutdown(wait=False)
         for subworker in ended:
-            subworker.end()
+            subworker.end(idle=True)
 
 
 class Lent:
@@ -291,6 +318,7 @@ class Lent:
 
     def __init__(self, take: Any) -> None:
         self._take = take
+        self._slot = Slot()
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
@@ -298,6 +326,7 @@ class Lent:
         if self.current is None or not self.current.alive:
             self.end()
             self.current = self._take()
+            self.current.answers.slot = self._slot
         return self.current
 
     def end(self) -> None:

@@ -27,8 +27,10 @@ from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
 from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
+from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
@@ -45,6 +47,7 @@ class LoadPartition(NamedTuple):
     shared: SharedProgram | None  # None where it is the one that the process has
     elements: Payload
     place: Place
+    task: Any  # the key of the worker's task
 
 
 class RunSlice(NamedTuple):
@@ -70,12 +73,13 @@ class JoinParts(NamedTuple):
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
+    task: Any  # the key of the worker's task
 
 
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int) -> None:
+def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int) -> None:
     """Serve until the worker is gone."""
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -83,7 +87,8 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
-    served = _Served(Marks(marks_fd))
+    marks = Marks(marks_fd)
+    served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
@@ -92,6 +97,7 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
             stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
             stream.flush()
+    standin.close()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -117,15 +123,28 @@ def _reached(place: Place) -> Place:
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, channel: standin.Channel) -> None:
         self._marks = marks
+        self._channel = channel
+        self._task: Any = None
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
-        """Do what was asked for; what goes wrong is an outcome too."""
+        """Do what was asked for; what goes wrong is an outcome too, and what is no function's doing its end."""
+        self._channel.failure = None
+        if isinstance(request, LoadPartition | JoinParts):
+            self._task = request.task
+        standin.begin(self._task)
+        reply = self._reply(request)
+        if self._channel.failure is None:
+            return reply
+        outcome = Outcome(failure=Failure.of(self._channel.failure, "in a process beside a worker"))
+        return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
+
+    def _reply(self, request: Request) -> Any:
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:

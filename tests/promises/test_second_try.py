@@ -6,15 +6,23 @@ a worker. What dask gives to tasks is there too: the worker, its plugins, a clie
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import distributed
+import psutil
 import pytest
 from bare import bare_cluster
 from distributed.diagnostics.plugin import WorkerPlugin
+from scripts import append, eventually, lines
 
 from parcoll import connect, parallel
 
@@ -39,27 +47,40 @@ class Shop(WorkerPlugin):
         return number * price
 
 
+_bare: list[Any] = []  # the cluster whose workers nobody replaces
+
+
 @pytest.fixture(scope="module", params=["local", "remote"])
 def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, leaves_no_trace: None
 ) -> Iterator[Any]:
     """Give a client of parcoll's own cluster, and of one whose workers have no parcoll."""
-    if request.param == "local":
-        with connect(n_workers=2) as connection:
-            connection.engine.client.register_plugin(Shop())
-            yield connection.engine.client
-    else:
-        with (
-            bare_cluster(tmp_path_factory.mktemp("bare"), 2) as cluster,
-            connect(cluster.address) as connection,
-        ):
-            import cloudpickle
+    with contextlib.ExitStack() as stack:
+        _bare.clear()
+        if request.param == "remote":
+            _bare.append(stack.enter_context(bare_cluster(tmp_path_factory.mktemp("bare"), 2)))
+        connection = connect(_bare[0].address) if _bare else connect(n_workers=2)
+        found = stack.enter_context(connection).engine.client
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        found.register_plugin(Shop())
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        yield found
 
-            module = __import__(__name__)
-            cloudpickle.register_pickle_by_value(module)
-            connection.engine.client.register_plugin(Shop())
-            cloudpickle.unregister_pickle_by_value(module)
-            yield connection.engine.client
+
+def bring_workers(client: Any, count: int) -> None:
+    """Have the cluster have so many, after others were killed. A local one brings its own, which are two."""
+
+    def are_there() -> bool:
+        found = workers_of(client).values()
+        return len(found) == (count if _bare else 2) and all(map(is_alive, found))
+
+    for _ in range(count - len(workers_of(client)) if _bare else 0):
+        _bare[0].add_worker()
+    assert eventually(are_there, 60)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def made() -> Any:
@@ -244,3 +265,72 @@ def test_the_time_that_it_takes_to_join_the_scheduler_is_not_the_function_s(clie
     """A process beside a worker has yet to import distributed, and to find its scheduler."""
     chain = parallel(range(4), client=client, timeout=0.5, partition_size=2)
     assert list(chain.map(variable)) == list(range(4))
+
+
+def workers_of(client: Any) -> dict[str, int]:
+    """Return the processes of the workers, as the scheduler knows them."""
+
+    def pids(dask_scheduler: Any) -> dict[str, int]:
+        return {address: state.pid for address, state in dask_scheduler.workers.items()}
+
+    return client.run_on_scheduler(pids)  # type: ignore[no-any-return]
+
+
+def slowly(func: Callable[[int], Any]) -> Callable[[int], Any]:
+    def slow(x: int) -> Any:
+        time.sleep(0.02)
+        return func(x)
+
+    return slow
+
+
+@pytest.mark.parametrize("func", [worker, clients_task, variable])
+def test_after_a_worker_was_killed(client: Any, func: Callable[[int], Any]) -> None:
+    """Whatever killed it: the partitions that it had run again in another one."""
+    killed: set[int] = set()
+
+    def kill() -> None:
+        pid = min(workers_of(client).values())
+        killed.add(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    bring_workers(client, 2)
+    killer = threading.Timer(0.7, kill)
+    killer.start()
+    chain = parallel(range(100), client=client, on_error="skip", partition_size=5).map(slowly(func))
+    assert list(chain) == list(range(100))
+    killer.join()
+    assert chain.stats.failed == 0
+    assert killed
+
+
+@pytest.mark.parametrize("func", [plugin, clients_task, a_client, lock, actor, events])
+def test_in_the_process_beside_a_worker_after_two_were_killed(
+    client: Any, func: Callable[[int], Any], tmp_path: Path
+) -> None:
+    def kill_twice(x: int) -> Any:
+        if x == 7 and len(lines(tmp_path / "tries")) < 2:
+            append(tmp_path / "tries", "")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 7:
+            append(tmp_path / "tries", os.getpid())
+        return func(x)
+
+    bring_workers(client, 3)
+    chain = parallel(range(12), client=client, on_error="skip", partition_size=4).map(kill_twice)
+    assert list(chain) == list(range(12))
+    assert chain.stats.failed == 0
+    *_, last = lines(tmp_path / "tries")
+    assert int(last) not in workers_of(client).values(), "it ran beside one"
+
+
+def test_one_loss_isolates_nothing(client: Any, tmp_path: Path) -> None:
+    def kill_once(x: int) -> int:
+        if x == 7 and not lines(tmp_path / "tries"):
+            append(tmp_path / "tries", "")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    bring_workers(client, 2)
+    pids = set(parallel(range(12), client=client, partition_size=12).map(kill_once))
+    assert pids <= set(workers_of(client).values())

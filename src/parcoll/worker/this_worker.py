@@ -10,21 +10,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
-import datetime
-import decimal
 import enum
-import fractions
 import math
 import operator
 import os
-import pathlib
 import pickle
 import re
 import socket
 import sys
 import threading
 import types
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -112,11 +107,17 @@ WORKER = 0  # the number of the worker among the objects that a process knows
 # What never changes, or is the same thing in both processes: it travels as it is. Other objects stay, so
 # that what functions change in them is seen by all.
 PLAIN = (
-    *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum, types.EllipsisType),
-    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal),
-    *(fractions.Fraction, pathlib.PurePath, uuid.UUID, re.Pattern, types.NotImplementedType),
-    *(type, types.FunctionType, types.ModuleType),
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum, re.Pattern),
+    *(type(...), type(NotImplemented), type, types.FunctionType, types.ModuleType),
 )
+# More of them, of modules that not every process loads.
+PLAIN_OF_MODULES = {
+    "datetime": ("date", "time", "timedelta", "tzinfo"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "pathlib": ("PurePath",),
+    "uuid": ("UUID",),
+}
 # Those of dask's objects that stand for something on the scheduler, wherever they are.
 REMOTE = ("Future", "Variable", "Queue", "Lock", "Event", "Semaphore", "MultiLock", "Actor", "Security")
 CONTAINERS = (list, dict, set, bytearray, collections.deque, collections.OrderedDict, collections.Counter)
@@ -134,6 +135,10 @@ def is_plain(value: Any) -> bool:
     """Tell whether a copy of an object is as good as the object, whoever else has it."""
     if isinstance(value, PLAIN):
         return True
+    for module, names in PLAIN_OF_MODULES.items():
+        kinds = tuple(getattr(sys.modules.get(module), name, ()) for name in names)
+        if isinstance(value, kinds):
+            return True
     if isinstance(value, types.BuiltinFunctionType):
         return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     if isinstance(value, tuple | frozenset):

@@ -176,6 +176,8 @@ def count_of_hosts(client: Any) -> int:
         import sys
 
         current = sys.modules.get("parcoll.current")
-        return int(current is not None and current.default is not None and current.default.current is not None)
+        return int(
+            current is not None and current.default is not None and current.default.current is not None
+        )
 
     return sum(client.run(hosts).values())

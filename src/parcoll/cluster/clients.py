@@ -52,7 +52,7 @@ def in_task() -> bool:
 
 
 def is_of_worker(client: Any) -> bool:
-    """Tell whether a worker in this process made the client for its tasks; of None, whether there is a worker.
+    """Tell whether a worker in this process made the client for its tasks; of None, whether there is one.
 
     Workers of a cluster that lives in its user's own process are none: that one may start what it likes.
     The names are private, and tests/dask_facts fails when dask does without them.

@@ -17,7 +17,7 @@ from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Verdict
 from parcoll.chain.place import Place
 from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
@@ -71,7 +71,7 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -
                 request = JoinParts(shared, previous, parts, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
                 # The first call joins the first two elements, where there is no value yet.
                 empty = previous.content is None if previous is not None else fold.initial is None
@@ -198,6 +198,8 @@ class _Partition:
             found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
         except Died as death:
             self._merged.deaths += 1
+            if death.mark.phase == SETTING_UP:
+                return None
             self._deaths[LOADING] += 1
             if self._deaths[LOADING] < DEATHS:
                 return None
@@ -223,6 +225,8 @@ class _Partition:
             self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
         else:
             self._merged.deaths += 1
+        if phase == SETTING_UP:
+            return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)
             if end > position + 1:  # which of them was it?
@@ -264,7 +268,7 @@ class _Partition:
                 outcome = self._ask(TakeResults(parts, self._place, self._in_place))
             except Died as death:
                 merged.deaths += not death.timed_out
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
                 call = death.mark.call
                 function = call.step - len(program.steps)

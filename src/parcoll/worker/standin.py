@@ -17,11 +17,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -29,6 +26,7 @@ import cloudpickle
 from parcoll.chain.marks import Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import MemoryFile
+from parcoll.wire.at_import import AtImport
 from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.worker.this_worker import (
     CONNECT,
@@ -52,8 +50,7 @@ class Channel:
     def __init__(self, descriptor: int, marks: Marks) -> None:
         self._knocks = socket.socket(fileno=descriptor)
         os.set_inheritable(descriptor, False)
-        self._marks = marks
-        self._main = threading.get_ident()
+        self.marks = marks
         self._own = threading.local()
         self.dropped: deque[tuple[int, int]] = deque()
         self.proxies: weakref.WeakValueDictionary[int, Proxy] = weakref.WeakValueDictionary()
@@ -120,19 +117,6 @@ class Channel:
         """Return the error for what no function has done."""
         self.failure = WorkerSetupError(f"{what}: {type(error).__name__}: {error}")
         return self.failure
-
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
-        """Have no call be stopped for what takes long within the block: it is not the function's doing."""
-        if threading.get_ident() != self._main:
-            yield
-            return
-        times, started = self._marks.times, time.monotonic()
-        deadline, times[0] = times[0], float("inf")
-        try:
-            yield
-        finally:
-            times[0] = deadline + time.monotonic() - started
 
 
 _referring = threading.local()
@@ -258,7 +242,7 @@ class StandIn:
         """Return this process's client, connected to the worker's scheduler; what `get_client()` calls."""
         with self._lock:
             if self._client is None or self._client.status != "running":
-                with self._channel.untimed():
+                with self._channel.marks.setting_up():
                     self._client = self._connect(timeout)
             return self._client
 
@@ -278,7 +262,7 @@ class StandIn:
             raise self._channel.fails(what, error) from error
 
     def _in_memory(self, name: str, text: Any) -> Any:
-        """Return the path of a file in memory with a key that came as text, which dask would put on a disk."""
+        """Return the path of a file in memory with a key that came as text: dask would put it on a disk."""
         if not isinstance(text, str) or "\n" not in text or name == "tls_ca_file":
             return text
         file = MemoryFile.of(text)
@@ -349,36 +333,6 @@ class _Thread:
                 rejoined.set()
 
 
-class _AtImport(MetaPathFinder):
-    """Does something when a module has been imported, and stops no call for the time that takes."""
-
-    def __init__(self, channel: Channel, actions: dict[str, Callable[[Any], None]]) -> None:
-        self._channel = channel
-        self._actions = actions
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return the spec that others find, with a loader that does it."""
-        action = self._actions.pop(fullname, None)
-        if action is None:
-            return None
-        finders = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(fullname, path, target) for finder in finders)
-        spec = next((spec for spec in found if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def execute_and_act(module: ModuleType) -> None:
-                with self._channel.untimed():
-                    execute(module)
-                    action(module)
-
-            loader.exec_module = execute_and_act
-        return spec
-
-
 _channel: Channel
 _stand_in: StandIn
 _key: Any = None
@@ -389,14 +343,8 @@ def prepare(descriptor: int, marks: Marks) -> Channel:
     global _channel, _stand_in
     _channel = Channel(descriptor, marks)
     _stand_in = StandIn(_channel)
-    nothing: Callable[[Any], None] = lambda module: None  # noqa: E731
-    actions = {
-        "dask": nothing,
-        "dask.config": _configure,
-        "distributed": nothing,
-        "distributed.worker": _enter,
-    }
-    sys.meta_path.insert(0, _AtImport(_channel, actions))
+    actions = {"dask": _nothing, "dask.config": _configure, "distributed": _nothing}
+    sys.meta_path.insert(0, AtImport(actions | {"distributed.worker": _enter}, marks.setting_up))
     return _channel
 
 
@@ -411,6 +359,10 @@ def begin(key: Any) -> None:
 def close() -> None:
     """Let go of the scheduler."""
     _stand_in.close_client()
+
+
+def _nothing(module: Any) -> None:
+    """Do nothing but import it, in time that is not the function's."""
 
 
 def _configure(module: Any) -> None:

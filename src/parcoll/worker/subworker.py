@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from parcoll.chain.marks import LOADING, Mark, Marks
+from parcoll.chain.marks import SETTING_UP, Mark, Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import how_ended, resident_bytes
 from parcoll.wire import boot
@@ -36,6 +36,7 @@ MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may 
 LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
 LEAVE_SECONDS = 1.5  # that an idle one with a client has to let go of the scheduler
+STARTS = 2  # that may fail in a row: the first may have been killed by chance
 FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
 
 
@@ -55,11 +56,12 @@ class Subworker:
         ours, theirs = socket.socketpair()
         page = Marks.new_page()
         self.token = ""  # of the program that it has
+        self.unstarted = ""  # how it ended, where that was not its work's doing
         self.answers = Answers()
         self._name = uuid.uuid4().hex  # in the environment of what it starts
         try:
             self.marks = Marks(page)
-            self.marks.begin(LOADING)
+            self.marks.begin(SETTING_UP)
             self._popen = subprocess.Popen(
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
@@ -171,7 +173,10 @@ class Subworker:
                 self._popen.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
         self.end()
-        return Died(mark, how or how_ended(self._popen.returncode), timed_out)
+        died = Died(mark, how or how_ended(self._popen.returncode), timed_out)
+        if mark.phase == SETTING_UP:
+            self.unstarted = died.how
+        return died
 
     def end(self, idle: bool = False) -> None:
         """End the process and all that it has started; returns when they are gone."""
@@ -319,15 +324,29 @@ class Lent:
     def __init__(self, take: Any) -> None:
         self._take = take
         self._slot = Slot()
+        self._unstarted = 0  # the last ones, in a row
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
         """Return the process, another one than before where that one has died."""
         if self.current is None or not self.current.alive:
+            self._check_start()
             self.end()
             self.current = self._take()
             self.current.answers.slot = self._slot
         return self.current
+
+    def _check_start(self) -> None:
+        """Fail where processes do not even start: that is no function's doing."""
+        if self.current is None or not self.current.unstarted:
+            self._unstarted = 0
+            return
+        self._unstarted += 1
+        if self._unstarted >= STARTS:
+            raise WorkerSetupError(
+                f"a process beside a worker {self.current.unstarted} while parcoll set it up, "
+                f"{self._unstarted} times: what it says is on the worker's standard error"
+            )
 
     def end(self) -> None:
         """End it: what it does is not wanted any more."""

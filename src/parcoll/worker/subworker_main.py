@@ -133,7 +133,7 @@ class _Served:
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
-        """Do what was asked for; what goes wrong is an outcome too, and what is no function's doing its end."""
+        """Do what was asked for; what goes wrong is an outcome too."""
         self._channel.failure = None
         if isinstance(request, LoadPartition | JoinParts):
             self._task = request.task

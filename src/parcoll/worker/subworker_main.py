@@ -47,7 +47,7 @@ class LoadPartition(NamedTuple):
     shared: SharedProgram | None  # None where it is the one that the process has
     elements: Payload
     place: Place
-    task: Any  # the key of the worker's task
+    task: Any = None  # the key of the worker's task
 
 
 class RunSlice(NamedTuple):
@@ -73,7 +73,7 @@ class JoinParts(NamedTuple):
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
-    task: Any  # the key of the worker's task
+    task: Any = None  # the key of the worker's task
 
 
 Request = LoadPartition | RunSlice | TakeResults | JoinParts

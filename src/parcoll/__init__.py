@@ -1,4 +1,4 @@
-"""Every core, or a whole dask cluster, as `map`: see `parallel`."""
+"""Parallel collections: every core, or a whole dask cluster, as `map`. Begin with `parallel`."""
 
 from parcoll.collection import ParallelGen
 from parcoll.connection import Connection, connect

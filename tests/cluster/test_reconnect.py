@@ -212,7 +212,7 @@ def test_it_is_waited_for_only_as_long_as_was_said(cluster: Restarted) -> None:
         assert time.monotonic() - started >= 1.5
         text = str(raised.value)
         assert text.startswith(f"the dask scheduler {cluster.address} is gone")
-        assert "was not joined again within 1.5 s" in text
+        assert "did not come back within 1.5 s" in text
         assert re.search(r"; \d+ elements? had been yielded$", text)
         with pytest.raises(ClusterLostError, match=r"within 1.5 s.*; reduce\(\) has no value"):
             parallel(range(3)).reduce(lambda a, b: a + b)

@@ -23,8 +23,9 @@ from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, ElementError, SerializationError, WorkerLostError, connect, parallel
 from parcoll.evaluation.feed import StreamFeed
-from parcoll.evaluation.reader import source_of
 from parcoll.evaluation.sizing import sizer_for
+from parcoll.evaluation.source import source_of
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed
 from parcoll.worker.outcome import Outcome
@@ -493,6 +494,7 @@ def test_what_an_isolated_job_hands_back_stays_isolated() -> None:
 
 def test_a_lost_worker_that_several_partitions_had_is_one_death() -> None:
     stats = Stats()
-    stats.recover(2, ["tcp://one"])
-    stats.recover(1, ["tcp://one", "tcp://two"])
-    assert (stats.recovered, stats.deaths) == (3, 2)
+    recorder = Recorder(stats)
+    recorder.recover(["tcp://one", "tcp://one"])
+    recorder.recover(["tcp://one", "tcp://two"])
+    assert (stats.recovered, stats.deaths) == (4, 2)

@@ -12,6 +12,7 @@ import functools
 import io
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,8 +20,12 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
+from parcoll.text import short_repr
+
 PROTOCOL = 5
 NO_FILE = "<dynamic-code>"  # cloudpickle's word for any file; test_codec.py fails when that changes
+
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 # Tells of each large buffer whether it stays inside the pickle; with None all of them do.
 KeepInside = Callable[[pickle.PickleBuffer], bool] | None
@@ -39,6 +44,11 @@ def by_value(value: object, keep_inside: KeepInside = None) -> bytes:
 def dumps(value: object) -> bytes:
     """Pickle by value, with all buffers inside the pickle."""
     return by_value(value)
+
+
+def dumps_in_part(value: object) -> bytes:
+    """Pickle by value; what cannot be pickled is a lock of its own there, or its `repr`."""
+    return _dump(_InPart, value, None)
 
 
 def prefers_value() -> bool:
@@ -137,10 +147,36 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(value)
 
 
+class _InPart(_ByValue):
+    """A pickler of what is to be looked at rather than used: what an exception refers to."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Replace what cannot be pickled."""
+        if isinstance(value, LOCKS):
+            return type(value) if isinstance(value, type(threading.RLock())) else threading.Lock, ()
+        reduced = super().reducer_override(value)
+        if reduced is not NotImplemented or isinstance(value, (type, FunctionType)):
+            return reduced
+        if type(value) in self.dispatch_table:
+            return NotImplemented
+        try:
+            return value.__reduce_ex__(PROTOCOL)
+        except Exception:
+            if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
+                return _itself, (value.copy(),)
+            return str, (short_repr(value),)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
 def _with_filename(code: CodeType) -> Any:
     """Return what cloudpickle makes of `code`, with the file name that it leaves out and tracebacks show."""
     make, arguments = _internals._code_reduce(code)
-    return make, tuple(code.co_filename if part == NO_FILE else part for part in arguments)
+    return make, tuple(
+        code.co_filename if type(part) is str and part == NO_FILE else part for part in arguments
+    )
 
 
 class _Recorder(_ByValue):

@@ -26,8 +26,8 @@ import cloudpickle
 from parcoll.chain.marks import Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import MemoryFile
-from parcoll.wire.at_import import AtImport
 from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.modules import AtImport
 from parcoll.worker.this_worker import (
     CONNECT,
     OBJECT,
@@ -49,6 +49,7 @@ class Channel:
 
     def __init__(self, descriptor: int, marks: Marks) -> None:
         self._knocks = socket.socket(fileno=descriptor)
+        self._knocks.setblocking(True)
         os.set_inheritable(descriptor, False)
         self.marks = marks
         self._own = threading.local()
@@ -62,6 +63,7 @@ class Channel:
     def knock(self, why: bytes) -> socket.socket:
         """Return a new connection to the worker."""
         ours, theirs = socket.socketpair()
+        ours.setblocking(True)  # also where a default timeout has been set
         with theirs:
             socket.send_fds(self._knocks, [why], [theirs.fileno()])
         return ours

@@ -1,7 +1,7 @@
-"""A process beside a worker as the worker holds it: started, asked, watched, ended with all it has started.
+"""Subworker: a process beside a worker, as the worker starts it, asks it, watches it and ends it.
 
-It runs functions that must be stopped after a while, or that may end their process: so a worker is not
-lost with them, and its other tasks are not either. What it was at when it died is in its marks.
+It runs functions that must be stopped after a while, or that may end their process. So the worker is not lost
+with them, and neither are its other tasks. What the process was at when it died is in its marks.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import psutil
 from parcoll.chain.marks import SETTING_UP, Mark, Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import how_ended, resident_bytes
-from parcoll.wire import boot
+from parcoll.wire import boot, records
+from parcoll.wire.world import FAMILY
 from parcoll.worker.this_worker import Answers, Slot
 
-IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
-MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
-LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
-POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
+IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
+MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
+LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
+POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
 LEAVE_SECONDS = 1.5  # that an idle one with a client has to let go of the scheduler
 STARTS = 2  # that may fail in a row: the first may have been killed by chance
-FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
 
 
 @dataclass
@@ -54,11 +54,13 @@ class Subworker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        theirs.setblocking(True)  # also where the script has set a default timeout
         page = Marks.new_page()
         self.token = ""  # of the program that it has
         self.unstarted = ""  # how it ended, where that was not its work's doing
         self.answers = Answers()
         self._name = uuid.uuid4().hex  # in the environment of what it starts
+        answers_fd = self.answers.theirs.fileno()
         try:
             self.marks = Marks(page)
             self.marks.begin(SETTING_UP)
@@ -66,9 +68,8 @@ class Subworker:
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), page, self.answers.theirs.fileno()),
+                pass_fds=(theirs.fileno(), page, answers_fd),
             )
-            arguments = (page, self.answers.theirs.fileno(), os.getpid())
         except BaseException:
             self.answers.close()
             ours.close()
@@ -79,10 +80,11 @@ class Subworker:
             os.close(page)
         ours.setblocking(False)
         self._connection = ours
-        # Its end shows here, where a process that it forked keeps its end of the connection open.
+        # Shows its end even if a process that it forked keeps the connection open.
         self._ended = _descriptor_of(self._popen.pid)
+        arguments = (page, answers_fd, os.getpid(), records.process_name())
         first = boot.first_message("parcoll.worker.subworker_main", arguments)
-        with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
+        with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)
 
     @property
@@ -93,9 +95,9 @@ class Subworker:
     def ask(self, request: Any, least_timeout: float = math.inf, memory_limit: float = math.inf) -> Any:
         """Return the reply to a request.
 
-        A call of a user's function that outlasts its deadline is stopped; deadlines are at least
-        `least_timeout` seconds from where they are set. So is a process that takes more memory than
-        `memory_limit` bytes, as far as the system tells.
+        A call of a user's function that outlasts its deadline is stopped; a deadline is at least
+        `least_timeout` seconds from when it is set. A process that takes more memory than `memory_limit`
+        bytes is stopped too, if the system tells.
 
         Raises:
             Died: The process ended, or was ended, before it replied.
@@ -103,7 +105,12 @@ class Subworker:
         try:
             self._send(boot.message(pickle.dumps(request, pickle.HIGHEST_PROTOCOL)))
             self._wait(least_timeout, memory_limit)
-            reply = pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+            while True:
+                reply = pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+                if not isinstance(reply, records.Logged):
+                    break
+                records.forward(reply.packed)
+                self._wait(least_timeout, memory_limit)
         except (OSError, EOFError):
             raise self._died() from None
         self.answers.slot.settle()
@@ -122,7 +129,7 @@ class Subworker:
                 raise self._died("was ended, since it took more memory than its worker may: {mib} MiB")
 
     def _ready(self, to_read: bool, seconds: float = LONGEST_LOOK) -> bool:
-        """Wait until the connection can be read or written; EOFError where the process has ended."""
+        """Wait until the connection can be read or written; EOFError if the process has ended."""
         poller = select.poll()  # not select(), which takes no descriptor from 1024 up
         poller.register(self._connection, select.POLLIN if to_read else select.POLLOUT)
         if to_read:
@@ -157,9 +164,9 @@ class Subworker:
         return found
 
     def _stop_late(self) -> bool:
-        """Stop the process; tell whether its call is late still, and let it go on otherwise."""
+        """Stop the process; tell whether its call is still late, and let it go on if not."""
         self._popen.send_signal(signal.SIGSTOP)
-        # A stopped process writes nothing: what it was at is what it stays at.
+        # A stopped process writes nothing, so its marks stay what they are.
         _wait_for_stop(self._popen.pid)
         if self.marks.deadline <= time.monotonic():
             return True
@@ -179,7 +186,7 @@ class Subworker:
         return died
 
     def end(self, idle: bool = False) -> None:
-        """End the process and all that it has started; returns when they are gone."""
+        """End the process and all that it has started. Returns when they are gone."""
         if self.answers.has_client and idle and self.alive:
             self._connection.shutdown(socket.SHUT_WR)  # the process ends itself
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -197,7 +204,7 @@ class Subworker:
             self._ended = None
 
     def _kill_left(self) -> None:
-        """Kill what the process has started and left to others, when it died or before."""
+        """Kill what the process has started, if it left it to others, now or before."""
         mark = f"{FAMILY}={self._name}".encode()
         for pid in psutil.pids() if self._ended is not None else ():  # once
             with contextlib.suppress(OSError):
@@ -216,7 +223,7 @@ def _descriptor_of(pid: int) -> int | None:
 
 
 def _wait_for_stop(pid: int) -> None:
-    """Return when the process stands still: a system call may have to end first."""
+    """Return when the process stands still. A system call may have to end first."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         deadline = time.monotonic() + 1
@@ -227,7 +234,7 @@ def _wait_for_stop(pid: int) -> None:
 
 
 def _kill_tree(root: psutil.Process) -> None:
-    """Kill all descendants of a process, each stopped before, so that it starts no more."""
+    """Kill all descendants of a process. Each is stopped first, so that it starts no more."""
     root.suspend()
     stopped: set[psutil.Process] = set()
     while more := set(root.children(recursive=True)) - stopped:
@@ -251,7 +258,7 @@ class Pool:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
-        """Return a process for one partition, and as many more as die under it."""
+        """Return a process for one partition, and another one each time that it dies."""
         lent = Lent(self._take)
         try:
             yield lent
@@ -319,7 +326,7 @@ class Pool:
 
 
 class Lent:
-    """A process on loan, replaced where it dies."""
+    """A process on loan, which is replaced if it dies."""
 
     def __init__(self, take: Any) -> None:
         self._take = take
@@ -328,7 +335,7 @@ class Lent:
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
-        """Return the process, another one than before where that one has died."""
+        """Return the process; if it has died, another one."""
         if self.current is None or not self.current.alive:
             self._check_start()
             self.end()
@@ -349,7 +356,7 @@ class Lent:
             )
 
     def end(self) -> None:
-        """End it: what it does is not wanted any more."""
+        """End the process: what it does is not wanted any more."""
         if self.current is not None:
             self.current.end()
             self.current = None

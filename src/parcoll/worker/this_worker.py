@@ -29,14 +29,14 @@ from parcoll.system import IN_MEMORY, resident_bytes
 from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.exceptions import Failure
 
-LEAST_PART = 0.5  # of the limit: a worker that holds kept results must still run something
+LEAST_PART = 0.5  # of the limit, at least: a worker that holds kept results must still run something
 
 
 def memory_limit() -> float:
-    """Return the bytes that this worker may take; infinity outside of one, and where there is no limit.
+    """Return the bytes that this worker may take; infinity outside of a worker, and if there is no limit.
 
-    `Worker.memory_manager` is how dask's documentation of worker memory names it;
-    tests/test_dask_facts.py fails when it goes.
+    `Worker.memory_manager` is how dask's documentation of worker memory names it; `tests/dask_facts` fails
+    when it goes.
     """
     distributed = sys.modules.get("distributed")
     if distributed is None:
@@ -48,7 +48,7 @@ def memory_limit() -> float:
 
 
 def memory_left() -> float:
-    """Return what a process beside this worker may take."""
+    """Return the bytes that a process beside this worker may take."""
     limit = memory_limit()
     if limit == math.inf:
         return limit
@@ -56,7 +56,7 @@ def memory_left() -> float:
 
 
 def threads() -> int:
-    """Return how many tasks this worker runs at once."""
+    """Return how many tasks this worker runs at the same time."""
     try:
         count: int = sys.modules["distributed"].get_worker().state.nthreads
     except (KeyError, ValueError, AttributeError):
@@ -173,6 +173,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.theirs.setblocking(True)  # also where the script has set a default timeout
         self.slot = Slot()
         self.has_client = False  # which is closed when the process is to end
         self._objects: dict[int, tuple[Any, int]] = {}  # with how often the process was told of each
@@ -189,6 +190,7 @@ class Answers:
         """Let in whoever has knocked; in the thread of the task whose functions the process runs."""
         knock, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
         connection = socket.socket(fileno=descriptors[0])
+        connection.setblocking(True)
         if knock == CONNECT:
             self._connections.append(connection)
             run = contextvars.copy_context().run  # in which `get_worker()` finds this worker
@@ -223,7 +225,7 @@ class Answers:
             value = OPERATIONS[operation](self, self.object(number), *arguments, **settings)
             return self._packed(value, fresh=sys.getrefcount(value) <= FRESH)
         except BaseException as error:  # what it raises is the function's to handle
-            return pickle.dumps((RAISED, Failure.of(error, "")))
+            return pickle.dumps((RAISED, Failure.of(error, "raised in the worker")))
 
     def _packed(self, value: Any, fresh: bool) -> bytes:
         if _is_copied(value, fresh):

@@ -35,6 +35,8 @@ from parcoll.worker.tasks import join_kept, run_partition
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once to each worker
 QUIET_BYTES = 8 * 2**20  # above 10 MB a submission dask warns, with advice that does not apply here
 MAX_LABEL = 100  # characters
+# Workers lost by one job. After so many it runs beside its worker: a first one may have died of anything.
+WORKERS_LOST_WITHIN = 2
 MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
 # they are released so many at a time.
@@ -213,8 +215,8 @@ class DistributedSession:
                 raise self._link.lost()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
-        """Send a job again whose worker died, in a way that the next worker does not."""
-        job.isolated = True
+        """Send a job again whose worker died; after the second one, in a way that the next does not."""
+        job.isolated = job.isolated or len(job.losses) >= WORKERS_LOST_WITHIN
         if len(job.losses) <= MAX_WORKERS_LOST:
             self._submit([job])
             return

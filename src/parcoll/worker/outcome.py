@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
-from parcoll.errors import SerializationError
+from parcoll.errors import SerializationError, WorkerSetupError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
 
@@ -135,6 +135,8 @@ def elements_of(handle: Handle) -> list[Any]:
 
 def broken(what: str, error: BaseException) -> Outcome:
     """Return the outcome of work that failed outside of the user's functions; `what` says which work."""
+    if isinstance(error, WorkerSetupError):
+        return Outcome(failure=Failure.of(error, what))
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         failure = SerializationError(

@@ -28,8 +28,10 @@ from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
 from parcoll.wire import records
 from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
+from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
@@ -46,6 +48,7 @@ class LoadPartition(NamedTuple):
     shared: SharedProgram | None  # None if the process has it already
     elements: Payload
     place: Place
+    task: Any = None  # the key of the worker's task
 
 
 class RunSlice(NamedTuple):
@@ -71,12 +74,13 @@ class JoinParts(NamedTuple):
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
+    task: Any = None  # the key of the worker's task
 
 
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int, name: str = "") -> None:
+def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str = "") -> None:
     """Serve until the worker is gone."""
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -84,7 +88,8 @@ def main(socket_fd: int, marks_fd: int, parent: int, name: str = "") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
-    served = _Served(Marks(marks_fd))
+    marks = Marks(marks_fd)
+    served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
@@ -101,6 +106,7 @@ def main(socket_fd: int, marks_fd: int, parent: int, name: str = "") -> None:
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
             send(served.reply(request))
+    standin.close()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -126,8 +132,10 @@ def _reached(place: Place) -> Place:
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, channel: standin.Channel) -> None:
         self._marks = marks
+        self._channel = channel
+        self._task: Any = None
         self._shared: SharedProgram | None = None
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
@@ -136,6 +144,17 @@ class _Served:
 
     def reply(self, request: Request) -> Any:
         """Do what was asked for. What goes wrong is an outcome too."""
+        self._channel.failure = None
+        if isinstance(request, LoadPartition | JoinParts):
+            self._task = request.task
+        standin.begin(self._task)
+        reply = self._reply(request)
+        if self._channel.failure is None:
+            return reply
+        outcome = Outcome(failure=Failure.of(self._channel.failure, "in a process beside a worker"))
+        return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
+
+    def _reply(self, request: Request) -> Any:
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:

@@ -6,11 +6,13 @@ function, its place is written into memory that another process maps too, which 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import length_hint
 from time import monotonic
@@ -22,6 +24,7 @@ from parcoll.chain.tally import Tally
 from parcoll.text import function_name
 
 LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
+SETTING_UP = 3  # what no work of the user's does
 NOWHERE = -1  # no function has been called yet
 
 
@@ -75,6 +78,20 @@ class Marks:
         """Note the phase; no function has been called in it yet."""
         self.numbers[0], self.numbers[1], self.numbers[5] = phase, NOWHERE, 0
         self.times[0] = math.inf
+
+    @contextlib.contextmanager
+    def setting_up(self) -> Iterator[None]:
+        """Have no call be stopped for the time that the block takes, or blamed where it ends the process."""
+        if threading.current_thread() is not threading.main_thread():  # which makes the calls
+            yield
+            return
+        started = monotonic()
+        phase, self.numbers[0] = self.numbers[0], SETTING_UP
+        deadline, self.times[0] = self.times[0], math.inf
+        try:
+            yield
+        finally:
+            self.numbers[0], self.times[0] = phase, deadline + monotonic() - started
 
     @property
     def deadline(self) -> float:

@@ -10,11 +10,12 @@ from parcoll.cluster import losses
 from parcoll.cluster.link import Link
 from parcoll.cluster.preparing import is_ready_here, prepare
 from parcoll.cluster.receiving import ReportReader
+from parcoll.cluster.sending import current_world
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, install_now
 from parcoll.watch.stats import Stats
-from parcoll.wire import modules
+from parcoll.wire import modules, own_state
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.program import Program, packed_program
@@ -69,13 +70,17 @@ class DistributedEngine:
         if not self.link.connected:
             raise self.link.lost()
         packed = packed_program(program)
+        world = current_world(of_machine=self.link.sharing is not None)
         modules = self._modules(program)
-        return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
+        return DistributedSession(
+            self.link, self._reports, packed, modules, label, keep, program.stops, world
+        )
 
     def _modules(self, program: Program) -> bytes:
         """Return the sources to send along; within a task, those that came with the task."""
-        sources = shipped_sources() if self._ship is None else sources_for(program, self._ship)
-        return modules.packed(sources)
+        if self._ship is None:
+            return modules.packed(shipped_sources())
+        return modules.packed(sources_for(program, self._ship, own_state.homes()))
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value; into shared memory, if there is some and the value is large and needed once."""

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dask._task_spec import TaskRef
 
 from parcoll.errors import ClusterLostError, ParcollError
 from parcoll.evaluation.engine import lost_for_good
-from parcoll.wire.sharing import Sharing
+from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept
 
 
@@ -22,7 +22,7 @@ class Link:
 
     `direct` tells whether data may go past the scheduler. None means that nobody knows yet: then data goes
     through the scheduler, and `reach` finds out once there are workers. Workers of a cluster on this machine
-    have `sharing`, and import from `search_path`.
+    have `sharing`.
     """
 
     def __init__(
@@ -37,7 +37,6 @@ class Link:
         self.direct = direct
         self.reach: Callable[[], bool | None] | None = None
         self.sharing = sharing
-        self.search_path: Sequence[str] = ()
         self.interrupted = False  # by Ctrl-C: workers may be busy with what nobody waits for
         self.address: str = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one

@@ -1,8 +1,8 @@
 """Losses: what clients hear from their scheduler when it loses a worker, and which evaluation that concerns.
 
 dask runs the tasks of a lost worker again as they are, and fails a task whose workers were lost four times.
-But an element may end each worker that runs it. So after the first loss a session sends its tasks again in
-another way (`worker.isolation`).
+But an element may end each worker that runs it. So a session sends its tasks again itself, and after the
+second loss in another way (`worker.isolation`).
 
 A plugin in the scheduler reports losses. It is installed when a client connects, in any scheduler. It travels
 by value, since a scheduler may have no parcoll, so `LossDetector` needs only the standard library and

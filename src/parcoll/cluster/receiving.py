@@ -40,16 +40,24 @@ class Lost(enum.Enum):
     WITH_WORKER = enum.auto()
 
 
+Result = tuple[Job, Outcome | Lost] | list[bytes]  # what became of a job, or what tasks have logged
+
+
 class ReportReader:
     """The outcomes that workers send to one client, each for the evaluation that waits for it."""
 
     def __init__(self, link: Link) -> None:
         self.topic = f"parcoll-{link.token}"
         self.waiting: dict[str, Receiving] = {}  # by the key of the task
+        self.late: queue.SimpleQueue[Any] = queue.SimpleQueue()  # what was logged when nobody waited
         link.client.subscribe_topic(self.topic, self._on_report)
 
-    def _on_report(self, event: tuple[float, tuple[str, bytes | None]]) -> None:
-        key, pickled = event[1]
+    def _on_report(self, event: tuple[float, tuple[Any, ...]]) -> None:
+        key, pickled, *records = event[1]
+        if records:
+            waiting = self.waiting.get(key) or next(iter(self.waiting.values()), None)
+            (waiting.results if waiting is not None else self.late).put(list(records[0]))
+            return
         receiving = self.waiting.pop(key, None)
         if receiving is None:
             return  # a second report: the task ran again after the first
@@ -69,7 +77,7 @@ class Receiving:
         self._reports = reports
         self._keep = keep
         self.closed = False
-        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         # The jobs whose outcome is being fetched; in the client's loop only.
         self._delivering: dict[Any, Job] = {}
@@ -127,7 +135,7 @@ class Receiving:
         if outcome is None:
             self._fetch([future])
         elif (job := self._pending.pop(future, None)) is not None:
-            self._results.put((job, outcome))
+            self.results.put((job, outcome))
             if not self._keep:  # a kept result's future is its handle too
                 self._reported.append(future)
 
@@ -141,7 +149,7 @@ class Receiving:
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._results.put(error)
+            self.results.put(error)
 
     def lose(self, worker: str, keys: list[str]) -> None:
         """Give up tasks that a lost worker had, so that they are sent again. In the client's loop."""
@@ -159,15 +167,15 @@ class Receiving:
             if job is not None:
                 job.losses.append(worker)
                 job.handle = None  # without its future, dask does not run the task again as it is
-                self._results.put((job, Lost.WITH_WORKER))
+                self.results.put((job, Lost.WITH_WORKER))
         if lost:  # a collector has the futures too, or a gather, which would have them run again
             self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
 
-    def take(self, block: bool) -> tuple[Job, Outcome | Lost] | None:
-        """Return the next outcome that has come; None if there is none, with `block` after a moment."""
+    def take(self, block: bool) -> Result | None:
+        """Return what has come next; None if nothing has, with `block` after a moment."""
         self._look_for_lost()
         try:
-            item = self._results.get(block, LIVENESS_SECONDS)
+            item = self.results.get(block, LIVENESS_SECONDS)
         except queue.Empty:
             return None
         if isinstance(item, BaseException):
@@ -176,7 +184,7 @@ class Receiving:
 
     def fail(self, error: BaseException) -> None:
         """Have the consumer raise an error, after what has come."""
-        self._results.put(error)
+        self.results.put(error)
 
     def _look_for_lost(self) -> None:
         """Fetch what became of tasks that ended without a report: dask gave them up.
@@ -199,10 +207,7 @@ class Receiving:
             self._client.loop.add_callback(self._fetch, ended)
 
     def close(self) -> bool:
-        """Release all futures, which cancels tasks that have not begun.
-
-        Returns whether any were under way.
-        """
+        """Release all futures, which cancels tasks that have not begun; tell whether any were under way."""
         self.closed = True
         any_left = bool(self._pending)
         if self._collector is not None:
@@ -238,7 +243,7 @@ class Receiving:
         if (job := self._delivering.pop(future, None)) is not None:
             if outcome is Lost.WITH_WORKER:
                 job.losses.append("")
-            self._results.put((job, outcome))
+            self.results.put((job, outcome))
 
     def lost(self) -> BaseException:
         """Return the error for a scheduler that is gone."""

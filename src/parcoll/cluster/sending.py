@@ -3,21 +3,30 @@
 The scheduler unpickles what a client submits, and pickles it again for a worker. Of our tasks it sees only
 names of the standard library, and bytes. So it needs neither parcoll nor a user's modules, and nothing costs
 more because it is large or strange.
+
+With a program goes the state of this process, which `current_world` reads before each evaluation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import operator
+import os
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dask._task_spec import Task, TaskRef
 
 from parcoll.evaluation.engine import Job
-from parcoll.wire.codec import by_reference
+from parcoll.log import logger
+from parcoll.wire import own_state
+from parcoll.wire import world as worlds
+from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
+from parcoll.wire.world import THINGS, World
 from parcoll.worker.tasks import Awaited, Body
 
 LARGE_BYTES = 2**20  # it takes three requests, some 5 ms, which have to pay
@@ -88,3 +97,66 @@ class Ahead:
     def clear(self) -> None:
         """Let go of all partitions."""
         self._futures.clear()
+
+
+class _WorldReader:
+    """What was read of this process's state last, and what was packed of it."""
+
+    def __init__(self, of_machine: bool) -> None:
+        self._things = [thing for thing in THINGS if of_machine or not thing.of_machine]
+        self._of_machine = of_machine
+        self._last: list[Any] = []
+        self._packed = b""
+        self._world: World | None = None
+
+    def read(self) -> World:
+        found = [thing.read() for thing in self._things]
+        own = own_state.read()
+        world = self._world
+        if world is None or found != self._last:
+            self._last, self._packed = found, self._pack(found)
+        elif own is world.own:
+            return world
+        digest = hashlib.blake2b(self._packed, digest_size=16).hexdigest()
+        self._world = World(digest, self._packed, self._of_machine, own)
+        return self._world
+
+    def _pack(self, found: list[Any]) -> bytes:
+        parts: dict[str, bytes] = {}
+        for thing, value in zip(self._things, found, strict=True):
+            try:
+                parts[thing.name] = _pickled(thing.pack(value))
+            except Exception as error:  # a handler or a warning's class that cannot travel
+                logger.warning("%s cannot be sent to the workers: %s", thing.name, error)
+        return by_reference(parts)
+
+
+def _pickled(value: Any) -> bytes:
+    try:
+        content = by_reference(value)
+    except Exception:
+        return by_value(value)
+    return by_value(value) if b"__main__" in content else content
+
+
+_readers = {of_machine: _WorldReader(of_machine) for of_machine in (False, True)}
+_reading = threading.Lock()
+
+
+def current_world(of_machine: bool) -> World:
+    """Return the state of this process, for workers on this machine or on others.
+
+    Within a task it is for such workers as this process was given its own for.
+    """
+    given = worlds.given
+    with _reading:
+        return _readers[of_machine if given is None else given.of_machine].read()
+
+
+def _renew_lock() -> None:
+    global _reading
+    _reading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.text import key_words
+from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
+from parcoll.wire.records import replay
+from parcoll.wire.world import World, enter
 from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
@@ -31,6 +35,8 @@ from parcoll.worker.tasks import join_kept, run_partition
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once to each worker
 QUIET_BYTES = 8 * 2**20  # above 10 MB a submission dask warns, with advice that does not apply here
 MAX_LABEL = 100  # characters
+# Workers lost by one job. After so many it runs beside its worker: a first one may have died of anything.
+WORKERS_LOST_WITHIN = 2
 MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
 # they are released so many at a time.
@@ -53,10 +59,15 @@ class DistributedSession:
         label: str,
         keep: bool,
         isolated: bool = False,
+        world: World | None = None,
     ) -> None:
-        """Start an evaluation of the packed program; `isolated` if all partitions run beside workers."""
+        """Start an evaluation of the packed program; `isolated` if all partitions run beside workers.
+
+        `world` is what this process had when it began.
+        """
         self._link = link
         self._client = link.client
+        self._reports = reports
         self._topic = reports.topic if reports is not None else None
         self._keep = keep
         self._isolated = isolated
@@ -67,7 +78,7 @@ class DistributedSession:
         self._closed = False
         self._large_results = False  # a large result has come
         self._ahead: Ahead | None = None
-        self._shared = SharedProgram(packed, self._token, tuple(link.search_path), modules)
+        self._shared = SharedProgram(packed, self._token, world, modules)
         large = self._shared.nbytes > EMBEDDED_BYTES
         self._shared.cached = not large
         self._program: Any = None if large else self._shared
@@ -167,6 +178,9 @@ class DistributedSession:
         found: list[tuple[Job, Outcome]] = []
         while True:
             item = self._receiving.take(block and not found)
+            if isinstance(item, list):
+                replay(item)
+                continue
             if item is None:
                 if found or not block:
                     return found
@@ -201,8 +215,8 @@ class DistributedSession:
                 raise self._link.lost()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
-        """Send a job again whose worker died, in a way that the next worker does not."""
-        job.isolated = True
+        """Send a job again whose worker died; after the second one, in a way that the next does not."""
+        job.isolated = job.isolated or len(job.losses) >= WORKERS_LOST_WITHIN
         if len(job.losses) <= MAX_WORKERS_LOST:
             self._submit([job])
             return
@@ -213,6 +227,7 @@ class DistributedSession:
         found.append((job, Outcome(failure=Failure.of(error, f"in {job.name}"), lost=True)))
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        replay(loads(outcome.records) if outcome.records else ())
         self._large_results = self._large_results or outcome.nbytes >= SHARED_BYTES
         if isinstance(outcome.results, Shared):
             outcome.results = outcome.results.fetch()
@@ -227,9 +242,23 @@ class DistributedSession:
         self._closed = True
         if self._receiving.close() and was_interrupted():
             self._link.interrupted = True
+        self._replay_left()
         if self._ahead is not None:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
         if self._seceded and self._thread == threading.get_ident():
             leave_task()  # if another thread closes it, the task's own thread ends with its task
+            if self._shared.world is not None:  # other tasks may have run meanwhile
+                enter(self._shared.world)
+
+    def _replay_left(self) -> None:
+        """Have the script's handlers get what was logged and nobody has taken: tasks have run it."""
+        for left in (self._receiving.results, *([self._reports.late] if self._reports is not None else ())):
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    item = left.get_nowait()
+                    if isinstance(item, tuple) and isinstance(item[1], Outcome) and item[1].records:
+                        item = loads(item[1].records)
+                    if isinstance(item, list):
+                        replay(item)

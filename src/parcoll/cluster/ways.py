@@ -13,8 +13,7 @@ from parcoll.evaluation.engine import lost_for_good
 from parcoll.local.host import Host
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
-from parcoll.wire.boot import import_path
-from parcoll.wire.sharing import Sharing
+from parcoll.wire.payload import Sharing
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
@@ -101,7 +100,9 @@ class StartedHere:
         from parcoll.cluster.clients import client_of_host, close_lost  # lazy: distributed
         from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
         from parcoll.cluster.link import Link  # lazy: distributed
+        from parcoll.cluster.sending import current_world  # lazy: distributed
 
+        current_world(of_machine=True)  # looks at all modules, the first time, while the host starts
         ready = self.host.wait_ready()
         logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
         client = client_of_host(ready.address, ready.credentials.security())
@@ -117,15 +118,13 @@ class StartedHere:
         return "the local cluster was closed" if self._closed else self.host.failure
 
     def prepare(self, engine: DistributedEngine) -> None:
-        """End what was interrupted, and have workers import from where this process does."""
+        """End what was interrupted."""
         link = engine.link
         if link.interrupted:
             from parcoll.cluster.interrupted import end_abandoned  # lazy: only after Ctrl-C
 
             end_abandoned(link.client, engine.keys_wanted)
             link.interrupted = False
-        # Folders may have come to the path since: a notebook's, a test runner's.
-        link.search_path = tuple(import_path())
 
     def close(self, engine: DistributedEngine | None) -> None:
         """End the client and the cluster."""

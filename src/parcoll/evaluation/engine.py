@@ -28,7 +28,7 @@ class Job:
     place: Place = START
     size: int | None = None  # how many elements it has; None if nobody knows yet
     budget: float | None = None  # seconds; then a worker hands back the elements that it has not begun
-    isolated: bool = False  # it runs beside its worker, since one of its elements may have ended another
+    isolated: bool = False  # it runs beside its worker, since one of its elements may have ended others
     losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it

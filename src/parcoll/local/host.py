@@ -18,9 +18,8 @@ from parcoll.errors import ClusterStartError
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.text import describe, short_repr
+from parcoll.wire.world import THREAD_POOLS
 
-# Without these variables the thread pools of numerical libraries use all cores, in each worker.
-_THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 _MOST = 10_000  # workers, or threads of one: a higher number is a slip that would fill up the machine
 _MOST_BYTES = 2**63
@@ -183,4 +182,4 @@ def _check_system() -> None:
 
 def _environment(threads: int) -> dict[str, str]:
     """Return the environment for the host: a copy of this process's, with the sizes of thread pools."""
-    return dict.fromkeys(_THREAD_POOLS, str(threads)) | dict(os.environ)
+    return dict.fromkeys(THREAD_POOLS, str(threads)) | dict(os.environ)

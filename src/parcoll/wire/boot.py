@@ -54,10 +54,29 @@ also_import: list[str] = []  # modules that each new process imports first; for 
 
 
 def command(channel: int, *flags: str) -> list[str]:
-    """Return what runs `BOOT`: this interpreter, with those of its flags that change what code does."""
-    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
-    return [sys.executable, *flags, "-P", *optimize, *utf8, "-c", BOOT, str(channel)]
+    """Return what runs `BOOT`: this interpreter, with those of its flags that change what code does.
+
+    Not `-W`, which would hold for the imports of dask: the filters follow with the first program (`world`).
+    """
+    own = ["-" + letter * value for letter, flag in _FLAGS.items() if (value := getattr(sys.flags, flag))]
+    options = {name: value for name, value in sys._xoptions.items() if name not in _NOT_PASSED_ON}
+    options["utf8"] = str(sys.flags.utf8_mode)
+    if sys.flags.dev_mode:
+        options["dev"] = True
+    own += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options.items()]
+    return [sys.executable, *flags, "-P", *own, "-c", BOOT, str(channel)]
+
+
+_FLAGS = {
+    "O": "optimize",
+    "b": "bytes_warning",
+    "B": "dont_write_bytecode",
+    "E": "ignore_environment",
+    "s": "no_user_site",
+    "S": "no_site",
+    "I": "isolated",
+}
+_NOT_PASSED_ON = ("importtime", "showrefcount")  # they write to standard error
 
 
 def first_message(module: str, arguments: Sequence[Any], status: int | None = None) -> bytes:

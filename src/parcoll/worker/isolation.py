@@ -1,6 +1,6 @@
 """Isolation: partitions that run beside their worker, where an element can be stopped or crash alone.
 
-Programs whose steps have a `timeout` run so, and partitions whose worker has died. A process beside the
+Programs whose steps have a `timeout` run so, and partitions that lost two workers. A process beside the
 worker (`subworker`) loads the partition, runs it in slices and sends the results of each slice.
 
 When that process dies, its marks show at which call of which step. Another process runs the elements of the
@@ -18,20 +18,21 @@ from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Verdict
 from parcoll.chain.place import Place
-from parcoll.errors import SerializationError, WorkerLostError
+from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
-from parcoll.worker.deaths import DEATHS, SinkDeaths, ended_by, late, lost, sink_ended
-from parcoll.worker.memory import memory_left, memory_limit
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
 from parcoll.worker.program import Program, SharedProgram
+from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died, Lent, Subworker, pool
 from parcoll.worker.subworker_main import JoinParts, LoadPartition, RunSlice, TakeResults
 from parcoll.worker.tasks import JOINING, as_sequence, finished
+from parcoll.worker.this_worker import memory_left, memory_limit, task_key
 
 RESULT_BYTES = 32 * 2**20  # of results; then elements that have not begun are handed back, if they may be
+DEATHS = 2  # at one call, before it fails: the first may have another cause, as a signal from outside
 MOST_RESULT = 0.3  # of what a worker may hold: to send a result takes its bytes three times
 
 
@@ -68,10 +69,10 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -
     with pool.lend() as lent:
         while True:
             try:
-                request = JoinParts(shared, previous, parts)
+                request = JoinParts(shared, previous, parts, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
                 # If there is no value yet, the first call gets the first two elements.
                 empty = previous.content is None if previous is not None else fold.initial is None
@@ -195,9 +196,11 @@ class _Partition:
         subworker = self._lent.get()
         shared = None if subworker.token == self._shared.token else self._shared
         try:
-            found = self._ask(LoadPartition(shared, self._payload, self._place))
+            found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
         except Died as death:
             self._merged.deaths += 1
+            if death.mark.phase == SETTING_UP:
+                return None
             self._deaths[LOADING] += 1
             if self._deaths[LOADING] < DEATHS:
                 return None
@@ -223,6 +226,8 @@ class _Partition:
             self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
         else:
             self._merged.deaths += 1
+        if phase == SETTING_UP:
+            return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)
             if end > position + 1:  # one by one, to see which of them it was
@@ -264,7 +269,7 @@ class _Partition:
                 outcome = self._ask(TakeResults(parts, self._place, self._in_place))
             except Died as death:
                 merged.deaths += not death.timed_out
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
                 call = death.mark.call
                 function = call.step - len(program.steps)
@@ -320,3 +325,41 @@ class _Partition:
         if self._parts:
             merged.results = self._parts[0] if len(self._parts) == 1 else Several(self._parts)
         return merged
+
+
+def ended_by(label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of work whose process was ended by a call."""
+    return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
+
+
+def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of a partition whose sink ended its process with a call, or had to be stopped."""
+    if not death.timed_out:
+        return ended_by(label, at, death)
+    seconds = sink.timeout or 0.0
+    failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
+    return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
+
+
+def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
+    """Return the error for a call that was stopped."""
+    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
+
+
+def lost(message: str, where: str) -> Outcome:
+    """Return the outcome of work that no process can do."""
+    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
+
+
+class SinkDeaths:
+    """The deaths of processes at the calls of one partition's sink."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Call] = Counter()
+
+    def may_be_chance(self, death: Died) -> bool:
+        """Count a death; tell whether the sink may be tried again."""
+        if death.timed_out:
+            return False
+        self.found[death.mark.call] += 1
+        return self.found[death.mark.call] < DEATHS and self.found.total() < 2 * DEATHS

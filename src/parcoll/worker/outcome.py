@@ -7,13 +7,16 @@ from there.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
-from parcoll.errors import SerializationError
+from parcoll.errors import SerializationError, WorkerSetupError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
+
+RECORDS_SECONDS = 0.05  # that records wait for others, where the task goes on
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Outcome:
     unshared: str | None = None  # why shared memory could not be used; None if it could
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
+    records: bytes = b""  # packed; what was logged and not sent before
     lost: bool = False  # no worker could finish the task: there is no result, not even a part
 
 
@@ -84,6 +88,34 @@ class Ticket(NamedTuple):
 mailbox: dict[str, tuple[str, Outcome]] = {}
 
 
+class Events:
+    """Sends what a task logs as dask's events, on the stream on which the task's outcome follows."""
+
+    def __init__(self, worker: Any, ticket: Ticket) -> None:
+        self._worker = worker
+        self._ticket = ticket
+
+    def later(self, flush: Callable[[], None]) -> None:
+        """Call `flush` in a moment, in the worker's loop; from any thread."""
+        loop = self._worker.loop
+        loop.add_callback(loop.call_later, RECORDS_SECONDS, flush)
+
+    def send(self, packed: list[bytes]) -> None:
+        """Send some records."""
+        self._worker.log_event(self._ticket.topic, (self._ticket.key, None, packed))
+
+
+def events_of(ticket: Ticket | None) -> Events | None:
+    """Return what sends what a task logs; None where it goes with the outcome."""
+    distributed = sys.modules.get("distributed")
+    if ticket is None or distributed is None:
+        return None
+    try:
+        return Events(distributed.get_worker(), ticket)
+    except ValueError:  # not in a task
+        return None
+
+
 def kept_of(outcome: Outcome) -> Kept:
     """Return a result that stays, taken out of its outcome."""
     content, outcome.results = outcome.results, None
@@ -103,6 +135,8 @@ def elements_of(handle: Handle) -> list[Any]:
 
 def broken(what: str, error: BaseException) -> Outcome:
     """Return the outcome of work that failed outside of the user's functions; `what` says which work."""
+    if isinstance(error, WorkerSetupError):
+        return Outcome(failure=Failure.of(error, what))
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         failure = SerializationError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +16,11 @@ from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
+from parcoll.wire import own_state
 from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.wire.unpicklable import cannot_send
+from parcoll.wire.world import World, enter
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
 
@@ -58,27 +62,31 @@ class SharedProgram:
     its value to each worker once, and drops it with the evaluation.
     """
 
-    __slots__ = ("_loaded", "cached", "modules", "packed", "python", "search_path", "token")
+    __slots__ = ("_loaded", "cached", "modules", "packed", "python", "token", "world")
 
     def __init__(
         self,
         packed: Payload,
         token: str,
-        search_path: tuple[str, ...] = (),
+        world: World | None = None,
         modules: bytes = b"",
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
     ) -> None:
         self.packed = packed
         self.token = token
-        self.search_path = search_path  # folders to import from, on the machine of the user's process
+        self.world = world  # what the user's process had when the evaluation began
         self.modules = modules  # the user's own, packed, if the workers have no such folders
         self.cached = cached
         self.python = python
         self._loaded: Program | None = None
 
     def load(self) -> Program:
-        """Return the program; it is unpickled at most once in this process."""
+        """Return the program, unpickled at most once in this process, which is as the user's was."""
+        if self.world is not None and self.python == PYTHON:
+            enter(self.world)
+            with _as_loading():
+                own_state.take_over(self.world.own)
         if self._loaded is None:
             self._loaded = self._from_cache() if self.cached else self._unpickle()
         return self._loaded
@@ -102,25 +110,28 @@ class SharedProgram:
             )
         if self.modules:
             install(unpacked(self.modules))
-        # Folders that the user's process added to sys.path since the workers started.
-        sys.path += [folder for folder in self.search_path if folder not in sys.path]
-        _loading.depth = getattr(_loading, "depth", 0) + 1
-        try:
+        loaded = len(sys.modules)
+        with _as_loading():
+            if self.world is not None and self.world.of_machine:
+                own_state.import_edited()
+            elif self.world is not None:
+                own_state.watch_imports()
             program: Any = self.packed.load(refresh_classes=True)
-        finally:
-            _loading.depth -= 1
+        if self.world is not None:  # what was imported just now may have changed what it did in the script
+            enter(self.world, anew=len(sys.modules) != loaded)
         return program  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
-        return self.packed.nbytes + len(self.modules)
+        nbytes = self.packed.nbytes + len(self.modules)
+        return nbytes if self.world is None else nbytes + self.world.nbytes
 
     def __sizeof__(self) -> int:
         return self.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = (self.packed, self.token, self.search_path, self.modules, self.cached, self.python)
+        arguments = (self.packed, self.token, self.world, self.modules, self.cached, self.python)
         return SharedProgram, arguments
 
 
@@ -135,6 +146,15 @@ _cache_lock = threading.RLock()
 
 
 isolated = False  # True in a process beside a worker (`subworker_main`)
+
+
+@contextlib.contextmanager
+def _as_loading() -> Iterator[None]:
+    _loading.depth = getattr(_loading, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _loading.depth -= 1
 
 
 def is_loading() -> bool:

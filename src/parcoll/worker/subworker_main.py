@@ -26,9 +26,12 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
+from parcoll.wire import records
 from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker import program as programs
+from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
@@ -45,6 +48,7 @@ class LoadPartition(NamedTuple):
     shared: SharedProgram | None  # None if the process has it already
     elements: Payload
     place: Place
+    task: Any = None  # the key of the worker's task
 
 
 class RunSlice(NamedTuple):
@@ -70,12 +74,13 @@ class JoinParts(NamedTuple):
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
+    task: Any = None  # the key of the worker's task
 
 
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int) -> None:
+def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str = "") -> None:
     """Serve until the worker is gone."""
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -83,15 +88,25 @@ def main(socket_fd: int, marks_fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
-    served = _Served(Marks(marks_fd))
+    marks = Marks(marks_fd)
+    served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
+        sending = threading.Lock()
+
+        def send(value: Any) -> None:
+            content = message(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+            with sending:
+                stream.write(content)
+                stream.flush()
+
+        records.send_all(lambda packed: send(records.Logged(packed)), f"{name}-beside")
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            stream.write(message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL)))
-            stream.flush()
+            send(served.reply(request))
+    standin.close()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -117,8 +132,11 @@ def _reached(place: Place) -> Place:
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, channel: standin.Channel) -> None:
         self._marks = marks
+        self._channel = channel
+        self._task: Any = None
+        self._shared: SharedProgram | None = None
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
@@ -126,6 +144,17 @@ class _Served:
 
     def reply(self, request: Request) -> Any:
         """Do what was asked for. What goes wrong is an outcome too."""
+        self._channel.failure = None
+        if isinstance(request, LoadPartition | JoinParts):
+            self._task = request.task
+        standin.begin(self._task)
+        reply = self._reply(request)
+        if self._channel.failure is None:
+            return reply
+        outcome = Outcome(failure=Failure.of(self._channel.failure, "in a process beside a worker"))
+        return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
+
+    def _reply(self, request: Request) -> Any:
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:
@@ -145,8 +174,9 @@ class _Served:
 
     def _load(self, request: LoadPartition) -> int | Outcome:
         try:
-            if request.shared is not None:
-                self._program = request.shared.load()
+            self._shared = request.shared or self._shared
+            assert self._shared is not None
+            self._program = self._shared.load()
         except BaseException as error:
             return unloadable_chain(error)
         self._place = request.place

@@ -13,6 +13,8 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
 from parcoll.wire.payload import Packed, Payload, Space
+from parcoll.wire.records import collecting
+from parcoll.wire.world import borrowed
 from parcoll.worker.fold import join
 from parcoll.worker.outcome import (
     Kept,
@@ -20,6 +22,7 @@ from parcoll.worker.outcome import (
     Ticket,
     broken,
     elements_of,
+    events_of,
     kept_of,
     mailbox,
     report,
@@ -75,13 +78,15 @@ def finished(
 
     `what` begins the message if the work raises outside of the user's functions.
     """
-    try:
-        result = work()
-    except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
-        result = broken(what, error)
+    with collecting(events_of(ticket)) as collected, borrowed():
+        try:
+            result = work()
+        except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
+            result = broken(what, error)
     if keep and isinstance(result, Outcome):
         result = kept_of(result)
     outcome = report(result)
+    outcome.records = collected.rest()
     if space is not None and space.failure is not None:
         outcome.unshared = space.failure
     if ticket is not None:

@@ -196,7 +196,9 @@ def test_what_cannot_be_had_again_is_told(cluster: Restarted, connection: Connec
         list(kept)
     with pytest.raises(ClusterLostError, match=r"are gone.*; reduce\(\) has no value"):
         kept.reduce(lambda a, b: a + b)
-    with pytest.raises(ClusterLostError, match=r"gave up a partition of the bag: results of persist\(\).* are lost"):
+    with pytest.raises(
+        ClusterLostError, match=r"gave up a partition of the bag: results of persist\(\).* are lost"
+    ):
         list(parallel(bag).map(abs))
     assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
 

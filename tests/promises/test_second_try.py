@@ -305,23 +305,23 @@ def test_after_a_worker_was_killed(client: Any, func: Callable[[int], Any]) -> N
 
 
 @pytest.mark.parametrize("func", [plugin, clients_task, a_client, lock, actor, events])
-def test_in_the_process_beside_a_worker_after_two_were_killed(
+def test_in_the_process_beside_a_worker_after_its_workers_were_killed(
     client: Any, func: Callable[[int], Any], tmp_path: Path
 ) -> None:
-    def kill_twice(x: int) -> Any:
-        if x == 7 and len(lines(tmp_path / "tries")) < 2:
-            append(tmp_path / "tries", "")
-            os.kill(os.getpid(), signal.SIGKILL)
+    """Two of them, or four: dask gives the task to another one itself, before it is told that it may not."""
+
+    def deadly_in_workers(x: int) -> Any:
         if x == 7:
-            append(tmp_path / "tries", os.getpid())
+            append(tmp_path / "tries", "")
+            if not sys.modules["parcoll.worker.program"].isolated:
+                os.kill(os.getpid(), signal.SIGKILL)
         return func(x)
 
-    bring_workers(client, 3)
-    chain = parallel(range(12), client=client, on_error="skip", partition_size=4).map(kill_twice)
+    bring_workers(client, 5)
+    chain = parallel(range(12), client=client, on_error="skip", partition_size=4).map(deadly_in_workers)
     assert list(chain) == list(range(12))
     assert chain.stats.failed == 0
-    *_, last = lines(tmp_path / "tries")
-    assert int(last) not in workers_of(client).values(), "it ran beside one"
+    assert 3 <= len(lines(tmp_path / "tries")) <= 5
 
 
 def test_one_loss_isolates_nothing(client: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from parcoll.errors import (
     SourceConsumedError,
     VersionWarning,
     WorkerLostError,
+    WorkerSetupError,
 )
 from parcoll.sources import parallel, read_text
 from parcoll.watch.progress import progress
@@ -32,6 +33,7 @@ __all__ = [
     "SourceConsumedError",
     "VersionWarning",
     "WorkerLostError",
+    "WorkerSetupError",
     "connect",
     "parallel",
     "progress",

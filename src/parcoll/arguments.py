@@ -104,6 +104,15 @@ def checkpoint(given: Any) -> str | None:
     return path
 
 
+def no_checkpoint(given: str | None, method: str, instead: str) -> None:
+    """Refuse a method that a collection with a checkpoint has no use for."""
+    if given is not None:
+        raise TypeError(
+            f"{method}() keeps its results on the workers, so checkpoint={given!r} cannot save them: use "
+            f"{instead}, or leave checkpoint out"
+        )
+
+
 def taken(given: Any) -> int:
     """Return how many elements `take` was asked for."""
     try:
@@ -129,7 +138,10 @@ def policy(
         default.timeout if timeout is None else _timeout(timeout),
     )
     if of_chain is not None and retry_on is not None and not made.retries:
-        raise ValueError(f"retry_on says nothing without retries, got retry_on={describe(retry_on)}")
+        raise ValueError(
+            "retry_on has no effect without retries: pass retries=1 or more, or leave retry_on out; got "
+            f"retry_on={describe(retry_on)}"
+        )
     return made
 
 

@@ -55,12 +55,12 @@ class ParallelGen(Generic[T_co]):
     ([1, 9, 25, 49, 81], 5, 81)
     """
 
-    __slots__ = ("__weakref__", "_node", "_options", "_stats")
+    __slots__ = ("__weakref__", "_node", "_options", "_own")
 
     def __init__(self, node: Node, options: Options) -> None:
         self._node = node
         self._options = options
-        self._stats = Stats()
+        self._own: Stats | None = None  # of the last evaluation of this collection itself
 
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
         if func is not None or not kind.may_lack_function:
@@ -203,8 +203,10 @@ class ParallelGen(Generic[T_co]):
         return evaluation.iterate(self._run)
 
     def _run(self) -> Run:
-        self._stats = Stats()
-        return Run(self._node, self._options, lambda: engine_for(self._options.client), self._stats)
+        self._own = stats = Stats()
+        for node in self._node.back():
+            node.stats = stats
+        return Run(self._node, self._options, lambda: engine_for(self._options.client), stats)
 
     @overload
     def reduce(self, func: Callable[[T_co, T_co], T_co]) -> T_co: ...
@@ -224,7 +226,7 @@ class ParallelGen(Generic[T_co]):
         >>> parallel("abc").reduce(lambda x, y: y + x)
         'cba'
         """
-        self._resumes_not("reduce", "functools.reduce(func, collection)")
+        arguments.no_checkpoint(self._options.checkpoint, "reduce", "functools.reduce(func, collection)")
         func = arguments.function(func, "reduce")
         return folding.reduce(self._run(), func, initial)
 
@@ -238,14 +240,17 @@ class ParallelGen(Generic[T_co]):
         `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
         equal to `initial`, the elements are folded one after the other, as `reduce` does.
 
-        Raises ValueError if combining `initial` with a partition's value visibly changes that value, and what
-        a function raised. An element for which `func` or `combine` itself raises cannot be left out.
+        Raises ValueError if a check of some values shows that `func` is not associative, or that `initial`
+        changes what it is combined with; and what a function raised. An element for which `func` or `combine`
+        itself raises cannot be left out.
 
         >>> from parcoll import parallel
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
         """
-        self._resumes_not("fold", "functools.reduce(func, collection, initial)")
+        arguments.no_checkpoint(
+            self._options.checkpoint, "fold", "functools.reduce(func, collection, initial)"
+        )
         func = arguments.function(func, "fold")
         combine = None if combine is None else arguments.function(combine, "fold")
         value: A = folding.fold(self._run(), func, initial, combine)
@@ -266,9 +271,9 @@ class ParallelGen(Generic[T_co]):
         >>> list(numbers)
         [0, 10, 20]
         """
-        self._resumes_not("foreach", "map(func) and a loop over its results")
+        arguments.no_checkpoint(self._options.checkpoint, "foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, settings)._run()
-        self._stats = run.stats
+        self._own = run.stats
         references = evaluation.keep_results(run)
         from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
@@ -340,28 +345,30 @@ class ParallelGen(Generic[T_co]):
     def stats(self) -> Stats:
         """The numbers of this collection's last evaluation, or of the one that runs. Evaluates nothing.
 
-        Printed, they are a table; `help(collection.stats)` says what each of them is.
+        Printed, they are a table; `help(collection.stats)` says what each of them is. A collection that was
+        not evaluated itself has the numbers of the last evaluation that went through it: that of a collection
+        chained from it, or of its `unordered()`.
 
         >>> from parcoll import parallel
         >>> numbers = parallel(range(10)).filter(lambda x: x > 6)
         >>> numbers.count(), numbers.stats.elements_in, numbers.stats.elements_out
         (3, 10, 3)
         """
-        return self._stats
+        return self._own or self._node.stats or Stats()
 
     @property
     def errors(self) -> list[ElementError]:
         """The elements that failed in the last evaluation, or in the one that runs, as `ElementError`s.
 
         In the order of the source, with the one whose exception was raised; only the first thousand to come
-        back.
+        back. Which evaluation that is, `stats` says.
 
         >>> from parcoll import parallel
         >>> numbers = parallel(["1", "x", "3"], on_error="skip").map(int)
         >>> sum(numbers), [(error.index, error.element) for error in numbers.errors]
         (4, [(1, 'x')])
         """
-        return self._stats._failed_elements.rebuilt()
+        return self.stats._failed_elements.rebuilt()
 
     def explain(self) -> Explanation:
         """Return a description: chain, source, where it would run, partitions, the last run's numbers.
@@ -373,17 +380,10 @@ class ParallelGen(Generic[T_co]):
         2 elements each; results in source order
         """
         *_, first = self._node.back()
-        return explanation(self._chain_text(), first.source, self._options, self._stats)
+        return explanation(self._chain_text(), first.source, self._options, self.stats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParallelGen, (self._node, self._options)
-
-    def _resumes_not(self, method: str, instead: str) -> None:
-        if self._options.checkpoint is not None:
-            raise TypeError(
-                f"{method}() keeps what it makes on the workers, where no checkpoint can have it "
-                f"(checkpoint={self._options.checkpoint!r}): use {instead}, or leave checkpoint out"
-            )
 
     def _chain_text(self) -> str:
         return self._node.describe() + ("" if self._options.ordered else ".unordered()")
@@ -395,6 +395,6 @@ class ParallelGen(Generic[T_co]):
         """Return the chain, and its numbers if it was evaluated, for a notebook. Evaluates nothing."""
         from html import escape
 
-        numbers = self._stats.snapshot()
+        numbers = self.stats.snapshot()
         chain = f"<code>{escape(repr(self))}</code>"
         return f"<div>{chain}</div>{'' if numbers['state'] == 'new' else table.html(numbers)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -19,9 +20,10 @@ from parcoll.log import logger
 from parcoll.text import describe, short_repr
 
 ALLOWED = (
-    'None (a local cluster), a scheduler\'s address ("tcp://..." or "tls://...") or file, "inline", '
-    "a distributed.Client, or a dask cluster object"
+    'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
+    '"inline", a distributed.Client, or a dask cluster object'
 )
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 class Connection:
@@ -68,6 +70,8 @@ class Connection:
         self.engine.close()
 
     def __enter__(self) -> Connection:
+        if self._closed:
+            raise ConnectError("this connection is closed, and nothing runs on it any more: connect() again")
         return self
 
     def __exit__(
@@ -108,6 +112,7 @@ def connect(
     security: Any = None,
     ship: Sequence[Any] = (),
     reconnect: float | None = None,
+    copies: bool = True,
 ) -> Connection:
     """Return a connection to a cluster, started or reached now, on which all evaluations run from now on.
 
@@ -129,6 +134,8 @@ def connect(
             not. The workers need only dask and distributed. parcoll is sent, and so are those of your own
             modules that no package installs, as far as the functions or the script use them. Installed
             packages must be installed on the workers too, unless they are named here.
+        copies: For "inline": True gives functions copies, as on a cluster, and raises an error for what
+            cannot be sent. False gives them your own objects, for a debugger.
         reconnect: For a dask scheduler: seconds that an evaluation waits when the scheduler is gone, for
             example while it is restarted. When one answers again at the address (a file is read again, a
             cluster object asked again), the evaluation goes on there and sends what has no result yet:
@@ -155,9 +162,7 @@ def connect(
             f"connect() starts without a target; the target is {describe(target)}"
         )
     if security is not None and not isinstance(target, (str, os.PathLike)):
-        raise TypeError(
-            f"security is for joining a scheduler by its address, got {describe(security)} and no address"
-        )
+        raise TypeError(f"security is for a scheduler's address, got {describe(security)} and no address")
     if security is not None and not hasattr(security, "get_connection_args"):
         raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
     if ship != ():
@@ -166,27 +171,33 @@ def connect(
         names_of(ship)
     if target is None and ship:
         raise TypeError(
-            f"ship={short_repr(ship)} is for a dask scheduler's workers: those of a local cluster import "
-            "as you do"
+            f"ship={short_repr(ship)} is for a dask scheduler's workers: leave it out, since those of a "
+            "local cluster import all that this process can import"
         )
     if reconnect is not None and target in (None, "inline"):
         raise TypeError(
             "reconnect is for a dask scheduler that others run: a local cluster that dies is replaced "
             f'anyway, and "inline" has none; the target is {describe(target)}'
         )
+    if not isinstance(copies, bool):
+        raise TypeError(f"copies must be True or False, got {describe(copies)}")
+    if not copies and not (isinstance(target, str) and target == "inline"):
+        raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
     if target is None:
         return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
+        if target == "inline":
+            return Connection(InlineEngine(copies))
         return _connect_address(target, security, ship, reconnect)
     return _connect_object(target, ship, reconnect)
 
 
 def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    if target == "inline":
-        return Connection(InlineEngine())
     address = lambda: target  # noqa: E731
-    if "://" not in target:
+    if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
+        target = f"{'tcp' if security is None else 'tls'}://{target}"
+    elif "://" not in target:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
@@ -212,19 +223,23 @@ def address_in(path: str | os.PathLike[str]) -> str:
             raise TypeError(f"its address is {address!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectError(
-            f"{os.fspath(path)!r} is no scheduler file, as `dask scheduler --scheduler-file` writes it "
+            f"{os.fspath(path)!r} is not a scheduler file as `dask scheduler --scheduler-file` writes it "
             f"({type(error).__name__}: {error})"
         ) from error
     return address
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    from parcoll.cluster.clients import is_client  # lazy: distributed
+    from parcoll.cluster.clients import is_address, is_client  # lazy: distributed
 
     if is_client(target):
         return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
-    if hasattr(target, "scheduler_address") and not isinstance(target, type):
+    if isinstance(target, type):
+        raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+    if is_address(getattr(target, "scheduler_address", None)):
         security = getattr(target, "security", None)
         way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
         return _connected(RenewingEngine(way))
+    if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
+        return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

@@ -35,28 +35,29 @@ def engine_for(client: Any) -> Engine:
     """Return the engine for an evaluation; `client` is what its collection was given, or None."""
     if _must_not_wait():
         return InlineEngine()
-    if client is not None:
-        return _engine_of_client(client)
-    innermost = current_connection()
+    innermost = current_connection() if client is None else None
     if innermost is not None:
         engine: Engine = innermost.engine
         return engine
-    current = _dask_client()
-    if current is not None:
-        return _engine_of_client(current)
+    found = client if client is not None else _dask_client()
+    if _in_thread_of_task(found):
+        return InlineEngine()
+    if found is not None:
+        return _engine_of_client(found)
     return _from_config() or local_engine()
 
 
 def describe_engine(client: Any) -> str:
     """Say which engine `engine_for` would return. Starts nothing and connects to nothing."""
-    if _must_not_wait():
-        return "this process: waiting for a worker would never end here"
+    inline = "this process: waiting for a worker would never end here"
+    innermost = current_connection() if client is None else None
+    current = _dask_client() if client is None else client
+    if _must_not_wait() or (innermost is None and _in_thread_of_task(current)):
+        return inline
     if client is not None:
         return f"the client given, {_address(client)}"
-    innermost = current_connection()
     if innermost is not None:
         return f"connect(), {innermost.address}"
-    current = _dask_client()
     if current is not None:
         return f"dask's current client, {_address(current)}"
     import dask
@@ -125,6 +126,19 @@ def _must_not_wait() -> bool:
     if in_task():
         return _importing(sys._getframe())
     return "parcoll.local.host_main" in sys.modules
+
+
+def _in_thread_of_task(client: Any) -> bool:
+    """Tell whether a function that runs on a worker must have started this thread: it has no other client.
+
+    Any worker, that is: those of the local cluster are known already. The thread cannot leave its task's
+    place to others either. A cluster of its own would be started within the worker.
+    """
+    if "distributed" not in sys.modules:
+        return False
+    from parcoll.cluster.clients import in_task, is_of_worker  # lazy: distributed
+
+    return not in_task() and is_of_worker(client)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -63,6 +63,14 @@ class WorkerLostError(ParcollError, RuntimeError):
     """
 
 
+class WorkerSetupError(ParcollError, RuntimeError):
+    """What parcoll itself needs on a worker could not be had there: no function has failed, and no element.
+
+    So `on_error` and `retries` do not apply to it. Functions that run in a process beside a worker need one
+    more process there, and what dask gives to tasks needs a connection to the scheduler from it.
+    """
+
+
 class ElementTimeoutError(ParcollError, TimeoutError):
     """A function took longer for one element than `timeout=` allows, and was stopped.
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll import current
-from parcoll.evaluation.reader import OnePassSource, Source
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
+from parcoll.evaluation.source import OnePassSource, Source
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
 

@@ -12,8 +12,8 @@ from parcoll import arguments
 from parcoll.chain.policy import OnError, RetryOn
 from parcoll.collection import ParallelGen
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.reader import source_of
 from parcoll.evaluation.run import Options
+from parcoll.evaluation.source import source_of
 from parcoll.text import describe, short_repr
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _check_known(name: str, given: Any, lookup: Callable[[str], object]) -> None
     try:
         lookup(given)
     except (LookupError, ValueError):
-        raise LookupError(f"{name}={short_repr(given)} is none that Python knows") from None
+        raise LookupError(f"{name}={short_repr(given)} is not one that Python knows") from None
 
 
 def _check_compression(given: Any) -> None:
@@ -300,7 +300,8 @@ def _check_cut(delimiter: str | None, encoding: str) -> None:
     end = "\n" if delimiter is None else delimiter
     if any(end.startswith(end[-n:]) for n in range(1, len(end))):
         raise ValueError(
-            f"with blocksize, linedelimiter must not overlap itself as {short_repr(delimiter)} does"
+            f"with blocksize, linedelimiter must not overlap itself, as {short_repr(delimiter)} does: leave "
+            "blocksize out"
         )
     try:
         plain = end.encode().decode(encoding) == end
@@ -308,6 +309,6 @@ def _check_cut(delimiter: str | None, encoding: str) -> None:
         plain = False
     if not plain:
         raise ValueError(
-            f"with blocksize, files cannot be in {encoding!r}: its ends of lines are not the bytes "
-            f"{end.encode()!r}, at which they are cut"
+            f"with blocksize, encoding cannot be {encoding!r}: files are cut at the bytes {end.encode()!r}, "
+            "which do not end a line there; leave blocksize out"
         )

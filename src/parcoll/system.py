@@ -9,6 +9,9 @@ import contextlib
 import os
 import signal
 import sys
+import weakref
+
+IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
 
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -63,3 +66,26 @@ def resident_bytes(pid: int) -> int:
         return (resident - shared) * os.sysconf("SC_PAGESIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+class MemoryFile:
+    """An open anonymous file, which has a path in this process and its forks only, and is on no disk."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.path = f"{IN_MEMORY}{descriptor}"
+        # Not closed at exit: a client that another exit handler closes may still open it.
+        weakref.finalize(self, os.close, descriptor).atexit = False
+
+    @classmethod
+    def of(cls, text: str) -> MemoryFile | None:
+        """Return a file that holds a short text, or None if the system has no such files."""
+        if not hasattr(os, "memfd_create"):
+            return None
+        try:
+            descriptor = os.memfd_create("parcoll")
+        except OSError:  # a kernel or a sandbox that forbids it
+            return None
+        file = cls(descriptor)
+        # A text of less than 4 kB, as a key is, takes one write.
+        os.write(descriptor, text.encode())
+        return file if os.path.exists(file.path) else None  # some chroots have no /proc

@@ -228,7 +228,9 @@ def test_a_host_whose_workers_cannot_start_ends_and_tells_why(
     with suppress(ClusterStartError):
         host.wait_ready()
     assert eventually(lambda: not host.alive, 20)
-    assert host.failure == "the local cluster ended: its workers do not start (5 attempts)"
+    assert host.failure == (
+        "the local cluster ended: 5 workers in a row could not start; their tracebacks are on standard error"
+    )
     assert "no_such_module_at_all" in capfd.readouterr().err
     assert not directories()
 

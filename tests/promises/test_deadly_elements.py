@@ -23,8 +23,8 @@ from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, ElementError, SerializationError, WorkerLostError, connect, parallel
 from parcoll.evaluation.feed import StreamFeed
-from parcoll.evaluation.reader import source_of
 from parcoll.evaluation.sizing import sizer_for
+from parcoll.evaluation.source import source_of
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed

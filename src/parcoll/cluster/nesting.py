@@ -1,4 +1,4 @@
-"""Evaluating inside a task of a dask worker, without holding the thread that inner tasks need."""
+"""Nesting: an evaluation inside a dask task, which must not hold the thread that its own tasks need."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _in_task = threading.local()
 
 
 def enter_task() -> bool:
-    """Leave the worker's thread pool while a task of it evaluates, so that inner tasks find a thread.
+    """Leave the worker's thread pool while its task evaluates, so that inner tasks find a thread.
 
-    Waiting inside would be a deadlock: a worker has one thread, and the waiting task holds it.
+    To wait inside would be a deadlock: a worker has one thread, and the waiting task holds it.
     """
     depth = getattr(_in_task, "depth", 0)
     if depth == 0:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
 
 _DASHBOARD_PORT = 8787  # dask's own; if it is taken, any other
+# Of each thread. A script's main thread has 8 MiB as a rule. Memory is taken as it is used.
+STACK_BYTES = 32 * 2**20
 NOT_STARTED = 87  # the exit code of a worker that could not start
 
 
@@ -61,6 +64,7 @@ def options_of(message: dict[str, Any]) -> HostOptions:
         memory_limit = memory_limit * MEMORY_LIMIT
     memory_limit = min(int(memory_limit), MEMORY_LIMIT)
     base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    os.makedirs(base, exist_ok=True)  # as dask does
     return HostOptions(
         n_workers=n_workers,
         threads_per_worker=message["threads_per_worker"],
@@ -73,7 +77,7 @@ def options_of(message: dict[str, Any]) -> HostOptions:
 def run_scheduler(report_fd: int, options: HostOptions) -> None:
     """Serve as the scheduler until it is closed; report its address, or why it did not start."""
     try:
-        asyncio.run(_serve_scheduler(report_fd, options))
+        asyncio.run(_serve_scheduler(report_fd, options), debug=False)  # also with -X dev
     except Exception as error:
         report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
         with contextlib.suppress(OSError):
@@ -181,7 +185,8 @@ def run_worker(number: int, address: str, options: HostOptions) -> None:
         # The host runs with -u. With it print() would write its arguments one by one, and the lines of
         # two workers would mix.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
-    asyncio.run(_serve_worker(number, address, options))
+    threading.stack_size(STACK_BYTES)
+    asyncio.run(_serve_worker(number, address, options), debug=False)
 
 
 async def _serve_worker(number: int, address: str, options: HostOptions) -> None:

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from parcoll.local.children import (
@@ -35,6 +36,7 @@ from parcoll.local.children import (
 )
 from parcoll.local.imports import lean_imports
 from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
+from parcoll.wire.own_modules import is_own
 from parcoll.wire.script import Main
 
 # What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
@@ -127,6 +129,16 @@ def _import_dask() -> None:
         _quiet_logs()
 
 
+def _import_for_workers() -> None:
+    """Import what the first task of each worker would."""
+    gc.disable()
+    importlib.import_module("parcoll.worker.isolation")
+    importlib.import_module("parcoll.worker.reports")
+    is_own(Path(__file__))  # finds the folders of installed packages
+    gc.freeze()
+    gc.enable()
+
+
 def _quiet_logs() -> None:
     """Silence dask where parcoll itself reports: a worker's start, end and death log several lines each.
 
@@ -172,6 +184,7 @@ class _Template:
             gc.freeze()  # the children share this memory as long as no garbage collection writes to it
             gc.enable()
             self._start_scheduler()
+            _import_for_workers()  # while the scheduler starts
             while True:
                 self._wait()
         except _End as end:
@@ -271,7 +284,9 @@ class _Template:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
         self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
         if self.not_started >= _MAX_NOT_STARTED:
-            raise _End(f"its workers do not start ({self.not_started} attempts)")
+            raise _End(
+                f"{self.not_started} workers in a row could not start; their tracebacks are on standard error"
+            )
         now = time.monotonic()
         least, most = _PAUSE_SECONDS
         young = now - worker.started < _YOUNG_SECONDS

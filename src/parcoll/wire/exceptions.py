@@ -20,13 +20,10 @@ from parcoll.wire.codec import dumps, dumps_in_part, loads
 # A value that belongs to an exception: True with its pickle, or with what it is encoded as where it is an
 # exception itself; False with its `repr`.
 Part = tuple[bool, "bytes | str | EncodedException"]
-
 PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
 MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
 MAX_DEPTH = MAX_CHAIN + 4  # of exceptions that are args or attributes of one another, without their causes
-MAX_MEMBERS = (
-    1000  # of a group that travel with their tracebacks, at 0.1 ms each; the others as a pickle has them
-)
+MAX_MEMBERS = 1000  # of a group that travel with their tracebacks, at 0.1 ms each; others as pickled
 
 
 @dataclass
@@ -42,7 +39,10 @@ class Failure:
         try:
             return cls(_encode(error, skip_frames), note)
         except Exception as refusal:  # an attribute of the exception raised when it was read
-            stand_in = Exception(f"{type(error).__name__}, which could not be described: {refusal!r}")
+            stand_in = Exception(
+                f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
+                f"reading it raised {refusal!r}"
+            )
             return cls(_encode(stand_in), note)
 
     def rebuild(self) -> BaseException:
@@ -53,7 +53,10 @@ class Failure:
         """
         error = _decode(self.exception)
         if isinstance(error, StopIteration):
-            wrapper = RuntimeError(f"a function of the chain raised {error!r}")
+            wrapper = RuntimeError(
+                f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
+                "another exception, or return"
+            )
             wrapper.__cause__ = error
             error = wrapper
         _add_note(error, self.note)

@@ -76,7 +76,9 @@ def reduced(value: Any) -> Any:
 def _with_filename(code: CodeType) -> Any:
     """Return what cloudpickle makes of `code`, with the file name that it leaves out and tracebacks show."""
     make, arguments = _internals._code_reduce(code)
-    return make, tuple(code.co_filename if part == NO_FILE else part for part in arguments)
+    return make, tuple(
+        code.co_filename if type(part) is str and part == NO_FILE else part for part in arguments
+    )
 
 
 # functools ----------------------------------------------------------------------------------------

@@ -54,12 +54,13 @@ class Main(ModuleType):
     """`__main__` on a worker."""
 
     # Not in the module's own dictionary, which is the functions' globals.
-    __slots__ = ("_codec", "_entries", "_lock", "_wanted")
+    __slots__ = ("_codec", "_entries", "_lock", "_wanted", "travelled")
 
     def __init__(self, brought: Brought | None = None, codec: Codec | None = None) -> None:
         super().__init__("__main__")
         names_of(self)["__builtins__"] = builtins
         self._entries: dict[str, Entry] = {}
+        self.travelled = brought is None or brought.process != sentinels.process  # this is not the script's
         self._wanted = brought.wanted if brought is not None else ()
         self._codec = codec
         self._lock = threading.RLock()
@@ -126,6 +127,7 @@ class Main(ModuleType):
 
 _thread = threading.local()
 _running: list[tuple[int, Main]] = []  # by the threads that run tasks, the last to begin at the end
+_others: ModuleType | None = None  # the `__main__` of a worker that others use too, while tasks of ours run
 _lock = threading.Lock()
 
 
@@ -142,24 +144,31 @@ def loading(main: Main | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(main: Main | None) -> Iterator[None]:
-    """Have this be the process's `__main__`, where it may be."""
-    if main is None or not _replaceable():
+    """Have what this thread unpickles belong to this `Main`, which is `__main__` where it may be."""
+    if main is None:
         yield
         return
+    global _others
     mine = threading.get_ident(), main
+    replaces = main.travelled and _replaceable()
     with _lock:
         _running.append(mine)
-        sys.modules["__main__"] = main
+        if replaces:
+            here = sys.modules["__main__"]
+            _others = here if not isinstance(here, Main) else _others
+            sys.modules["__main__"] = main
     try:
         yield
     finally:
         with _lock:
             del _running[max(at for at, entry in enumerate(_running) if entry is mine)]
-            if _running:
+            if replaces and _running:
                 sys.modules["__main__"] = _running[-1][1]
+            elif replaces and _others is not None:
+                sys.modules["__main__"] = _others
 
 
-def enter(main: Main | None) -> None:
+def make_main(main: Main | None) -> None:
     """Have this be the `__main__` of a process that runs one task at a time, until another is."""
     if main is not None:
         sys.modules["__main__"] = main
@@ -194,10 +203,9 @@ def current() -> Main | None:
     return module if isinstance(module, Main) else None
 
 
-def arrived(content: bytes, codec: Codec) -> Main | None:
-    """Return the `Main` of a program that has arrived; None in the script's own process."""
-    brought = _brought(content)
-    return None if brought.process == sentinels.process else Main(brought, codec)
+def arrived(content: bytes, codec: Codec) -> Main:
+    """Return the `Main` of a program that has arrived."""
+    return Main(_brought(content), codec)
 
 
 @functools.lru_cache(maxsize=4)
@@ -301,7 +309,7 @@ class Main(ModuleType):
             sys.modules["parcoll_bootstrap"] = ModuleType("parcoll_bootstrap")
             exec(compile(installer, "parcoll/wire/modules.py", "exec"), names)
             names["install"](sources)
-        from parcoll.wire.namespace import CODEC
+        from parcoll.world.namespace import CODEC
         from parcoll.wire.script import arrived
         main = arrived(content, CODEC)
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main

@@ -1,7 +1,7 @@
-"""parcoll for workers that do not have it, or have another one: a plugin that brings its sources.
+"""Bootstrap: a plugin that brings parcoll's source text to workers which have no parcoll, or another one.
 
-The plugin travels as text, since a worker cannot unpickle a class of a package that it lacks; so
-everything outside the client's functions needs the standard library and distributed only.
+The plugin travels as text, since a worker cannot unpickle a class of a package that it lacks. So all of this
+module but the client's functions needs only the standard library and distributed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAKE = "exec(compile(text, 'parcoll/worker/bootstrap.py', 'exec'), names) or na
 
 
 class Bootstrap(WorkerPlugin):
-    """Has a worker import parcoll as its client has it, when it starts or the client joins."""
+    """Has a worker import parcoll as its client has it, when the worker starts or the client connects."""
 
     name = "parcoll"
 
@@ -33,9 +33,9 @@ class Bootstrap(WorkerPlugin):
         self.python = python
 
     def setup(self, worker: Any) -> None:
-        """Install the sources, unless the worker has the very same."""
+        """Install the sources, unless the worker has the very same ones."""
         if sys.version_info[:2] != self.python:
-            return  # each task says so, in the client's own words
+            return  # each task raises an error that says so
         names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}
         exec(compile(self.installer, "parcoll/wire/modules.py", "exec"), names)
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
@@ -49,7 +49,7 @@ class Bootstrap(WorkerPlugin):
 
 @functools.cache
 def bootstrap() -> Bootstrap:
-    """Return the plugin with the sources of this process's parcoll (0.2 MB)."""
+    """Return the plugin, with the sources of this process's parcoll (0.2 MB)."""
     # This module's text also runs where there is no parcoll.
     import parcoll  # lazy: see above
     from parcoll.wire import modules  # lazy: see above

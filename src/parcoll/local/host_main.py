@@ -37,7 +37,7 @@ from parcoll.local.children import (
 from parcoll.local.imports import lean_imports
 from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
 from parcoll.wire.own_modules import is_own
-from parcoll.wire.script import Main
+from parcoll.wire.script import Script, make_main
 
 # What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
 # once, instead of in each of them.
@@ -110,7 +110,7 @@ def main(stdin_fd: int, status_fd: int, with_numpy: bool = False) -> NoReturn:
     with contextlib.nullcontext() if with_numpy else lean_imports():
         _import_dask()
     # Workers get an empty __main__, in place of the code that started this process.
-    sys.modules["__main__"] = Main()
+    make_main(Script())
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()
     if not line:

@@ -1,9 +1,9 @@
 """Script: the `__main__` of the user's process, as its functions find it where they run.
 
-Each program that reaches a worker brings a `Main`, a module whose names all functions of the script share as
-their globals. What the program's functions name is there from the start. What else the script has comes along
-in small (`namespace`), and is loaded when somebody looks for it: pickle, `typing.get_type_hints`, a child
-process. While a task of the program runs, `Main` is the process's `__main__`.
+Each program that reaches a worker brings a `Script`. Its module has the names that all functions of the
+script share as their globals. What the program's functions name is there from the start. What else the script
+has comes along in small (`world.namespace`), and is loaded when somebody looks for it: pickle,
+`typing.get_type_hints`, a child process. While a task of the program runs, the module is `__main__`.
 """
 
 from __future__ import annotations
@@ -50,128 +50,136 @@ class Codec(NamedTuple):
     pack: Callable[[], bytes]
 
 
-class Main(ModuleType):
-    """`__main__` on a worker."""
-
-    # Not in the module's own dictionary, which is the functions' globals.
-    __slots__ = ("_codec", "_entries", "_lock", "_wanted", "travelled")
+class Script:
+    """What a program has brought of the script, and the module that is `__main__` while the program runs."""
 
     def __init__(self, brought: Brought | None = None, codec: Codec | None = None) -> None:
-        super().__init__("__main__")
-        names_of(self)["__builtins__"] = builtins
-        self._entries: dict[str, Entry] = {}
-        self.travelled = brought is None or brought.process != sentinels.process  # this is not the script's
-        self._wanted = brought.wanted if brought is not None else ()
+        self.module = Main(self)
+        self.names = names_of(self.module)
+        self.names["__builtins__"] = builtins
         self._codec = codec
         self._lock = threading.RLock()
+        self._wanted = brought.wanted if brought is not None else ()
+        self.travelled = brought is None or brought.process != sentinels.process  # this is not its process
+        self.waiting = dict(brought.entries) if brought is not None else {}  # what nobody has looked for yet
         if brought is not None:
-            names_of(self).update(brought.head)
-            self._entries.update(brought.entries)
-
-    @property
-    def waiting(self) -> dict[str, Entry]:
-        """What has not been looked for yet."""
-        return dict(self._entries)
+            self.names.update(brought.head)
 
     def find(self, name: str) -> Any:
         """Return what the script has under this name; AttributeError where it is not here."""
-        names = names_of(self)
         with self._lock:
-            if name in names:
-                return names[name]
-            entry = self._entries.pop(name, None)
+            if name in self.names:
+                return self.names[name]
+            entry = self.waiting.pop(name, None)
             if entry is None or self._codec is None:
                 raise AttributeError(f"module '__main__' has no attribute {name!r}")
             try:
                 with loading(self):
                     value = self._codec.load(entry.content)
             except Exception as error:
-                self._entries[name] = entry  # what it needs may come to be here
+                self.waiting[name] = entry  # what it needs may come to be here
                 raise AttributeError(f"{name!r} of '__main__' cannot be loaded here: {error!r}") from error
-            value = names.setdefault(name, value)
-            for used in entry.uses:
-                with contextlib.suppress(AttributeError):
-                    self.find(used)
+            value = self.names.setdefault(name, value)
+            self.find_all(entry.uses)
             return value
 
-    def settle(self) -> None:
-        """Load what may be looked for elsewhere than in this module: in functions' globals, in registries."""
-        noted = [
-            name
-            for name, entry in self._entries.items()
-            if entry.noted and all(module in sys.modules for module in entry.needs)
-        ]
-        self._find_all([*self._wanted, *noted])
-
-    def _find_all(self, names: Iterable[str]) -> None:
+    def find_all(self, names: Iterable[str]) -> None:
+        """Have those of these names that can be loaded."""
         for name in names:
             with contextlib.suppress(AttributeError):
                 self.find(name)
 
+    def settle(self) -> None:
+        """Load what may be looked for elsewhere than in the module: in functions' globals, in registries."""
+        noted = [
+            name
+            for name, entry in self.waiting.items()
+            if entry.noted and all(module in sys.modules for module in entry.needs)
+        ]
+        self.find_all([*self._wanted, *noted])
+
+    @property
+    def spec(self) -> Any:
+        """What `multiprocessing` asks for `__main__`."""
+        return None if self._codec is None else _Spec(self._codec)
+
+
+class Main(ModuleType):
+    """`__main__` on a worker. It has no attributes but the script's, and one."""
+
+    __slots__ = ("_parcoll",)  # not in the module's own dictionary, which is the functions' globals
+
+    def __init__(self, script: Script) -> None:
+        super().__init__("__main__")
+        self._parcoll = script
+
     def __getattr__(self, name: str) -> Any:
-        return self.find(name)
+        return self._parcoll.find(name)
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
-        self._find_all(list(self._entries))
+        self._parcoll.find_all(list(self._parcoll.waiting))
         return names_of(self)
 
     @property
     def __spec__(self) -> Any:  # type: ignore[override]
-        return (
-            None if self._codec is None else _Spec(self._codec)
-        )  # in the dictionary it is None, as in a script's
+        return self._parcoll.spec  # in the dictionary it is None, as a script's is
+
+
+def script_of(module: Any) -> Script | None:
+    """Return what a module that is `__main__` has been brought; None for one that was not."""
+    return module._parcoll if isinstance(module, Main) else None
 
 
 # Which one is in use ------------------------------------------------------------------------------
 
 _thread = threading.local()
-_running: list[tuple[int, Main]] = []  # by the threads that run tasks, the last to begin at the end
+_running: list[tuple[int, Script]] = []  # by the threads that run tasks, the last to begin at the end
 _others: ModuleType | None = None  # the `__main__` of a worker that others use too, while tasks of ours run
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def loading(main: Main | None) -> Iterator[None]:
-    """Have what this thread unpickles belong to this `Main`."""
-    before = getattr(_thread, "main", None)
-    _thread.main = main
+def loading(script: Script | None) -> Iterator[None]:
+    """Have what this thread unpickles be what the script has."""
+    before = getattr(_thread, "script", None)
+    _thread.script = script
     try:
         yield
     finally:
-        _thread.main = before
+        _thread.script = before
 
 
 @contextlib.contextmanager
-def running(main: Main | None) -> Iterator[None]:
-    """Have what this thread unpickles belong to this `Main`, which is `__main__` where it may be."""
-    if main is None:
+def running(script: Script | None) -> Iterator[None]:
+    """Have what this thread unpickles belong to the script, whose module is `__main__` where it may be."""
+    if script is None:
         yield
         return
     global _others
-    mine = threading.get_ident(), main
-    replaces = main.travelled and _replaceable()
+    mine = threading.get_ident(), script
+    replaces = script.travelled and _replaceable()
     with _lock:
         _running.append(mine)
         if replaces:
             here = sys.modules["__main__"]
             _others = here if not isinstance(here, Main) else _others
-            sys.modules["__main__"] = main
+            sys.modules["__main__"] = script.module
     try:
         yield
     finally:
         with _lock:
             del _running[max(at for at, entry in enumerate(_running) if entry is mine)]
             if replaces and _running:
-                sys.modules["__main__"] = _running[-1][1]
+                sys.modules["__main__"] = _running[-1][1].module
             elif replaces and _others is not None:
                 sys.modules["__main__"] = _others
 
 
-def make_main(main: Main | None) -> None:
+def make_main(script: Script | None) -> None:
     """Have this be the `__main__` of a process that runs one task at a time, until another is."""
-    if main is not None:
-        sys.modules["__main__"] = main
+    if script is not None:
+        sys.modules["__main__"] = script.module
 
 
 def _replaceable() -> bool:
@@ -190,22 +198,21 @@ def _is_child() -> bool:
     return process is not None and process.parent_process() is not None
 
 
-def current() -> Main | None:
-    """Return the `Main` that what is unpickled here and now belongs to; None in the script's own process."""
-    main: Main | None = getattr(_thread, "main", None)
-    if main is not None:
-        return main
+def current() -> Script | None:
+    """Return the script that what is unpickled here and now belongs to; None in its own process."""
+    script: Script | None = getattr(_thread, "script", None)
+    if script is not None:
+        return script
     thread = threading.get_ident()
     for other, found in reversed(_running):
         if other == thread:
             return found
-    module = sys.modules.get("__main__")
-    return module if isinstance(module, Main) else None
+    return script_of(sys.modules.get("__main__"))
 
 
-def arrived(content: bytes, codec: Codec) -> Main:
-    """Return the `Main` of a program that has arrived."""
-    return Main(_brought(content), codec)
+def arrived(content: bytes, codec: Codec) -> Script:
+    """Return what a program that has arrived brought of its script."""
+    return Script(_brought(content), codec)
 
 
 @functools.lru_cache(maxsize=4)
@@ -222,26 +229,26 @@ def make_function(code: CodeType, names: dict[str, Any], closure: Any, at: str |
 
     `at` is its name in the script, if it has one there. Where the process has that function, it is returned.
     """
-    main = current()
-    known = names_of(main or sys.modules["__main__"])
+    script = current()
+    known = names_of(sys.modules["__main__"]) if script is None else script.names
     found = None
     if at is not None:
         with contextlib.suppress(AttributeError):
-            found = main.find(at) if main is not None else known.get(at)
+            found = script.find(at) if script is not None else known.get(at)
     if type(found) is FunctionType and found.__code__ == code:
         return found
-    made = FunctionType(code, known if main is not None else names, None, None, closure)
+    made = FunctionType(code, known if script is not None else names, None, None, closure)
     _made().add(id(made))
-    if at is not None and main is not None and getattr(_thread, "main", None) is main:
+    if at is not None and script is not None and getattr(_thread, "script", None) is script:
         known[at] = made
     return made
 
 
 def add_class(kind: type, at: str | None) -> None:
-    """Have the `Main` that is being loaded have a class under its name."""
-    main: Main | None = getattr(_thread, "main", None)
-    if at is not None and main is not None:
-        names_of(main)[at] = kind
+    """Have the script that is being loaded have a class under its name."""
+    script: Script | None = getattr(_thread, "script", None)
+    if at is not None and script is not None:
+        script.names[at] = kind
 
 
 def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
@@ -251,7 +258,7 @@ def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
     _made().discard(id(func))
     _, slots = state
     named, slots["__globals__"] = slots["__globals__"], {}
-    if getattr(_thread, "main", None) is not None:
+    if getattr(_thread, "script", None) is not None:
         func.__globals__.update(named)
     else:
         for name, value in named.items():
@@ -268,8 +275,8 @@ def _made() -> set[int]:
 
 def named(name: str) -> Any:
     """Return what the script has under this name."""
-    main = current()
-    return main.find(name) if main is not None else getattr(sys.modules["__main__"], name)
+    script = current()
+    return script.find(name) if script is not None else getattr(sys.modules["__main__"], name)
 
 
 # Modules ------------------------------------------------------------------------------------------
@@ -311,9 +318,9 @@ class Main(ModuleType):
             names["install"](sources)
         from parcoll.world.namespace import CODEC
         from parcoll.wire.script import arrived
-        main = arrived(content, CODEC)
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = main
-        return main.find(name)
+        script = arrived(content, CODEC)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = script.module
+        return script.find(name)
 sys.modules["__main__"] = sys.modules["__mp_main__"] = Main("__main__")
 """
 

@@ -18,7 +18,7 @@ from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import Packed, Payload, Plain
-from parcoll.wire.script import Main, arrived, loading, running
+from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
@@ -83,7 +83,7 @@ class SharedProgram:
         self.cached = cached
         self.python = python
         self.script = script  # what the script has beside what its functions name
-        self.main: Main | None = None  # the script's `__main__` here, once the program is loaded
+        self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
     def load(self) -> Program:
@@ -151,7 +151,7 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-_cache: OrderedDict[str, tuple[Program, Main | None]] = OrderedDict()
+_cache: OrderedDict[str, tuple[Program, Script | None]] = OrderedDict()
 _loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()

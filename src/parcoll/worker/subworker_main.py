@@ -29,7 +29,7 @@ from parcoll.system import adopt_orphans, die_with_parent
 from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
-from parcoll.wire.script import Main, make_main
+from parcoll.wire.script import Script, make_main
 from parcoll.worker import program as programs
 from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
@@ -89,7 +89,7 @@ def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     programs.isolated = True
-    make_main(Main())  # in place of the code that started this process
+    make_main(Script())  # in place of the code that started this process
     marks = Marks(marks_fd)
     served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.enable()

@@ -22,7 +22,7 @@ from parcoll.wire import script
 from parcoll.wire.codec import ByValue, Naming, loads
 from parcoll.wire.payload import Packed, pickled
 from parcoll.wire.reducers import globals_named, is_named, is_noted, names_of, sentinels
-from parcoll.wire.script import Brought, Codec, Entry, Main
+from parcoll.wire.script import Brought, Codec, Entry, script_of
 
 ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is
 ALL_BYTES = 2**20
@@ -82,8 +82,9 @@ def _entries(main: ModuleType, without: Collection[str]) -> Iterator[tuple[str, 
     hidden = _hidden()
     names = names_of(main)
     room = ALL_BYTES
-    if isinstance(main, Main):  # within a task: what it has not looked for goes on as it came
-        yield from ((name, entry) for name, entry in main.waiting.items() if name not in without)
+    brought = script_of(main)
+    if brought is not None:  # within a task: what it has not looked for goes on as it came
+        yield from ((name, entry) for name, entry in list(brought.waiting.items()) if name not in without)
     for name, value in list(names.items()):
         if name in without or name in hidden or (name[:2] == "__" == name[-2:] and name in _DUNDERS):
             continue

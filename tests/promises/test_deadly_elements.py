@@ -461,7 +461,7 @@ def test_a_fold_beside_a_worker_names_the_element_as_any_other(cluster: Connecti
     with pytest.raises(KeyError) as raised:
         chain.fold(add, 0)
     [note] = raised.value.__notes__
-    assert note.startswith("in fold(add), at element 25 of those of its partition that reached it: 51 (fold()")
+    assert note.startswith("in fold(add), at element 25 of those of its partition that reached it: 51 (fold")
 
 
 def test_an_element_that_cannot_be_unpickled_leaves_shared_memory_in_use(cluster: Connection) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import os
 import sys
+import sysconfig
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -270,16 +271,25 @@ class _Imports(MetaPathFinder):
         """Return the spec that other finders have, with a loader around its own."""
         if fullname.partition(".")[0] in NOT_OWN or fullname in sys.builtin_module_names:
             return None
+        if getattr(self._asking, "is_own", False):  # what that imports is Python's
+            return None
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
             if finder is self or find is None:
                 continue
             spec: ModuleSpec | None = find(fullname, path, target)
             if spec is not None:
-                if spec.loader is not None and is_own_spec(spec):
+                if spec.loader is not None and self._is_own(spec):
                     spec.loader = _Importing(spec.loader)
                 return spec
         return None
+
+    def _is_own(self, spec: ModuleSpec) -> bool:
+        self._asking.is_own = True
+        try:
+            return is_own_spec(spec)
+        finally:
+            self._asking.is_own = False
 
 
 class _Importing(Loader):
@@ -324,6 +334,9 @@ _imports = _Imports()
 def watch_imports() -> None:
     """Note what this process imports from now on."""
     if not sys.meta_path or sys.meta_path[0] is not _imports:
+        # It imports a module itself while it fills the table that tells what is the user's own: were this
+        # import its first use, the finder would ask of a table half filled.
+        sysconfig.get_config_vars()
         if _imports in sys.meta_path:
             sys.meta_path.remove(_imports)
         sys.meta_path.insert(0, _imports)

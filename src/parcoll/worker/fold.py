@@ -123,7 +123,7 @@ class Fold(Sink):
     def take(self, elements: Iterator[Any]) -> None:
         """Fold the elements into the value."""
         element, taken, func = None, self.taken, self.func
-        # Not where calls are counted: the number of a call names its element, and the check makes more of them.
+        # Not where calls are counted: the number of a call names its element, and the check calls too.
         if self.associative and len(self._first) < CHECKED and not isinstance(func, Counting):
             elements = self._checking(elements)
         try:

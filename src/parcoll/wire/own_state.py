@@ -262,16 +262,11 @@ def _take(module: ModuleType) -> None:
 class _Imports(MetaPathFinder):
     """Notes which modules of the user's own are imported, and has them take over what the script has."""
 
-    def __init__(self) -> None:
-        self._asking = threading.local()
-
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec that other finders have, with a loader around its own."""
         if fullname.partition(".")[0] in NOT_OWN or fullname in sys.builtin_module_names:
-            return None
-        if getattr(self._asking, "is_own", False):  # what that imports is Python's
             return None
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
@@ -279,17 +274,10 @@ class _Imports(MetaPathFinder):
                 continue
             spec: ModuleSpec | None = find(fullname, path, target)
             if spec is not None:
-                if spec.loader is not None and self._is_own(spec):
+                if spec.loader is not None and is_own_spec(spec):
                     spec.loader = _Importing(spec.loader)
                 return spec
         return None
-
-    def _is_own(self, spec: ModuleSpec) -> bool:
-        self._asking.is_own = True
-        try:
-            return is_own_spec(spec)
-        finally:
-            self._asking.is_own = False
 
 
 class _Importing(Loader):

@@ -153,6 +153,24 @@ def test_a_function_of_another_module_that_nothing_else_uses(one: One, make: Mak
     assert one(module.use) == "real"
 
 
+def test_on_workers_that_have_seen_each_state(one: One, make: Make) -> None:
+    """Not only on one that imports the module while the state holds."""
+
+    def on_all(func: Callable[[Any], Any]) -> set[Any]:
+        return {one(func) for _ in range(5)}  # on one worker, then on the other
+
+    module = make("w_each", "def fetch(x):\n    return 'real'\n")
+    assert on_all(lambda x: module.fetch(x)) == {"real"}
+    module.added = "new"  # type: ignore[attr-defined]
+    assert on_all(lambda _: module.added) == {"new"}
+    del module.added
+    assert on_all(lambda _: hasattr(module, "added")) == {False}
+    make("w_each_source", "def fetch(x):\n    return 'other'\n")
+    with mock.patch.object(module, "fetch", sys.modules["w_each_source"].fetch):
+        assert on_all(lambda x: module.fetch(x)) == {"other"}
+    assert on_all(lambda x: module.fetch(x)) == {"real"}
+
+
 def test_a_wrapper_that_looks_like_what_it_wraps(one: One, make: Make) -> None:
     import functools
 

@@ -7,6 +7,7 @@ imports and which `main` it runs. Its command line has nothing but numbers of de
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import sys
@@ -21,7 +22,7 @@ LENGTH_BYTES = 8  # before each message
 # It collects no garbage until its `main` says so, since an import makes hardly any. An error before `main` is
 # written to a place where the starter reads, if there is one.
 BOOT = """
-import gc, os, pickle, sys
+import gc, multiprocessing, os, pickle, sys
 gc.disable()
 channel = int(sys.argv[1])
 def read(size):
@@ -31,6 +32,7 @@ def read(size):
     return found
 first = pickle.loads(read(int.from_bytes(read(8), "big")))
 sys.path[:], sys.argv[:] = first["path"], first["argv"]
+multiprocessing.current_process().authkey = first["authkey"]
 try:
     if first["sources"]:
         names = {"__name__": "parcoll_bootstrap"}
@@ -88,6 +90,8 @@ def first_message(module: str, arguments: Sequence[Any], status: int | None = No
     first = {
         "path": import_path(),
         "argv": sys.argv,
+        # With it, processes speak to the managers of `multiprocessing` that others of them have started.
+        "authkey": bytes(multiprocessing.current_process().authkey),
         "sources": {name: tuple(source) for name, source in found.items()},
         "installer": modules.own_text() if found else "",
         "also": also_import,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parcoll.chain.failures import own_frames, stands_between
+from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
 from parcoll.text import function_name, function_title, short_repr
@@ -122,7 +123,8 @@ class Fold(Sink):
     def take(self, elements: Iterator[Any]) -> None:
         """Fold the elements into the value."""
         element, taken, func = None, self.taken, self.func
-        if self.associative and len(self._first) < CHECKED:
+        # Not where calls are counted: the number of a call names its element, and the check calls too.
+        if self.associative and len(self._first) < CHECKED and not isinstance(func, Counting):
             elements = self._checking(elements)
         try:
             if not self._value:
@@ -234,7 +236,7 @@ def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -
     try:
         for part in parts:
             for element in elements_of(part):
-                if fold.associative:
+                if fold.associative and not isinstance(fold.func, Counting):
                     fold.grouping.see(fold.func, element)
                 value = [fold.func(value[0], element)] if value else [element]
                 taken += 1

@@ -94,6 +94,8 @@ class SharedProgram:
             if self.world is not None and self.python == PYTHON:
                 enter(self.world)
                 with _as_loading():
+                    if self.modules and own_state.is_news(self.world.own):
+                        install(unpacked(self.modules))  # before: what the state refers to may be one of them
                     own_state.take_over(self.world.own)
             if self._loaded is None:
                 self._loaded = self._from_cache() if self.cached else self._unpickle()

@@ -26,7 +26,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent
-from parcoll.wire.boot import LENGTH_BYTES, message
+from parcoll.wire.boot import LENGTH_BYTES
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.script import Script, make_main
@@ -99,8 +99,9 @@ def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str 
         sending = threading.Lock()
 
         def send(value: Any) -> None:
-            content = message(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
-            with sending:
+            content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+            with sending:  # in two parts: to join them takes the bytes of a large result once more
+                stream.write(len(content).to_bytes(LENGTH_BYTES, "big"))
                 stream.write(content)
                 stream.flush()
 

@@ -12,9 +12,11 @@ import hashlib
 import importlib
 import os
 import sys
+import sysconfig
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import FunctionType, ModuleType
@@ -26,17 +28,12 @@ from parcoll.wire.own_modules import NOT_OWN, is_own_module, is_own_spec, outlin
 from parcoll.world.content import Content, Names, content_of, put, resolved
 
 
+@dataclass(frozen=True, slots=True)
 class OwnState:
     """The changed data of all modules, packed."""
 
-    __slots__ = ("digest", "packed")
-
-    def __init__(self, digest: str, packed: bytes) -> None:
-        self.digest = digest
-        self.packed = packed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OwnState, (self.digest, self.packed)
+    digest: str
+    packed: bytes
 
 
 class ModuleState(NamedTuple):
@@ -126,8 +123,7 @@ class _Modules:
         """Find the modules; return the names of those that are new, or gone."""
         loaded = sys.modules
         seen = len(loaded), next(reversed(loaded))
-        same = all(loaded.get(name) is found.module for name, found in self.modules.items())
-        if same and seen == self._seen:
+        if seen == self._seen and all(loaded.get(name) is m.module for name, m in self.modules.items()):
             return set()
         self._seen = seen
         found: set[str] = set()
@@ -166,8 +162,8 @@ def homes() -> dict[str, set[str]]:
     """Return where what modules refer to was defined, by top-level module; as it was at the last reading."""
     found: dict[str, set[str]] = {}
     for name, module in list(_modules.modules.items()):
-        references = [c.data for c in module.state.contents.values() if c.kind == "reference"]
-        homes = {data.decode().partition(":")[0] for data in references}
+        contents = module.state.contents.values()
+        homes = {c.data.decode().partition(":")[0] for c in contents if c.kind == "reference"}
         found.setdefault(name.partition(".")[0], set()).update(homes)
     return found
 
@@ -180,6 +176,7 @@ _states: dict[str, ModuleState] = {}
 _stamps: dict[str, tuple[str, Any]] = {}  # files of own modules that were imported here, as they were
 _edited: set[str] = set()
 _taking = threading.RLock()
+_ABSENT = object()  # what a name was that the script gave a module, and the import does not
 
 
 class _Taken:
@@ -201,7 +198,7 @@ class _Taken:
             owner, attribute = resolved(self.module, path)
             if owner is None:
                 continue
-            here = vars(owner).get(attribute)
+            here = vars(owner).get(attribute, _ABSENT)
             if before is None and content_of(here, name, path, plain_only="." in path) == content:
                 continue
             try:
@@ -221,17 +218,27 @@ class _Taken:
 
     def _restore(self, path: str) -> None:
         owner, attribute = resolved(self.module, path)
-        if owner is not None and path in self.replaced:
-            setattr(owner, attribute, self.replaced.pop(path))
+        if owner is None or path not in self.replaced:
+            return
+        before = self.replaced.pop(path)
+        if before is not _ABSENT:
+            setattr(owner, attribute, before)
+        elif attribute in vars(owner):
+            delattr(owner, attribute)
 
 
 _taken: dict[str, _Taken] = {}
 
 
+def is_news(state: OwnState | None) -> bool:
+    """Tell whether this process has not taken it over yet."""
+    return state is not None and (_given is None or state.digest != _given.digest)
+
+
 def take_over(state: OwnState | None) -> None:
     """Have the modules of this process be as the script's, and those that it imports later."""
     global _given
-    if state is None or (_given is not None and state.digest == _given.digest):
+    if state is None or not is_news(state):
         return
     with _taking:
         _given = state
@@ -260,9 +267,6 @@ def _take(module: ModuleType) -> None:
 
 class _Imports(MetaPathFinder):
     """Notes which modules of the user's own are imported, and has them take over what the script has."""
-
-    def __init__(self) -> None:
-        self._asking = threading.local()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -324,6 +328,9 @@ _imports = _Imports()
 def watch_imports() -> None:
     """Note what this process imports from now on."""
     if not sys.meta_path or sys.meta_path[0] is not _imports:
+        # It imports a module itself while it fills the table that tells what is the user's own: were this
+        # import its first use, the finder would ask of a table half filled.
+        sysconfig.get_config_vars()
         if _imports in sys.meta_path:
             sys.meta_path.remove(_imports)
         sys.meta_path.insert(0, _imports)

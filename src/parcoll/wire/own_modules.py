@@ -17,7 +17,6 @@ import pkgutil
 import site
 import sys
 import sysconfig
-import zipimport
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -180,7 +179,7 @@ def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
 
 def _zipped(name: str, spec: Any) -> ModuleTexts:
     """Return the sources of a module in a zip file and of its submodules; none if it is in no zip file."""
-    if not isinstance(spec.loader, zipimport.zipimporter):
+    if not hasattr(spec.loader, "archive"):  # of zipimport, or what stands around one of its loaders
         return {}
     text = spec.loader.get_source(name)
     folders = spec.submodule_search_locations

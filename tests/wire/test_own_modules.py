@@ -12,7 +12,7 @@ import pytest
 
 from parcoll import SerializationError
 from parcoll.wire.own_modules import sources_for
-from parcoll.world.own_state import watch_imports
+from parcoll.world.takeover import watch_imports
 
 
 @pytest.fixture

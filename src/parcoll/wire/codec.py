@@ -1,7 +1,7 @@
 """Codec: objects to pickled bytes and back, without what pickle and cloudpickle would lose.
 
 Kept are the fields of built-in exceptions, what a program has changed in its classes of `__main__`, and what
-`reducers` tells of.
+`reducers` and `classes` tell of.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import cloudpickle
 
 from parcoll.text import short_repr
 from parcoll.wire import script
+from parcoll.wire.classes import made_class, reduced_class
 from parcoll.wire.reducers import (
     REDUCED,
     class_of_number,
-    made_class,
     make_skeleton_class,
     make_skeleton_enum,
     names_of,
     reduced,
-    reduced_class,
     sentinel,
     set_class_state,
 )

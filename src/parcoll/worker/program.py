@@ -22,7 +22,7 @@ from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
-from parcoll.world import own_state
+from parcoll.world import takeover
 from parcoll.world.namespace import CODEC, pack_program
 from parcoll.world.world import World, enter
 
@@ -94,9 +94,9 @@ class SharedProgram:
             if self.world is not None and self.python == PYTHON:
                 enter(self.world)
                 with _as_loading():
-                    if self.modules and own_state.is_news(self.world.own):
+                    if self.modules and takeover.is_news(self.world.own):
                         install(unpacked(self.modules))  # before: what the state refers to may be one of them
-                    own_state.take_over(self.world.own)
+                    takeover.take_over(self.world.own)
             if self._loaded is None:
                 self._loaded = self._from_cache() if self.cached else self._unpickle()
         return self._loaded
@@ -124,9 +124,9 @@ class SharedProgram:
         loaded = len(sys.modules)
         with _as_loading():
             if self.world is not None and self.world.of_machine:
-                own_state.import_edited()
+                takeover.import_edited()
             elif self.world is not None:
-                own_state.watch_imports()
+                takeover.watch_imports()
             with loading(self.main):
                 program: Any = self.packed.load(self.main is None or self.main.travelled)
                 if self.main is not None:

@@ -19,9 +19,10 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from parcoll.wire import script
+from parcoll.wire.classes import is_noted
 from parcoll.wire.codec import ByValue, Naming, loads
 from parcoll.wire.payload import Packed, pickled
-from parcoll.wire.reducers import globals_named, is_named, is_noted, names_of, sentinels
+from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, script_of
 
 ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is

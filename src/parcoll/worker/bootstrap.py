@@ -9,14 +9,38 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker_state_machine import RescheduleMsg
+
+ASKED_AFTER = 0.3  # seconds
 
 # Run by `eval` where the plugin arrives: executes this module's text and makes the plugin.
 _MAKE = "exec(compile(text, 'parcoll/worker/bootstrap.py', 'exec'), names) or names['Bootstrap'](*arguments)"
+
+
+def ask_again(worker: Any, key: Any, start: str, finish: str) -> None:
+    """Have the scheduler give out again a task that it gave this worker, and that the worker forgets.
+
+    It may be fetching a result from another worker that dies. The scheduler then has it make the result anew.
+    When it drops any task that has needed this result, dask's worker takes the result for one that nobody
+    needs any more, though the scheduler waits for it for ever. `tests/dask_facts` fails when that changes.
+    Waits a moment, since the scheduler itself may have taken the task back, or give it out again.
+    """
+    if (start, finish) == ("resumed", "released"):
+        worker.loop.call_later(ASKED_AFTER, _ask_again, worker, key)
+
+
+def _ask_again(worker: Any, key: Any) -> None:
+    known = worker.state.tasks.get(key)
+    if (
+        known is None or known.state == "cancelled"
+    ):  # the scheduler leaves alone what it gave to another worker
+        worker.batched_send(RescheduleMsg(key=key, stimulus_id=f"parcoll-forgotten-{time.time()}").to_dict())
 
 
 class Bootstrap(WorkerPlugin):
@@ -32,8 +56,13 @@ class Bootstrap(WorkerPlugin):
         self.sources = sources
         self.python = python
 
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Ask for a task that the worker was to run, and forgets."""
+        ask_again(self._worker, key, start, finish)
+
     def setup(self, worker: Any) -> None:
         """Install the sources, unless the worker has the very same ones."""
+        self._worker = worker
         if sys.version_info[:2] != self.python:
             return  # each task raises an error that says so
         names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}

@@ -17,7 +17,7 @@ from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.modules import install, unpacked
-from parcoll.wire.payload import Packed, Payload, Plain
+from parcoll.wire.payload import Fetched, Packed, Payload, Plain, Shared, Sharing
 from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
@@ -27,6 +27,7 @@ from parcoll.world.namespace import CODEC, pack_program
 from parcoll.world.world import World, enter
 
 PYTHON = sys.version_info[:2]
+CACHED_LARGE = 2  # larger ones that it keeps loaded, of those that lie in shared memory
 CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
 
 
@@ -60,21 +61,26 @@ class Program:
 class SharedProgram:
     """A packed program, which each worker process unpickles once an evaluation.
 
-    A small one travels inside each task. A large one is a dask key of its own (`cached=False`): dask moves
-    its value to each worker once, and drops it with the evaluation.
+    A small one travels inside each task. A large one lies in shared memory, where the workers have that.
+    Elsewhere, and where results are kept, it is a dask key of its own (`cached=False`): dask moves its value
+    to each worker once, and drops it with the evaluation.
     """
 
-    __slots__ = ("_loaded", "cached", "main", "modules", "packed", "python", "script", "token", "world")
+    __slots__ = (
+        *("_loaded", "cached", "lent", "main", "modules", "packed", "python", "script", "token"),
+        "world",
+    )
 
     def __init__(
         self,
-        packed: Payload,
+        packed: Payload | None,
         token: str,
         world: World | None = None,
         modules: bytes = b"",
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
         script: bytes = b"",
+        lent: Payload | None = None,
     ) -> None:
         self.packed = packed
         self.token = token
@@ -83,11 +89,36 @@ class SharedProgram:
         self.cached = cached
         self.python = python
         self.script = script  # what the script has beside what its functions name
+        self.lent = lent  # all of this, in shared memory
         self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
+    def lend(self, sharing: Sharing) -> Payload | None:
+        """Have the program travel through shared memory; return what it lies in, None if it cannot."""
+        lent = sharing.pack((self.packed, self.world, self.modules, self.script))
+        if not isinstance(lent, Shared):
+            return None
+        self.lent, self.cached = lent, False
+        return lent
+
+    def _fetch(self) -> None:
+        """Copy out of shared memory what was lent; OSError if the evaluation has ended."""
+        assert self.lent is not None
+        packed, self.world, self.modules, self.script = self.lent.load()
+        self.packed = Fetched(packed.head, *packed.buffers)  # not copied again
+
     def load(self) -> Program:
         """Return the program, unpickled at most once in this process, which is as the user's was."""
+        with self._alone():
+            return self._load()
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Have tasks that share this object load it one after the other."""
+        return contextlib.nullcontext() if self.lent is None else _cache_lock
+
+    def _load(self) -> Program:
+        if self.lent is not None and self.packed is None and self._loaded is None:
+            self._fetch()
         if self._loaded is None and self.script:
             _, self.main = _cache.get(self.token) or (None, arrived(self.script, CODEC))
         with running(self.main):
@@ -99,6 +130,8 @@ class SharedProgram:
                     takeover.take_over(self.world.own)
             if self._loaded is None:
                 self._loaded = self._from_cache() if self.cached else self._unpickle()
+        if self.lent is not None:
+            self.packed, self.script = None, b""  # a process beside this one reads it where it lies
         return self._loaded
 
     def _from_cache(self) -> Program:
@@ -127,6 +160,7 @@ class SharedProgram:
                 takeover.import_edited()
             elif self.world is not None:
                 takeover.watch_imports()
+            assert self.packed is not None
             with loading(self.main):
                 program: Any = self.packed.load(self.main is None or self.main.travelled)
                 if self.main is not None:
@@ -138,6 +172,8 @@ class SharedProgram:
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
+        if self.lent is not None or self.packed is None:
+            return 0
         nbytes = self.packed.nbytes + len(self.modules) + len(self.script)
         return nbytes if self.world is None else nbytes + self.world.nbytes
 
@@ -145,6 +181,8 @@ class SharedProgram:
         return self.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.lent is not None:
+            return _lent, (self.lent, self.token, self.python)
         arguments = (self.packed, self.token, self.world, self.modules, self.cached, self.python)
         return SharedProgram, (*arguments, self.script)
 
@@ -154,9 +192,20 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 _cache: OrderedDict[str, tuple[Program, Script | None]] = OrderedDict()
+_lent_here: OrderedDict[str, SharedProgram] = OrderedDict()
 _loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()
+
+
+def _lent(lent: Payload, token: str, python: tuple[int, int]) -> SharedProgram:
+    """Return the program that lies in shared memory: one object in each process."""
+    with _cache_lock:
+        found = _lent_here.pop(token, None)
+        _lent_here[token] = found or SharedProgram(None, token, cached=False, python=python, lent=lent)
+        while len(_lent_here) > CACHED_LARGE:
+            _lent_here.popitem(last=False)
+        return _lent_here[token]
 
 
 isolated = False  # True in a process beside a worker (`subworker_main`)

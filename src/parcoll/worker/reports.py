@@ -14,6 +14,7 @@ from typing import Any
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from parcoll.wire.payload import SHARED_BYTES, Packed, Several
+from parcoll.worker.bootstrap import ask_again
 from parcoll.worker.outcome import Outcome, mailbox
 
 
@@ -28,6 +29,7 @@ class ReportSender(WorkerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; drop that of a task which nobody waits for."""
+        ask_again(self._worker, key, start, finish)
         if not mailbox or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = mailbox.pop(key, ("", None))

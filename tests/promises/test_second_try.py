@@ -72,7 +72,7 @@ def bring_workers(client: Any, count: int) -> None:
 
     def are_there() -> bool:
         found = workers_of(client).values()
-        return len(found) == (count if _bare else 2) and all(map(is_alive, found))
+        return len(found) >= (count if _bare else 2) and all(map(is_alive, found))
 
     for _ in range(count - len(workers_of(client)) if _bare else 0):
         _bare[0].add_worker()

@@ -17,6 +17,7 @@ from parcoll.errors import ElementError
 def broken(cluster: Connection) -> Iterator[Callable[[Callable[[], None]], None]]:
     """Give what runs a function in the workers that breaks something; they are replaced afterwards."""
     client = cluster.engine.client
+    client.wait_for_workers(2)
     yield client.run
 
     def end() -> None:
@@ -59,7 +60,7 @@ def processes_that_are_too_large() -> None:
 def no_memory_for_distributed() -> None:
     from parcoll.worker import isolation
 
-    isolation.memory_left = lambda: 30e6
+    isolation.memory_left = lambda: 45e6  # it has 20e6 before, 55e6 with distributed
 
 
 @pytest.mark.parametrize("on_error", ["skip", lambda error: error])

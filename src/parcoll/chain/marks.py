@@ -60,7 +60,7 @@ class Marks:
 
     def __init__(self, descriptor: int) -> None:
         page = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE))
-        self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn
+        self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn, size
         self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
 
     @staticmethod
@@ -92,6 +92,11 @@ class Marks:
             yield
         finally:
             self.numbers[0], self.times[0] = phase, deadline + monotonic() - started
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the process had when it was set up."""
+        return self.numbers[6]
 
     @property
     def deadline(self) -> float:

@@ -127,7 +127,8 @@ class Subworker:
             if self.marks.deadline <= time.monotonic() and self._stop_late():
                 raise self._died(timed_out=True)
             if memory_limit < math.inf and resident_bytes(self._popen.pid) > memory_limit:
-                raise self._died("was ended, since it took more memory than its worker may: {mib} MiB")
+                how = "was ended, since it took more memory than its worker may: {mib} MiB"
+                raise self._died(how, unstarted=self.marks.size > memory_limit)
 
     def _ready(self, to_read: bool, seconds: float = LONGEST_LOOK) -> bool:
         """Wait until the connection can be read or written; EOFError if the process has ended."""
@@ -174,12 +175,14 @@ class Subworker:
         self._popen.send_signal(signal.SIGCONT)
         return False
 
-    def _died(self, ended: str = "", timed_out: bool = False) -> Died:
+    def _died(self, ended: str = "", timed_out: bool = False, unstarted: bool = False) -> Died:
         how = ended.format(mib=resident_bytes(self._popen.pid) >> 20)
         if not ended and not timed_out:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
+        if unstarted:
+            mark = mark._replace(phase=SETTING_UP)
         self.end()
         died = Died(mark, how or how_ended(self._popen.returncode), timed_out)
         if mark.phase == SETTING_UP:

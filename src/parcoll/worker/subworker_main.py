@@ -25,7 +25,7 @@ from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Verd
 from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
-from parcoll.system import adopt_orphans, die_with_parent
+from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
 from parcoll.wire.boot import LENGTH_BYTES
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
@@ -91,6 +91,7 @@ def main(socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str 
     programs.isolated = True
     make_main(Script())  # in place of the code that started this process
     marks = Marks(marks_fd)
+    marks.numbers[6] = resident_bytes(os.getpid())
     served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.enable()
     for descriptor in (socket_fd, marks_fd):

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import weakref
 
 IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
@@ -43,6 +44,28 @@ def die_with_parent(parent: int) -> bool:
     if os.getppid() != parent:  # the parent died before the kernel was asked
         os._exit(1)
     return set_
+
+
+def leave_to_forks(number: int) -> None:
+    """Have what this process forks from now on be ended by a signal that has a handler here.
+
+    `multiprocessing.Pool` ends its processes so. A handler of Python's runs between two steps of Python's: a
+    fork that is about to wait for a lock just then never sees that it is to end. Until a fork has no handler
+    any more, the signal waits.
+    """
+    masks = threading.local()
+
+    def before() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+
+    def in_child() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        after()
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
 
 
 def how_ended(code: int) -> str:

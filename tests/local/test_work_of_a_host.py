@@ -243,3 +243,16 @@ def test_ctrl_c_is_nothing_to_the_cluster(start: Any, connect: Any) -> None:
         process.send_signal(signal.SIGINT)
     assert run(client, os.getpid) == pid
     assert os.getpgid(host.pid) == host.pid != os.getpgrp()
+
+
+def how_a_fork_ends_by_sigterm(_: int) -> int:
+    pid = os.fork()
+    if not pid:
+        # What a process does that is about to wait for a lock: with a handler of Python's it would go on.
+        os.kill(os.getpid(), signal.SIGTERM) or os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_a_function_forks_ends_by_sigterm(start: Any, connect: Any) -> None:
+    host = start(n_workers=1)
+    assert run(connect(host.wait_ready()), how_a_fork_ends_by_sigterm, 0) == -signal.SIGTERM

@@ -35,7 +35,7 @@ from parcoll.local.children import (
     worker_directory,
 )
 from parcoll.local.imports import lean_imports
-from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
+from parcoll.system import adopt_orphans, die_with_parent, how_ended, leave_to_forks, resident_bytes
 from parcoll.wire.own_modules import is_own
 from parcoll.wire.script import Script, make_main
 
@@ -323,6 +323,7 @@ class _Template:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
+        leave_to_forks(signal.SIGTERM)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         for descriptor in (

@@ -22,6 +22,7 @@ import psutil
 from children import Channel, serve
 
 from parcoll import connect, parallel
+from parcoll.watch.recorder import Recorder
 
 LOOPBACK = "127.0.0.1"
 QUIET = {
@@ -91,13 +92,13 @@ def stream(scheduler_pid: int, pause: float, warm: float, measured: float) -> di
     expected = itertools.count()
     right = next(results) == next(expected)
     ended: list[int] = []  # the elements of each task
-    add = chain.stats.add
+    add = Recorder.add
 
-    def note(outcome: Any) -> None:
+    def note(recorder: Recorder, outcome: Any) -> None:
         ended.append(outcome.read)
-        add(outcome)
+        add(recorder, outcome)
 
-    chain.stats.add = note  # type: ignore[method-assign]
+    Recorder.add = note  # type: ignore[method-assign]
     marks = []
     for wanted in (warm, warm + measured):
         while time.monotonic() < started + wanted:
@@ -105,6 +106,7 @@ def stream(scheduler_pid: int, pause: float, warm: float, measured: float) -> di
         done = (len(ended), sum(ended))
         marks.append((time.monotonic(), processor_time(scheduler_pid), processor_time(), *done))
     results.close()
+    Recorder.add = add  # type: ignore[method-assign]
     names = ("seconds", "scheduler", "client", "tasks", "elements")
     used = {name: after - before for name, before, after in zip(names, *marks, strict=True)}
     return used | {"right": right}

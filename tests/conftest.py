@@ -34,6 +34,21 @@ def pytest_configure(config: pytest.Config) -> None:
 LEFT_BEHIND = 70  # an exit code that pytest has no meaning for
 left_behind: list[str] = []
 
+# What takes a minute and more, on two cores: that begins first where several processes share the tests out.
+LONGEST = (
+    *("cluster/test_hosts.py", "cluster/test_reconnect.py", "promises/test_timeouts.py"),
+    *("promises/test_shutdown.py", "promises/test_resuming.py", "faults/test_faults.py"),
+    *("promises/test_scripts.py", "cluster/test_lost_cluster.py", "promises/test_deadly_elements.py"),
+    *("promises/test_ends_of_scripts.py", "cluster/test_bare_cluster.py", "promises/test_memory.py"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have the longest files begin first where pytest-xdist shares them out: all end at the same time."""
+    if hasattr(config, "workerinput"):
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def leaves_no_trace(request: pytest.FixtureRequest) -> Iterator[None]:

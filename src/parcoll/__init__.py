@@ -1,22 +1,27 @@
-"""Every core, or a whole dask cluster, as `map`: see `parallel`."""
+"""Parallel collections: every core, or a whole dask cluster, as `map`. Begin with `parallel`."""
 
-from parcoll.collection import ParallelGen
-from parcoll.connection import Connection, connect
-from parcoll.errors import (
-    CheckpointError,
-    ClusterLostError,
-    ClusterStartError,
-    ConnectError,
-    ElementError,
-    ElementTimeoutError,
-    ParcollError,
-    SerializationError,
-    SourceConsumedError,
-    VersionWarning,
-    WorkerLostError,
-)
-from parcoll.sources import parallel, read_text
-from parcoll.watch.progress import progress
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parcoll.collection import ParallelGen
+    from parcoll.connection import Connection, connect
+    from parcoll.errors import (
+        CheckpointError,
+        ClusterLostError,
+        ClusterStartError,
+        ConnectError,
+        ElementError,
+        ElementTimeoutError,
+        ParcollError,
+        SerializationError,
+        SourceConsumedError,
+        VersionWarning,
+        WorkerLostError,
+        WorkerSetupError,
+    )
+    from parcoll.sources import parallel, read_text
+    from parcoll.watch.progress import progress
 
 __all__ = [
     "CheckpointError",
@@ -32,8 +37,34 @@ __all__ = [
     "SourceConsumedError",
     "VersionWarning",
     "WorkerLostError",
+    "WorkerSetupError",
     "connect",
     "parallel",
     "progress",
     "read_text",
 ]
+
+# A public name's module is imported when the name is first asked for. A package that imports its own modules
+# deadlocks where two threads begin with two of them (each holds its module's lock and waits for the other's
+# or the package's: a dask worker unpickles two first tasks at once). And processes that run functions need
+# none of the modules that only the script's process does.
+_HOMES = {
+    "ParallelGen": "parcoll.collection",
+    "Connection": "parcoll.connection",
+    "connect": "parcoll.connection",
+    "parallel": "parcoll.sources",
+    "read_text": "parcoll.sources",
+    "progress": "parcoll.watch.progress",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES.get(name, "parcoll.errors")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

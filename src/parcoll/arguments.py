@@ -10,12 +10,26 @@ import os
 import sys
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
-from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.text import describe, function_name, short_repr
 
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
+
+
+class Tries(TypedDict, total=False):
+    """The settings of a step for its attempts with one element; None means what `parallel` was told."""
+
+    retries: int | None
+    retry_on: RetryOn | None
+    timeout: float | None
+
+
+class StepSettings(Tries, total=False):
+    """All settings of a step: those of its attempts, and what becomes of an element if all of them fail."""
+
+    on_error: OnError | None
 
 
 def function(func: Any, method: str) -> Any:
@@ -90,6 +104,15 @@ def checkpoint(given: Any) -> str | None:
     return path
 
 
+def no_checkpoint(given: str | None, method: str, instead: str) -> None:
+    """Refuse a method that a collection with a checkpoint has no use for."""
+    if given is not None:
+        raise TypeError(
+            f"{method}() keeps its results on the workers, so checkpoint={given!r} cannot save them: use "
+            f"{instead}, or leave checkpoint out"
+        )
+
+
 def taken(given: Any) -> int:
     """Return how many elements `take` was asked for."""
     try:
@@ -115,7 +138,10 @@ def policy(
         default.timeout if timeout is None else _timeout(timeout),
     )
     if of_chain is not None and retry_on is not None and not made.retries:
-        raise ValueError(f"retry_on says nothing without retries, got retry_on={describe(retry_on)}")
+        raise ValueError(
+            "retry_on has no effect without retries: pass retries=1 or more, or leave retry_on out; got "
+            f"retry_on={describe(retry_on)}"
+        )
     return made
 
 

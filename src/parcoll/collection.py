@@ -1,14 +1,14 @@
-"""`ParallelGen`: what users call. Checks arguments, extends the chain, asks for evaluations."""
+"""ParallelGen: what users call. It checks arguments, extends the chain and asks for evaluations."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeGuard, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeGuard, TypeVar, Unpack, overload
 
 from parcoll import arguments
-from parcoll.chain.policy import OnError, RetryOn
+from parcoll.arguments import StepSettings, Tries
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.current import engine_for
 from parcoll.errors import ElementError
@@ -32,41 +32,35 @@ Word = Literal["raise", "skip"] | None
 Else = Callable[[ElementError], D]
 
 
-class Tries(TypedDict, total=False):
-    """What a step may be told of its attempts with one element; None for what `parallel` was told."""
-
-    retries: int | None
-    retry_on: RetryOn | None
-    timeout: float | None
-
-
-class StepSettings(Tries, total=False):
-    """The same, and what becomes of an element for which they all fail."""
-
-    on_error: OnError | None
-
-
 class ParallelGen(Generic[T_co]):
-    """A lazy collection whose chained calls run on worker processes.
+    """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
-    Made by `parallel`. `map`, `filter`, `flatmap` and `unordered` return a new collection and leave
-    this one as it is; nothing runs until the collection is iterated or `reduce`, `fold`, `foreach`,
-    `take`, `first` or `count` is called. Each evaluation starts anew from the source.
+    `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
+    nothing. Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first` and `count`: they
+    read the source from its start and run the whole chain. Results are not kept for the next evaluation.
 
-    Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle.
-    They get a copy of each element, in a worker process: changes they make to global variables or
-    to their arguments are not seen by the caller. A function's exception is raised by the evaluating
-    call with its own type, after the results before it, with a note that names step and element; or
-    `on_error=`, `retries=` and `timeout=` say otherwise, for all steps where `parallel` got them, for one
-    where its method did. A step that is given None does as `parallel` was told.
+    Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle. They get a
+    copy of each element in a worker process, so changes to it or to global variables are not seen by the
+    caller.
+
+    Order is that of the source, unless `unordered` says otherwise. Memory is bounded: the source is read at
+    most some partitions ahead of what was consumed. An exception of a function is raised by the evaluating
+    call, after the results before it, with its own type and a note that names the step and the element,
+    unless `on_error`, `retries` or `timeout` say otherwise: for the whole chain if `parallel` got them, or
+    for one step (see `map`).
+
+    >>> from parcoll import parallel
+    >>> numbers = parallel(range(10)).filter(lambda x: x % 2).map(lambda x: x * x)
+    >>> list(numbers), numbers.count(), numbers.reduce(max)
+    ([1, 9, 25, 49, 81], 5, 81)
     """
 
-    __slots__ = ("__weakref__", "_node", "_options", "_stats")
+    __slots__ = ("__weakref__", "_node", "_options", "_own")
 
     def __init__(self, node: Node, options: Options) -> None:
         self._node = node
         self._options = options
-        self._stats = Stats()
+        self._own: Stats | None = None  # of the last evaluation of this collection itself
 
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
         if func is not None or not kind.may_lack_function:
@@ -82,14 +76,33 @@ class ParallelGen(Generic[T_co]):
     def map(
         self, func: Callable[[T_co], R], *, on_error: Else[D], **tries: Unpack[Tries]
     ) -> ParallelGen[R | D]: ...
-    def map(
-        self,
-        func: Any,
-        **settings: Unpack[StepSettings],
-    ) -> ParallelGen[Any]:
-        """Return a collection of `func(element)` for each element, in the same order. Lazy.
+    def map(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+        """Return a collection of `func(element)` for each element, in the same order. Runs nothing.
 
-        What an `on_error` function returns stands for the result, and goes on to the next step.
+        When the collection is evaluated, `func` is called on the workers, and an element goes through all
+        steps before the next one starts. At most some partitions of results are held, those that wait to be
+        consumed.
+
+        Args:
+            func: A callable of one argument that cloudpickle can pickle: a function, lambda, closure, bound
+                method or class. It gets a copy of the element. Fix further arguments with
+                `functools.partial`.
+            on_error: What becomes of an element for which `func` raises. "raise" ends the evaluation with the
+                exception. "skip" leaves the element out. A function is called on the worker with an
+                `ElementError`; what it returns stands for the result, and goes on to the next step.
+            retries: How often `func` is called again with an element for which it raised: after 0.1 s, 0.2 s
+                and so on up to 10 s, less a random part of at most half. The worker waits.
+            retry_on: The exceptions that are worth it: a subclass of Exception, a tuple or union of them, or
+                a function that gets the exception and returns whether to try again.
+            timeout: Seconds that one call may take. A call that takes longer is stopped, and its element has
+                failed with an `ElementTimeoutError`. `math.inf` means no limit.
+
+        These settings hold for this step. None, the default of each, means what `parallel` was told; if it
+        was told nothing, that is "raise", 0, Exception, and no limit.
+
+        Raises TypeError or ValueError at once for a wrong argument. The evaluation raises what `func` raised,
+        if `on_error` is "raise" or it is not an `Exception` (KeyboardInterrupt, SystemExit), and
+        SerializationError if `func`, an element or a result cannot be sent between processes.
 
         >>> from parcoll import parallel
         >>> list(parallel(["a", "b"]).map(str.upper))
@@ -127,15 +140,12 @@ class ParallelGen(Generic[T_co]):
     def filter(
         self, predicate: Callable[[T_co], object], *, on_error: Else[D], **tries: Unpack[Tries]
     ) -> ParallelGen[T_co | D]: ...
-    def filter(
-        self,
-        predicate: Any,
-        **settings: Unpack[StepSettings],
-    ) -> ParallelGen[Any]:
-        """Return a collection of the elements for which `predicate` is true, in the same order. Lazy.
+    def filter(self, predicate: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+        """Return a collection of the elements for which `predicate` is true, in the same order. Runs nothing.
 
-        With None, the elements that are true themselves stay, as with the builtin. What an `on_error`
-        function returns stands for the element, and stays, true or not.
+        `predicate` is a callable of one argument, or None for the elements that are true themselves, as with
+        the builtin. `on_error`, `retries`, `retry_on`, `timeout` and errors are those of `map`. What an
+        `on_error` function returns stands for the element, and stays whether it is true or not.
 
         >>> from parcoll import parallel
         >>> list(parallel(range(6)).filter(lambda x: x % 2))
@@ -151,19 +161,17 @@ class ParallelGen(Generic[T_co]):
     def flatmap(
         self, func: Callable[[T_co], Iterable[R]], *, on_error: Else[D], **tries: Unpack[Tries]
     ) -> ParallelGen[R | D]: ...
-    def flatmap(
-        self,
-        func: Any,
-        **settings: Unpack[StepSettings],
-    ) -> ParallelGen[Any]:
-        """Return a collection of the elements of each `func(element)`, one level flattened. Lazy.
+    def flatmap(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+        """Return a collection of the elements of each `func(element)`, flattened by one level. Runs nothing.
 
-        `func` returns any iterable (a string gives its characters). It is drawn in the worker, one
-        by one through the steps after it; what the last step makes of one partition is held there
-        until it is sent back, so an endless iterable is for `take` and `first` only.
+        Order is that of the source, and within an element that of what `func` returned: any iterable (a
+        string gives its characters). The worker draws from it one by one through the following steps, and
+        holds all results of a partition until it sends them. So an endless iterable is for `take` and `first`
+        only.
 
-        Where the iterable raises halfway, what it gave before stays: then the element has failed, and is
-        not tried again. What an `on_error` function returns comes after it, as one element.
+        `on_error`, `retries`, `retry_on`, `timeout` and errors are those of `map`. If the iterable raises
+        halfway, the element has failed: what it gave before stays, and it is not tried again. What an
+        `on_error` function returns comes after that, as one element.
 
         >>> from parcoll import parallel
         >>> list(parallel(["ab", "c"]).flatmap(list))
@@ -174,9 +182,10 @@ class ParallelGen(Generic[T_co]):
     flat_map = flatmap
 
     def unordered(self) -> ParallelGen[T_co]:
-        """Return a collection that gives results as partitions end, not in source order. Lazy.
+        """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.
 
-        `reduce`, `fold` and `foreach` keep the source's order all the same.
+        For iteration, `take` and `first`: a slow partition then holds up no other. `reduce`, `fold` and
+        `foreach` keep the order of the source.
 
         >>> from parcoll import parallel
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())
@@ -185,69 +194,76 @@ class ParallelGen(Generic[T_co]):
         return ParallelGen(self._node, dataclasses.replace(self._options, ordered=False))
 
     def __iter__(self) -> Iterator[T_co]:
-        """Evaluate, and give the results in order as they come.
+        """Evaluate, and give the results one by one, in order, as they come.
 
-        Reads the source in the thread that iterates, at most a bounded window ahead: a few
-        partitions for each worker thread. Closing or dropping the iterator, or leaving the loop,
-        cancels what has not begun.
+        The thread that iterates reads the source, at most a bounded window ahead of what it consumed: some
+        partitions for each worker thread. Closing or dropping the iterator cancels what has not begun. Raises
+        what a function or the source raised, after the results before it.
         """
         return evaluation.iterate(self._run)
 
     def _run(self) -> Run:
-        self._stats = Stats()
-        return Run(self._node, self._options, lambda: engine_for(self._options.client), self._stats)
+        self._own = stats = Stats()
+        for node in self._node.back():
+            node.stats = stats
+        return Run(self._node, self._options, lambda: engine_for(self._options.client), stats)
 
     @overload
     def reduce(self, func: Callable[[T_co, T_co], T_co]) -> T_co: ...
     @overload
     def reduce(self, func: Callable[[A, T_co], A], initial: A) -> A: ...
     def reduce(self, func: Callable[[Any, Any], Any], initial: Any = UNSET) -> Any:
-        """Return `functools.reduce(func, elements[, initial])`. Evaluates.
+        """Evaluate, and return `functools.reduce(func, elements[, initial])`.
 
-        An exact left fold in source order, for any function: the steps before it run in parallel,
-        the fold itself goes from worker to worker as the stream goes by, and only its value comes
-        back. It starts from a copy of `initial`. Where `func` is associative, `fold` is faster.
+        This is an exact left fold in the order of the source, for any `func`. The steps before it run in
+        parallel; the fold goes from worker to worker as results are made, and only its value comes back. It
+        starts from a copy of `initial`. If `func` is associative, `fold` is faster.
 
-        Raises TypeError for an empty collection without `initial`.
+        Raises TypeError for an empty collection without `initial`, and what a function raised. An element for
+        which `func` itself raises cannot be left out.
 
         >>> from parcoll import parallel
         >>> parallel("abc").reduce(lambda x, y: y + x)
         'cba'
         """
-        self._resumes_not("reduce", "functools.reduce(func, collection)")
+        arguments.no_checkpoint(self._options.checkpoint, "reduce", "functools.reduce(func, collection)")
         func = arguments.function(func, "reduce")
         return folding.reduce(self._run(), func, initial)
 
     def fold(self, func: Callable[[A, T_co], A], initial: A, combine: Callable[[A, A], A] | None = None) -> A:
-        """Return the fold of all elements from `initial`, each partition folded on its own. Evaluates.
+        """Evaluate, and return the fold of all elements from `initial`; each worker folds its own partitions.
 
-        Without `combine`, `func` must be associative and take two elements: each partition folds its
-        own elements, and `func` joins the values in source order. With `combine`, each partition starts
-        from a copy of `initial`, and `combine` joins the values. `initial` counts once either way: where
-        `combine(initial, initial)` is not equal to `initial`, the elements are folded one after the
-        other, as `reduce` does, so that the answer never depends on the partitions. Raises ValueError
-        where `initial`, joined to a partition's value by `combine`, visibly changes it.
+        Without `combine`, `func` must be associative and take two elements: each partition folds its own
+        elements, and `func` combines these values in the order of the source. With `combine`, each partition
+        starts from a copy of `initial`, and `combine` combines the values. Only the value comes back.
+
+        `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
+        equal to `initial`, the elements are folded one after the other, as `reduce` does.
+
+        Raises ValueError if a check of some values shows that `func` is not associative, or that `initial`
+        changes what it is combined with; and what a function raised. An element for which `func` or `combine`
+        itself raises cannot be left out.
 
         >>> from parcoll import parallel
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
         """
-        self._resumes_not("fold", "functools.reduce(func, collection, initial)")
+        arguments.no_checkpoint(
+            self._options.checkpoint, "fold", "functools.reduce(func, collection, initial)"
+        )
         func = arguments.function(func, "fold")
         combine = None if combine is None else arguments.function(combine, "fold")
         value: A = folding.fold(self._run(), func, initial, combine)
         return value
 
-    def foreach(
-        self,
-        func: Callable[[T_co], Any],
-        **settings: Unpack[StepSettings],
-    ) -> None:
-        """Call `func` with each element on the workers, now; its results become this collection's elements.
+    def foreach(self, func: Callable[[T_co], Any], **settings: Unpack[StepSettings]) -> None:
+        """Evaluate now: call `func` with each element; its results replace this collection's elements.
 
-        The results stay in the workers' memory until they are read, or until no collection refers
-        to them. Collections chained from this one earlier keep the elements they had. When `func`
-        raises, so does this, and the collection stays as it was; but for `on_error`, as in `map`.
+        Returns None. `func` is called on the workers. The results stay in the workers' memory, in the order
+        of the source, until they are read or until no collection refers to them. Collections that were
+        chained from this one before keep the elements that they had.
+
+        The settings are those of `map`. If this raises, the collection stays as it was.
 
         >>> from parcoll import parallel
         >>> numbers = parallel(range(3))
@@ -255,16 +271,19 @@ class ParallelGen(Generic[T_co]):
         >>> list(numbers)
         [0, 10, 20]
         """
-        self._resumes_not("foreach", "map(func) and a loop over its results")
+        arguments.no_checkpoint(self._options.checkpoint, "foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, settings)._run()
-        self._stats = run.stats
+        self._own = run.stats
         references = evaluation.keep_results(run)
         from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
         self._node = Node(source=bag_of_kept(references))
 
     def take(self, n: int) -> list[T_co]:
-        """Return the first `n` elements, fewer if there are no more. Evaluates, and cancels the rest.
+        """Evaluate, and return a list of the first `n` elements, or of all if there are fewer.
+
+        The evaluation ends as soon as it has them, and what has not begun is cancelled. Raises what a
+        function or the source raised before that: the list comes whole or not at all.
 
         >>> from parcoll import parallel
         >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
@@ -284,9 +303,10 @@ class ParallelGen(Generic[T_co]):
     @overload
     def first(self, default: D) -> T_co | D: ...
     def first(self, default: Any = UNSET) -> Any:
-        """Return the first element, or `default` if there is none. Evaluates, and cancels the rest.
+        """Evaluate, and return the first element, or `default` if there is none.
 
-        Raises ValueError for an empty collection without a default.
+        Cancels what has not begun. Raises ValueError for an empty collection if there is no `default`, and
+        what a function or the source raised before.
 
         >>> from parcoll import parallel
         >>> parallel(["x", "y"]).first()
@@ -299,9 +319,10 @@ class ParallelGen(Generic[T_co]):
         return default
 
     def count(self) -> int:
-        """Return the number of elements. Evaluates; the elements stay on the workers.
+        """Evaluate, and return the number of elements, which are counted on the workers and stay there.
 
-        With a checkpoint they come here to be saved, and those that are saved are counted there.
+        With a checkpoint, the elements come here to be saved, and those that are saved count. Raises what a
+        function or the source raised.
 
         >>> from parcoll import parallel
         >>> parallel(range(10)).filter(lambda x: x > 6).count()
@@ -311,10 +332,10 @@ class ParallelGen(Generic[T_co]):
 
     @property
     def bag(self) -> Bag:
-        """The `dask.bag.Bag` that this chain is: one layer for each call. Evaluates nothing.
+        """The `dask.bag.Bag` that stands for this chain, with a layer for each call. Evaluates nothing.
 
-        Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is
-        one partition there, since the engine cuts it while it runs.
+        Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is one
+        partition there, since an evaluation cuts it only while it runs.
         """
         from parcoll.evaluation.bag import bag_of  # lazy: dask.bag
 
@@ -322,44 +343,47 @@ class ParallelGen(Generic[T_co]):
 
     @property
     def stats(self) -> Stats:
-        """The numbers of this collection's last evaluation, or of the one going on; `str` is a table."""
-        return self._stats
+        """The numbers of this collection's last evaluation, or of the one that runs. Evaluates nothing.
+
+        Printed, they are a table; `help(collection.stats)` says what each of them is. A collection that was
+        not evaluated itself has the numbers of the last evaluation that went through it: that of a collection
+        chained from it, or of its `unordered()`.
+
+        >>> from parcoll import parallel
+        >>> numbers = parallel(range(10)).filter(lambda x: x > 6)
+        >>> numbers.count(), numbers.stats.elements_in, numbers.stats.elements_out
+        (3, 10, 3)
+        """
+        return self._own or self._node.stats or Stats()
 
     @property
     def errors(self) -> list[ElementError]:
-        """The elements that failed in a step in the last evaluation, or in the one going on.
+        """The elements that failed in the last evaluation, or in the one that runs, as `ElementError`s.
 
-        In the order of the source; the first thousand that came back, `stats.failed` has the count.
-        The one whose exception was raised is among them.
+        In the order of the source, with the one whose exception was raised; only the first thousand to come
+        back. Which evaluation that is, `stats` says.
 
         >>> from parcoll import parallel
         >>> numbers = parallel(["1", "x", "3"], on_error="skip").map(int)
         >>> sum(numbers), [(error.index, error.element) for error in numbers.errors]
         (4, [(1, 'x')])
         """
-        return self._stats.failed_elements.rebuilt()
+        return self.stats._failed_elements.rebuilt()
 
     def explain(self) -> Explanation:
-        """Return what there is to know: chain, source, engine, partitions, and the last run's numbers.
+        """Return a description: chain, source, where it would run, partitions, the last run's numbers.
 
-        Evaluates nothing. `print` it, or let a notebook show it.
+        Evaluates nothing and starts nothing. `print` it, or let a notebook show it.
 
         >>> from parcoll import parallel
         >>> print(parallel(range(3), partition_size=2).map(str).explain().partitions)
         2 elements each; results in source order
         """
         *_, first = self._node.back()
-        return explanation(self._chain_text(), first.source, self._options, self._stats)
+        return explanation(self._chain_text(), first.source, self._options, self.stats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParallelGen, (self._node, self._options)
-
-    def _resumes_not(self, method: str, instead: str) -> None:
-        if self._options.checkpoint is not None:
-            raise TypeError(
-                f"{method}() keeps what it makes on the workers, where no checkpoint can have it "
-                f"(checkpoint={self._options.checkpoint!r}): use {instead}, or leave checkpoint out"
-            )
 
     def _chain_text(self) -> str:
         return self._node.describe() + ("" if self._options.ordered else ".unordered()")
@@ -368,9 +392,9 @@ class ParallelGen(Generic[T_co]):
         return f"<ParallelGen: {self._chain_text()}>"
 
     def _repr_html_(self) -> str:
-        """Return the chain, and the numbers where there are any, for a notebook. Evaluates nothing."""
+        """Return the chain, and its numbers if it was evaluated, for a notebook. Evaluates nothing."""
         from html import escape
 
-        numbers = self._stats.snapshot()
+        numbers = self.stats.snapshot()
         chain = f"<code>{escape(repr(self))}</code>"
         return f"<div>{chain}</div>{'' if numbers['state'] == 'new' else table.html(numbers)}"

@@ -1,10 +1,11 @@
-"""`connect`: which cluster evaluates, for a block or for the rest of a program."""
+"""Connection: which cluster evaluates, for a block or for the rest of a program. `connect` makes one."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -19,37 +20,49 @@ from parcoll.log import logger
 from parcoll.text import describe, short_repr
 
 ALLOWED = (
-    'None (a local cluster), a scheduler\'s address ("tcp://..." or "tls://...") or file, "inline", '
-    "a distributed.Client, or a dask cluster object"
+    'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
+    '"inline", a distributed.Client, or a dask cluster object'
 )
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 class Connection:
-    """A cluster in force: evaluations run on it until it is closed, or its `with` block ends."""
+    """A cluster on which all evaluations run until it is closed or its `with` block ends. `connect` makes it.
+
+    It holds for all threads. The one that was made last counts, of those that are not closed.
+
+    >>> from parcoll import connect, parallel
+    >>> with connect("inline") as connection:
+    ...     connection.address, parallel(range(3)).count()
+    ('inline', 3)
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine = engine  # internal: what runs the tasks
         self._closed = False
         current.enter(self)
         logger.debug("connected to %s", self.address)
 
     @property
     def address(self) -> str:
-        """The scheduler's address; "inline" where there is none."""
+        """The address of the scheduler; "inline" if there is none."""
         return self.engine.address
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of the page that shows the cluster's pipelines; None where there is no cluster.
+        """The address of the web page that shows the pipelines of the cluster; None if there is no cluster.
 
-        It comes from dask's template (`distributed.dashboard.link`); dask's own dashboard, at
-        `/status` instead of `/parcoll`, is linked there.
+        It is made from dask's template (`distributed.dashboard.link`). The page links to dask's own
+        dashboard, which is at `/status` instead of `/parcoll`.
         """
         link = self.engine.dashboard_link
         return None if link is None else _page_link(link)
 
     def close(self) -> None:
-        """Put back what was in force before; end the cluster if `connect` started it."""
+        """End the connection: evaluations run where they ran before it. May be called twice.
+
+        A cluster that `connect` started ends; any other goes on.
+        """
         if self._closed:
             return
         self._closed = True
@@ -57,6 +70,8 @@ class Connection:
         self.engine.close()
 
     def __enter__(self) -> Connection:
+        if self._closed:
+            raise ConnectError("this connection is closed, and nothing runs on it any more: connect() again")
         return self
 
     def __exit__(
@@ -84,7 +99,7 @@ class Connection:
 
 
 def _page_link(dashboard: str) -> str:
-    """Return the page beside dask's first one; a template that ends otherwise says where to go itself."""
+    """Return the address beside dask's `/status`; leave a template as it is if it ends otherwise."""
     return f"{dashboard.removesuffix('/status')}/parcoll" if dashboard.endswith("/status") else dashboard
 
 
@@ -97,32 +112,42 @@ def connect(
     security: Any = None,
     ship: Sequence[Any] = (),
     reconnect: float | None = None,
+    copies: bool = True,
 ) -> Connection:
-    """Return a connection on which all evaluations run from now on. Starts or joins it at once.
+    """Return a connection to a cluster, started or reached now, on which all evaluations run from now on.
 
-    `target`: None starts a local cluster; an address (`"tcp://host:8786"`, `"tls://..."`) joins a
-    scheduler, with `security` for TLS, as does the path of a scheduler file; a `distributed.Client` or a
-    dask cluster object is used as it is; `"inline"` evaluates in this process, which is what a debugger
-    wants.
-    `ship`: a scheduler's workers need dask only. parcoll and those modules of yours that no package
-    installs are sent along, as far as the functions, or the script, use them; `ship` adds others by name,
-    and leaves one out with "-name". What is in installed packages must be installed there too.
-    `n_workers`, `threads_per_worker`, `memory_limit` (of each worker) are for a local cluster: one
-    worker process with one thread for each core that this process may use.
+    It is a context manager; without `with` it lasts until `close()` or the end of the program. The connection
+    made last counts, in all threads. Closing it ends a cluster that it started, and nothing else.
 
-    `reconnect`: seconds for which an evaluation waits where the scheduler is gone, as while it is restarted.
-    When one answers again at the address (a file is read again, a cluster object asked again), it is joined
-    anew, and what has no result yet is sent again: results come once, and in order. What `reduce`, `fold`
-    and `foreach` had so far is gone; they begin again, unless their source can be read only once. Without
-    it, `ClusterLostError` ends the evaluation, and all later ones of this connection. A client that you
-    passed stays the one in use: dask has it look for its scheduler on its own, for as long as the `timeout`
-    that it was made with, and `reconnect` says how long evaluations wait for that.
+    Args:
+        target: None starts a local cluster. An address (`"tcp://host:8786"`, `"tls://..."`) or the path of a
+            scheduler file connects to a dask scheduler. A `distributed.Client` or a dask cluster object is
+            used as it is. "inline" evaluates in this process, which is what a debugger wants.
+        n_workers: For a local cluster: its worker processes. None starts one for each core that this process
+            may use.
+        threads_per_worker: For a local cluster: threads of each worker.
+        memory_limit: For a local cluster: what each worker may hold, as bytes, a text like "4 GiB", or a part
+            of the machine's memory from 0 to 1. "auto" divides the memory among the workers; None sets no
+            limit.
+        security: For an address or a scheduler file: a `distributed.Security` with what TLS needs.
+        ship: For a dask scheduler: names of modules that are sent to its workers, or, as "-name", that are
+            not. The workers need only dask and distributed. parcoll is sent, and so are those of your own
+            modules that no package installs, as far as the functions or the script use them. Installed
+            packages must be installed on the workers too, unless they are named here.
+        copies: For "inline": True gives functions copies, as on a cluster, and raises an error for what
+            cannot be sent. False gives them your own objects, for a debugger.
+        reconnect: For a dask scheduler: seconds that an evaluation waits when the scheduler is gone, for
+            example while it is restarted. When one answers again at the address (a file is read again, a
+            cluster object asked again), the evaluation goes on there and sends what has no result yet:
+            results come once and in order. `reduce`, `fold` and `foreach` begin again, unless their source
+            can be read only once. With None, `ClusterLostError` ends the evaluation and all later ones of
+            this connection.
 
-    The connection is a context manager; used bare, it lasts until `close()` or the end of the
-    program. The innermost one counts, in all threads. Closing it ends what it started and nothing else.
+    A client that you pass is never replaced. dask lets it look for its scheduler for as long as the `timeout`
+    that the client was made with, and `reconnect` says how long evaluations wait for that.
 
-    Raises TypeError for another target, ConnectError where no scheduler answers, ClusterStartError
-    where the local cluster does not start.
+    Raises TypeError for another target, ConnectError if no scheduler answers, and ClusterStartError if the
+    local cluster does not start.
 
     >>> from parcoll import connect, parallel
     >>> with connect("inline"):
@@ -137,9 +162,7 @@ def connect(
             f"connect() starts without a target; the target is {describe(target)}"
         )
     if security is not None and not isinstance(target, (str, os.PathLike)):
-        raise TypeError(
-            f"security is for joining a scheduler by its address, got {describe(security)} and no address"
-        )
+        raise TypeError(f"security is for a scheduler's address, got {describe(security)} and no address")
     if security is not None and not hasattr(security, "get_connection_args"):
         raise TypeError(f"security must be a distributed.Security, got {describe(security)}")
     if ship != ():
@@ -148,27 +171,33 @@ def connect(
         names_of(ship)
     if target is None and ship:
         raise TypeError(
-            f"ship={short_repr(ship)} is for a dask scheduler's workers: those of a local cluster import "
-            "as you do"
+            f"ship={short_repr(ship)} is for a dask scheduler's workers: leave it out, since those of a "
+            "local cluster import all that this process can import"
         )
     if reconnect is not None and target in (None, "inline"):
         raise TypeError(
             "reconnect is for a dask scheduler that others run: a local cluster that dies is replaced "
             f'anyway, and "inline" has none; the target is {describe(target)}'
         )
+    if not isinstance(copies, bool):
+        raise TypeError(f"copies must be True or False, got {describe(copies)}")
+    if not copies and not (isinstance(target, str) and target == "inline"):
+        raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
     if target is None:
         return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
+        if target == "inline":
+            return Connection(InlineEngine(copies))
         return _connect_address(target, security, ship, reconnect)
     return _connect_object(target, ship, reconnect)
 
 
 def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    if target == "inline":
-        return Connection(InlineEngine())
     address = lambda: target  # noqa: E731
-    if "://" not in target:
+    if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
+        target = f"{'tcp' if security is None else 'tls'}://{target}"
+    elif "://" not in target:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
@@ -176,7 +205,7 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
 
 
 def _connected(engine: RenewingEngine) -> Connection:
-    """Return a connection to a cluster that is there: raises what keeps it from starting or answering."""
+    """Return a connection to a cluster that is there. Raises what keeps it from starting or answering."""
     try:
         engine.connected()
     except BaseException:
@@ -194,19 +223,23 @@ def address_in(path: str | os.PathLike[str]) -> str:
             raise TypeError(f"its address is {address!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectError(
-            f"{os.fspath(path)!r} is no scheduler file, as `dask scheduler --scheduler-file` writes it "
+            f"{os.fspath(path)!r} is not a scheduler file as `dask scheduler --scheduler-file` writes it "
             f"({type(error).__name__}: {error})"
         ) from error
     return address
 
 
 def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
-    from parcoll.cluster.clients import is_client  # lazy: distributed
+    from parcoll.cluster.clients import is_address, is_client  # lazy: distributed
 
     if is_client(target):
         return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
-    if hasattr(target, "scheduler_address") and not isinstance(target, type):
+    if isinstance(target, type):
+        raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+    if is_address(getattr(target, "scheduler_address", None)):
         security = getattr(target, "security", None)
         way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
         return _connected(RenewingEngine(way))
+    if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
+        return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")

@@ -1,4 +1,8 @@
-"""Which engine evaluates: client=, the innermost connect, dask's client, dask's config, a local cluster."""
+"""Current engine: what an evaluation runs on if several could do it.
+
+The first of these that is there: the client given with `client=`, the innermost `connect`, dask's current
+client, the scheduler in dask's configuration, a local cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,39 +25,39 @@ SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
 default: RenewingEngine | None = None  # started by the first evaluation that finds nothing else
-connected_engines: dict[
-    str, tuple[int, RenewingEngine]
-] = {}  # engines by address from dask's config, with their process
+# The engines for addresses from dask's configuration, each with the process that made it.
+connected_engines: dict[str, tuple[int, RenewingEngine]] = {}
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
-_abandoned: list[Any] = []  # a parent's engines in a forked child: never used, never collected
+_abandoned: list[Any] = []  # of the parent, in a forked child: neither used nor garbage-collected
 
 
 def engine_for(client: Any) -> Engine:
-    """Return the engine for an evaluation that was given this client, or None."""
+    """Return the engine for an evaluation; `client` is what its collection was given, or None."""
     if _must_not_wait():
         return InlineEngine()
-    if client is not None:
-        return _engine_of_client(client)
-    innermost = current_connection()
+    innermost = current_connection() if client is None else None
     if innermost is not None:
         engine: Engine = innermost.engine
         return engine
-    current = _dask_client()
-    if current is not None:
-        return _engine_of_client(current)
+    found = client if client is not None else _dask_client()
+    if _in_thread_of_task(found):
+        return InlineEngine()
+    if found is not None:
+        return _engine_of_client(found)
     return _from_config() or local_engine()
 
 
 def describe_engine(client: Any) -> str:
-    """Say which engine `engine_for` would return; starts and joins nothing."""
-    if _must_not_wait():
-        return "this process: waiting for a worker would never end here"
+    """Say which engine `engine_for` would return. Starts nothing and connects to nothing."""
+    inline = "this process: waiting for a worker would never end here"
+    innermost = current_connection() if client is None else None
+    current = _dask_client() if client is None else client
+    if _must_not_wait() or (innermost is None and _in_thread_of_task(current)):
+        return inline
     if client is not None:
         return f"the client given, {_address(client)}"
-    innermost = current_connection()
     if innermost is not None:
         return f"connect(), {innermost.address}"
-    current = _dask_client()
     if current is not None:
         return f"dask's current client, {_address(current)}"
     import dask
@@ -78,7 +82,7 @@ def _engine_of_client(client: Any) -> Engine:
 
 
 def current_connection() -> Any:
-    """Return the innermost connection that this process opened; None without one."""
+    """Return the innermost connection that this process has opened; None if there is none."""
     with _lock:
         for pid, connection in reversed(_connected):
             if pid == os.getpid():
@@ -87,13 +91,13 @@ def current_connection() -> Any:
 
 
 def enter(connection: Any) -> None:
-    """Make a connection the innermost."""
+    """Make a connection the innermost one."""
     with _lock:
         _connected.append((os.getpid(), connection))
 
 
 def leave(connection: Any) -> None:
-    """Take a connection out of force, wherever it stands."""
+    """Take a connection out, wherever it stands."""
     with _lock:
         _connected[:] = [entry for entry in _connected if entry[1] is not connection]
 
@@ -107,11 +111,11 @@ def _dask_client() -> Any:
 
 
 def _must_not_wait() -> bool:
-    """Tell whether waiting for another task would never end, here in a worker.
+    """Tell whether to wait for another task would never end, here in a worker.
 
-    So it is while a task imports a module whose top level evaluates (other tasks wait for that
-    import), and in a thread that a user's function started: it cannot leave the worker's thread
-    pool to the tasks that it would wait for.
+    This is so while a task imports a module whose top level evaluates, since other tasks wait for that
+    import. It is also so in a thread that a user's function started: that thread cannot give up its place in
+    the worker's thread pool to the tasks that it would wait for.
     """
     if is_loading() or program.isolated:
         return True
@@ -122,6 +126,19 @@ def _must_not_wait() -> bool:
     if in_task():
         return _importing(sys._getframe())
     return "parcoll.local.host_main" in sys.modules
+
+
+def _in_thread_of_task(client: Any) -> bool:
+    """Tell whether a function that runs on a worker must have started this thread: it has no other client.
+
+    Any worker, that is: those of the local cluster are known already. The thread cannot leave its task's
+    place to others either. A cluster of its own would be started within the worker.
+    """
+    if "distributed" not in sys.modules:
+        return False
+    from parcoll.cluster.clients import in_task, is_of_worker  # lazy: distributed
+
+    return not in_task() and is_of_worker(client)
 
 
 def _importing(frame: FrameType | None) -> bool:

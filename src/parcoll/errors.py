@@ -63,6 +63,14 @@ class WorkerLostError(ParcollError, RuntimeError):
     """
 
 
+class WorkerSetupError(ParcollError, RuntimeError):
+    """What parcoll itself needs on a worker could not be had there: no function has failed, and no element.
+
+    So `on_error` and `retries` do not apply to it. Functions that run in a process beside a worker need one
+    more process there, and what dask gives to tasks needs a connection to the scheduler from it.
+    """
+
+
 class ElementTimeoutError(ParcollError, TimeoutError):
     """A function took longer for one element than `timeout=` allows, and was stopped.
 
@@ -85,20 +93,13 @@ class ClusterLostError(ParcollError, ConnectionError):
     """
 
     yielded: int | None = None
-    for_good: bool = False  # internal: no other cluster has, or will have, what was lost
+    _final: bool = False  # no other cluster has, or will have, what was lost
 
-    def tell(self, what: str, yielded: int = 0) -> None:
-        """Add to the message what was lost. Internal: the evaluation that met the error first calls it."""
+    def _tell(self, what: str, yielded: int = 0) -> None:
+        """Add to the message what was lost. The evaluation that met the error first calls it."""
         if self.yielded is None:
             self.yielded = yielded
             self.args = (f"{self}; {what}",)
-
-
-def lost_for_good(reason: str) -> ClusterLostError:
-    """Return the error for a loss that no other cluster can make good."""
-    error = ClusterLostError(reason)
-    error.for_good = True
-    return error
 
 
 @dataclass(eq=False)
@@ -129,7 +130,11 @@ class ElementError(ParcollError):
         of = "" if self.partition is None else f" of partition {self.partition}"
         times = "" if self.attempts == 1 else f", {self.attempts} times"
         kind = type(self.exception).__name__
-        return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {self.exception}"
+        try:
+            message = str(self.exception)
+        except Exception:
+            message = "<its str() failed>"
+        return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = (self.step, self.step_index, self.index)

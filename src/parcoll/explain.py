@@ -1,4 +1,4 @@
-"""What `ParallelGen.explain` says: the chain, where it would run, and what its last run took."""
+"""Explanation: what `ParallelGen.explain` says of a chain, where it would run, and what its last run took."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll import current
-from parcoll.evaluation.reader import OnePassSource, Source
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
+from parcoll.evaluation.source import OnePassSource, Source
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Sentences on a collection; `str` puts them together, and so does a notebook."""
+    """A description of a collection, as `ParallelGen.explain` returns it. Printed, it is a text.
+
+    Attributes:
+        chain: The calls that made the collection.
+        source: What the elements come from, and whether it can be read again.
+        engine: Where the collection would be evaluated now.
+        partitions: How many elements go into a partition, and in which order results come.
+        numbers: The numbers of the last evaluation, or of the one that runs: `Stats.snapshot()`.
+    """
 
     chain: str
     source: str
     engine: str
     partitions: str
-    numbers: dict[str, Any]  # of the last evaluation, or of the one going on: `Stats.snapshot`
+    numbers: dict[str, Any]
 
     def __str__(self) -> str:
         lines = [f"{name + ':':<12}{sentence}" for name, sentence in self._sentences()]
@@ -48,7 +56,7 @@ class Explanation:
 
 
 def explanation(chain: str, source: Any, options: Options, stats: Stats) -> Explanation:
-    """Describe a collection; nothing is read, started or asked over a network."""
+    """Return the description of a collection. Reads and starts nothing, and asks nothing over a network."""
     return Explanation(
         chain=chain,
         source=_describe_source(source),

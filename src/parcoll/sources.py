@@ -12,8 +12,8 @@ from parcoll import arguments
 from parcoll.chain.policy import OnError, RetryOn
 from parcoll.collection import ParallelGen
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.reader import source_of
 from parcoll.evaluation.run import Options
+from parcoll.evaluation.source import source_of
 from parcoll.text import describe, short_repr
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ V = TypeVar("V")
 
 Path = str | os.PathLike[str]
 
-# The reader of blocks gets these wrong: "" cuts within lines, the others double the "\r" of "\r\n".
+# dask's reader of blocks gets these wrong: "" cuts within lines, the others double the "\r" of "\r\n".
 _NOT_FOR_BLOCKS = ("", "\r", "\r\n")
 
 
 class Settings(TypedDict, total=False):
-    """What `parallel` may be told beside the source; its docstring says what each is."""
+    """What `parallel` may be told beside its source; its docstring explains each setting."""
 
     partition_size: int | Literal["auto"]
     client: Client | None
@@ -65,47 +65,51 @@ def parallel(
     timeout: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> ParallelGen[Any]:
-    """Return a lazy collection of the source's elements. Reads, starts and submits nothing.
+    """Return a lazy collection of the source's elements. Reads, starts and sends nothing.
 
-    `source`: any iterable (a mapping gives its pairs, a string its characters); an iterator or a
-    generator, for one evaluation; a function without arguments that returns an iterator, called anew
-    for each evaluation (if it is no generator function, it is called once here, to see that it does);
-    or a `dask.bag.Bag`, whose partitions stay where they are. The source is read in the thread that
-    evaluates, up to a window of a few partitions ahead of what was consumed: it must not wait for the
-    result of an element that it gave just before. An iterator of yours stays open afterwards; one that
-    a function returned goes with the evaluation.
+    Each evaluation reads the source from its start, in the thread that evaluates and in order, and at most
+    some partitions ahead of what was consumed: about four for each worker thread. So a source may be endless,
+    but it must not wait for the result of an element that it gave just before.
 
-    `partition_size`: elements that travel to a worker together. "auto" starts with one, and aims at
-    some tenths of a second and a few MiB.
-    `client`: a `distributed.Client` to run on, instead of the one `connect` or dask would give.
-    `name`: what the dashboard calls the tasks and the pipeline.
-    `progress`: True, or a label, shows a progress bar, in a log file too; None does as
-    `parcoll.progress` says, which is off until it is called.
-    `on_error`: what becomes of an element for which a step's function raises. "raise" ends the
-    evaluation with the exception; "skip" leaves the element out; a function is called with an
-    `ElementError`, on the worker, and what it returns takes the element's place. What was left out is
-    counted in `stats` and kept in `errors`.
-    `retries`: how many times a function that raised is called again with the same element, after 0.1 s,
-    0.2 s and so on, up to 10 s, of which a random part of up to a half is left out. The worker waits.
-    `retry_on`: the exceptions for which it is: a class, several, or a function that gets the exception.
-    `timeout`: seconds that one call of a step's function may take with one element. One that takes
-    longer is stopped, whatever it does, with the threads and processes that it has started, and the
-    element has failed with an `ElementTimeoutError`; no other element is lost. The functions then run
-    in processes of their own beside the workers (a few per cent slower, where calls take 0.1 ms; in
-    "inline" there is no timeout). `math.inf` in a step is none.
-    These four hold for every step that does not say otherwise, and for steps only: what the source
-    raises, or the function of `reduce` and `fold`, always ends the evaluation, and so does what is
-    no `Exception`, as KeyboardInterrupt and SystemExit. `timeout` is also for the function of `reduce`
-    and for those of `fold`, and ends the evaluation there; but `fold` calls `combine(initial, initial)`
-    in this process, where nothing is stopped.
-    `checkpoint`: a folder, as a path or any URL that fsspec knows ("s3://bucket/run-7"), where results are
-    kept. What the consumer gets is on the disk before; the same script started again, whatever ended it,
-    gives the saved results first and runs only what has none. The source is read from its start, and its
-    elements are compared; another chain or source raises `CheckpointError`, and so does a full disk. It is
-    for iteration, `take`, `first` and `count`, and not for bags. The folder is yours to delete. What is in
-    it are pickles: who can write there can run code as you. Results come up to 0.1 s later, in long runs 2 s.
+    Args:
+        source: Any iterable; a mapping gives its pairs, a string its characters. An iterator or a generator
+            serves one evaluation, and stays open afterwards. A function without arguments that returns an
+            iterator is called anew for each evaluation; unless it is a generator function it is called once
+            now, to see that it does. The partitions of a `dask.bag.Bag` stay where they are.
+        partition_size: How many elements go to a worker together. "auto" starts with one, and aims at some
+            tenths of a second of work and a few MiB.
+        client: A `distributed.Client` to run on, instead of the one that `connect` or dask would give.
+        name: What the dashboard calls the tasks and the pipeline.
+        progress: True shows a progress bar, also in a log file; a text shows one with this label. None does
+            as `parcoll.progress` says, which is off until it is called.
+        on_error: What becomes of an element for which the function of a step raises. "raise" ends the
+            evaluation with the exception. "skip" leaves the element out. A function is called on the worker
+            with an `ElementError`, and what it returns takes the place of the element. `stats` counts the
+            failed elements, and `errors` lists them.
+        retries: How often a function is called again with an element for which it raised: after 0.1 s, 0.2 s
+            and so on up to 10 s, less a random part of at most half. The worker waits.
+        retry_on: The exceptions that are worth it: a subclass of Exception, a tuple or union of them, or a
+            function that gets the exception and returns whether to try again.
+        timeout: Seconds that one call may take; None for no limit. A call that takes longer is stopped,
+            whatever it does, with the threads and processes that it has started. Its element has failed with
+            an `ElementTimeoutError`, and no other element is lost. Functions then run in processes beside the
+            workers, which takes a few per cent longer for calls of 0.1 ms. `connect("inline")` has no
+            timeouts.
+        checkpoint: A folder where results are kept: a path, or any URL that fsspec knows
+            ("s3://bucket/run-7"). The consumer gets results once they are on the disk. The same script
+            started again, whatever ended it, gives the saved results first and runs only the elements that
+            have none. It reads the source from its start and compares its elements: another chain or source
+            raises `CheckpointError`, and so does a full disk. It is for iteration, `take`, `first` and
+            `count`, not for bags. Results come up to 0.1 s later, in long runs up to 2 s. The folder is yours
+            to delete. It holds pickles: whoever can write to it can run code as you.
 
-    Raises TypeError for a source that is none of these, TypeError or ValueError for a wrong setting.
+    `on_error`, `retries`, `retry_on` and `timeout` hold for every step that was not told otherwise. They do
+    not hold for the source, for the function of `reduce` or `fold`, or for what is no `Exception`, as
+    KeyboardInterrupt and SystemExit: these always end the evaluation. But `timeout` also stops the functions
+    of `reduce` and `fold`, which ends the evaluation; the one call `combine(initial, initial)` of `fold` is
+    made in this process, where nothing is stopped.
+
+    Raises TypeError for a source that is none of these, and TypeError or ValueError for a wrong setting.
 
     >>> list(parallel([1, 2, 3]).map(lambda x: x + 1))
     [2, 3, 4]
@@ -150,28 +154,30 @@ def read_text(
 ) -> ParallelGen[str]:
     """Return a lazy collection of the lines of text files, which the workers read.
 
-    Nothing is read before an evaluation, and then by the workers, so the files must be where they can
-    open them: on a filesystem that they share, or at a URL. This call itself lists the files that a
-    glob means, and with `blocksize` asks for the size of each. The order is that of the files, those of
-    a glob sorted by name, and of their lines.
+    This call lists the files that a glob means and, with `blocksize`, asks for their sizes. They are read by
+    an evaluation, on the workers: so they must be on a filesystem that these share, or at a URL. The order is
+    that of the files, those of a glob sorted by name, and of the lines in them.
 
-    `urlpath`: a path, a glob, any URL that fsspec knows (`"s3://bucket/*.txt"`), or a list of them.
-    `blocksize`: cuts files into partitions of about so many bytes (`"64 MiB"`), at ends of lines;
-    without it a file is one partition. `files_per_partition` puts that many files into one instead.
-    `compression`: "infer" goes by the files' names; compressed files cannot be cut.
-    `encoding`, `errors`: as for `open`.
-    `linedelimiter`: None ends a line at `\\n`, `\\r\\n` or `\\r`, and gives each of them as `\\n`; any
-    other text ends a line where it stands, and nothing else does. Lines keep their ends, and the last
-    one may have none. "" ends lines as None does and leaves their ends as they are; "", `\\r` and
-    `\\r\\n` cannot be had with `blocksize`.
-    `storage_options`: what fsspec's filesystem takes.
-    `client`, `name`, `progress`: as for `parallel`.
+    A worker thread holds a partition as a list of all its lines while it works on it, and one or two more
+    that are read ahead. So cut large files with `blocksize`.
 
-    A worker thread holds a partition as a list of all its lines while it works on it, and one or two
-    more that are read ahead: use `blocksize` for files that are not small.
+    Args:
+        urlpath: A path, a glob, any URL that fsspec knows (`"s3://bucket/*.txt"`), or a list of them.
+        blocksize: Cuts files into partitions of about so many bytes, at ends of lines: a number, or a text
+            like "64 MiB". None makes each file one partition.
+        compression: "infer" goes by the names of the files; None means none. Compressed files cannot be cut.
+        encoding: The encoding of the files, as for `open`.
+        errors: What to do with bytes that cannot be decoded, as for `open`.
+        linedelimiter: None ends a line at `\\n`, `\\r\\n` or `\\r`, and gives each of them as `\\n`. Any
+            other text ends a line where it stands, and nothing else does. "" ends lines as None does, and
+            leaves their ends as they are. "", `\\r` and `\\r\\n` cannot be combined with `blocksize`. Lines
+            keep their ends; the last line may have none.
+        files_per_partition: Puts so many files into one partition; not together with `blocksize`.
+        storage_options: What fsspec's filesystem takes, as a mapping.
+        client: As for `parallel`, and so are `name` and `progress`.
 
-    Raises FileNotFoundError where no file matches, ValueError, TypeError or LookupError for an argument
-    that cannot be meant. What a worker fails to read is raised by the evaluation.
+    Raises FileNotFoundError if no file matches, and ValueError, TypeError or LookupError for a wrong
+    argument. If a worker cannot read a file, the evaluation raises the error.
 
     >>> import codecs
     >>> from parcoll import connect, read_text
@@ -219,7 +225,7 @@ def _bag(urlpath: Any, blocksize: int | None, files_per_partition: int | None, s
         )
     except ValueError as error:
         if error.args[0] == "No files found":
-            if blocksize is not None:  # they are all empty, and make no blocks
+            if blocksize is not None:  # the files are all empty, and empty files make no blocks
                 return _bag(urlpath, None, None, settings)
             raise _not_found(urlpath) from None
         if "chunked reads on compressed files" in str(error):
@@ -252,7 +258,7 @@ def _check_known(name: str, given: Any, lookup: Callable[[str], object]) -> None
     try:
         lookup(given)
     except (LookupError, ValueError):
-        raise LookupError(f"{name}={short_repr(given)} is none that Python knows") from None
+        raise LookupError(f"{name}={short_repr(given)} is not one that Python knows") from None
 
 
 def _check_compression(given: Any) -> None:
@@ -288,13 +294,14 @@ def _bytes(given: Any) -> int:
 
 
 def _check_cut(delimiter: str | None, encoding: str) -> None:
-    """Fail where files cannot be cut at ends of lines, which is done before they are decoded."""
+    """Fail if files cannot be cut at ends of lines: they are cut before they are decoded."""
     if delimiter in _NOT_FOR_BLOCKS:
         raise ValueError(f"with blocksize, linedelimiter cannot be {short_repr(delimiter)}: use None")
     end = "\n" if delimiter is None else delimiter
     if any(end.startswith(end[-n:]) for n in range(1, len(end))):
         raise ValueError(
-            f"with blocksize, linedelimiter must not overlap itself as {short_repr(delimiter)} does"
+            f"with blocksize, linedelimiter must not overlap itself, as {short_repr(delimiter)} does: leave "
+            "blocksize out"
         )
     try:
         plain = end.encode().decode(encoding) == end
@@ -302,6 +309,6 @@ def _check_cut(delimiter: str | None, encoding: str) -> None:
         plain = False
     if not plain:
         raise ValueError(
-            f"with blocksize, files cannot be in {encoding!r}: its ends of lines are not the bytes "
-            f"{end.encode()!r}, at which they are cut"
+            f"with blocksize, encoding cannot be {encoding!r}: files are cut at the bytes {end.encode()!r}, "
+            "which do not end a line there; leave blocksize out"
         )

@@ -10,6 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
+import weakref
+
+IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
 
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -41,6 +45,52 @@ def die_with_parent(parent: int) -> bool:
     if os.getppid() != parent:  # the parent died before the kernel was asked
         os._exit(1)
     return set_
+
+
+def die_with(template: int, of_template: int) -> None:
+    """Have this child end when the template does, ``kill -9`` included."""
+    if not die_with_parent(template):
+        threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: int) -> None:
+    os.read(pipe, 1)
+    os._exit(1)
+
+
+def reap() -> tuple[list[tuple[int, int]], bool]:
+    """Return the children that have ended, with their status, and whether there are any others."""
+    ended: list[tuple[int, int]] = []
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return ended, True
+            ended.append((pid, status))
+    return ended, False
+
+
+def leave_to_forks(number: int) -> None:
+    """Have what this process forks from now on be ended by a signal that has a handler here.
+
+    `multiprocessing.Pool` ends its processes so. A handler of Python's runs between two steps of Python's: a
+    fork that is about to wait for a lock just then never sees that it is to end. Until a fork has no handler
+    any more, the signal waits.
+    """
+    masks, handler = threading.local(), signal.getsignal(number)
+
+    def before() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+
+    def in_child() -> None:
+        if signal.getsignal(number) is handler:  # and not one of a function's
+            signal.signal(number, signal.SIG_DFL)
+        after()
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
 
 
 def how_ended(code: int) -> str:
@@ -80,3 +130,64 @@ def unset_alarm() -> None:
 
 def _is_alarmed() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+
+def descriptor_of(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; None on kernels before 5.3."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def wait_for_stop(pid: int) -> None:
+    """Return when the process stands still. A system call may have to end first."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        deadline = time.monotonic() + 1
+        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            if time.monotonic() > deadline:  # one that waits for a disk stops when that answers
+                return
+            time.sleep(0.0005)
+
+
+def kill_descendants(pid: int) -> None:
+    """Kill all descendants of a process. Each is stopped first, so that it starts no more."""
+    import psutil
+
+    root = psutil.Process(pid)
+    root.suspend()
+    stopped: set[psutil.Process] = set()
+    while more := set(root.children(recursive=True)) - stopped:
+        for process in more:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        stopped |= more
+    for process in stopped:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+class MemoryFile:
+    """An open anonymous file, which has a path in this process and its forks only, and is on no disk."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.path = f"{IN_MEMORY}{descriptor}"
+        # Not closed at exit: a client that another exit handler closes may still open it.
+        weakref.finalize(self, os.close, descriptor).atexit = False
+
+    @classmethod
+    def of(cls, text: str) -> MemoryFile | None:
+        """Return a file that holds a short text, or None if the system has no such files."""
+        if not hasattr(os, "memfd_create"):
+            return None
+        try:
+            descriptor = os.memfd_create("parcoll")
+        except OSError:  # a kernel or a sandbox that forbids it
+            return None
+        file = cls(descriptor)
+        # A text of less than 4 kB, as a key is, takes one write.
+        os.write(descriptor, text.encode())
+        return file if os.path.exists(file.path) else None  # some chroots have no /proc

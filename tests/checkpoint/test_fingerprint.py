@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from parcoll.checkpoint import digest
-from parcoll.checkpoint.fingerprint import of_function
+from parcoll.checkpoint.fingerprint import difference, of_function
 
 
 # What is compared
@@ -176,7 +176,15 @@ def test_modules_below_modules_and_those_imported_within_count(
 
     one = digests("def scale(x): return x * 10\n")
     assert digests("# why\n\ndef scale(x):\n    return x * 10\n", "y = 1\n") == one
-    assert digests("def scale(x): return x * 200\n") != one
+    other = digests("def scale(x): return x * 200\n")
+    assert other != one
+    told = difference(*([{"label": "map(func)", "kind": "map", "parts": parts}] for parts in (one, other)))
+    assert told is not None
+    if within:
+        assert "', which the function of step 1, map(func), imports, has changed" in told
+        assert told.startswith("the module 'inner")
+    else:
+        assert told == "inner.deep.scale of step 1, map(func), has changed"
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)

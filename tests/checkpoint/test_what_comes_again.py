@@ -22,7 +22,7 @@ from checkpoints import at_rest, noting, pieces, stopped_after
 from scripts import append, eventually, lines, wait_for_file
 
 from parcoll import Connection, ParallelGen, WorkerLostError, connect, parallel
-from parcoll.checkpoint.pieces import CHAIN, END
+from parcoll.checkpoint.descriptions import CHAIN, END
 
 
 # What comes again

@@ -16,6 +16,7 @@ import distributed
 import pytest
 import yaml
 from bare import LACKING, BareCluster, bare_cluster, tls_options
+from script_texts import CLASSES, PLUGINS, WORLD
 from scripts import Scripts, eventually, wait_for_file
 
 from parcoll import SerializationError, connect, parallel
@@ -157,6 +158,20 @@ def test_the_script_s_own_modules_travel(bare: BareCluster, scripts: Scripts) ->
     """With locks, relative imports, imports within functions, classes of elements; nested too."""
     write_modules(scripts)
     assert run_script(scripts, bare, SCRIPT) == "[['p-0-1', 'p-1-1']]\n"
+
+
+@pytest.mark.parametrize(("text", "expected"), [(WORLD, "33 questions\n"), (CLASSES, "40 questions\n")])
+def test_a_function_finds_what_the_script_has(
+    bare: BareCluster, scripts: Scripts, text: str, expected: str
+) -> None:
+    """In `__main__`, also in the children of a worker; the worker has its own back afterwards."""
+    scripts.write("plugins.py", PLUGINS)
+    process = scripts.start_file(text, env={"PROBE_ADDRESS": bare.address})
+    out, err = process.communicate(timeout=120)
+    assert (out, err) == (expected, "")
+    with distributed.Client(bare.address) as client:
+        kinds = client.run(lambda: type(sys.modules["__main__"]).__name__)
+    assert set(kinds.values()) == {"module"}
 
 
 def test_a_module_that_has_changed_is_loaded_anew(bare: BareCluster, scripts: Scripts) -> None:

@@ -136,7 +136,7 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
     gone = f"the dask scheduler {address} is gone: its connection was closed or lost"
     for name in ("afterwards", "again"):
         text, yielded = found.pop(name)
-        assert text == f"{gone}: connect() anew, or with reconnect=, the seconds to wait for it; " + (
+        assert text == f"{gone}: connect() again, or pass reconnect=, the seconds to wait for it; " + (
             "0 elements had been yielded"
         )
         assert yielded == 0
@@ -211,7 +211,7 @@ def test_without_reconnect_a_scheduler_that_is_there_again_is_not_joined(cluster
         cluster.lose()
         cluster.start()
         for _ in range(2):
-            with pytest.raises(ClusterLostError, match=r"connect.. anew, or with reconnect="):
+            with pytest.raises(ClusterLostError, match=r"connect.. again, or pass reconnect="):
                 list(parallel(range(3)).map(abs))
     with connect(cluster.address):
         assert list(parallel(range(3)).map(abs)) == [0, 1, 2]

@@ -92,11 +92,11 @@ def test_a_closed_port_is_told_within_its_time() -> None:
     [
         ("http://127.0.0.1:8786", "'http' is none of tcp, tls"),
         ("nonsense://127.0.0.1:8786", "'nonsense' is none of tcp, tls"),
-        ("tcp://", "no host and port"),
-        ("tcp://127.0.0.1", "no host and port"),
-        ("tcp://::1:8786", "no host and port"),
-        ("tcp://127.0.0.1:99999", "no host and port"),
-        ("tcp://no such host:1", "no host and port"),
+        ("tcp://", "it needs a host and a port"),
+        ("tcp://127.0.0.1", "it needs a host and a port"),
+        ("tcp://::1:8786", "it needs a host and a port"),
+        ("tcp://127.0.0.1:99999", "it needs a host and a port"),
+        ("tcp://no such host:1", "it needs a host and a port"),
         ("tcp://host.invalid:8786", "its host is not known here"),
         ("tcp://127.0.0.1:1", "nothing listens there"),
         ("tcp://127.0.0.1:1/\n", "nothing listens there"),
@@ -227,7 +227,7 @@ def test_a_file_that_is_no_scheduler_file_is_told(tmp_path: Path, content: str |
     for target in (path, str(path)):
         with pytest.raises(ConnectError) as raised:
             connect(target)
-        check_sentence(raised.value, repr(str(path)), "no scheduler file")
+        check_sentence(raised.value, repr(str(path)), "is not a scheduler file")
 
 
 def test_a_worker_of_another_python_is_refused_and_other_versions_are_warned_of() -> None:

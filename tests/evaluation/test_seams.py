@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from parcoll import Connection, ParallelGen, connect, parallel
+from parcoll import CheckpointError, Connection, ParallelGen, connect, parallel
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import SKIP, Step
 from parcoll.evaluation.plan import Node
@@ -168,6 +168,17 @@ def test_an_element_that_ends_its_process_costs_no_other(tmp_path: Any):
 
     batches = extended(parallel(range(60), partition_size=20, on_error="skip").map(deadly), Batched(4))
     assert list(itertools.chain.from_iterable(batches)) == [x for x in range(60) if x != 33]
+
+
+def test_a_checkpoint_compares_its_arguments(inline: Connection, tmp_path: Any):
+    def batches(size: int) -> ParallelGen[Any]:
+        return extended(parallel(range(10), checkpoint=tmp_path, partition_size=10), Batched(size))
+
+    assert list(batches(3)) == list(batches(3)) == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9,)]
+    with pytest.raises(CheckpointError, match=r"the argument 'size' of step 1, batched\(None\), has changed"):
+        list(batches(4))
+    with pytest.raises(CheckpointError, match="saves elements, and hashes keeps none"):
+        hashes(batches(3), inline)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

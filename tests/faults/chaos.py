@@ -89,6 +89,7 @@ def value_of(x: Result) -> int:
 class Found:
     """The numbers of all clients; one lock for all of them."""
 
+    begun: bool = False  # some result of a stream has come
     elements: int = 0
     checked: int = 0
     lost: int = 0
@@ -166,6 +167,7 @@ class Client(threading.Thread):
         checked = lost = doubled = wrong = 0
         for result in collection:
             self.last_result = time.monotonic()
+            self.found.begun = True
             checked += 1
             while due[:2] < result[:2]:
                 lost += 1
@@ -323,7 +325,8 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float) ->
         first: Size | None = None
         peak = 0
         due = started + chaos.pause()
-        while (now := time.monotonic()) < started + seconds:
+        # A short soak on a slow machine goes on until there is something to be checked.
+        while (now := time.monotonic()) < started + seconds or not found.begun:
             # The most of all that time: while a cluster is replaced there is little.
             if first is None or now < started + min(WARM_UP_SECONDS, seconds / 3):
                 first = Size.now().or_more(first or Size(0, 0, 0))

@@ -228,7 +228,9 @@ def test_a_host_whose_workers_cannot_start_ends_and_tells_why(
     with suppress(ClusterStartError):
         host.wait_ready()
     assert eventually(lambda: not host.alive, 20)
-    assert host.failure == "the local cluster ended: its workers do not start (5 attempts)"
+    assert host.failure == (
+        "the local cluster ended: 5 workers in a row could not start; their tracebacks are on standard error"
+    )
     assert "no_such_module_at_all" in capfd.readouterr().err
     assert not directories()
 
@@ -241,3 +243,16 @@ def test_ctrl_c_is_nothing_to_the_cluster(start: Any, connect: Any) -> None:
         process.send_signal(signal.SIGINT)
     assert run(client, os.getpid) == pid
     assert os.getpgid(host.pid) == host.pid != os.getpgrp()
+
+
+def how_a_fork_ends_by_sigterm(_: int) -> int:
+    pid = os.fork()
+    if not pid:
+        # What a process does that is about to wait for a lock: with a handler of Python's it would go on.
+        os.kill(os.getpid(), signal.SIGTERM) or os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_a_function_forks_ends_by_sigterm(start: Any, connect: Any) -> None:
+    host = start(n_workers=1)
+    assert run(connect(host.wait_ready()), how_a_fork_ends_by_sigterm, 0) == -signal.SIGTERM

@@ -343,11 +343,11 @@ def test_an_unpicklable_object_that_a_function_uses_is_named(cluster):
             return x
 
     functions = {
-        "'guard'": lambda x: guard and x,
-        "'LOCK'": lambda x: LOCK and x,
-        "'handle'": Holder().method,
-        "argument of the partial": functools.partial(max, threading.Lock()),
-        "default argument": lambda x, lock=threading.Lock(): x,  # noqa: B008
+        "it uses guard, ": lambda x: guard and x,
+        "it uses LOCK, ": lambda x: LOCK and x,
+        "it uses self.handle, ": Holder().method,
+        "the argument 1 of its partial, ": functools.partial(max, threading.Lock()),
+        "the default of lock, ": lambda x, lock=threading.Lock(): x,  # noqa: B008
     }
     for name, function in functions.items():
         for call in [

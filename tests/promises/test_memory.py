@@ -10,7 +10,7 @@ import pytest
 from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, SerializationError, WorkerLostError, connect, parallel
-from parcoll.worker.memory import memory_limit
+from parcoll.worker.this_worker import memory_limit
 
 LIMIT = 400 * 2**20  # bytes of a worker
 

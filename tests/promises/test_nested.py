@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import distributed
 import pytest
+from bare import bare_cluster
 
-from parcoll import parallel
+from parcoll import connect, parallel
 
 
 def total(n: int) -> int:
@@ -109,3 +115,69 @@ def test_reduce_over_a_long_stream_leaves_the_scheduler_small(cluster):
     chain = parallel(source, partition_size=1).map(lambda x: x)
     assert chain.reduce(lambda a, b: a + b) == sum(range(600))
     assert max(sizes) < 400, sizes
+
+
+def in_a_thread(n: int) -> int:
+    """Count in a thread of one's own, as a library would that the function uses."""
+
+    def inner(n: int) -> int:
+        return parallel(range(n)).map(abs).count()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(inner, n).result(timeout=20)
+
+
+def in_a_task_s_own_client(n: int) -> int:
+    """The same where the worker has a client, which is dask's current one there; it may be passed on."""
+    client = distributed.get_client()
+
+    def inner(n: int) -> int:
+        return parallel(range(n)).map(abs).count() + parallel(range(n), client=client).map(abs).count()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(inner, n).result(timeout=20) // 2
+
+
+def in_two_threads(n: int) -> int:
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda k=k: found.append(total(k))) for k in (n + 1, n + 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(found) == [total(n + 1), total(n + 2)]
+    return n
+
+
+@pytest.fixture(scope="module", params=["local", "remote"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give a client of a local cluster, and of one whose only worker, with one thread, has no parcoll."""
+    if request.param == "local":
+        yield request.getfixturevalue("cluster").engine.client
+        return
+    with bare_cluster(tmp_path_factory.mktemp("bare"), 1) as bare, connect(bare.address) as connection:
+        yield connection.engine.client
+
+
+@pytest.mark.parametrize("timeout", [None, 30])
+@pytest.mark.parametrize("func", [in_a_thread, in_a_task_s_own_client, in_two_threads])
+def test_in_threads_that_a_function_starts(client: Any, func: Callable[[int], int], timeout: Any) -> None:
+    """They cannot leave the worker's thread to the tasks that they would wait for, and start no cluster."""
+    started = time.monotonic()
+    assert list(parallel([3, 4], client=client, timeout=timeout).map(func)) == [3, 4]
+    assert time.monotonic() - started < 20
+    assert count_of_hosts(client) == 0
+
+
+def count_of_hosts(client: Any) -> int:
+    """Return how many clusters the worker processes have started."""
+
+    def hosts() -> int:
+        import sys
+
+        current = sys.modules.get("parcoll.current")
+        return int(
+            current is not None and current.default is not None and current.default.current is not None
+        )
+
+    return sum(client.run(hosts).values())

@@ -237,7 +237,7 @@ def check_stopped(out: str, saved: Path, reason: str) -> int:
     numbers = [int(x) for x in seen.strip("[]").split(",") if x]
     assert numbers == list(range(len(numbers)))
     assert not list(saved.glob(".parcoll-unfinished*"))
-    (count,) = re.findall(r"the results of (\d+) elements are there and whole", message)
+    (count,) = re.findall(r"the results of (\d+) elements are saved and whole", message)
     assert int(count) >= len(numbers)
     return int(count)
 

@@ -79,7 +79,7 @@ def test_what_retry_on_itself_raises_ends_the_evaluation_and_says_so(engine: Any
     chain = parallel([0]).map(lambda x: 1 / x, retries=2, retry_on=lambda e: e.status > 500, on_error="skip")
     with pytest.raises(AttributeError) as caught:
         list(chain)
-    assert "in retry_on=lambda, asked about ZeroDivisionError" in caught.value.__notes__[0]
+    assert "in retry_on=lambda, called for ZeroDivisionError" in caught.value.__notes__[0]
     check_sums(chain.stats)
 
 

@@ -142,6 +142,7 @@ import sys, time
 import distributed
 from parcoll import connect, parallel
 from parcoll.watch.publish import Publisher
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 
 with distributed.Client(sys.argv[1], set_as_default=False) as client:
@@ -155,7 +156,7 @@ with distributed.Client(sys.argv[1], set_as_default=False) as client:
         if sys.argv[2] == "killed":
             print("running", flush=True)
             time.sleep(60)
-        stats.end("ended")
+        Recorder(stats).end("ended")
         publisher.end()
 """
 

@@ -16,6 +16,7 @@ from scripts import Scripts
 
 from parcoll import parallel, progress
 from parcoll.watch import bar
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 
@@ -291,7 +292,8 @@ def test_an_evaluation_that_begins_again_is_shown_from_its_beginning(
 ) -> None:
     """Its cluster was lost, and with it what it had: what is done again is not counted twice."""
     stats = Stats(total=10)
-    stats.begin()
+    recorder = Recorder(stats)
+    recorder.begin()
     line = display("again")
     for outcome in (
         Outcome(read=7, produced=7),
@@ -300,10 +302,10 @@ def test_an_evaluation_that_begins_again_is_shown_from_its_beginning(
         Outcome(read=6, produced=6),
     ):
         if outcome is None:
-            stats.lose()
-            stats.forget()
+            recorder.lose()
+            recorder.forget()
         else:
-            stats.add(outcome)
+            recorder.add(outcome)
         line.draw(stats)
     line.close()
     shown = capsys.readouterr().err

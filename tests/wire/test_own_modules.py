@@ -12,6 +12,7 @@ import pytest
 
 from parcoll import SerializationError
 from parcoll.wire.own_modules import sources_for
+from parcoll.world.takeover import watch_imports
 
 
 @pytest.fixture
@@ -52,7 +53,12 @@ def test_an_object_of_the_script_that_raises_when_looked_at_is_passed_over(
     assert "odd_package.good" in sources_for(abs)
 
 
-def test_modules_in_a_zip_file_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_modules_in_a_zip_file_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
+    """From a worker too, whose imports are watched."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    if watched:
+        watch_imports()
     path = tmp_path / "library.zip"
     texts = {"zipped_one.py": "x = 1\n", "zipped/__init__.py": "y = 2\n", "zipped/below/__init__.py": ""}
     texts["zipped/below/deep.py"] = "z = 3\n"

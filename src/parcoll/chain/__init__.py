@@ -1,1 +1,1 @@
-"""Steps, and the loop that takes elements through them: no process, no dask."""
+"""Chain: the steps, and the loop that takes elements through them. Knows no process and no dask."""

@@ -1,6 +1,6 @@
-"""Loops as source text: what a row of steps compiles to, plain, or with the clock read between the steps.
+"""Code generation: the source text of loops, plain or with the clock read between the steps.
 
-A loop is compiled once for a row of steps of the same shape, whatever their functions are.
+A loop is compiled once for all rows of steps that have the same shape, whatever their functions are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ stands_between(FILE_NAME)
 
 
 class Part(NamedTuple):
-    """What a loop has to know of one step."""
+    """What a loop needs to know of one step."""
 
     line: str
     timed_line: str
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, step: Step) -> Part:
-        """Ask the step. The guard of one that multiplies draws in the place of its function."""
+        """Ask the step. For a step that multiplies, the guard draws in place of the function."""
         guarded = step.policy.guards and not step.multiplies
         return cls(step.line, step.timed_line, step.filters, step.multiplies, guarded)
 
@@ -37,16 +37,16 @@ class Part(NamedTuple):
 
 
 Shape = tuple[Part, ...]
-StepOfLine = dict[int, tuple[int, str]]  # which step and which variable stand in a line of user's code
+StepOfLine = dict[int, tuple[int, str]]  # for a line that calls code of the user: the step, and a variable
 
 
 @functools.lru_cache(maxsize=512)
 def loop_factory(shape: Shape, timed: bool) -> tuple[Any, StepOfLine]:
-    """Compile the loop for steps of this shape; `timed` adds up the seconds of each step.
+    """Compile the loop for steps of this shape; a `timed` one adds up the seconds of each step.
 
-    Returns a function that makes the loop, and which step and which variable stand in each line that calls a
-    user's code. The function takes (functions, handlers, skip, record, count), and (clock, spend) if timed.
-    In the loop `t` is when the step before ended.
+    Returns a function that makes the loop, and for each line that calls code of the user which step and which
+    variable stand in it. The function takes (functions, handlers, skip, record, count), and (clock, spend) if
+    timed. In the loop, `t` is the time at which the step before ended.
     """
     counted = [f"n{i}" for i, part in enumerate(shape) if part.counts]
     spent = [f"s{i}" for i in range(len(shape) + 1)]
@@ -84,7 +84,7 @@ def loop_factory(shape: Shape, timed: bool) -> tuple[Any, StepOfLine]:
         lines += [f"{indent}if {made}: continue"] if timed and part.filters else []
         lines += [f"{indent}n{i} += 1"] if part.counts else []
     lines += [f"{indent}yield {element}", *tick(indent, len(shape))]
-    for before, i in reversed(inner):  # the draw that found the end
+    for before, i in reversed(inner):  # the time of the draw that found the end
         lines += tick(before, i)
     lines += ["  except BaseException as error:", "   if not record(error, locals()): raise"]
     at_end = [f"   count({', '.join(counted)})"] if counted else []

@@ -1,4 +1,7 @@
-"""Failed elements as values: encoded where they failed, `ElementError`s again where somebody looks."""
+"""Failed elements: the values that describe elements which failed.
+
+They are encoded where the element failed, and become `ElementError`s again where somebody looks at them.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from parcoll.errors import ElementError
 from parcoll.text import short_repr
 from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
 
-KEPT = 1000  # of an evaluation; a worker process sends no more either, whatever its partitions are
-ELEMENT_BYTES = 16 * 2**20  # of the elements that a worker process sends; after that it sends their `repr`
+KEPT = 1000  # failed elements, by an evaluation; a worker process sends no more either
+ELEMENT_BYTES = 16 * 2**20  # that a worker process sends of such elements; of others it sends the `repr`
 
-_files: set[str] = set()  # of code that stands between a worker's task and a user's function
+_files: set[str] = set()  # the source files between a worker's task and a user's function
 
 
 def stands_between(file: str) -> None:
-    """Leave the frames of a file out of users' tracebacks, where they are the outermost."""
+    """Leave the frames of a source file out of users' tracebacks, if they are the outermost ones."""
     _files.add(file)
 
 
 def own_frames(error: BaseException) -> int:
-    """Return how many of the outermost frames of a traceback are parcoll's."""
+    """Return how many of the outermost frames of a traceback are parcoll's own."""
     frames, own = error.__traceback__, 0
     while frames is not None and frames.tb_frame.f_code.co_filename in _files:
         frames, own = frames.tb_next, own + 1
@@ -33,7 +36,7 @@ def own_frames(error: BaseException) -> int:
 
 @dataclass
 class FailedElement:
-    """An `ElementError` of which each part survives the trip."""
+    """What an `ElementError` is made from, encoded so that each part survives the way to another process."""
 
     failure: Failure
     step: str
@@ -43,7 +46,7 @@ class FailedElement:
     attempts: int
 
     def rebuild(self) -> ElementError:
-        """Return it with the exception's own type and traceback, and the note that says where."""
+        """Return the `ElementError`, with the exception's type and traceback and a note that says where."""
         return ElementError(
             self.step,
             self.step_index,
@@ -57,13 +60,13 @@ class FailedElement:
 
 @dataclass
 class Ledger:
-    """How much a worker process has told of the failed elements of one program."""
+    """How many failed elements of one program a worker process has sent, and how many bytes of them."""
 
     elements: int = 0
     nbytes: int = 0
 
     def encoded(self, element: Any) -> tuple[bool, bytes | str]:
-        """Pickle an element, while there is room for elements."""
+        """Return an element pickled, or its `repr` if it cannot be pickled or there is no more room."""
         if self.nbytes >= ELEMENT_BYTES:
             return False, short_repr(element)
         part = encoded_part(element)
@@ -74,25 +77,25 @@ class Ledger:
 
 
 def packed(failed: list[FailedElement]) -> bytes:
-    """Return them as they travel; nothing where there are none."""
+    """Return failed elements as the bytes that are sent; b"" for none."""
     return pickle.dumps(failed) if failed else b""
 
 
 def unpacked(content: bytes) -> list[FailedElement]:
-    """Return what was packed."""
+    """Return the failed elements that were packed."""
     failed: list[FailedElement] = pickle.loads(content) if content else []
     return failed
 
 
 class FailedElements:
-    """The first of one evaluation to come back, in the order of the source."""
+    """The failed elements of one evaluation that came back first, in the order of the source."""
 
     def __init__(self, kept: Iterable[FailedElement] = ()) -> None:
         self._kept = list(kept)
         self._rebuilt: dict[int, ElementError] = {}
 
     def add(self, failed: list[FailedElement]) -> None:
-        """Keep those for which there is room."""
+        """Keep as many as there is room for."""
         self._kept += failed[: max(KEPT - len(self._kept), 0)]
 
     def rebuilt(self) -> list[ElementError]:

@@ -1,4 +1,7 @@
-"""What runs when a step with `on_error` or `retries` raises: the element again, or what stands in for it."""
+"""Guard: what runs when the function of a step with `on_error` or `retries` raises.
+
+It calls the function again with the element, or puts a value in the element's place, or leaves it out.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,36 @@ from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
 from parcoll.text import function_name, short_repr
 
-MAX_CONTEXTS = 100  # a user may have linked them in a circle
+MAX_CONTEXTS = 100  # exceptions that are followed: a user may have linked them in a circle
 
 
 class Stopped(BaseException):
-    """Ends the loop at this step: the failure has been noted. No user's code is between the two."""
+    """Ends the loop at this step; the failure has been noted. The loop sees it before a user's code does."""
 
     def __init__(self, position: int) -> None:
         self.position = position
 
 
 def attempts_of(func: Any) -> int:
-    """Return how many attempts the call made last was, counting those that ended their process."""
+    """Return the number of the call made last with its element; calls that ended their process count."""
     return func.attempts if isinstance(func, Marked) else 1
 
 
 class Guard:
-    """One step's policy at work, in one partition."""
+    """The policy of one step at work in one partition."""
 
     def __init__(self, step: Step, position: int, tally: Tally) -> None:
         self._step = step
         self._policy = step.policy
         self._func: Callable[[Any], Any] = step.call
-        # What makes another attempt, where that is to be told from the first.
+        # A function that notes its calls counts another attempt apart from the first.
         self._again: Callable[[Any], Any] = self._func.again if isinstance(self._func, Marked) else self._func
         self._position = position
         self._counts = tally.counts[position]
         self._tally = tally
 
     def call(self, element: Any) -> Any:
-        """Return what goes on of an element, `SKIP` for nothing, whether its call raises or not."""
+        """Return what goes on for an element, `SKIP` for nothing, whether its call raises or not."""
         try:
             made = self._func(element)
         except BaseException as error:
@@ -50,7 +53,7 @@ class Guard:
         return self._step.result(made, element)
 
     def handle(self, error: BaseException, element: Any) -> Any:
-        """Return what goes on in the place of a call that raised, `SKIP` for nothing."""
+        """Return what goes on in place of a call that raised, `SKIP` for nothing."""
         first, attempts = error, attempts_of(self._func)
         while self._tries_again(error, element, attempts):
             attempts += 1
@@ -62,7 +65,10 @@ class Guard:
         return self._give_up(error, element, attempts)
 
     def draw(self, element: Any) -> Iterator[Any]:
-        """Give what a flatmap makes of an element. It is tried again as long as nothing was given."""
+        """Give what a flatmap makes of an element.
+
+        A call that raised is made again only if it had not given anything yet.
+        """
         attempts, given = 0, False
         while True:
             try:
@@ -82,7 +88,7 @@ class Guard:
             yield value
 
     def _tries_again(self, error: BaseException, element: Any, attempts: int) -> bool:
-        """Tell whether the element is worth another attempt, once it is time for it."""
+        """Tell whether the element gets another attempt; if so, wait until it is time for it."""
         retry_on = self._policy.retry_on
         if attempts > self._policy.retries or not isinstance(error, Exception):
             return False
@@ -119,13 +125,16 @@ class Guard:
     ) -> Stopped:
         if own is not error and own.__context__ is None:
             own.__context__ = error
-        whose = f"in {name}={function_name(func)}, asked about {short_repr(error)}"
+        whose = f"in {name}={function_name(func)}, called for {short_repr(error)}"
         self._tally.broken(own, self._position, element, whose)
         return Stopped(self._position)
 
 
 def _forget(error: BaseException | None, first: BaseException) -> None:
-    """Take the first attempt's exception out of another's contexts: retries are made in its handler."""
+    """Take the first attempt's exception out of the contexts of a later one.
+
+    Retries are made while the first one is handled, so Python links them.
+    """
     for _ in range(MAX_CONTEXTS):
         if error is None:
             return

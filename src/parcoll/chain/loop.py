@@ -1,12 +1,12 @@
-"""Chain: a row of steps at work. An element goes through all of it before the next one starts.
+"""Loop: a row of steps at work. An element goes through all of them before the next one starts.
 
-The loop is written as source text and compiled, because that is the cheapest way Python has: two
-steps cost two calls and no generator between them (1,000,000 elements through `x + 1`: 0.05 s, as
-`list(map(...))`). The line an exception came from tells which step failed, at no cost while none does.
+The loop is written as source text and compiled, because Python has no cheaper way: two steps cost two calls,
+and no generator between them (1,000,000 elements through `x + 1`: 0.05 s, as `list(map(...))`). The line that
+an exception came from tells which step failed, which costs nothing while none does.
 
-A second variant of the loop reads the clock between the steps, 0.1 µs each time; `timing` says which
-elements go through it. Steps with `on_error` or `retries` have a `try` of their own in it, which costs
-nothing while nothing fails; what happens when something does is in `guard`.
+A second variant of the loop reads the clock between the steps, 0.1 µs each time; `timing` says which elements
+go through it. In both, a step with `on_error` or `retries` has a `try` of its own, which costs nothing while
+nothing fails; `guard` has what happens then.
 
 A step that holds elements from one draw to the next ends one loop, and the steps behind it begin another.
 """
@@ -36,7 +36,7 @@ class Chain:
     def __init__(self, steps: Sequence[Step], tally: Tally | None = None) -> None:
         self.steps = steps
         self.tally = tally or Tally(steps)
-        self.seconds = [0.0] * (len(steps) + 1)  # of elements run timed: each step, then what took them
+        self.seconds = [0.0] * (len(steps) + 1)  # of timed elements: in each step, and in the consumer
         self._streams: list[Generator[Any, None, None]] = []
         self._loops = self._compiled(timed=False)
         self._timed_loops: list[Loop] = []  # compiled when first needed
@@ -53,11 +53,11 @@ class Chain:
         timed: bool = False,
         draw: Callable[[Iterator[Any]], Iterator[Any]] = lambda iterator: iterator,
     ) -> Iterator[Any]:
-        """Draw `elements`, the first of which stands at `place` in the source, through all steps.
+        """Draw `elements` through all steps, and give the results as they are made.
 
-        Results come as they are made. An exception of a user's function ends the iterator and is
-        kept in the tally. With `timed` the time of each step is added to `seconds`. `draw` may end
-        the elements early.
+        The first element stands at `place` in the source. An exception of a user's function ends the iterator
+        and is kept in the tally. With `timed`, the time of each step is added to `seconds`. `draw` wraps the
+        iterator of the elements, and may end it early.
         """
         if timed and not self._timed_loops:
             self._timed_loops = self._compiled(timed=True)
@@ -70,12 +70,12 @@ class Chain:
         return stream
 
     def close(self) -> None:
-        """End the loops, the last first: each adds what passed it to the counts then."""
+        """End the loops, the last one first. Each then adds to the counts what has passed through it."""
         for stream in reversed(self._streams):
             stream.close()
 
     def run_all(self, elements: Iterable[Any]) -> list[Any]:
-        """Return all results; a user's exception is raised here."""
+        """Return all results, or raise what a user's function raised."""
         results = list(self.run(elements if isinstance(elements, list) else list(elements)))
         if self.tally.failure is not None:
             raise self.tally.failure.rebuild()
@@ -103,7 +103,7 @@ class Chain:
                     error, position, variables.get(variable), attempts_of(self.steps[position].func)
                 )
             else:
-                return False  # the consumer closed the loop, or the stream before it broke
+                return False  # the consumer closed the loop, or the loop before this one has failed
             if timed:
                 self.seconds[position] += time.perf_counter() - variables["t"]
             return True
@@ -126,7 +126,7 @@ class Chain:
         return factory(functions, handlers, SKIP, record, count, *more)  # type: ignore[no-any-return]
 
     def _holding(self, position: int, timed: bool) -> Loop:
-        """Return the loop of a step that keeps elements: its own stream, counted and timed."""
+        """Return the loop of a step that holds elements: its own stream, counted and timed."""
         step, tally = self.steps[position], self.tally
         call = Guard(step, position, tally).call if step.policy.guards else step.call
         clock = time.perf_counter if timed else float  # float() is 0.0, and costs nothing
@@ -144,7 +144,7 @@ class Chain:
                     yield element
                     rest += clock() - paused
             except (Stopped, _EndedError):
-                pass  # what ended the chain has been noted; what was held is dropped
+                pass  # noted already; the elements that were held are dropped
             except GeneratorExit:  # the consumer has enough
                 raise
             except BaseException as error:
@@ -161,11 +161,14 @@ class Chain:
 
 
 class _EndedError(BaseException):
-    """Ends a step that holds elements without letting go of them: the chain before it has failed."""
+    """Ends a step that holds elements, and drops them: the chain before it has failed."""
 
 
 class _Draws:
-    """The elements that a step draws, with the one drawn last, and the seconds that the steps before took."""
+    """The elements that a step draws.
+
+    It knows the one drawn last, and the seconds that the steps before took.
+    """
 
     def __init__(self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float]) -> None:
         self.last: Any = None

@@ -1,16 +1,18 @@
-"""What a process tells of the element that it is at, in memory that outlives it, and functions that tell it.
+"""Marks: the element that a process is at, written into memory that outlives the process.
 
-A process that dies, or has to be stopped, cannot say what it was doing. So before each call of a
-user's function its place is written into a page that another process has mapped too, which costs 0.5 µs.
+A process that dies, or has to be stopped, cannot say what it was doing. So before each call of a user's
+function, its place is written into memory that another process maps too, which costs 0.5 µs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import length_hint
 from time import monotonic
@@ -22,15 +24,16 @@ from parcoll.chain.tally import Tally
 from parcoll.text import function_name
 
 LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
-NOWHERE = -1  # no function was called yet
+SETTING_UP = 3  # what no work of the user's does
+NOWHERE = -1  # no function has been called yet
 
 
 class Call(NamedTuple):
-    """One call of a step's function: the same one, when the same elements go through the chain again."""
+    """One call of a step's function. It is equal when the same elements go through the chain again."""
 
     base: int  # the index of the source element
     step: int
-    number: int  # of the calls in this step for this source element: a flatmap before it makes many
+    number: int  # of this step's calls for the source element, of which a flatmap before it makes many
 
 
 class Mark(NamedTuple):
@@ -39,11 +42,11 @@ class Mark(NamedTuple):
     phase: int
     call: Call
     attempt: int  # with this call, from 1
-    drawn: int  # when it packs results: the index of the source element behind the last that it has drawn
+    drawn: int  # if it packs results: the index of the source element behind the last one drawn
 
 
 class Verdict(NamedTuple):
-    """What to do at a call that ended processes before: fail with the error; try it again without one."""
+    """What to do at a call that has ended processes: fail with `error`, or try again if it is None."""
 
     attempts: int
     error: Exception | None
@@ -53,16 +56,16 @@ Verdicts = Mapping[Call, Verdict]
 
 
 class Marks:
-    """The page that a process writes into and its parent reads."""
+    """The memory that a process writes into and its parent reads."""
 
     def __init__(self, descriptor: int) -> None:
         page = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE))
-        self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn
+        self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn, size
         self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
 
     @staticmethod
     def new_page() -> int:
-        """Return the descriptor of a page, which is on no disk where the system has such."""
+        """Return the descriptor of new memory, which is on no disk if the system has such memory."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("parcoll-marks")
         else:
@@ -72,23 +75,42 @@ class Marks:
         return descriptor
 
     def begin(self, phase: int) -> None:
-        """Note the phase, in which no function was called yet."""
+        """Note the phase; no function has been called in it yet."""
         self.numbers[0], self.numbers[1], self.numbers[5] = phase, NOWHERE, 0
         self.times[0] = math.inf
 
+    @contextlib.contextmanager
+    def setting_up(self) -> Iterator[None]:
+        """Have no call be stopped for the time that the block takes, or blamed where it ends the process."""
+        if threading.current_thread() is not threading.main_thread():  # which makes the calls
+            yield
+            return
+        started = monotonic()
+        phase, self.numbers[0] = self.numbers[0], SETTING_UP
+        deadline, self.times[0] = self.times[0], math.inf
+        try:
+            yield
+        finally:
+            self.numbers[0], self.times[0] = phase, deadline + monotonic() - started
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the process had when it was set up."""
+        return self.numbers[6]
+
     @property
     def deadline(self) -> float:
-        """When the call under way has to be over."""
+        """When the call under way has to be over, by the monotonic clock."""
         return self.times[0]
 
     def read(self) -> Mark:
-        """Return what the process was at."""
+        """Return what the process is at."""
         phase, base, step, number, attempt, drawn = self.numbers[:6]
         return Mark(phase, Call(base, step, number), attempt, drawn)
 
 
 class Marked:
-    """A step's function that notes each call before it is made, or fails where there is a verdict."""
+    """A step's function that notes each call before it is made, or fails if there is a verdict for it."""
 
     def __init__(
         self,
@@ -111,7 +133,7 @@ class Marked:
 
     def __call__(self, element: Any) -> Any:
         """Call the function for the first time with an element."""
-        # `_arrive` and `_note` again, for the usual case: this is most of what a timeout costs.
+        # The usual case, written out: calls of `_arrive` and `_note` would be most of what a timeout costs.
         tally, numbers = self._tally, self._numbers
         base = tally.after - length_hint(tally.iterator) - 1
         if base == self._base or self._verdicts or self.attempts != 1:
@@ -127,7 +149,7 @@ class Marked:
             self._times[0] = math.inf
 
     def again(self, element: Any) -> Any:
-        """Call it once more with the same element."""
+        """Call the function once more with the same element."""
         self.attempts += 1
         self._note(self._timeout)
         try:
@@ -157,7 +179,7 @@ class Marked:
 
 
 class MarkedDraw(Marked):
-    """The same for a flatmap's function: each draw of what it returned is part of the call."""
+    """The same for the function of a flatmap: each draw of what it returned is part of the call."""
 
     def __call__(self, element: Any) -> Iterator[Any]:
         """Call the function, and note each draw."""
@@ -165,13 +187,13 @@ class MarkedDraw(Marked):
         return _Draw(self, element)
 
     def again(self, element: Any) -> Iterator[Any]:
-        """Call it once more with the same element."""
+        """Call the function once more with the same element."""
         self.attempts += 1
         return _Draw(self, element)
 
 
 class _Draw:
-    """An iterator that is timed while it is drawn, not while the steps after it work."""
+    """An iterator that is timed while it is drawn from, but not while the steps after it work."""
 
     def __init__(self, marked: MarkedDraw, element: Any) -> None:
         self._marked = marked
@@ -198,7 +220,7 @@ class _Draw:
 
 
 class Counting:
-    """A fold's function that notes how many times it was called, and when a call has to be over."""
+    """The function of a sink: notes how often it was called, and when a call has to be over."""
 
     def __init__(self, func: Any, step: int, marks: Marks, timeout: float | None) -> None:
         self.__name__ = function_name(func)

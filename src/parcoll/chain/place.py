@@ -1,4 +1,4 @@
-"""Where a partition stands in its source."""
+"""Place: where a partition stands in its source."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ class Place(NamedTuple):
     """The index of a partition's first element: in the whole source, or in a partition of a bag."""
 
     base: int = 0
-    partition: int | None = None  # for sources that come in partitions, whose lengths nobody knows
+    partition: int | None = None  # of a bag, whose partitions have lengths that nobody knows here
 
     @property
     def first(self) -> bool:
-        """Tell whether the source starts here."""
+        """Whether the source starts here."""
         return self.base == 0 and not self.partition
 
     @property
     def order(self) -> int:
-        """Return what sorts the partitions of one source."""
+        """What the partitions of one source are sorted by."""
         return self.base if self.partition is None else self.partition
 
     def after(self, elements: int) -> Place:
-        """Return the place that many elements on."""
+        """Return the place so many elements further on."""
         return self._replace(base=self.base + elements)
 
     def __dask_tokenize__(self) -> object:
-        return self.order  # dask hashes what it submits; keys here do not depend on that
+        return self.order  # dask hashes what it submits, but our keys do not depend on the hash
 
     def element(self, offset: int) -> str:
-        """Name the element at this offset."""
+        """Name the element at this offset, for messages."""
         of = "" if self.partition is None else f" of partition {self.partition}"
         return f"element {self.base + offset}{of}"
 

@@ -1,4 +1,4 @@
-"""What becomes of an element that fails in a step: which exceptions are tried again, and what comes after."""
+"""Policy: what becomes of an element that fails in a step, and which exceptions are tried again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RetryOn = type[Exception] | tuple[type[Exception], ...] | UnionType | Callable[[
 BASE_SECONDS = 0.1  # before the first retry; twice as long before each one after it
 CAP_SECONDS = 10.0
 
-# Of its own, since a user's `random.seed` must give the same numbers with retries and without, and
-# workers that were forked must not all wait equally long.
+# Not the `random` of the user: its seed must give the same numbers with retries and without. Not a seeded one
+# either: workers that were forked from one process must not all wait equally long.
 _random = random.SystemRandom()
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The settings of one step. Only an `Exception` is tried again or passed over."""
+    """The settings of one step. They hold for an `Exception`, not for KeyboardInterrupt or SystemExit."""
 
     on_error: OnError = "raise"
     retries: int = 0
@@ -32,7 +32,7 @@ class Policy:
 
     @property
     def guards(self) -> bool:
-        """Tell whether an exception does anything else than end the evaluation."""
+        """Whether an exception does anything else than end the evaluation."""
         return self.retries > 0 or self.on_error != "raise"
 
 
@@ -40,10 +40,10 @@ PLAIN = Policy()
 
 
 def pause(attempts: int) -> float:
-    """Return the seconds to wait after that many attempts.
+    """Return the seconds to wait after so many attempts.
 
-    A random part of up to a half is left out: what one service refused to all workers at once, they
-    would all ask of it at once again.
+    A random part of at most half is left out. Otherwise all workers that a service has refused at the same
+    time would ask it again at the same time.
     """
     longest: float = min(CAP_SECONDS, BASE_SECONDS * 2 ** min(attempts - 1, 20))
     return longest * _random.uniform(0.5, 1.0)

@@ -1,33 +1,33 @@
 """Steps: the operations of a chain, one class each.
 
-A step knows itself. Its attributes say what the loop, the guard, the marks, the numbers and the checkpoint
-have to know of it, so that none of them asks which class it is. A new step is a class here, and a method of
-the collection. `loop` turns a row of steps into the loop that runs them.
+A step describes itself. Its attributes tell the loop, the guard, the marks, the numbers and the checkpoint
+what they need to know, so none of them asks for its class. A new step is a class here, and a method of the
+collection. `loop` turns a row of steps into the loop that runs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.text import function_name, function_title, function_words
 
-SKIP: Any = object()  # in the place of an element that leaves the chain
+SKIP: Any = object()  # stands for an element that leaves the chain
 
 
 class Step:
     """A function, and the way it is applied to each element."""
 
     kind: ClassVar[str]  # the method of the collection that makes it
-    filters: ClassVar[bool] = False  # leaves elements out: its function gives a verdict
-    multiplies: ClassVar[bool] = False  # its function gives an iterable, whose elements go on one by one
-    may_lack_function: ClassVar[bool] = False  # None stands for a function that it has itself
+    filters: ClassVar[bool] = False  # leaves elements out: its function returns a verdict
+    multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
+    may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own
     holds: ClassVar[bool] = False  # keeps elements from one draw to the next: it has `stream`, and no line
 
-    # What `codegen` writes into the loop: {func} and {x} are the function and the element it gets, {new} the
-    # variable for what it makes. The timed line of a filter is its verdict alone, as {new}, since the clock
-    # is read before an element is left out.
+    # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}
+    # is the variable for what it makes. The timed line of a filter is only its verdict, as {new}, since the
+    # clock is read before an element is left out.
     line: ClassVar[str] = ""
     timed_line: ClassVar[str] = ""
 
@@ -37,25 +37,31 @@ class Step:
 
     @property
     def counts(self) -> bool:
-        """Whether those that leave have to be counted: they may be more or fewer than those that enter."""
+        """Whether elements that leave have to be counted: they may be more or fewer than those that enter."""
         return self.filters or self.multiplies or self.holds
 
     @property
     def call(self) -> Callable[..., Any]:
-        """The function that is called with an element; a step that holds them may have none."""
+        """The function that is called with an element. A step that holds elements may have none."""
         return _itself if self.func is None else self.func
 
     def result(self, made: Any, element: Any) -> Any:
-        """Return what goes on where a call with `element` returned `made`, `SKIP` for nothing."""
+        """Return what goes on if a call with `element` has returned `made`; `SKIP` for nothing."""
         return made
 
     def stream(self, elements: Iterator[Any], call: Callable[[Any], Any]) -> Iterator[Any]:
-        """Give what goes on, drawing the elements as they are needed; for a step that `holds`.
+        """Give what goes on, and draw elements as they are needed. For a step that `holds` elements.
 
-        `call` is the step's function with its policy: it returns `SKIP` for an element that is left out. An
-        end of `elements` is the end of the partition, or of the part of it that a worker hands back.
+        `call` is the step's function with its policy; it returns `SKIP` for an element that is left out.
+        `elements` end where the partition ends, or the part of it that a worker runs before it hands back the
+        rest.
         """
         raise NotImplementedError(f"{self.kind} holds elements and has no stream()")
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What it was given beside its function and policy: a checkpoint compares it."""
+        return {name: value for name, value in vars(self).items() if name not in ("func", "policy")}
 
     @property
     def label(self) -> str:
@@ -64,12 +70,12 @@ class Step:
 
     @property
     def title(self) -> str:
-        """The same, for tables: a lambda in full, as far as it is found and short."""
+        """The step for tables; a lambda with its source text, if that is found and short."""
         return f"{self.kind}({function_title(self.func)})"
 
     @property
     def words(self) -> str:
-        """The step for the key of a task: ``map-parse``, and of a lambda what it does."""
+        """The step for the key of a task: ``map-parse``; for a lambda, what it does."""
         return f"{self.kind}-{function_words(self.func)}"
 
     def __repr__(self) -> str:
@@ -88,7 +94,7 @@ class Map(Step):
 
 
 class Filter(Step):
-    """The elements for which the predicate is true; with None, the true elements."""
+    """The elements for which the predicate is true; without a predicate, the elements that are true."""
 
     kind = "filter"
     filters = True
@@ -106,11 +112,11 @@ class Filter(Step):
 
     @property
     def call(self) -> Callable[..., Any]:
-        """The predicate; for None the truth of an element, which may be a method of the user's."""
+        """The predicate; without one, the truth of an element, which a user's class may define."""
         return bool if self.func is None else self.func
 
     def result(self, made: Any, element: Any) -> Any:
-        """Return the element where the verdict is true."""
+        """Return the element if the verdict is true."""
         return element if made else SKIP
 
 
@@ -123,6 +129,6 @@ class FlatMap(Step):
 
 
 class Foreach(Map):
-    """A map called for its effect; what it returns replaces the elements."""
+    """A map called for its effect. What it returns replaces the elements."""
 
     kind = "foreach"

@@ -1,4 +1,4 @@
-"""Tally: what became of the elements that went through the steps of a chain, and where each of them stood."""
+"""Tally: what became of the elements that went through a chain, and which element is under way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parcoll.wire.exceptions import Failure
 
 @dataclass
 class Counts:
-    """What happened to the elements of one step beside passing."""
+    """What happened to the elements of one step, beside passing it."""
 
     failed: int = 0
     replaced: int = 0
@@ -27,8 +27,7 @@ class Counts:
 class Tally:
     """The counts of one chain at work, its failed elements, and what ended it.
 
-    It knows where the element stands that is under way: it has the iterator that the source elements are
-    drawn from.
+    It finds the element that is under way from the iterator that the source elements are drawn from.
     """
 
     def __init__(self, steps: Sequence[Step], ledger: Ledger | None = None) -> None:
@@ -37,33 +36,33 @@ class Tally:
         self.counts = [Counts() for _ in steps]
         self.failed_elements: list[FailedElement] = []  # as many as the ledger has room for
         self.failure: Failure | None = None  # what ended the chain
-        self.failed_step: int | None = None  # where
+        self.failed_step: int | None = None  # the position of the step that ended it
         self.raised: FailedElement | None = None  # the element whose failure `failure` is
-        self.ended_at: int | None = None  # the index of the source element that ended the chain
+        self.ended_at: int | None = None  # the index of the source element that ended it
         self.iterator: Iterator[Any] = iter(())  # that the source elements are drawn from
-        self.after = 0  # the index of the source element behind the last of them
+        self.after = 0  # the index of the source element behind the last one of the iterator
         self._ledger = ledger or Ledger()
         self._place = START
         self._source: Sequence[Any] = ()
 
     def begin(self, elements: Sequence[Any], iterator: Iterator[Any], place: Place) -> None:
-        """Note which elements are drawn from now on, by which iterator; the first stands at `place`."""
+        """Note the elements that are drawn from now on, and their iterator; the first stands at `place`."""
         self._source, self.iterator, self._place = elements, iterator, place
         self.after = place.base + len(elements)
 
     @property
     def drawn(self) -> int:
-        """How many of these elements were drawn so far."""
+        """How many of these elements have been drawn."""
         return len(self._source) - operator.length_hint(self.iterator)
 
     def where(self) -> str:
-        """Name the source element drawn last."""
+        """Name the source element that was drawn last."""
         return self._place.element(self.drawn - 1)
 
     def flows(self, entered: int) -> list[tuple[int, int]]:
-        """Return (elements in, elements out) for each step when `entered` came from the source.
+        """Return (elements in, elements out) of each step, if `entered` elements came from the source.
 
-        To be asked when the loops have ended.
+        May be asked only when the loops have ended.
         """
         flows = []
         for position, step in enumerate(self.steps):
@@ -75,15 +74,15 @@ class Tally:
 
     @property
     def in_place(self) -> bool:
-        """Whether each result stands where its element does: none was left out or held, none made many."""
+        """Whether each result stands where its element does: none was left out or held, none made several."""
         return not self.passed and not any(counts.failed > counts.replaced for counts in self.counts)
 
     def tried_before(self, position: int, times: int) -> None:
-        """Count attempts of a step with an element that ended the processes that made them."""
+        """Count attempts of a step with an element that ended the processes in which they were made."""
         self.counts[position].retries += times
 
     def failed(self, error: Exception, position: int, element: Any, attempts: int) -> None:
-        """Count an element that the evaluation goes on without, and describe it if there is room."""
+        """Count an element that failed and does not end the evaluation; describe it if there is room."""
         self.counts[position].failed += 1
         if self._ledger.elements < KEPT:
             self._ledger.elements += 1
@@ -91,14 +90,14 @@ class Tally:
             self.failed_elements.append(self._failed_element(failure, position, element, attempts))
 
     def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
-        """Count and note the element that ends the evaluation."""
+        """Count an element that failed and ends the evaluation, and note its failure."""
         self.counts[position].failed += 1
         self._fail(error, position, self._note(position, element, attempts))
         if isinstance(error, Exception) and self.failure is not None:
             self.raised = self._failed_element(self.failure, position, element, attempts)
 
     def broken(self, error: BaseException, position: int, element: Any, whose: str) -> None:
-        """Note that a function raised which was asked about an element that had failed."""
+        """Note that `on_error` or `retry_on` itself raised when it got a failed element."""
         self._fail(error, position, f"{whose}, {self._note(position, element)}")
 
     def describe(self, error: Exception, position: int, element: Any, attempts: int) -> ElementError:

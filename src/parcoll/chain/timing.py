@@ -1,7 +1,7 @@
-"""Which elements of a partition have their steps timed, and what that says of the whole partition.
+"""Timing: which elements of a partition have their steps timed, and what that says of the whole partition.
 
-A step of `x + 1` takes 0.03 µs and a look at the clock 0.05 µs. So cheap elements are timed a few at a
-time, and their shares stand for the others; of dear ones each is timed.
+A step of `x + 1` takes 0.03 µs, and a look at the clock 0.05 µs. So of cheap elements only samples are timed,
+some elements at a time, and their shares stand for the others. Dear elements are all timed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 from parcoll.chain.loop import Chain
 
-DEAR_SECONDS = 1e-5  # an element and step: of this the clock takes 1 %
+DEAR_SECONDS = 1e-5  # for each element and step; the clock takes 1 % of it
 SAMPLE = 64  # cheap elements timed together
-SAMPLE_EVERY = 65536  # elements: a sample, which takes 25 µs, is 0.6 % of what a worker does for so many
-LOOK_EVERY = 16384  # elements: dear ones may follow cheap ones
-# A sample that took so many times what the elements after it take was interrupted, for milliseconds as a
-# rule: it would put the whole partition on the account of the step that was under way.
+SAMPLE_EVERY = 65536  # elements; a sample takes 25 µs, 0.6 % of a worker's time for so many
+LOOK_EVERY = 16384  # elements of an untimed chunk, at most: dear elements may follow cheap ones
+# If a sample took so many times as long as the elements after it, the system had interrupted it, as a rule
+# for milliseconds. Its shares would put the time of the whole partition on the step that was under way.
 INTERRUPTED = 3
 INTERRUPTED_SECONDS = 1e-4  # less than this is no interruption
-SAMPLE_PARTITIONS = 64  # where flatmap makes many of one, a partition may be no more than one element
+SAMPLE_PARTITIONS = 64  # if a flatmap makes many elements of one, a partition may be a single element
 
 
 @dataclass
 class Pace:
-    """What is known of a program in this worker process from the partitions before."""
+    """What a worker process knows of a program from the partitions that it has run."""
 
-    seconds: float | None = None  # that the last chunk took, for an element and step
+    seconds: float | None = None  # of the last chunk, for each element and step
     shares: list[float] = field(default_factory=list)  # of each step, when last timed
     partitions: int = 0
 
@@ -39,18 +39,18 @@ class _Sample(NamedTuple):
 
 
 class Timing:
-    """Decides chunk by chunk for one partition, and adds up the seconds."""
+    """Decides for each chunk of one partition whether it is timed, and adds up the seconds."""
 
     def __init__(self, chain: Chain, pace: Pace) -> None:
         self._chain = chain
         self._pace = pace
         self._position = 0
-        self._multiplied = 1  # elements that flatmaps made of one, at most
+        self._multiplied = 1  # the most elements that the flatmaps made of one
         # Timing a first element that becomes a million would double the time of its partition.
         nests = any(step.multiplies for step in chain.steps)
-        self._due = 1 if nests and pace.partitions % SAMPLE_PARTITIONS else 0  # where a sample begins
+        self._due = 1 if nests and pace.partitions % SAMPLE_PARTITIONS else 0  # the start of the next sample
         self._timed = False
-        self._sample: list[float] | None = None  # the chain's seconds before this chunk, a sample
+        self._sample: list[float] | None = None  # the chain's seconds before this chunk, if it is a sample
         self._doubtful: _Sample | None = None  # the chunk before, if it may have been interrupted
         self._timed_seconds = self._untimed_seconds = self._started = 0.0
         pace.partitions += 1
@@ -73,7 +73,7 @@ class Timing:
         return size, self._timed
 
     def end(self, drawn: int) -> None:
-        """Take in the chunk that has run."""
+        """Take in a chunk that has run; `drawn` is how many elements it took."""
         seconds = time.perf_counter() - self._started
         self._position += drawn
         if self._timed:
@@ -91,7 +91,7 @@ class Timing:
             self._pace.seconds = pace
 
     def _check(self, pace: float) -> None:
-        """Take the sample before out of the account if it was interrupted, as this chunk's pace shows."""
+        """Take the sample before this chunk out of the account if this pace shows that it was interrupted."""
         doubtful, self._doubtful = self._doubtful, None
         if doubtful is not None and doubtful.pace > INTERRUPTED * pace:
             self._timed_seconds -= doubtful.seconds
@@ -100,7 +100,7 @@ class Timing:
                 self._chain.seconds[position] -= spent
 
     def seconds(self) -> list[float]:
-        """Return what each step took, and last what took the results that left them."""
+        """Return the seconds of each step, and last those of the consumer of the results."""
         measured = self._chain.seconds
         if self._timed_seconds:
             self._pace.shares = [seconds / self._timed_seconds for seconds in measured]

@@ -2,9 +2,9 @@
 
 Pickles are not equal in every process. A set is pickled in the order of its hashes, which differ from
 process to process; so is a dict made from a set; and equal strings are pickled once if they are one object.
-So values are taken apart into what `marshal` writes the same way each time: dicts in the order of their
-keys, objects as what they pickle to. A list of 1,000,000 numbers takes 25 ms, one of 100,000 small objects
-0.6 s.
+So `Walk` takes values apart into stand-ins, which `marshal` writes the same way each time: dicts in the
+order of their keys, objects as what they pickle to. A list of 1,000,000 numbers takes 25 ms, one of 100,000
+small objects 0.6 s.
 
 Equal values have equal digests. Different values have different digests, except where only a type is
 compared: that of what pickle refuses (an open file, a lambda), of a value that refers to itself, and of a
@@ -17,7 +17,7 @@ import copyreg
 import hashlib
 import marshal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -31,7 +31,7 @@ SIZE = 16  # bytes of a digest
 def of_elements(elements: Sequence[Any]) -> bytes:
     """Return the digest of some elements in their order."""
     if is_plain_array(elements):
-        return of_parts(marshal.dumps(_array(elements), MARSHAL))
+        return of_stand_in(array(elements))
     listed = elements if type(elements) is list else list(elements)
     if not _are_scalars(listed) and not _are_rows(listed):
         listed = list(map(_plain, listed))
@@ -43,6 +43,11 @@ def of_value(value: Any) -> bytes:
     return of_parts(b"value", marshal.dumps(_plain(value), MARSHAL))
 
 
+def of_stand_in(value: Any) -> bytes:
+    """Return the digest of what a walk has put in a value's place."""
+    return of_parts(marshal.dumps(value, MARSHAL))
+
+
 def of_parts(*parts: Any) -> bytes:
     """Return the digest of several byte strings; it also depends on where each of them ends."""
     found = hashlib.sha256()
@@ -52,12 +57,135 @@ def of_parts(*parts: Any) -> bytes:
     return found.digest()[:SIZE]
 
 
+class Walk:
+    """Takes values apart, down to what `marshal` writes the same way in each process.
+
+    Scalars stand for themselves, and so do tuples and lists of them. The stand-in of anything else is a tuple
+    that begins with `...`; no tuple of the user's looks like that, since a user's `...` has a stand-in too.
+    A subclass says what stands for values that are neither scalars nor containers.
+    """
+
+    max_nodes = MAX_NODES
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def apart(self, value: Any, depth: int = 0) -> Any:
+        """Return what stands for a value that is within `depth` others."""
+        kind = type(value)
+        if kind in SCALARS:
+            return value
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > self.max_nodes:
+            return self.too_much(value)
+        depth += 1
+        if kind is tuple or kind is list:
+            return value if _are_scalars(value) else kind([self.apart(part, depth) for part in value])
+        if kind is dict:
+            pairs = value.items()
+            return (..., "dict", _sorted_pairs(pairs) if is_flat(value) else self.pairs(pairs, depth))
+        if kind is set or kind is frozenset:
+            return (..., kind.__name__, self.members(value, depth))
+        return self.other(value, depth)
+
+    def other(self, value: Any, depth: int) -> Any:
+        """Return what stands for a value that is neither a scalar nor a container."""
+        raise NotImplementedError
+
+    def too_much(self, value: Any) -> Any:
+        """Return what stands for a value that is too deep within others, or has too many before it."""
+        raise NotImplementedError
+
+    def in_order(self, parts: Iterable[Any], key: Callable[[Any], Any] | None = None) -> Iterable[Any]:
+        """Return parts in the order in which to take them apart: those of a set, or of a dict by `key`."""
+        return parts
+
+    def members(self, values: Iterable[Any], depth: int) -> list[Any]:
+        """Return what stands for the members of a set."""
+        if not _are_scalars(values):
+            values = [self.apart(value, depth) for value in self.in_order(values)]
+        return _sorted(values)
+
+    def pairs(self, pairs: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
+        """Return what stands for the keys of a dict and their values."""
+        in_order = self.in_order(pairs, key=_first)
+        return _sorted_pairs([(self.apart(key, depth), self.apart(value, depth)) for key, value in in_order])
+
+    def reduced(self, value: Any, depth: int) -> Any:
+        """Return what stands for an object, by what pickle would rebuild it from."""
+        kind = type(value)
+        try:
+            reduced = _reduced(value)
+        except Exception:  # pickle refuses it
+            return of_type(kind)
+        if isinstance(reduced, str):
+            return (..., "named", class_name(kind), reduced)
+        make, arguments, state, items, pairs = reduced
+        return (
+            ...,
+            class_name(kind),
+            getattr(make, "__qualname__", ""),
+            [self.apart(part, depth) for part in arguments],
+            self.apart(state, depth),
+            [self.apart(part, depth) for part in items or ()],
+            self.pairs(pairs, depth) if pairs is not None else [],
+        )
+
+
+class _DataWalk(Walk):
+    """Takes data apart: each object as what it pickles to."""
+
+    def other(self, value: Any, depth: int) -> Any:
+        if is_plain_array(value):
+            return array(value)
+        return (..., "class", class_name(value)) if isinstance(value, type) else self.reduced(value, depth)
+
+    def too_much(self, value: Any) -> Any:
+        raise _TooMuchError
+
+
+class _TooMuchError(Exception):
+    """A value has too many parts, or contains itself."""
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a value."""
+    if type(value) in SCALARS:
+        return value
+    try:
+        return _DataWalk().apart(value)
+    except Exception:  # it has too many parts, or one of them cannot be taken apart
+        return of_type(type(value))
+
+
+def of_type(kind: type) -> Any:
+    """Return what stands for a value of which only the type is compared."""
+    return (..., "of type", class_name(kind))
+
+
+def array(value: Any) -> Any:
+    """Return what stands for a plain array."""
+    content = value.reshape(-1).view("u1") if value.flags.c_contiguous and value.size else value.tobytes()
+    return (..., "array", str(value.dtype), repr(value.shape), hashlib.sha256(content).digest())
+
+
+def is_plain_array(value: Any) -> bool:
+    """Tell whether this is a numpy array of numbers or the like, whose bytes say all."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
+
+
 def is_flat(value: Any) -> bool:
     """Tell whether this is a container of scalars and nothing else."""
     kind = type(value)
     if kind is dict:
         return _are_scalars(value) and _are_scalars(value.values())
     return kind in (list, tuple, set, frozenset) and _are_scalars(value)
+
+
+def class_name(kind: type) -> str:
+    """Return a class's name with that of its module."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _are_scalars(values: Iterable[Any]) -> bool:
@@ -69,99 +197,21 @@ def _are_rows(values: Sequence[Any]) -> bool:
     return set(map(type, values)) <= {tuple, list} and _are_scalars(chain.from_iterable(values))
 
 
-def _plain(value: Any) -> Any:
-    """Return a stand-in for a value, made of what marshal writes the same way each time."""
-    if type(value) in SCALARS:
-        return value
-    try:
-        return _Taker().apart(value, 0)
-    except Exception:  # it has too many parts, or one of them cannot be taken apart
-        return ("of type", _name(type(value)))
+def _sorted(parts: Iterable[Any]) -> list[Any]:
+    """Sort parts by what marshal writes for them: they may have no order of their own."""
+    return sorted(parts, key=lambda part: marshal.dumps(part, MARSHAL))
 
 
-class _TooMuchError(Exception):
-    """A value has too many parts, or contains itself."""
+def _sorted_pairs(pairs: Collection[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return sorted(pairs, key=_first) if {type(key) for key, _ in pairs} <= {str} else _sorted(pairs)
 
 
-class _Taker:
-    """Takes one value apart, and counts its parts."""
-
-    def __init__(self) -> None:
-        self._nodes = 0
-
-    def apart(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind in SCALARS:
-            return value
-        self._nodes += 1
-        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
-            raise _TooMuchError
-        depth += 1
-        if kind is tuple or kind is list:
-            if _are_scalars(value):
-                return value
-            return kind([self.apart(part, depth) for part in value])
-        if kind is dict:
-            if set(map(type, value)) <= {str} and _are_scalars(value.values()):
-                return ("dict", sorted(value.items()))
-            return ("dict", self._pairs(value.items(), depth))
-        if kind is set or kind is frozenset:
-            return (kind.__name__, self._sorted(self.apart(part, depth) for part in value))
-        if is_plain_array(value):
-            return _array(value)
-        if isinstance(value, type):
-            return ("class", _name(value))
-        return self._object(value, depth)
-
-    def _object(self, value: Any, depth: int) -> Any:
-        try:
-            reduced = reduced_to(value)
-        except Exception:  # pickle refuses it
-            return ("of type", _name(type(value)))
-        if isinstance(reduced, str):
-            return ("named", _name(type(value)), reduced)
-        make, arguments, state, items, pairs = reduced
-        return (
-            _name(type(value)),
-            getattr(make, "__qualname__", ""),
-            [self.apart(part, depth) for part in arguments],
-            self.apart(state, depth),
-            [self.apart(part, depth) for part in items or ()],
-            self._pairs(pairs or (), depth),
-        )
-
-    def _pairs(self, pairs: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
-        found = [(self.apart(key, depth), self.apart(part, depth)) for key, part in pairs]
-        if all(type(key) is str for key, _ in found):
-            return sorted(found, key=_key)
-        return self._sorted(found)
-
-    def _sorted(self, parts: Iterable[Any]) -> list[Any]:
-        """Sort parts by what marshal writes for them: they may have no order of their own."""
-        return sorted(parts, key=lambda part: marshal.dumps(part, MARSHAL))
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
 
 
-def reduced_to(value: Any) -> str | list[Any]:
+def _reduced(value: Any) -> str | list[Any]:
     """Return what pickle would rebuild a value from: a name; or callable, arguments, state, items, pairs."""
     special = copyreg.dispatch_table.get(type(value))
     reduced = special(value) if special is not None else value.__reduce_ex__(4)
     return reduced if isinstance(reduced, str) else (list(reduced) + [None] * 3)[:5]
-
-
-def _key(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def is_plain_array(value: Any) -> bool:
-    """Tell whether this is a numpy array of numbers or the like, whose bytes say all."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
-
-
-def _array(array: Any) -> Any:
-    content = array.reshape(-1).view("u1") if array.flags.c_contiguous and array.size else array.tobytes()
-    return ("array", str(array.dtype), repr(array.shape), hashlib.sha256(content).digest())

@@ -41,7 +41,7 @@ class Folder(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file."""
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keep others out of the folder while the context lasts, as far as that is possible."""
 
 
@@ -106,7 +106,7 @@ class LocalFolder:
         os.unlink(os.path.join(self._path, name))
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder; the kernel ends the lock with this process, however that ends."""
         try:
             os.makedirs(self._path, exist_ok=True)
@@ -122,16 +122,16 @@ class LocalFolder:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise _in_use(self.url, owner) from None
+                raise _in_use_error(self.url, owner) from None
             except OSError as error:  # a mounted filesystem without locks
-                logger.warning("checkpoint %s cannot be locked, so keep others out: %s", self.url, error)
+                logger.warning(
+                    "checkpoint %s: its filesystem has no locks (%s); make sure that no second process uses "
+                    "the folder meanwhile",
+                    *(self.url, error),
+                )
             os.ftruncate(descriptor, 0)
             with contextlib.suppress(OSError):  # a full disk; the words only serve another process's message
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            for name in self.names():
-                if name.startswith(TEMPORARY):  # left by a process that was killed
-                    with contextlib.suppress(OSError):
-                        self.remove(name)
             _descriptors.add(descriptor)
             yield
         finally:
@@ -153,8 +153,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_copies)
 
 
-_held: set[str] = set()  # URLs of the folders without locks that this process uses
-_held_lock = threading.Lock()
+_urls_in_use: set[str] = set()  # URLs of the folders without locks that this process uses
+_urls_lock = threading.Lock()
 
 
 class RemoteFolder:
@@ -188,21 +188,21 @@ class RemoteFolder:
         self._system.rm_file(f"{self._path}/{name}")
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep out this process's other evaluations."""
-        with _held_lock:
-            if self.url in _held:
-                raise _in_use(self.url, "this process")
-            _held.add(self.url)
+        with _urls_lock:
+            if self.url in _urls_in_use:
+                raise _in_use_error(self.url, "this process")
+            _urls_in_use.add(self.url)
         try:
             with contextlib.suppress(Exception):  # not every store has folders; a write tells what is wrong
                 self._system.makedirs(self._path, exist_ok=True)
             yield
         finally:
-            _held.discard(self.url)
+            _urls_in_use.discard(self.url)
 
 
-def _in_use(url: str, owner: str) -> CheckpointError:
+def _in_use_error(url: str, owner: str) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint {url!r} is in use by {owner}: wait until its evaluation ends (closing or dropping "
         "its iterator ends one), or give this one another folder"

@@ -1,1 +1,1 @@
-"""Any dask cluster as the user's process sees it, the local one included."""
+"""Cluster: any dask cluster, as the user's process sees it."""

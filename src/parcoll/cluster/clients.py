@@ -1,4 +1,7 @@
-"""dask's clients: the current one, a new one for an address, the one of our local cluster."""
+"""Clients: dask's current client, a new one for an address, and the one of our local cluster.
+
+A client of ours watches whether its scheduler still answers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import Any, TypeVar
 import dask
 import distributed
 import distributed.comm
+import distributed.comm.registry
 import distributed.versions
 from dask.utils import parse_timedelta
 
@@ -23,16 +27,16 @@ from parcoll.errors import ConnectError
 T = TypeVar("T")
 
 JOIN_SECONDS = 8.0  # a scheduler may be starting; a user who mistyped its address waits no longer
-# dask keeps trying to connect for that long, also to a worker that has died with a result: its 30 s
-# are for networks. On loopback an answer takes milliseconds.
+# dask tries for so long to connect, also to a worker that has died with a result. Its default of 30 s is for
+# networks; on loopback an answer takes milliseconds.
 LOCAL_SECONDS = 5.0
-CLOSE_SECONDS = 2.0  # that a client has to say goodbye
-PLAIN_SECONDS = 0.5  # that a plain socket tries, to tell why there was no answer
+CLOSE_SECONDS = 2.0  # that a client may take to close
+PLAIN_SECONDS = 0.5  # that a plain socket tries to connect, to see why there was no answer
 WITH_PORT = ("tcp", "tls", "ws", "wss")
 SCHEMES = (*WITH_PORT, "inproc", "ucx")
-# A scheduler that is there and says nothing hangs, or is stopped. TCP does not tell, since the kernel of its
-# host answers for it, and dask waits for ever. So a client of ours asks it for something small now and then.
-ASK_SECONDS = 5.0  # between two questions: so often a client of dask's says that it lives
+# A scheduler that is there and silent hangs, or is stopped. TCP does not notice, since the kernel of its host
+# answers for it, and dask waits for ever. So a client of ours asks it for something small now and then.
+ASK_SECONDS = 5.0  # between two questions: dask's clients send a sign of life as often
 LOOK_SECONDS = 0.5
 SEND_SECONDS = 0.001  # between two messages of a client to its scheduler
 
@@ -51,8 +55,20 @@ def in_task() -> bool:
     return True
 
 
+def is_of_worker(client: Any) -> bool:
+    """Tell whether a worker in this process made the client for its tasks; of None, whether there is one.
+
+    Workers of a cluster that lives in its user's own process are none: that one may start what it likes.
+    The names are private, and tests/dask_facts fails when dask does without them.
+    """
+    if client is not None:
+        return client in distributed.Worker._initialized_clients
+    workers = [worker for worker in list(distributed.Worker._instances) if worker.status.name == "running"]
+    return any(not worker.address.startswith("inproc:") for worker in workers)
+
+
 def current_client() -> Any:
-    """Return the client of the task that runs this, or else dask's current one; None without."""
+    """Return the client of the task that runs this, or else dask's current one; None without either."""
     try:
         return distributed.get_client()
     except ValueError:
@@ -62,13 +78,13 @@ def current_client() -> Any:
 class Client(distributed.Client):
     """A client that does not look for a scheduler that it has lost: its engine does, or tells the user.
 
-    dask's own would look for it on its own for some seconds, come back to a scheduler on which nothing of
-    ours is, or write its failure on the user's terminal. It has no setting for that; what is overridden
-    here is private, and tests/test_dask_facts.py fails when dask does without it.
+    dask's own client would look for it for some seconds, come back to a scheduler on which nothing of ours
+    is, or write its failure on the user's terminal. It has no setting for that. The method that is overridden
+    here is private; `tests/dask_facts` fails when dask changes it.
     """
 
     _was_connected = False
-    silent_seconds: float | None = None  # for which its scheduler said nothing, where it was lost so
+    silent_seconds: float | None = None  # for which its scheduler was silent, if that is how it was lost
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
         if self._was_connected:
@@ -103,16 +119,29 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
     except Exception as error:
         seconds = time.monotonic() - started
         raise ConnectError(
-            f"no dask scheduler could be joined at {address!r} after {seconds:.0f} s: "
+            f"no dask scheduler could be reached at {address!r} after {seconds:.0f} s: "
             f"{_reason(error, address, security)}"
         ) from error
 
 
+def is_address(value: Any) -> bool:
+    """Tell whether this may be a scheduler's address: its scheme is one that dask knows in this process."""
+    if not isinstance(value, str):
+        return False
+    scheme, _ = distributed.comm.parse_address(value.strip())
+    return _is_known(scheme.lower())
+
+
+def _is_known(scheme: str) -> bool:
+    """Tell whether dask knows the scheme; packages as dask-gateway add schemes of their own."""
+    return scheme in SCHEMES or scheme in distributed.comm.registry.backends
+
+
 def _checked(address: str) -> str:
-    """Return the address without what may stand around it; refuse one that can be none."""
+    """Return the address without what may stand around it; refuse one at which no scheduler can be."""
     scheme, place = distributed.comm.parse_address(address.strip())
-    place = place.rstrip("/")
-    if scheme not in SCHEMES:
+    scheme, place = scheme.lower(), place.rstrip("/")
+    if not _is_known(scheme):
         raise ConnectError(
             f"no dask scheduler can be at {address!r}: {scheme!r} is none of {', '.join(SCHEMES)}"
         )
@@ -124,7 +153,7 @@ def _checked(address: str) -> str:
             possible = False
         if not possible:
             raise ConnectError(
-                f"no dask scheduler can be at {address!r}: that is no host and port, as in tcp://host:8786"
+                f"no dask scheduler can be at {address!r}: it needs a host and a port, as in tcp://host:8786"
             )
     return f"{scheme}://{place}"
 
@@ -148,7 +177,7 @@ def _reason(error: BaseException, address: str, security: Any) -> str:
         return f"what listens there closed the connection{hint}"
     if isinstance(error, _NoGreeting):
         return "something listens there that does not answer as dask does"
-    # dask says that it has tried for so many seconds, whatever stood in the way.
+    # dask says only that it has tried for so many seconds.
     scheme, place = distributed.comm.parse_address(address)
     try:
         if isinstance(error, OSError) and scheme in WITH_PORT:
@@ -172,7 +201,7 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
     # The timeout of connect() does not cover a server that accepts and then says nothing.
     connecting = distributed.comm.connect(address, timeout=seconds, **arguments)
     try:
-        # A second more, so that one which is never made says so itself.
+        # A second more, so that the connection's own timeout comes first.
         comm = await asyncio.wait_for(connecting, seconds + 1)
     except TimeoutError as error:
         if isinstance(error.__cause__ or error, asyncio.CancelledError) or not str(error):
@@ -180,7 +209,10 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
         raise
     except (OSError, TypeError, RuntimeError):
         raise
-    except Exception as error:  # what it said was taken for a length (MemoryError), or for msgpack
+    except Exception as error:
+        # Where the scheduler's greeting, in plain bytes, comes before the encryption has begun.
+        if isinstance(error, ValueError) and "SSL" in str(error):
+            raise  # its bytes were read as a length (MemoryError), or as msgpack
         raise _NoGreeting from error
     try:
         await comm.write({"op": "identity", "reply": True})
@@ -193,13 +225,13 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
 
 
 def _in_own_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where this thread has an event loop already."""
+    """Run a coroutine to its end, even if this thread has an event loop already."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
 
 def close_lost(client: Any) -> None:
-    """Close a client whose scheduler may be gone, without a word of that on the user's terminal."""
+    """Close a client whose scheduler may be gone, and write nothing about that on the user's terminal."""
     logger = logging.getLogger("distributed.client")
 
     def nothing(record: logging.LogRecord) -> bool:
@@ -207,13 +239,13 @@ def close_lost(client: Any) -> None:
 
     logger.addFilter(nothing)
     try:
-        # A peer that says nothing; a client that Ctrl-C has stopped when half of it was made.
+        # The peer may be silent, or Ctrl-C may have stopped the client when half of it was made.
         with contextlib.suppress(OSError, TimeoutError, RuntimeError, AttributeError):
             client.close(timeout=CLOSE_SECONDS)
     finally:
         logger.removeFilter(nothing)
-        # Where a client has given up by itself, or did not start, dask's close() does nothing: the thread of
-        # its event loop, and three descriptors, would stay. Nothing public ends it.
+        # If a client has given up by itself, or did not start, dask's close() does nothing: the thread of its
+        # event loop, and three descriptors, would stay. Nothing public ends it.
         if (runner := getattr(client, "_loop_runner", None)) is not None:
             runner.stop(timeout=1)
 
@@ -228,7 +260,7 @@ def client_of_host(address: str, security: Any) -> Any:
 class _Quiet(logging.Filter):
     """Keeps dask from logging, with a traceback, that the connection of a client of ours is closed.
 
-    Its cluster is gone, which an error of ours says, or parcoll's own log where another one is started.
+    Its cluster is gone. An error of ours says so, or parcoll's own log if another one is started.
     """
 
     def __init__(self) -> None:
@@ -236,7 +268,7 @@ class _Quiet(logging.Filter):
         self.expected: set[str] = set()  # addresses
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Drop the record of such a connection, also of one that was not used yet when Ctrl-C came."""
+        """Drop the record of such a connection, also if it was not used yet when Ctrl-C came."""
         message = str(record.msg)
         if message.startswith("Closing dangling stream") and any(name in message for name in self.expected):
             return False
@@ -250,9 +282,10 @@ for _name in ("distributed.batched", "distributed.comm.tcp"):
 
 
 def _started(address: str, **settings: Any) -> Any:
-    """Return a client of ours; one that does not start, or that Ctrl-C stops, is closed here and now.
+    """Return a client of ours. One that does not start, or that Ctrl-C stops, is closed here and now.
 
-    Collected some time later, its end can deadlock with the start of another (both take LoopRunner's lock).
+    If it were garbage-collected later, its end could deadlock with the start of another one: both take
+    LoopRunner's lock.
     """
     client: Any = Client.__new__(Client)
     _quiet.expected.add(address)
@@ -267,28 +300,28 @@ def _started(address: str, **settings: Any) -> Any:
 
 
 def _prompt(client: Any) -> Any:
-    """Have a client of ours send what it has to say sooner; it then says it in more messages.
+    """Have a client of ours send its messages sooner, which makes more messages of them.
 
-    dask has no public setting for it, and says 10 ms: tasks that follow a release of futures, or
-    other tasks, reached the scheduler that much later, while its workers had nothing to do.
+    dask waits 10 ms, and has no public setting for that. Tasks that follow a release of futures, or other
+    tasks, reached the scheduler that much later, while its workers had nothing to do.
     """
     client.scheduler_comm.interval = SEND_SECONDS
     return client
 
 
 def seconds_allowed() -> float:
-    """Return how long a scheduler may say nothing."""
+    """Return how long a scheduler may be silent."""
     seconds: float = parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"))
     return seconds
 
 
 async def _watch_silence(client: Any) -> None:
-    """End the client's connection when its scheduler has been silent for too long; runs in its event loop."""
+    """End the client's connection if its scheduler has been silent for too long. Runs in its event loop."""
     allowed, silent = seconds_allowed(), 0.0
     stream = client.scheduler_comm
     while silent <= allowed:
         await asyncio.sleep(LOOK_SECONDS if silent else ASK_SECONDS)
-        if not _is_used(client, stream):  # before it has no scheduler any more
+        if not _is_used(client, stream):  # checked first: a client that is closed has no scheduler to ask
             return
         # The answer of a scheduler without such workers is empty.
         asked = asyncio.ensure_future(client.scheduler.ncores(workers=[]))
@@ -297,8 +330,8 @@ async def _watch_silence(client: Any) -> None:
             if not _is_used(client, stream):
                 asked.cancel()
                 return
-            # Not the time that has passed: this process may have been stopped, or its event loop kept from
-            # running by a function that holds the GIL, and the answer be there.
+            # Not measured by the clock: this process may have been stopped, or a function that holds the GIL
+            # may have kept its event loop from running, and the answer may be there.
             silent += 0.0 if asked.done() else LOOK_SECONDS
         if not asked.done():
             asked.cancel()
@@ -308,7 +341,7 @@ async def _watch_silence(client: Any) -> None:
             silent = 0.0
     client.silent_seconds = silent
     stream.abort()
-    client.rpc.remove(client.scheduler.address)  # where others wait for answers
+    client.rpc.remove(client.scheduler.address)  # others may wait for answers there
 
 
 def _is_used(client: Any, stream: Any) -> bool:

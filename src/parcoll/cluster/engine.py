@@ -1,4 +1,4 @@
-"""Engine: evaluation on a dask scheduler, through a `distributed.Client`."""
+"""Engine of a cluster: evaluation on a dask scheduler, through a `distributed.Client`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from parcoll.cluster import losses
 from parcoll.cluster.link import Link
 from parcoll.cluster.preparing import is_ready_here, prepare
 from parcoll.cluster.receiving import ReportReader
+from parcoll.cluster.sending import current_world
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, install_now
@@ -17,8 +18,8 @@ from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
-from parcoll.wire.unpicklable import cannot_send
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, packed_program
+from parcoll.world import own_state
 
 
 class DistributedEngine:
@@ -37,9 +38,9 @@ class DistributedEngine:
     ) -> None:
         """Use the link's cluster.
 
-        `ship` says which modules to send and which not, beside those that are needed; None sends on what
-        was sent here, as to workers that import from the search path. `reporting` where the workers have the
-        plugin that sends outcomes (`worker.reports`). `worker_memory` where it is known without asking.
+        `ship` says which modules to send and which not, beside those that are needed. None sends on what was
+        sent here, or nothing if the workers import from the search path. `reporting` if the workers have the
+        plugin that sends outcomes (`worker.reports`). `worker_memory` if it is known without asking.
         """
         self.link = link
         self._ship = ship
@@ -59,27 +60,31 @@ class DistributedEngine:
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of dask's dashboard, once the page beside it is there."""
-        if self._reports is None:  # else the host has put it there
+        """The address of dask's dashboard, once our web page beside it is there."""
+        if self._reports is None:  # on a local cluster the host has put it there
             install_now(self.client)
         link: str = self.client.dashboard_link
         return link
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
-        """Start an evaluation; names what cannot be pickled."""
+        """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
-        packed = _pack_program(program)
+        packed, script = packed_program(program)
+        world = current_world(of_machine=self.link.sharing is not None)
         modules = self._modules(program)
-        return DistributedSession(self.link, self._reports, packed, modules, label, keep, program.stops)
+        return DistributedSession(
+            *(self.link, self._reports, packed, modules, script, label, keep, program.stops, world)
+        )
 
     def _modules(self, program: Program) -> bytes:
-        """Return the sources to send along; within a task of a cluster, those that came with the task."""
-        sources = shipped_sources() if self._ship is None else sources_for(program, self._ship)
-        return modules.packed(sources)
+        """Return the sources to send along; within a task, those that came with the task."""
+        if self._ship is None:
+            return modules.packed(shipped_sources())
+        return modules.packed(sources_for(program, self._ship, own_state.homes()))
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
-        """Pickle the value; into shared memory, if there is some, where it is large and needed once."""
+        """Pickle the value; into shared memory, if there is some and the value is large and needed once."""
         sharing = self.link.sharing
         return Packed.pack(value) if lasting or sharing is None else sharing.pack(value)
 
@@ -90,7 +95,7 @@ class DistributedEngine:
         try:
             with self.link.errors():
                 workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        except ClusterLostError:  # which is told where the partition is sent
+        except ClusterLostError:  # raised again when the partition is sent
             return math.inf
         return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
 
@@ -104,7 +109,7 @@ class DistributedEngine:
         return threads
 
     def follow(self, stats: Stats) -> Publisher:
-        """Publish the evaluation on the dashboard's page."""
+        """Publish the evaluation on the web page of the scheduler."""
         return Publisher(self.client, stats, has_page=self._reports is not None)
 
     def persist(self, bag: Any) -> Any:
@@ -121,10 +126,10 @@ class DistributedEngine:
 
 
 def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine:
-    """Return an engine for a `distributed.Client`, whose cluster is made ready for our tasks.
+    """Return an engine for a `distributed.Client`, whose cluster is prepared for our tasks.
 
     `ship` adds modules to those that are sent. Within a task of a worker that has parcoll there is nothing to
-    make ready.
+    prepare.
     """
     if client.asynchronous:
         raise TypeError("parcoll needs a synchronous client: this one was made with asynchronous=True")
@@ -138,23 +143,3 @@ def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine
         link.direct = prepare(client).direct
         link.reach = lambda: prepare(client).direct
     return engine
-
-
-def _pack_program(program: Program) -> Packed:
-    try:
-        return Packed.pack(program)
-    except Exception as error:
-        for step in program.steps:
-            _check_function(step.func, f"the function of {step.label}")
-            _check_function(step.policy.on_error, f"the on_error of {step.label}")
-            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
-        for func in program.sink.functions.values():
-            _check_function(func, f"the function of {program.sink.label}")
-        raise cannot_send(None, "the chain", error) from error
-
-
-def _check_function(func: Any, role: str) -> None:
-    try:
-        Packed.pack(func)
-    except Exception as error:
-        raise cannot_send(func, role, error) from error

@@ -1,7 +1,7 @@
-"""Workers that go on, after Ctrl-C, with elements that nobody waits for: they are ended when they are needed.
+"""Interrupted: workers that are still busy, after Ctrl-C, with elements that nobody waits for.
 
-A task that runs cannot be cancelled. A function that never returns would keep its worker from all that is
-evaluated later, at a prompt or in a notebook.
+A running task cannot be cancelled. A function that never returns would keep its worker from all that is
+evaluated later, at a prompt or in a notebook. So such workers are ended when they are needed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 from parcoll.log import logger
 
-GRACE_SECONDS = 1.0  # that a worker has to end what it is at, or to answer: one that holds the GIL cannot
+GRACE_SECONDS = 1.0  # for a worker to end its task, or to answer, which it cannot while it holds the GIL
 LOOK_SECONDS = 0.05
 
 
 def end_abandoned(client: Any, wanted: Callable[[], Collection[str]]) -> None:
-    """End the workers of a local cluster that still run tasks none of which is `wanted`, after a second.
+    """End the workers of a local cluster that still run, after a second, only tasks that are not `wanted`.
 
-    What they have kept is made again on others. While something is wanted, one that does not answer is left.
-    Does nothing where the cluster is lost: whoever needs it next finds out.
+    What they have kept is made again on others. A worker that does not answer is killed only if nothing is
+    wanted. Does nothing if the cluster is lost: whoever needs it next finds out.
     """
     with contextlib.suppress(OSError, RuntimeError, asyncio.CancelledError):
         _end_abandoned(client, wanted)
@@ -42,7 +42,7 @@ def _end_abandoned(client: Any, wanted: Callable[[], Collection[str]]) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(LOOK_SECONDS)
-    logger.warning("%d workers went on with what was interrupted: they are replaced", len(busy))
+    logger.warning("%d workers are still busy with an interrupted evaluation and are replaced", len(busy))
     for number in (signal.SIGTERM, signal.SIGKILL):  # what their functions have written is to be whole
         for address in busy:
             with contextlib.suppress(ProcessLookupError):
@@ -58,7 +58,7 @@ def _is_abandoned(keys: list[str] | None, wanted: set[str]) -> bool:
 
 
 async def _running(client: Any, addresses: list[str]) -> dict[str, list[str] | None]:
-    """Return the keys of the tasks that each worker runs; None for one that does not answer."""
+    """Return the keys of the tasks that each worker runs; None for a worker that does not answer."""
 
     async def one(address: str) -> list[str] | None:
         asked = client.run(_keys, workers=[address], asynchronous=True)
@@ -83,7 +83,7 @@ def _pids(dask_scheduler: Any) -> dict[str, int]:
 
 
 def was_interrupted() -> bool:
-    """Tell whether Ctrl-C is why the caller's caller cleans up."""
+    """Tell whether Ctrl-C is the reason why the caller's caller cleans up."""
     error = sys.exception()
     for _ in range(10):
         if error is None or isinstance(error, KeyboardInterrupt):

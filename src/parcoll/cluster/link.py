@@ -6,23 +6,23 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import distributed
 from dask._task_spec import TaskRef
 
-from parcoll.errors import ClusterLostError, ParcollError, lost_for_good
-from parcoll.wire.sharing import Sharing
+from parcoll.errors import ClusterLostError, ParcollError
+from parcoll.evaluation.engine import lost_for_good
+from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept
 
 
 class Link:
     """What the engine of a cluster and its sessions have in common.
 
-    `direct` tells whether data may go past the scheduler, None where that is not known yet: then data goes
-    through it, and `reach` finds out once there are workers. Workers of a cluster on this machine have
-    `sharing`, and import from `search_path`.
+    `direct` tells whether data may go past the scheduler. None means that nobody knows yet: then data goes
+    through the scheduler, and `reach` finds out once there are workers. Workers of a cluster on this machine
+    have `sharing`.
     """
 
     def __init__(
@@ -37,20 +37,19 @@ class Link:
         self.direct = direct
         self.reach: Callable[[], bool | None] | None = None
         self.sharing = sharing
-        self.search_path: Sequence[str] = ()
-        self.interrupted = False  # by Ctrl-C: workers may be at what nobody waits for
+        self.interrupted = False  # by Ctrl-C: workers may be busy with what nobody waits for
         self.address: str = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one
         # scheduler must not make the same key.
         self.token = str(int.from_bytes(os.urandom(8), "big"))
         self.numbers = itertools.count()
         self._why_lost = why_lost
-        # A client that comes back to a scheduler has another stream to it: nothing of ours is there.
+        # A client that comes back to a scheduler has another stream; nothing of ours is on that scheduler.
         self._stream = client.scheduler_comm
 
     @property
     def connected(self) -> bool:
-        """Tell whether the client still has the scheduler that it had."""
+        """Whether the client still has the scheduler that it had."""
         stream = self.client.scheduler_comm
         there = stream is not None and stream is self._stream and not stream.closed()
         return there and self.client.status == "running" and self._why_lost() is None
@@ -98,11 +97,11 @@ class KeptOnCluster:
         self._link = link
 
     def is_on(self, client: Any) -> bool:
-        """Tell whether the client's scheduler has it."""
+        """Tell whether the client's scheduler has the result."""
         return _same_scheduler(self.future.client, client) and not self.future.cancelled()
 
     def fetch(self) -> Kept:
-        """Bring it here; where its scheduler is gone, the evaluation may have another one."""
+        """Bring the result here. If its scheduler is gone, the evaluation may go on with another one."""
         if self._link is None:
             return self.recall()
         with self._link.errors():
@@ -110,7 +109,7 @@ class KeptOnCluster:
         return kept
 
     def recall(self) -> Kept:
-        """Bring it here, from whatever cluster keeps it; where that is gone, it is gone for good."""
+        """Bring the result here, from whatever cluster keeps it. If that is gone, so is the result."""
         gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
         try:
             if self.future.cancelled() or self.future.client.status != "running":
@@ -122,11 +121,6 @@ class KeptOnCluster:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptOnCluster, (self.future, None)
-
-
-def is_future(value: Any) -> bool:
-    """Tell whether this is a future of dask's."""
-    return isinstance(value, distributed.Future)
 
 
 def _same_scheduler(one: Any, other: Any) -> bool:

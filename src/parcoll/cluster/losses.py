@@ -1,11 +1,12 @@
-"""Losses: what clients hear from their scheduler when it loses a worker, and which evaluation it concerns.
+"""Losses: what clients hear from their scheduler when it loses a worker, and which evaluation that concerns.
 
-dask runs the tasks of a lost worker again as they are, and gives up a task that had four workers: one of its
-elements may end each of them. So their sessions send them again in another way (`worker.isolation`), after
-the first loss.
+dask runs the tasks of a lost worker again as they are, and fails a task whose workers were lost four times.
+But an element may end each worker that runs it. So a session sends its tasks again itself, and after the
+second loss in another way (`worker.isolation`).
 
-A plugin tells of losses. It is installed when a client is connected, in any scheduler: it travels by value,
-since a scheduler may have no parcoll, so `LossDetector` needs the standard library and distributed only.
+A plugin in the scheduler reports losses. It is installed when a client connects, in any scheduler. It travels
+by value, since a scheduler may have no parcoll, so `LossDetector` needs only the standard library and
+distributed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from parcoll.log import logger
 
 LOST_TOPIC = "parcoll-lost-workers"
-MAX_KEYS = 1000  # of the tasks that a lost worker had: it is given a few at a time
+MAX_KEYS = 1000  # of the tasks that a lost worker had; dask gives a worker only a few at a time
 INSTALL_SECONDS = 5.0  # that an evaluation waits for the plugin; without it dask's own rules hold
 
 
 class LossDetector(SchedulerPlugin):
-    """Tells clients of workers that were lost, with the tasks that each of them had."""
+    """Tells clients of workers that were lost, and of the tasks that each of them had."""
 
     name = "parcoll-losses"
     idempotent = True
@@ -43,7 +44,7 @@ class LossDetector(SchedulerPlugin):
         """Pass on dask's event of a worker that is gone, unless it was told to go."""
         if topic == "all" and msg.get("action") == "remove-worker" and not msg.get("expected"):
             tasks = list(msg.get("processing-tasks") or ())
-            # Those that had ended too: a result may be what it could not send.
+            # Also tasks that had ended: the worker may have died while it sent a result.
             keys = [*tasks, *(msg.get("lost-computed-tasks") or ())][:MAX_KEYS]
             keys = [key for key in keys if isinstance(key, str)]
             self.scheduler.log_event(LOST_TOPIC, {"worker": msg["worker"], "tasks": len(tasks), "keys": keys})
@@ -51,17 +52,17 @@ class LossDetector(SchedulerPlugin):
 
 Lose = Callable[[str, list[str]], None]  # gets the worker's address, and the keys of the tasks that it had
 
-# By the stream to its scheduler: a client may come back to a new one, which lacks the plugin.
+# By the client's stream to its scheduler: a client may come back to a new one, which lacks the plugin.
 _installed: weakref.WeakKeyDictionary[Any, Future[None]] = weakref.WeakKeyDictionary()
 _told: weakref.WeakKeyDictionary[Any, list[weakref.WeakMethod[Lose]]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def listen(client: Any, install: bool = True) -> None:
-    """Have a client hear of lost workers; returns at once, and does nothing the second time.
+    """Have a client hear of lost workers. Returns at once; does nothing the second time.
 
-    `install` puts the plugin into the scheduler. Within a task of a worker it is there already: the client
-    that sent the task has put it there.
+    `install` puts the plugin into the scheduler. Within a task of a worker it is there already, put there by
+    the client that sent the task.
     """
     stream = client.scheduler_comm
     with _lock:
@@ -78,9 +79,9 @@ def listen(client: Any, install: bool = True) -> None:
 
 
 def register(client: Any, lose: Lose) -> None:
-    """Have a session's method called with what its client hears, in the client's loop, as long as it lives.
+    """Have a session's method called when its client hears of a lost worker, as long as the session lives.
 
-    Returns when the plugin is in the scheduler.
+    It is called in the client's loop. Returns when the plugin is in the scheduler.
     """
     with _lock:
         _told.setdefault(client, []).append(weakref.WeakMethod(lose))
@@ -108,7 +109,7 @@ async def _install(client: Any, installed: Future[None]) -> None:
         register_plugin = client.scheduler.register_scheduler_plugin
         await register_plugin(plugin=_pickled(), name=LossDetector.name, idempotent=True)
     except Exception as error:  # a scheduler may refuse to unpickle
-        logger.info("the scheduler does not tell of lost workers: %s: %s", type(error).__name__, error)
+        logger.info("the scheduler cannot report lost workers: %s: %s", type(error).__name__, error)
     finally:
         installed.set_result(None)
 

@@ -1,4 +1,4 @@
-"""Evaluating inside a task of a dask worker, without holding the thread that inner tasks need."""
+"""Nesting: an evaluation inside a dask task, which must not hold the thread that its own tasks need."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _in_task = threading.local()
 
 
 def enter_task() -> Any:
-    """Leave the worker's thread pool while a task of it evaluates, so that inner tasks find a thread.
+    """Leave the worker's thread pool while its task evaluates, so that inner tasks find a thread.
 
-    Waiting inside would be a deadlock: a worker has one thread, and the waiting task holds it. Returns what
+    To wait inside would be a deadlock: a worker has one thread, and the waiting task holds it. Returns what
     has a `leave` to be called when the evaluation ends; None outside of a task.
     """
     here = current_task()
@@ -54,13 +54,17 @@ class _InThreadOfPool:
             distributed.secede()
         _in_task.depth = depth + 1
 
-    def leave(self) -> None:
-        """Take a thread of the pool again, when the outermost evaluation of this task ends."""
+    def leave(self) -> bool:
+        """Take a thread of the pool again, when the outermost evaluation of this task ends.
+
+        False if another thread closes the evaluation: the task's own thread ends with its task.
+        """
         if self._thread != threading.get_ident():
-            return  # closed by another thread: the task's own thread ends with its task
+            return False
         _in_task.depth -= 1
         if _in_task.depth == 0:
             distributed.rejoin()
+        return True
 
 
 class _InMainThread:
@@ -77,12 +81,13 @@ class _InMainThread:
             except KeyError:  # the function has done so itself
                 pass
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """Be in the pool again, when the outermost evaluation of this task ends, in its thread."""
         running = self._running
         running.evaluations -= 1
         if running.over or running.thread != threading.get_ident():
-            return
+            return False
         if running.evaluations == 0 and running.seceded:
             running.seceded = False
             self._pool.come_back()
+        return True

@@ -1,4 +1,7 @@
-"""What is done once when a client meets a cluster: versions, parcoll for its workers, the way to them."""
+"""Preparing: what is done once for a client and its cluster.
+
+Versions are compared, the workers get parcoll, and the way to them is tried.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ import distributed.comm
 from parcoll.errors import ConnectError, VersionWarning
 from parcoll.worker.bootstrap import bootstrap
 
-REACH_SECONDS = 1.0  # a worker that does not answer within it is reached through the scheduler
-ASKED = 3  # workers that are tried: one may just have died
+REACH_SECONDS = 1.0  # if no worker answers within this time, data goes through the scheduler
+ASKED = 3  # workers that are tried, since one may just have died
 OLDEST = (2026, 1)  # release of distributed
 COMPARED = ("dask", "distributed", "cloudpickle", "msgpack", "tornado", "numpy")
 
@@ -23,7 +26,7 @@ COMPARED = ("dask", "distributed", "cloudpickle", "msgpack", "tornado", "numpy")
 class Prepared:
     """What is known of a client's cluster.
 
-    `direct` tells whether workers can be reached from here: None until there are some to be tried.
+    `direct` tells whether workers can be reached from here; None until there are some to try.
     """
 
     def __init__(self, client: Any) -> None:
@@ -36,8 +39,8 @@ _prepared: weakref.WeakKeyDictionary[Any, tuple[Any, Prepared]] = weakref.WeakKe
 
 
 def prepare(client: Any) -> Prepared:
-    """Make a cluster ready for this client's tasks, the first time; ConnectError where it cannot run them."""
-    stream = client.scheduler_comm  # another one where a client has come back to a new scheduler
+    """Prepare a cluster for this client's tasks, once; ConnectError if it cannot run them."""
+    stream = client.scheduler_comm  # another one if the client has come back to a new scheduler
     known, prepared = _prepared.get(client, (None, None))
     if prepared is None or known is not stream:
         prepared = Prepared(client)
@@ -61,7 +64,7 @@ def check_versions(client: Any) -> None:
             raise ConnectError(reason)
         for package in COMPARED:
             theirs, ours = node["packages"].get(package), here.get(package)
-            if theirs and theirs != ours and package not in warned:  # one that lacks it says so when asked
+            if theirs and theirs != ours and package not in warned:  # a missing one shows when it is needed
                 warned.add(package)
                 warnings.warn(
                     f"{who} has {package} {theirs} and this process {package} {ours}: the same version "
@@ -93,13 +96,13 @@ def bring_parcoll(client: Any) -> None:
         try:
             client.register_plugin(bootstrap())
             return
-        except OSError:  # a worker left just now; those that are there, and those to come, are told again
+        except OSError:  # a worker left just now: register again, for those that are there and to come
             if attempt == 2:
                 raise
 
 
 def can_reach_workers(client: Any) -> bool | None:
-    """Tell whether data may go to and from the workers past the scheduler; None where there are none."""
+    """Tell whether data may go to and from the workers past the scheduler; None without workers."""
     addresses = list(client.scheduler_info(n_workers=ASKED)["workers"])
     if not addresses:
         return None
@@ -122,7 +125,7 @@ def can_reach_workers(client: Any) -> bool | None:
 
 
 def is_ready_here() -> bool:
-    """Tell whether this runs in a task of a worker that has parcoll from a client, or from our host."""
+    """Tell whether this runs in a task of a worker that has parcoll, from a client or from our host."""
     try:
         plugins = distributed.get_worker().plugins
     except ValueError:

@@ -1,6 +1,6 @@
 """Receiving: the outcomes of one evaluation's tasks, as they come from a cluster.
 
-The workers of a local cluster send them (`worker.reports`); of any other, a collector asks.
+The workers of a local cluster send them (`worker.reports`). Of any other cluster, a collector asks for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome, report
 
 LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
-GATHER_ATTEMPTS = 3  # for a result whose worker died just when it was asked for it
+GATHER_ATTEMPTS = 3  # for a result whose worker died just when the result was asked for
 REPORT = "report-"  # before the key of the task that reports another one's outcome
 
 
@@ -40,22 +40,30 @@ class Lost(enum.Enum):
     WITH_WORKER = enum.auto()
 
 
+Result = tuple[Job, Outcome | Lost] | list[bytes]  # what became of a job, or what tasks have logged
+
+
 class ReportReader:
     """The outcomes that workers send to one client, each for the evaluation that waits for it."""
 
     def __init__(self, link: Link) -> None:
         self.topic = f"parcoll-{link.token}"
         self.waiting: dict[str, Receiving] = {}  # by the key of the task
+        self.late: queue.SimpleQueue[Any] = queue.SimpleQueue()  # what was logged when nobody waited
         link.client.subscribe_topic(self.topic, self._on_report)
 
-    def _on_report(self, event: tuple[float, tuple[str, bytes | None]]) -> None:
-        key, pickled = event[1]
+    def _on_report(self, event: tuple[float, tuple[Any, ...]]) -> None:
+        key, pickled, *records = event[1]
+        if records:
+            waiting = self.waiting.get(key) or next(iter(self.waiting.values()), None)
+            (waiting.results if waiting is not None else self.late).put(list(records[0]))
+            return
         receiving = self.waiting.pop(key, None)
         if receiving is None:
-            return  # the task ran again after its report
+            return  # a second report: the task ran again after the first
         outcome = None
         if pickled is not None:
-            with contextlib.suppress(Exception):  # dask would only log it; it is asked for instead
+            with contextlib.suppress(Exception):  # dask would only log it; the outcome is fetched instead
                 outcome = pickle.loads(pickled)
         receiving.reported(key, outcome)
 
@@ -70,10 +78,9 @@ class Receiving:
         self._keep = keep
         self.closed = False
         # None wakes whoever waits.
-        self._results: queue.SimpleQueue[tuple[Job, Outcome | Lost] | BaseException | None]
-        self._results = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
-        # Those of them whose outcome is being fetched; client's loop only.
+        # The jobs whose outcome is being fetched; in the client's loop only.
         self._delivering: dict[Any, Job] = {}
         self._gathering = _Gathering(self._client)
         self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
@@ -87,9 +94,9 @@ class Receiving:
 
     @contextlib.contextmanager
     def expecting(self, keys: Sequence[str], jobs: Sequence[Job]) -> Any:
-        """Wait for the outcomes of tasks that the block submits; it gives the list to put their futures into.
+        """Wait for the outcomes of tasks that the block submits. Gives the list to put their futures into.
 
-        Whoever reads a report looks for its future, which is here a moment later.
+        A report may come before the futures are here, so whoever reads it waits for the block to end.
         """
         futures: list[Any] = []
         with self._adding:
@@ -112,9 +119,9 @@ class Receiving:
             self._reports.waiting.pop(key, None)  # type: ignore[union-attr]
 
     def release(self, least: int = 0) -> None:
-        """Release futures whose outcome has come, if they are so many.
+        """Release futures whose outcome has come, if there are at least so many.
 
-        Not by dropping them, since their `__del__` swallows a Ctrl-C.
+        They are not just dropped, since their `__del__` swallows a Ctrl-C.
         """
         if len(self._reported) < least:
             return
@@ -123,14 +130,14 @@ class Receiving:
                 self._reported.pop().release()
 
     def reported(self, key: str, outcome: Outcome | None) -> None:
-        """Take an outcome that a worker sent, or fetch one too large for that; runs in the client's loop."""
+        """Take an outcome that a worker sent, or fetch one too large for that. In the client's loop."""
         with self._adding:
             future = self._by_key.pop(key, None)
         if outcome is None:
             self._fetch([future])
         elif (job := self._pending.pop(future, None)) is not None:
-            self._results.put((job, outcome))
-            if not self._keep:  # else it is the handle, too
+            self.results.put((job, outcome))
+            if not self._keep:  # a kept result's future is its handle too
                 self._reported.append(future)
 
     def _fetch(self, futures: list[Any]) -> None:
@@ -143,12 +150,12 @@ class Receiving:
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._results.put(error)
+            self.results.put(error)
 
     def lose(self, worker: str, keys: list[str]) -> None:
-        """Give up tasks that a lost worker had, so that they are sent again; runs in the client's loop."""
+        """Give up tasks that a lost worker had, so that they are sent again. In the client's loop."""
         self._gathering.lose()
-        self._reported.clear()  # else dask would run those again that the worker had done
+        self._reported.clear()  # else dask would run tasks again that the worker had done
         wanted = set(keys)
         with self._adding:
             known = [*self._pending, *self._delivering]
@@ -160,35 +167,34 @@ class Receiving:
             job = self._pending.pop(future, None) or self._delivering.pop(future, None)
             if job is not None:
                 job.losses.append(worker)
-                job.handle = None  # with the future goes dask's own attempt to run it again as it is
-                self._results.put((job, Lost.WITH_WORKER))
-        if lost:  # others have the futures too: a collector, or a gather that would have them run again
+                job.handle = None  # without its future, dask does not run the task again as it is
+                self.results.put((job, Lost.WITH_WORKER))
+        if lost:  # a collector has the futures too, or a gather, which would have them run again
             self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
 
-    def take(self, block: bool) -> tuple[Job, Outcome | Lost] | None:
-        """Return the next outcome that has come; None where none has, after a moment with `block`."""
+    def take(self, block: bool) -> Result | None:
+        """Return what has come next; None if nothing has, with `block` after a moment."""
         self._look_for_lost()
-        item: tuple[Job, Outcome | Lost] | BaseException | None
+        item: Result | BaseException | None = None
         if block:
-            item = nesting.wait_for(self._results, LIVENESS_SECONDS)
+            item = nesting.wait_for(self.results, LIVENESS_SECONDS)
         else:
-            item = None
             with contextlib.suppress(queue.Empty):
                 while item is None:
-                    item = self._results.get_nowait()
+                    item = self.results.get_nowait()
         if isinstance(item, BaseException):
             raise item
         return item
 
     def fail(self, error: BaseException) -> None:
         """Have the consumer raise an error, after what has come."""
-        self._results.put(error)
+        self.results.put(error)
 
     def _look_for_lost(self) -> None:
         """Fetch what became of tasks that ended without a report: dask gave them up.
 
-        A report comes before dask's word that the task is done, so one that is missing at two looks
-        will not come.
+        A report comes before dask's message that the task is done. So one that is missing at two looks will
+        not come.
         """
         now = time.monotonic()
         if now - self._looked < LIVENESS_SECONDS:
@@ -205,7 +211,7 @@ class Receiving:
             self._client.loop.add_callback(self._fetch, ended)
 
     def close(self) -> bool:
-        """Release all futures, which cancels tasks that have not begun; tells whether any were under way."""
+        """Release all futures, which cancels tasks that have not begun; tell whether any were under way."""
         self.closed = True
         any_left = bool(self._pending)
         if self._collector is not None:
@@ -214,12 +220,12 @@ class Receiving:
         self._by_key.clear()
         self.release()
         while self._pending:
-            with contextlib.suppress(KeyError):  # taken by the collector meanwhile
+            with contextlib.suppress(KeyError):  # the collector may take one meanwhile
                 self._pending.popitem()[0].release()
         return any_left
 
     async def deliver(self, futures: list[Any]) -> None:
-        """Bring the outcomes of finished tasks here, all with one request where that goes well."""
+        """Bring the outcomes of finished tasks here, all with one request if that goes well."""
         taken = [future for future in futures if future in self._pending]
         for future in taken:
             if (job := self._pending.pop(future, None)) is not None:
@@ -228,7 +234,7 @@ class Receiving:
         try:
             values = await self._gathering.outcomes(finished, self._link.direct) if finished else []
         except Exception:
-            # One of them was lost with its worker, or it failed when it ran again: which one?
+            # One of them was lost with its worker, or failed when it ran again. Ask one by one.
             finished, values = [], []
         for future, outcome in zip(finished, values, strict=True):
             self._put(future, outcome)
@@ -241,7 +247,7 @@ class Receiving:
         if (job := self._delivering.pop(future, None)) is not None:
             if outcome is Lost.WITH_WORKER:
                 job.losses.append("")
-            self._results.put((job, outcome))
+            self.results.put((job, outcome))
 
     def lost(self) -> BaseException:
         """Return the error for a scheduler that is gone."""
@@ -251,18 +257,18 @@ class Receiving:
         """Return what became of a job."""
         attempts = 0
         while attempts < GATHER_ATTEMPTS and future in self._delivering and future.status != "cancelled":
-            error = await future.exception()  # waits where dask runs the task again
+            error = await future.exception()  # waits if dask runs the task again
             if error is not None:
                 return Lost.WITH_WORKER if isinstance(error, KilledWorker) else _failed(error, job)
             try:
                 return (await self._gathering.outcomes([future], self._link.direct))[0]
-            except Exception as error:  # where it was lost with its worker, `lose` takes the job away
+            except Exception as error:  # if it was lost with its worker, `lose` takes the job away
                 attempts += not isinstance(error, _WorkerLostMeanwhile)
         return Lost.CANCELLED
 
 
 def _failed(error: BaseException, job: Job) -> Outcome:
-    """Describe a task that dask itself failed."""
+    """Describe a task that dask itself has failed."""
     lost: BaseException
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "parcoll":
         lost = SerializationError(
@@ -280,14 +286,14 @@ class _WorkerLostMeanwhile(Exception):
 
 
 class _Gathering:
-    """Asks dask for the outcomes of tasks that are done, and waits for none that is lost with its worker.
+    """Asks dask for the outcomes of tasks that are done; does not wait for one that is lost with its worker.
 
     In the client's loop only.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._loss = asyncio.Event()  # of any worker; another one each time
+        self._loss = asyncio.Event()  # of any worker; a new event after each loss
 
     def lose(self) -> None:
         """End what is being asked: a worker was lost."""
@@ -297,8 +303,8 @@ class _Gathering:
     async def outcomes(self, futures: list[Any], direct: bool | None) -> list[Outcome]:
         """Return the outcomes of some futures, or raise `_WorkerLostMeanwhile`.
 
-        Where the worker is one of those that are asked, dask goes on calling it for 30 s, with the outcomes
-        of the others in its hands.
+        If the lost worker is one of those that are asked, dask goes on calling it for 30 s, and holds back
+        the outcomes of the others.
         """
         asked = self._client.gather(futures, direct=direct, asynchronous=True)
         gathering, losing = asyncio.ensure_future(asked), asyncio.ensure_future(self._loss.wait())
@@ -307,14 +313,14 @@ class _Gathering:
         finally:
             losing.cancel()
         if not gathering.done():
-            # Not cancelled: the client shares it with other evaluations. How it ends is no news.
+            # Not cancelled: the client shares it with other evaluations. Nobody needs to know how it ends.
             gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise _WorkerLostMeanwhile
         return [report(result) for result in gathering.result()]
 
 
 class _Collector:
-    """Asks for outcomes where workers send none: a coroutine in the client's loop.
+    """Asks for outcomes if workers send none: a coroutine in the client's loop.
 
     Results that are ready at the same time come in one request.
     """
@@ -336,7 +342,7 @@ class _Collector:
         self._loop.add_callback(self._wake.set)
 
     def stop(self) -> None:
-        """End soon; from any thread."""
+        """End soon. May be called from any thread."""
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
             self._loop.add_callback(self._stop)
 
@@ -369,7 +375,7 @@ class _Collector:
         except Exception as error:
             receiving.fail(error)
         except asyncio.CancelledError:
-            if not receiving.closed:  # the client's loop ends: nobody else would tell the consumer
+            if not receiving.closed:  # the client's loop ends, and nobody else tells the consumer
                 receiving.fail(receiving.lost())
             raise
 
@@ -378,7 +384,7 @@ _collectors: weakref.WeakSet[_Collector] = weakref.WeakSet()
 
 
 def _silence() -> None:
-    """In a fork: a parent's collectors will never run here, and are no news at the child's end."""
+    """In a fork: keep the parent's collectors, which will never run here, from being reported at its end."""
     for collector in list(_collectors):
         if collector._task is not None:
             # asyncio's own switch for tasks that are known to end unfinished (its gather uses it).

@@ -1,6 +1,6 @@
-"""Renewing: an engine that goes on where its cluster was lost, on another one or on the one that came back.
+"""Renewing: an engine that goes on when its cluster is lost, on another cluster or on one that has come back.
 
-`cluster.ways` has the ways to come to one.
+`cluster.ways` has the ways to get there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.ways import Way
-from parcoll.errors import lost_for_good
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RenewingEngine:
-    """One connection to a cluster, which may be another one after a loss. Any thread may use it."""
+    """One connection to a cluster, which may be another cluster after a loss. Any thread may use it."""
 
     in_background = True
 
@@ -38,12 +38,12 @@ class RenewingEngine:
         self._followers: weakref.WeakSet[_RenewedFollower] = weakref.WeakSet()
 
     def connected(self) -> DistributedEngine:
-        """Return the engine of a cluster that is there; comes to one where it is not."""
+        """Return the engine of a cluster that is there; start or find one if there is none."""
         since, engine = time.monotonic(), self.current
-        if os.getpid() != self._pid:  # a fork, which the threads of the client did not come along to
+        if os.getpid() != self._pid:  # a fork, which has no threads of the client
             raise lost_for_good(self.way.gone(engine))
         if engine is not None and engine.link.connected and not self._closed.is_set():
-            return engine  # without the lock, which a thread may hold that waits
+            return engine  # without the lock, which a waiting thread may hold
         with self._lock:
             if self._closed.is_set():
                 raise lost_for_good(self.way.gone(self.current))
@@ -56,18 +56,18 @@ class RenewingEngine:
     def _last(self) -> DistributedEngine:
         """Return the engine for an evaluation under way.
 
-        Where its cluster was lost, its next call fails; then the evaluation opens a new session, which waits.
+        If its cluster is lost, its next call fails. Then the evaluation opens a new session, which waits.
         """
         return self.connected() if self.current is None or self.way.starts else self.current
 
     @property
     def usable(self) -> bool:
-        """Tell whether this process made it, and has not closed it."""
+        """Whether this process made the engine, and has not closed it."""
         return not self._closed.is_set() and os.getpid() == self._pid
 
     @property
     def address(self) -> str:
-        """The scheduler's address, or that of the last one."""
+        """The address of the scheduler, or of the last one."""
         return (self.current or self.connected()).address
 
     @property
@@ -81,7 +81,7 @@ class RenewingEngine:
         return self._last().dashboard_link
 
     def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
-        """Start an evaluation; waits for a cluster where it is gone."""
+        """Start an evaluation; waits for a cluster if there is none."""
         self.way.prepare(self.connected())
         return self.connected().open(program, label, keep)
 
@@ -98,7 +98,7 @@ class RenewingEngine:
         return self._last().threads()
 
     def follow(self, stats: Stats) -> Follower:
-        """Publish the evaluation on the dashboard's page, and on that of the next cluster."""
+        """Publish the evaluation on the web page of its cluster, and on that of the next one."""
         follower = _RenewedFollower(stats, self._last())
         self._followers.add(follower)
         return follower
@@ -108,7 +108,7 @@ class RenewingEngine:
         return self._last().persist(bag)
 
     def close(self) -> None:
-        """Let go of the cluster. May be called twice, and while another thread waits for one."""
+        """Let go of the cluster. May be called twice, and while another thread waits for a cluster."""
         first = not self._closed.is_set()
         self._closed.set()
         if first and os.getpid() == self._pid:
@@ -117,7 +117,7 @@ class RenewingEngine:
 
 
 class _RenewedFollower:
-    """A follower in place of those of all the clusters that one evaluation has."""
+    """A follower that stands for those of all the clusters that one evaluation has."""
 
     def __init__(self, stats: Stats, engine: DistributedEngine) -> None:
         self._stats = stats
@@ -125,12 +125,12 @@ class _RenewedFollower:
         self._ended = False
 
     def renew(self, engine: DistributedEngine) -> None:
-        """Go on with the next one, unless the evaluation has ended."""
+        """Go on with the next cluster, unless the evaluation has ended."""
         if not self._ended:
             self._now.end()
             self._now = engine.follow(self._stats)
 
     def end(self) -> None:
-        """Tell the final numbers."""
+        """Show the final numbers."""
         self._ended = True
         self._now.end()

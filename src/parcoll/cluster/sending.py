@@ -1,31 +1,40 @@
-"""Sending: tasks that pass the scheduler as bytes, and large partitions that go past it to the workers.
+"""Sending: tasks that pass through the scheduler as bytes, and large partitions that go past it.
 
-The scheduler unpickles what a client submits, and pickles it again for a worker. Of our tasks it sees
-names of the standard library, and bytes: it needs neither parcoll nor a user's modules, and nothing costs
-more for being large or strange.
+The scheduler unpickles what a client submits, and pickles it again for a worker. Of our tasks it sees only
+names of the standard library, and bytes. So it needs neither parcoll nor a user's modules, and nothing costs
+more because it is large or strange.
+
+With a program goes the state of this process, which `current_world` reads before each evaluation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import operator
+import os
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dask._task_spec import Task, TaskRef
 
 from parcoll.evaluation.engine import Job
-from parcoll.wire.codec import by_reference
+from parcoll.log import logger
+from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
 from parcoll.worker.tasks import Awaited, Body
+from parcoll.world import own_state
+from parcoll.world import world as worlds
+from parcoll.world.world import THINGS, World
 
-LARGE_BYTES = 2**20  # three requests, some 5 ms, have to pay
-WAIT_SECONDS = 2.0  # for a worker to be there at all
+LARGE_BYTES = 2**20  # it takes three requests, some 5 ms, which have to pay
+WAIT_SECONDS = 2.0  # until there is a worker at all
 
 
 def opaque_task(key: str, func: Callable[..., Any], *arguments: Any) -> Task:
-    """Return the task `func(*arguments)`, of which arguments that are `TaskRef` are made by other tasks."""
+    """Return the task `func(*arguments)`; other tasks make the arguments that are a `TaskRef`."""
     awaited = [argument for argument in arguments if isinstance(argument, TaskRef)]
     positions = iter(range(len(awaited)))
     placed = tuple(Awaited(next(positions)) if isinstance(a, TaskRef) else a for a in arguments)
@@ -34,7 +43,7 @@ def opaque_task(key: str, func: Callable[..., Any], *arguments: Any) -> Task:
 
 
 class Opaque:
-    """Bytes that dask does not hash: it would take 20 ms a MB to name a task that has a name."""
+    """Bytes that dask does not hash: it would take 20 ms for each MB, to name a task that has a name."""
 
     __slots__ = ("content",)
 
@@ -51,9 +60,9 @@ class Opaque:
 class Ahead:
     """The large partitions of one evaluation, which lie on workers until their tasks have ended.
 
-    What is inside a task passes the scheduler, which unpickles it, keeps it and pickles it again: 85 MB/s,
-    and 300 this way. But dask keeps one copy and cannot make another: when its worker dies the task is
-    cancelled, and the session sends the partition again, inside its task.
+    What is inside a task passes through the scheduler, which unpickles it, keeps it and pickles it again: at
+    85 MB/s, and at 300 MB/s this way. But dask keeps one copy and cannot make another. If its worker dies,
+    the task is cancelled, and the session sends the partition again, inside its task.
     """
 
     def __init__(self, client: Any, token: str) -> None:
@@ -64,7 +73,7 @@ class Ahead:
         self._works = True
 
     def send(self, jobs: Sequence[Job]) -> None:
-        """Send the large ones of these jobs' partitions, spread over the workers."""
+        """Send the large partitions of these jobs, spread over the workers."""
         large = [job for job in jobs if isinstance(job.elements, Packed) and job.sent_bytes >= LARGE_BYTES]
         if not large or not self._works:
             return
@@ -77,14 +86,77 @@ class Ahead:
         self._futures |= zip(large, futures.values(), strict=True)
 
     def reference(self, job: Job) -> TaskRef | None:
-        """Return what stands for a job's partition in its task, where it was sent ahead."""
+        """Return what stands for a job's partition in its task; None if it was not sent ahead."""
         future = self._futures.get(job)
         return None if future is None else TaskRef(future.key)
 
     def forget(self, job: Job) -> bool:
-        """Let go of a job's partition; tells whether it was sent ahead."""
+        """Let go of a job's partition. Returns whether it was sent ahead."""
         return self._futures.pop(job, None) is not None
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Let go of all partitions."""
         self._futures.clear()
+
+
+class _WorldReader:
+    """What was read of this process's state last, and what was packed of it."""
+
+    def __init__(self, of_machine: bool) -> None:
+        self._things = [thing for thing in THINGS if of_machine or not thing.of_machine]
+        self._of_machine = of_machine
+        self._last: list[Any] = []
+        self._packed = b""
+        self._world: World | None = None
+
+    def read(self) -> World:
+        found = [thing.read() for thing in self._things]
+        own = own_state.read()
+        world = self._world
+        if world is None or found != self._last:
+            self._last, self._packed = found, self._pack(found)
+        elif own is world.own:
+            return world
+        digest = hashlib.blake2b(self._packed, digest_size=16).hexdigest()
+        self._world = World(digest, self._packed, self._of_machine, own)
+        return self._world
+
+    def _pack(self, found: list[Any]) -> bytes:
+        parts: dict[str, bytes] = {}
+        for thing, value in zip(self._things, found, strict=True):
+            try:
+                parts[thing.name] = _pickled(thing.pack(value))
+            except Exception as error:  # a handler or a warning's class that cannot travel
+                logger.warning("%s cannot be sent to the workers: %s", thing.name, error)
+        return by_reference(parts)
+
+
+def _pickled(value: Any) -> bytes:
+    try:
+        content = by_reference(value)
+    except Exception:
+        return by_value(value)
+    return by_value(value) if b"__main__" in content else content
+
+
+_readers = {of_machine: _WorldReader(of_machine) for of_machine in (False, True)}
+_reading = threading.Lock()
+
+
+def current_world(of_machine: bool) -> World:
+    """Return the state of this process, for workers on this machine or on others.
+
+    Within a task it is for such workers as this process was given its own for.
+    """
+    given = worlds.given
+    with _reading:
+        return _readers[of_machine if given is None else given.of_machine].read()
+
+
+def _renew_lock() -> None:
+    global _reading
+    _reading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

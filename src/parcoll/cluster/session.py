@@ -1,10 +1,11 @@
-"""Session: one evaluation on a dask cluster. Its tasks are sent in groups, and again where they were lost."""
+"""Session: one evaluation on a dask cluster. It sends tasks in groups, and again those that were lost."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
+import queue
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,25 +18,32 @@ from parcoll.cluster.link import KeptOnCluster, Link
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
-from parcoll.errors import ClusterLostError, WorkerLostError, lost_for_good
-from parcoll.evaluation.engine import Job, Join
+from parcoll.errors import ClusterLostError, WorkerLostError
+from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.main_thread import key_of
 from parcoll.text import key_words
+from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
-from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
+from parcoll.wire.payload import SHARED_BYTES, Packed, Payload, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
 from parcoll.worker.tasks import join_kept, run_partition
+from parcoll.world.records import replay
+from parcoll.world.world import World, enter
 
-EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once a worker
-QUIET_BYTES = 8 * 2**20  # dask warns above 10 MB a submission, advice that does not apply here
+EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once to each worker
+QUIET_BYTES = 8 * 2**20  # above 10 MB a submission dask warns, with advice that does not apply here
 MAX_LABEL = 100  # characters
-MAX_WORKERS_LOST = 6  # that had one job; then it is given up: isolated, it is hardly to blame
-# Futures whose outcome has come hold nothing large. Each release wakes the scheduler and a worker.
-RELEASED = 32  # together
-# The client's thread needs the GIL several times to send, and the caller's goes on to pickle the next
-# partition, which holds it for milliseconds at a time. Without a rest tasks came 20 ms late to the scheduler.
+# Workers lost by one job. After so many it runs beside its worker: a first one may have died of anything.
+WORKERS_LOST_WITHIN = 2
+MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
+# Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
+# they are released so many at a time.
+RELEASED = 32
+# To send, the client's thread needs the GIL several times. The caller's thread goes on to pickle the next
+# partition, and holds the GIL for milliseconds at a time. Without a rest, tasks came 20 ms late to the
+# scheduler.
 REST_SECONDS = 0.001
 
 
@@ -48,13 +56,19 @@ class DistributedSession:
         reports: ReportReader | None,
         packed: Packed,
         modules: bytes,
+        script: bytes,
         label: str,
         keep: bool,
         isolated: bool = False,
+        world: World | None = None,
     ) -> None:
-        """Start an evaluation of the packed program; `isolated` where all partitions run beside workers."""
+        """Start an evaluation of the packed program; `isolated` if all partitions run beside workers.
+
+        `world` is what this process had when it began.
+        """
         self._link = link
         self._client = link.client
+        self._reports = reports
         self._topic = reports.topic if reports is not None else None
         self._keep = keep
         self._isolated = isolated
@@ -63,12 +77,16 @@ class DistributedSession:
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
-        self._large_results = False  # seen so far
+        self._large_results = False  # a large result has come
         self._ahead: Ahead | None = None
-        self._shared = SharedProgram(packed, self._token, tuple(link.search_path), modules)
+        self._shared = SharedProgram(packed, self._token, world, modules, script=script)
         large = self._shared.nbytes > EMBEDDED_BYTES
         self._shared.cached = not large
-        self._program: Any = None if large else self._shared
+        self._lent: Payload | None = None  # where a large program lies in shared memory
+        # Kept results may have to be made again when the evaluation has ended, and need the program then.
+        if large and link.sharing is not None and not keep:
+            self._lent = self._shared.lend(link.sharing)
+        self._program: Any = None if large and self._lent is None else self._shared
         self._program_future: Any = None
         self._level = level()
         self._receiving = Receiving(link, reports, keep)
@@ -76,7 +94,7 @@ class DistributedSession:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Send jobs to the scheduler in one message, and large partitions straight to workers."""
-        # Not where results are kept: to make one again, dask needs the elements still. Nor where workers
+        # Not if results are kept: dask still needs the elements, to make a result again. Nor if the workers
         # are on this machine, since partitions lie in shared memory then.
         link = self._link
         if self._ahead is None and link.direct is True and link.sharing is None and not self._keep:
@@ -102,7 +120,7 @@ class DistributedSession:
                 key = f"{REPORT}{key}"
                 graph[key] = opaque_task(key, report, TaskRef(kept_keys[-1]))
             outcome_keys.append(key)
-            # Without a priority each, a group of tasks runs last first.
+            # Without a priority for each, the last task of a group runs first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
         with self._receiving.expecting(outcome_keys, jobs) as expected:
@@ -154,17 +172,20 @@ class DistributedSession:
         elif job.kept is not None:
             elements = link.resolve(job.kept)
         settings: tuple[Any, ...]
-        if isolated:  # and without `space`, since it comes in pieces
+        if isolated:  # without `space`, since the results come in slices
             settings = (job.place, self._keep, elements, job.budget, ticket)
             return opaque_task(key, run_isolated, self._program, *settings)
         settings = (job.place, self._keep, elements, job.budget, space, ticket)
         return opaque_task(key, run_partition, self._program, *settings)
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
-        """Return what has come; Ctrl-C interrupts the wait."""
+        """Return what has come. Ctrl-C interrupts the wait."""
         found: list[tuple[Job, Outcome]] = []
         while True:
             item = self._receiving.take(block and not found)
+            if isinstance(item, list):
+                replay(item)
+                continue
             if item is None:
                 if found or not block:
                     return found
@@ -187,15 +208,20 @@ class DistributedSession:
                 self._submit([job])
             elif job.graph is not None and self._link.connected:
                 raise lost_for_good(
-                    "the scheduler gave up a partition of the bag: what persist() left for it on a cluster "
-                    "is gone, or the scheduler cannot read one of its tasks"
+                    "the scheduler gave up a partition of the bag: results of persist() that it needs are "
+                    "lost, or the scheduler cannot unpickle one of its tasks"
+                )
+            elif self._link.connected:
+                raise ClusterLostError(
+                    f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what "
+                    "it had of this evaluation is gone"
                 )
             else:
                 raise self._link.lost()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
-        """Send a job again whose worker died, so that the next one does not."""
-        job.isolated = True
+        """Send a job again whose worker died; after the second one, in a way that the next does not."""
+        job.isolated = job.isolated or len(job.losses) >= WORKERS_LOST_WITHIN
         if len(job.losses) <= MAX_WORKERS_LOST:
             self._submit([job])
             return
@@ -206,6 +232,7 @@ class DistributedSession:
         found.append((job, Outcome(failure=Failure.of(error, f"in {job.name}"), lost=True)))
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        replay(loads(outcome.records) if outcome.records else ())
         self._large_results = self._large_results or outcome.nbytes >= SHARED_BYTES
         if isinstance(outcome.results, Shared):
             outcome.results = outcome.results.fetch()
@@ -220,9 +247,24 @@ class DistributedSession:
         self._closed = True
         if self._receiving.close() and was_interrupted():
             self._link.interrupted = True
+        self._replay_left()
         if self._ahead is not None:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
-        if self._entered is not None:
-            self._entered.leave()
+        if isinstance(self._lent, Shared) and self._lent.segment is not None:
+            self._lent.segment.give_back()
+        # Other tasks may have run in this thread meanwhile.
+        if self._entered is not None and self._entered.leave() and self._shared.world is not None:
+            enter(self._shared.world)
+
+    def _replay_left(self) -> None:
+        """Have the script's handlers get what was logged and nobody has taken: tasks have run it."""
+        for left in (self._receiving.results, *([self._reports.late] if self._reports is not None else ())):
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    item = left.get_nowait()
+                    if isinstance(item, tuple) and isinstance(item[1], Outcome) and item[1].records:
+                        item = loads(item[1].records)
+                    if isinstance(item, list):
+                        replay(item)

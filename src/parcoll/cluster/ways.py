@@ -1,4 +1,4 @@
-"""Ways to come to a cluster: start one, connect to a scheduler, or use a client of the user's."""
+"""Ways to a cluster: start one, connect to a scheduler, or use a client of the user's."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError, lost_for_good
+from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError
+from parcoll.evaluation.engine import lost_for_good
 from parcoll.local.host import Host
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
-from parcoll.wire.boot import import_path
-from parcoll.wire.sharing import Sharing
+from parcoll.wire.payload import Sharing
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
 
-MAX_KILLED = 4  # clusters that are killed while they start, one after the other, before that is the error
-TRY_SECONDS = 2.0  # for one attempt: the file with the address, or the cluster object, may name another then
-LAST_SECONDS = 0.2  # for the last one, where less is left
+MAX_KILLED = 4  # clusters that are killed while they start, one after the other; then it is an error
+TRY_SECONDS = 2.0  # for one attempt; then the file or the cluster object may name another address
+LAST_SECONDS = 0.2  # for the last attempt, if less time is left
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0  # between two attempts
 
 
 class Way(Protocol):
-    """How to come to a cluster, again and again."""
+    """How to get to a cluster, again and again."""
 
     renews: bool  # an evaluation whose cluster was lost may go on
-    starts: bool  # another cluster is there in a second, so that whoever asks may wait for it
+    starts: bool  # another cluster is there within a second, so whoever asks may wait for it
 
     @property
     def alive(self) -> bool:
@@ -37,7 +37,7 @@ class Way(Protocol):
     def connect(
         self, before: DistributedEngine | None, since: float, closed: threading.Event
     ) -> DistributedEngine:
-        """Return an engine in the place of the one before, which was lost at `since` or earlier."""
+        """Return an engine to replace the one before, which was lost at `since` or earlier."""
 
     def prepare(self, engine: DistributedEngine) -> None:
         """Make the cluster ready for another evaluation."""
@@ -50,7 +50,7 @@ class Way(Protocol):
 
 
 class StartedHere:
-    """A local cluster: a host process, and a client of its scheduler; another one where it dies."""
+    """A local cluster: a host process, and a client of its scheduler. If it dies, another one is started."""
 
     renews = True
     starts = True
@@ -74,7 +74,7 @@ class StartedHere:
     def connect(
         self, before: DistributedEngine | None, since: float, closed: threading.Event
     ) -> DistributedEngine:
-        """Connect to the cluster when it is ready; start another one where it died."""
+        """Connect to the cluster when it is ready; if it died, start another one."""
         if before is not None or not self.host.alive:
             logger.warning("%s; another one is started", self.host.failure or "the local cluster was lost")
             if before is not None:
@@ -100,7 +100,9 @@ class StartedHere:
         from parcoll.cluster.clients import client_of_host, close_lost  # lazy: distributed
         from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
         from parcoll.cluster.link import Link  # lazy: distributed
+        from parcoll.cluster.sending import current_world  # lazy: distributed
 
+        current_world(of_machine=True)  # looks at all modules, the first time, while the host starts
         ready = self.host.wait_ready()
         logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
         client = client_of_host(ready.address, ready.credentials.security())
@@ -116,15 +118,13 @@ class StartedHere:
         return "the local cluster was closed" if self._closed else self.host.failure
 
     def prepare(self, engine: DistributedEngine) -> None:
-        """End what was interrupted, and have workers import from where this process does."""
+        """End what was interrupted."""
         link = engine.link
         if link.interrupted:
             from parcoll.cluster.interrupted import end_abandoned  # lazy: only after Ctrl-C
 
             end_abandoned(link.client, engine.keys_wanted)
             link.interrupted = False
-        # Folders may have come to the path since: a notebook's, a test runner's.
-        link.search_path = tuple(import_path())
 
     def close(self, engine: DistributedEngine | None) -> None:
         """End the client and the cluster."""
@@ -141,11 +141,11 @@ class StartedHere:
 
 
 class _AtScheduler:
-    """A dask scheduler that others run. `reconnect`: seconds that an evaluation waits where it is gone."""
+    """A dask scheduler that others run. An evaluation waits `reconnect` seconds for it if it is gone."""
 
     starts = False
     alive = True
-    finds = True  # it looks for the scheduler itself; otherwise the client does, whether asked or not
+    finds = True  # it looks for a lost scheduler; otherwise the client does so by itself
 
     def __init__(self, ship: Sequence[Any], reconnect: float | None) -> None:
         self.renews = reconnect is not None
@@ -153,7 +153,7 @@ class _AtScheduler:
         self._seconds = reconnect or 0.0
 
     def client(self, seconds: float) -> Any:
-        """Return a client that is connected; ConnectError where there is none within that time."""
+        """Return a client that is connected; ConnectError if there is none within that time."""
         raise NotImplementedError
 
     def leave(self, client: Any) -> None:
@@ -163,7 +163,7 @@ class _AtScheduler:
     def connect(
         self, before: DistributedEngine | None, since: float, closed: threading.Event
     ) -> DistributedEngine:
-        """Join the scheduler; wait for it where it was lost."""
+        """Connect to the scheduler; if it was lost, wait for it."""
         if before is None:
             from parcoll.cluster.clients import JOIN_SECONDS  # lazy: distributed
 
@@ -171,7 +171,9 @@ class _AtScheduler:
         lost, started = before.link.lost(), time.monotonic()
         if not self.renews:
             if self.finds or before.client.status != "running":
-                raise lost_for_good(f"{lost}: connect() anew, or with reconnect=, the seconds to wait for it")
+                raise lost_for_good(
+                    f"{lost}: connect() again, or pass reconnect=, the seconds to wait for it"
+                )
         else:
             logger.warning("%s; waiting up to %g s for it to come back", lost, self._seconds)
         self.leave(before.client)
@@ -182,11 +184,11 @@ class _AtScheduler:
                 found = self._connect(min(max(left, LAST_SECONDS), TRY_SECONDS))
             except (ConnectError, ClusterLostError) as error:
                 left = deadline - time.monotonic()
-                if left <= 0 or getattr(error, "for_good", False):
+                if left <= 0 or getattr(error, "_final", False):
                     within = f" within {self._seconds:g} s" if self.renews else ""
-                    raise lost_for_good(f"{lost}, and was not joined again{within}: {error}") from error
+                    raise lost_for_good(f"{lost}, and did not come back{within}: {error}") from error
             else:
-                logger.info("joined %s after %.1f s", found.address, time.monotonic() - started)
+                logger.info("reconnected to %s after %.1f s", found.address, time.monotonic() - started)
                 if (
                     found.link.direct is None
                 ):  # its workers come later; the last ones were of the same network
@@ -207,7 +209,7 @@ class _AtScheduler:
             raise
 
     def prepare(self, engine: DistributedEngine) -> None:
-        """Do nothing: its workers are not ours to end, and have their own folders."""
+        """Do nothing: its workers are not ours to end, and have folders of their own."""
 
     def close(self, engine: DistributedEngine | None) -> None:
         """Let go of the client."""
@@ -216,7 +218,7 @@ class _AtScheduler:
 
     def gone(self, engine: DistributedEngine | None) -> str:
         """Say what is closed."""
-        at = engine.address if engine is not None else "that was never joined"
+        at = engine.address if engine is not None else "that was never reached"
         return f"the connection to the dask scheduler {at} is closed"
 
 
@@ -235,7 +237,7 @@ class AtAddress(_AtScheduler):
         self._security = security
 
     def client(self, seconds: float) -> Any:
-        """Join the scheduler with a new client."""
+        """Connect to the scheduler with a new client."""
         from parcoll.cluster.clients import client_of  # lazy: distributed
 
         return client_of(self._address(), self._security, seconds)
@@ -248,7 +250,7 @@ class AtAddress(_AtScheduler):
 
 
 class OfClient(_AtScheduler):
-    """A client of the user's, in whose place no other is put: dask has it look for its scheduler itself."""
+    """A client of the user's, which is never replaced: dask lets it look for its scheduler itself."""
 
     finds = False
 
@@ -262,8 +264,8 @@ class OfClient(_AtScheduler):
         while self._client.status != "running":
             if self._client.status != "connecting":
                 raise lost_for_good(
-                    "the dask client that parcoll was given is closed, by its owner or because it found its "
-                    "scheduler no more within its own timeout: distributed.Client(..., timeout=) sets that"
+                    "the dask client that parcoll was given is closed: its owner closed it, or it did not "
+                    "find its scheduler again in the seconds of distributed.Client(..., timeout=)"
                 )
             if time.monotonic() >= deadline:
                 raise ConnectError("the dask client that parcoll was given has not found its scheduler yet")
@@ -271,7 +273,7 @@ class OfClient(_AtScheduler):
         return self._client
 
     def leave(self, client: Any) -> None:
-        """Leave it as it is."""
+        """Leave the client as it is."""
 
 
 def _close_client(engine: DistributedEngine) -> None:

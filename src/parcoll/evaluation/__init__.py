@@ -1,1 +1,1 @@
-"""From a chain to its results: plan, feed, window; and the engine that they need, whichever it is."""
+"""Evaluation: from a chain to its results, over any engine. Runs in the user's process."""

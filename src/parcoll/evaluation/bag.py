@@ -1,8 +1,7 @@
-"""The bag: extended by each chained call, and read back as what the engine has to run.
+"""Bag: the dask bag that a chain stands for. It is extended by each call, and read back as a plan.
 
-The one place that knows the shape of dask's graphs. It leans on two things that dask does
-not document as public, `Task` and its `func`, `args` and `dependencies` (dask's own collections are made
-of them); tests/test_dask_facts.py fails when they change.
+This uses `Task` of dask and its `func`, `args` and `dependencies`, which dask does not document as public,
+though its own collections are made of them; `tests/dask_facts` fails when they change.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dask.bag import Bag
 from parcoll.chain.loop import Chain
 from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
-from parcoll.evaluation.reader import Source
+from parcoll.evaluation.source import Source
 from parcoll.text import key_words
 from parcoll.worker.outcome import Handle, elements_of
 
@@ -43,7 +42,7 @@ def bag_of(node: Node) -> Bag:
 
 
 def bag_of_source(source: Source) -> Bag:
-    """Return a bag whose one partition stands for all that the source will give.
+    """Return a bag whose one partition stands for all elements that the source will give.
 
     `Bag.from_sequence` is never used: it calls `list()`, and runs elements that look like tasks.
     """
@@ -60,7 +59,7 @@ def bag_of_kept(handles: list[Handle]) -> Bag:
 
 
 class Layer:
-    """What a layer of the bag calls: one step alone, which is how dask's own engines run the bag."""
+    """What a layer of the bag calls: one step alone. So dask's own engines can run the bag too."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -81,7 +80,7 @@ def extend(bag: Bag, step: Step) -> Bag:
 
 
 def plan_of(bag: Bag) -> Plan:
-    """Walk the bag's graph from its last layer down to what is not a step of ours."""
+    """Walk the bag's graph down from its last layer, to the first layer that is no step of ours."""
     graph = bag.dask.to_dict()
     steps: list[Step] = []
     name, node = bag.name, graph.get((bag.name, 0))
@@ -99,13 +98,13 @@ def _origin(bag: Bag, graph: dict[Any, Any], name: str, node: Any) -> Any:
             return node.func
         if node.func is elements_of:
             return KeptPartitions([graph[(name, i)].args[0] for i in range(bag.npartitions)])
-    # Layers above the base are ours: they stay here, since a scheduler may have no parcoll to read them.
+    # Our layers on top of the user's bag are cut off: a scheduler may have no parcoll to read them.
     keys = [(name, i) for i in range(bag.npartitions)]
     return bag_partitions(Bag(bag.dask.cull(keys), name, bag.npartitions))
 
 
 def bag_partitions(bag: Bag) -> BagPartitions:
-    """Optimize a user's bag as dask would, and take it apart by partition."""
+    """Optimize a user's bag as dask would, and take it apart into its partitions."""
     keys = [(bag.name, i) for i in range(bag.npartitions)]
     graph = dict(bag.__dask_optimize__(bag.__dask_graph__(), keys))
     return BagPartitions(bag, [(_needed(graph, key), key) for key in keys])

@@ -1,4 +1,4 @@
-"""Engine: what an evaluation needs of whatever runs its tasks, and the jobs that it is given."""
+"""Engine: what an evaluation needs of whatever runs its tasks, and the jobs that it gives to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parcoll.chain.place import START, Place
+from parcoll.errors import ClusterLostError
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
@@ -19,19 +20,19 @@ from parcoll.worker.program import Program
 class Job:
     """One task that runs the program on a partition, and what became of it so far."""
 
-    elements: Payload | None = None  # the partition, where it travels with its task
-    kept: Handle | None = None  # or where an engine keeps it
+    elements: Payload | None = None  # the partition, if it travels with its task
+    kept: Handle | None = None  # or the partition that an engine keeps
     graph: tuple[dict[Any, Any], Any] | None = (
-        None  # or where a user's bag computes it: tasks, and the last key
+        None  # or the tasks of a user's bag that compute it, and the key of the last one
     )
     place: Place = START
-    size: int | None = None  # elements, where known
-    budget: float | None = None  # seconds after which a worker hands back what it has not begun
-    isolated: bool = False  # an element of it may have ended a worker
-    losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" for one unknown
-    handle: Handle | None = None  # set by the engine where the result is kept
+    size: int | None = None  # how many elements it has; None if nobody knows yet
+    budget: float | None = None  # seconds; then a worker hands back the elements that it has not begun
+    isolated: bool = False  # it runs beside its worker, since one of its elements may have ended others
+    losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
+    handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it
-    saved: Outcome | None = None  # where a checkpoint has it: then there is nothing to run
+    saved: Outcome | None = None  # from a checkpoint: then there is nothing to run
 
     @property
     def order(self) -> int:
@@ -40,13 +41,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it was to do."""
+        """What the job was to do, for messages."""
         many = "" if self.size is None else f"{self.size} element{'s' * (self.size > 1)} from "
         return f"the partition of {many}{self.place.element(0)}"
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes the task's elements take."""
+        """How many bytes the elements of the task take."""
         return self.elements.nbytes if self.elements is not None else 0
 
     @property
@@ -55,7 +56,7 @@ class Job:
         return 0 if isinstance(self.elements, Shared) else self.sent_bytes
 
     def release(self) -> None:
-        """Drop the elements, which were kept for a rest only; the task is done and its results are here."""
+        """Drop the elements, which were kept for a rest only. The task is done and its results are here."""
         self.elements = None
         if self.segment is not None:
             self.segment.give_back()
@@ -64,7 +65,7 @@ class Job:
 
 @dataclass(eq=False)
 class Join(Job):
-    """One task that folds kept partitions into a fold's value."""
+    """One task that folds kept partitions into the value of a fold."""
 
     previous: Handle | None = None  # the value so far
     parts: Sequence[Handle] = ()
@@ -72,12 +73,12 @@ class Join(Job):
 
     @property
     def order(self) -> int:
-        """The one before goes first."""
+        """Joins go in the order of their numbers."""
         return self.number
 
     @property
     def name(self) -> str:
-        """What it was to do."""
+        """What the join was to do, for messages."""
         return f"the join of {len(self.parts)} partitions"
 
 
@@ -88,7 +89,7 @@ class Session(Protocol):
         """Start jobs; those with the smaller order go first."""
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
-        """Return the jobs that ended since the last call; with `block` at least one."""
+        """Return the jobs that ended since the last call; with `block`, at least one."""
 
     def close(self) -> None:
         """Cancel what still runs and forget the rest. May be called twice, from any thread."""
@@ -99,7 +100,7 @@ class Engine(Protocol):
 
     @property
     def renews(self) -> bool:
-        """Whether, where its cluster was lost, the next session is on another one."""
+        """Whether a session that is opened after its cluster was lost is on another cluster."""
 
     @property
     def in_background(self) -> bool:
@@ -107,36 +108,43 @@ class Engine(Protocol):
 
     @property
     def address(self) -> str:
-        """The scheduler's address; "inline" where there is none."""
+        """The address of the scheduler; "inline" if there is none."""
 
     @property
     def client(self) -> Any:
-        """The client of the scheduler; None where there is none."""
+        """The client of the scheduler; None if there is none."""
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of the scheduler's dashboard; None where there is none."""
+        """The address of the scheduler's dashboard; None if there is none."""
 
     def open(self, program: Program, label: str, keep: bool) -> Session:
-        """Start an evaluation; with `keep` results stay where they were made, as `Job.handle`."""
+        """Start an evaluation; with `keep`, results stay where they were made, as `Job.handle`."""
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Make `value` ready to travel to where this engine runs tasks.
 
-        `lasting` where the task may run again after its job is done, to make its result anew.
+        `lasting` if the task may run again after its job is done, to make a lost result anew.
         """
 
     def memory_limit(self) -> float:
-        """Return how many bytes a worker may hold: infinity where there is no limit."""
+        """Return how many bytes a worker may hold; infinity if there is no limit."""
 
     def threads(self) -> int:
         """Return how many tasks run at the same time."""
 
     def follow(self, stats: Stats) -> Follower | None:
-        """Tell others of an evaluation, where there is somebody to tell."""
+        """Show others the evaluation while it runs; None if there is nobody to show it to."""
 
     def persist(self, bag: Any) -> Any:
-        """Compute a bag's shared tasks once, and return the bag of their results."""
+        """Compute the tasks that partitions of a bag share, once, and return the bag of their results."""
 
     def close(self) -> None:
         """End what this engine has started, and nothing else. May be called twice."""
+
+
+def lost_for_good(reason: str) -> ClusterLostError:
+    """Return the error for a loss that no other cluster can make good."""
+    error = ClusterLostError(reason)
+    error._final = True
+    return error

@@ -1,4 +1,4 @@
-"""Where an evaluation's jobs come from: elements that are cut into partitions, or partitions that exist."""
+"""Feed: where the jobs of an evaluation come from: elements cut into partitions, or partitions that exist."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from parcoll.wire.payload import Payload, Shared, pickled
 from parcoll.wire.unpicklable import first_unpicklable
 from parcoll.worker.outcome import Outcome
 
-LARGE_BYTES = 16 * 2**20  # a partition beyond is compared with what a worker may hold
-UNPACKABLE = 0.5  # of it: a worker needs the bytes, and what is made of them
+LARGE_BYTES = 16 * 2**20  # a larger partition is compared with what a worker may hold
+UNPACKABLE = 0.5  # of that, at most: a worker needs the bytes, and what is made of them
 
 
 class Feed(Protocol):
     """Where jobs come from."""
 
     ended: bool
-    slow: bool  # the source made us wait: deliver what is ready before reading on
+    slow: bool  # the source was slow: deliver what is ready before reading on
     error: BaseException | None  # raised once everything before it was delivered
     reading: float  # seconds that the source took
 
     def total(self) -> int | None:
-        """Return how many elements there are, where that is known."""
+        """Return how many elements there are; None if nobody knows."""
 
     def next_job(self, threads: int) -> Job | None:
         """Read one partition; None at the end."""
 
     def nears_end(self, threads: int) -> bool:
-        """Tell whether the next partition is one of the last, with which the workers are to end together."""
+        """Tell whether the next partition is one of the last, with which the workers should end together."""
 
     def rest_of(self, job: Job, outcome: Outcome) -> Rest:
         """Take back the elements that a worker has not begun."""
@@ -46,14 +46,14 @@ class Feed(Protocol):
         """Cut the next partition off elements that were taken back."""
 
     def renew(self) -> None:
-        """Have all jobs stand for what another cluster has, too."""
+        """Have all jobs read what they need from the new cluster."""
 
     def returned(self, job: Job, outcome: Outcome) -> None:
-        """See an outcome that has come, while its job still has its elements."""
+        """Look at an outcome that has come, while its job still has its elements."""
 
 
 class Rest:
-    """Elements that were read, and that a worker handed back."""
+    """Elements that were read and that a worker handed back."""
 
     def __init__(self, elements: Sequence[Any], place: Place) -> None:
         self.elements = elements
@@ -114,7 +114,7 @@ class StreamFeed:
         """Unpickle what the worker did not begin."""
         assert job.elements is not None
         rest = Rest(job.elements.load()[outcome.read :], job.place.after(outcome.read))
-        rest.isolated = job.isolated  # there may be more of them
+        rest.isolated = job.isolated  # more of its elements may end a worker
         self._handed_back += len(rest)
         return rest
 
@@ -134,7 +134,10 @@ class StreamFeed:
         """Do nothing."""
 
     def _too_large(self, packed: Payload, elements: Sequence[Any], place: Place) -> Job | None:
-        """Name the element that no worker could unpack; the partition that there is before it."""
+        """End the feed with an error: no worker could unpack this element, or this partition.
+
+        Returns a job for the elements before it, if there are any.
+        """
         if isinstance(packed, Shared) and packed.segment is not None:
             packed.segment.give_back()
         limit = self._memory_limit()
@@ -180,7 +183,7 @@ class StreamFeed:
 
 
 class PartitionFeed:
-    """Partitions that exist already: a bag's, or kept results."""
+    """Partitions that exist already: those of a bag, or kept results."""
 
     slow = False
     error: BaseException | None = None
@@ -197,11 +200,11 @@ class PartitionFeed:
         self.ended = not jobs
 
     def total(self) -> int | None:
-        """Return None: their lengths are known where they are."""
+        """Return None: only those who have the partitions know their lengths."""
         return None
 
     def next_job(self, threads: int) -> Job | None:
-        """Return the next partition's job."""
+        """Return the job of the next partition."""
         job = self._jobs.popleft()
         self.ended = not self._jobs
         return job

@@ -1,4 +1,4 @@
-"""`reduce` and `fold`: partitions that stay on the workers, joined there to one value."""
+"""Folding: `reduce` and `fold`. Partitions stay on the workers, and are joined there to one value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from parcoll.evaluation.engine import Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import cannot_send
@@ -23,7 +24,7 @@ LOST_VALUE = "has no value: what it had folded was on that cluster"
 
 
 def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
-    """Fold the results from left to right on the workers; only the value comes back."""
+    """Fold the results from left to right on the workers. Only the value comes back."""
     timeout = run.options.policy.timeout
     fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial), timeout=timeout)
     with run.watched(fold.label):
@@ -36,18 +37,20 @@ def fold(
     initial: Any,
     combine: Callable[[Any, Any], Any] | None,
 ) -> Any:
-    """Fold each partition where its results are, then combine the values in source order."""
+    """Fold each partition on the worker that has its results, then combine the values in source order."""
     start = _packed_initial(initial)
     label = f"fold({function_name(func)})"
     timeout = run.options.policy.timeout
     sink: Sink = Results()
     if combine is not None and not _is_neutral(combine, start):
-        # Partitions cannot start from a value that counts each time: one exact fold instead.
+        # `initial` would count once for each partition: fold all elements one after the other instead.
         joined = Fold(func, label, start, timeout=timeout)
     else:
-        sink = Fold(func, label, start, combine, timeout, start_once=combine is None)
+        alone = combine is None  # then the function joins the values of partitions too
+        sink = Fold(func, label, start, combine, timeout, start_once=alone, associative=alone)
         joining = func if combine is None else combine
-        joined = Fold(joining, f"{label}, combining with {function_name(joining)}", timeout=timeout)
+        of_values = f"{label}, combining with {function_name(joining)}"
+        joined = Fold(joining, of_values, timeout=timeout, associative=alone)
     with run.watched(label):
         return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
@@ -62,9 +65,9 @@ def _packed_initial(initial: Any) -> Packed | None:
 
 
 def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
-    """Tell whether `initial` may stand at the start of each partition without changing the answer.
+    """Tell whether partitions may start from `initial` without changing the answer.
 
-    The workers ask again with the values they get (`Fold.finish`).
+    The workers ask again with the values that they get (`Fold.finish`).
     """
     assert start is not None
     try:
@@ -74,7 +77,7 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
 
 
 def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
-    """Evaluate into the sink, keeping what it makes of each partition, and fold these values."""
+    """Evaluate into the sink, keep what it makes of each partition, and fold these values."""
     window = run.window(sink, keep=True)
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     session = run.engine.open(Program((), fold), label, keep=True)
@@ -108,13 +111,14 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
 
 
 class _Joining:
-    """The chain of joins: each takes the value so far and all the partitions ready by then.
+    """The chain of joins. Each join takes the value so far and all partitions that are ready by then.
 
-    One join runs at a time, since each needs the one before; up to `WAITING` partitions gather
-    behind it, and then the reading waits.
+    One join runs at a time, since each needs the one before. Up to `WAITING` partitions gather behind it;
+    then reading waits.
 
-    The scheduler remembers all tasks, and their data, that the value was made of, to make it again
-    if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as data.
+    The scheduler remembers all tasks that the value was made of, and their data, so that it can make the
+    value again if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as
+    data.
     """
 
     WAITING = 16
@@ -123,6 +127,7 @@ class _Joining:
     def __init__(self, session: Session, stats: Stats) -> None:
         self._session = session
         self._stats = stats
+        self._recorder = Recorder(stats)
         self._joined = 0
         self._value: Handle | None = None
         self._parts: list[Handle] = []
@@ -136,7 +141,7 @@ class _Joining:
         self._start()
 
     def finish(self) -> Handle | None:
-        """Join what is left and return the last value's handle, None where nothing was joined."""
+        """Join what is left, and return the handle of the last value; None if nothing was joined."""
         self._settle(block=True)
         self._start()
         self._settle(block=True)
@@ -158,9 +163,9 @@ class _Joining:
         for job, outcome in joined:
             self._busy = False
             self._value = job.handle
-            self._stats.add_join(outcome)
+            self._recorder.add_join(outcome)
             if job.losses:
-                self._stats.recover(job.losses)
+                self._recorder.recover(job.losses)
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
             assert isinstance(job, Join)

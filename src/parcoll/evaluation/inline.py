@@ -1,4 +1,4 @@
-"""Inline: evaluation in this very process, one partition at a time, as a debugger and fast tests want it."""
+"""Inline: evaluation in this process, one partition at a time, as a debugger and fast tests need it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any
 
 from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Payload, Plain
+from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome, kept_of
-from parcoll.worker.program import Program, SharedProgram, in_process
+from parcoll.worker.program import Program, SharedProgram, copied, in_process
+from parcoll.worker.sinks import Pack
 from parcoll.worker.tasks import join_here, run
 
 
 class InlineEngine:
-    """Runs each task when its result is asked for."""
+    """Runs each task when its result is asked for.
+
+    Functions, elements and results are copies, as on a cluster: a change that a function makes to its
+    argument, or to what it has captured, is not seen here, and what cannot be sent raises an error. Without
+    `copies` they are the caller's own objects.
+    """
 
     renews = False
     in_background = False
@@ -24,16 +30,21 @@ class InlineEngine:
     client = None
     dashboard_link = None
 
+    def __init__(self, copies: bool = True) -> None:
+        self._copies = copies
+
     def open(self, program: Program, label: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
-        return InlineSession(in_process(program), keep)
+        if not self._copies:
+            return InlineSession(in_process(program), keep, Plain)
+        return InlineSession(copied(program), keep, Packed.pack)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
-        """Hold the value: nothing travels."""
-        return Plain(value)
+        """Pickle the value, so that it is loaded as a copy; without `copies`, hold it as it is."""
+        return Packed.pack(value) if self._copies else Plain(value)
 
     def memory_limit(self) -> float:
-        """Return infinity: nothing is copied."""
+        """Return infinity: nothing is sent."""
         return math.inf
 
     def threads(self) -> int:
@@ -41,7 +52,7 @@ class InlineEngine:
         return 1
 
     def follow(self, stats: Stats) -> None:
-        """Tell nobody."""
+        """Show it to nobody."""
 
     def persist(self, bag: Any) -> Any:
         """Compute the whole bag here."""
@@ -54,11 +65,12 @@ class InlineEngine:
 
 
 class InlineSession:
-    """A queue of jobs, run one by one."""
+    """A queue of jobs, which run one by one."""
 
-    def __init__(self, shared: SharedProgram, keep: bool) -> None:
+    def __init__(self, shared: SharedProgram, keep: bool, pack: Pack) -> None:
         self._shared = shared
         self._keep = keep
+        self._pack = pack
         self._waiting: deque[Job] = deque()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -73,9 +85,9 @@ class InlineSession:
         if isinstance(job, Join):
             previous = None if job.previous is None else job.previous.fetch()
             parts = [part.fetch() for part in job.parts]
-            job.handle = kept = join_here(self._shared, previous, parts, Plain)
+            job.handle = kept = join_here(self._shared, previous, parts, self._pack)
             return [(job, kept.outcome)]
-        outcome = run(self._shared, job.place, self._elements(job), job.budget, Plain)
+        outcome = run(self._shared, job.place, self._elements(job), job.budget, self._pack)
         if self._keep:
             job.handle = kept_of(outcome)
         return [(job, outcome)]

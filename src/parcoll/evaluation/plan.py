@@ -1,4 +1,4 @@
-"""Plan: what a chain asks for, where its elements come from and the steps they go through; without dask.
+"""Plan: where the elements of a chain come from, and the steps that they go through. Without dask.
 
 A collection is a row of nodes. `evaluation.bag` makes the dask bag that a node stands for, and reads a bag
 back as a `Plan`, which is what an evaluation runs.
@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.chain.steps import Step
-from parcoll.evaluation.reader import Source
+from parcoll.evaluation.source import Source
+from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Handle
 
 
 class Node:
-    """One place in a chain: a source, or a step after another node. Never changes; its bag is made once."""
+    """One place in a chain: a source, or a step after another node. Its source and its step never change."""
 
-    __slots__ = ("bag", "before", "lock", "source", "step")
+    __slots__ = ("bag", "before", "lock", "source", "stats", "step")
 
     def __init__(self, source: Any = None, before: Node | None = None, step: Step | None = None) -> None:
         self.source = source  # a Source, or a dask bag
         self.before = before
         self.step = step
-        self.bag: Any = None  # set by `bag.bag_of`, when it is first asked for
+        self.bag: Any = None  # made once: `bag.bag_of` sets it when it is first asked for
+        self.stats: Stats | None = None  # of the last evaluation that went through this node
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -65,14 +67,14 @@ class KeptPartitions:
 
 @dataclass(frozen=True)
 class BagPartitions:
-    """Partitions of a user's own bag: for each, the tasks that make it and the key of the last."""
+    """Partitions of a user's own bag: for each, the tasks that make it and the key of the last one."""
 
     bag: Any
     graphs: list[tuple[dict[Any, Any], Any]]
 
     @property
     def share_tasks(self) -> bool:
-        """Tell whether two partitions need the same task (a shuffle, a join)."""
+        """Whether two partitions need the same task, as after a shuffle."""
         return sum(len(graph) for graph, _ in self.graphs) > len(
             set().union(*(graph for graph, _ in self.graphs))
         )

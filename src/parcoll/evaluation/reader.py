@@ -1,161 +1,22 @@
-"""Any source as a stream that is read a partition at a time, in the consumer's thread."""
+"""Reader: any source as a stream that is read one partition at a time, in the consumer's thread."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from parcoll.errors import SourceConsumedError
-from parcoll.text import describe, short_repr
-
-ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
-SIZED = (list, tuple, str, bytes, dict, set, frozenset)
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
-MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever its size was to be
+MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
-SAMPLES = 128  # looks at one partition's sizes, 1 µs each
-
-
-class Source:
-    """What a chain reads: opened anew by every evaluation, shared by all chains built on it."""
-
-    one_pass = False
-
-    def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
-        self._open = open_stream
-        self._description = description
-
-    def open(self) -> Reader:
-        """Start reading from the first element."""
-        return reader_of(self._open())
-
-    def __call__(self) -> list[Any]:
-        """Return all elements: how dask's own engines read the bag."""
-        return list(self._open())
-
-    def __repr__(self) -> str:
-        return self._description
-
-
-class OnePassSource(Source):
-    """An iterator: it can be read once, and says so when asked again."""
-
-    one_pass = True
-
-    def __init__(self, iterator: Iterator[Any], description: str) -> None:
-        super().__init__(lambda: iterator, description)
-        self._consumed = False
-        self._lock = threading.Lock()
-
-    def open(self) -> Reader:
-        """Start reading, the first time."""
-        with self._lock:
-            if self._consumed:
-                raise SourceConsumedError(
-                    f"{self} has been read by an earlier evaluation and gives its elements only once: "
-                    "pass a list, or a function that returns a new iterator, to evaluate again"
-                )
-            self._consumed = True
-        return super().open()
-
-    def __call__(self) -> list[Any]:
-        """Return all elements, once."""
-        return self.open().read_all()
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            f"{self} cannot be sent to another process: iterate the ParallelGen instead of its bag, or "
-            "pass parallel() a list or a function that returns an iterator"
-        )
-
-
-def source_of(given: Any) -> Source:
-    """Check what `parallel` was given; reads nothing."""
-    if isinstance(given, Mapping):
-        return Source(given.items, _name(given))
-    if isinstance(given, Iterator):
-        return OnePassSource(given, _name(given))
-    if _is_iterable(given):
-        return Source(lambda: given, _name(given))
-    if callable(given) and not isinstance(given, type):
-        return _source_of_function(given)
-    raise TypeError(f"parallel() needs {ALLOWED}; got {describe(given)}")
-
-
-def _is_iterable(given: Any) -> bool:
-    if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
-        return False
-    return isinstance(given, Iterable) or (
-        hasattr(type(given), "__getitem__") and hasattr(type(given), "__len__")
-    )
-
-
-def _source_of_function(func: Callable[..., Any]) -> Source:
-    try:
-        inspect.signature(func).bind()
-    except TypeError as error:
-        raise TypeError(
-            f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
-        ) from None
-    except ValueError:
-        pass  # a builtin without a signature: the call will tell
-    bare = func
-    while isinstance(bare, functools.partial):
-        bare = bare.func
-    if inspect.isgeneratorfunction(bare):
-        return Source(func, f"{_name(func)}()")
-    return _FunctionSource(func)
-
-
-class _FunctionSource(Source):
-    """A function that is no generator function: only a call tells whether it returns an iterator.
-
-    It is called once at the start, and what it returned serves the first evaluation, so that it is
-    still called once for each.
-    """
-
-    def __init__(self, func: Callable[[], Any]) -> None:
-        super().__init__(self._next_stream, f"{_name(func)}()")
-        self._func = func
-        self._first: list[Iterable[Any]] = [self._call()]
-        self._lock = threading.Lock()
-
-    def _call(self) -> Iterable[Any]:
-        stream = self._func()
-        if not _is_iterable(stream):
-            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}")
-        return stream  # type: ignore[no-any-return]
-
-    def _next_stream(self) -> Iterable[Any]:
-        with self._lock:
-            if self._first:
-                return self._first.pop()
-        return self._call()
-
-    def __reduce__(self) -> Any:
-        return _FunctionSource, (self._func,)
-
-
-def _name(given: Any) -> str:
-    name = getattr(given, "__qualname__", None) or getattr(given, "__name__", None)
-    if isinstance(name, str):
-        return name.replace("<lambda>", "lambda")
-    if type(given) is range:
-        return repr(given)
-    if type(given) in SIZED:  # others may have to read to tell
-        return f"<{type(given).__name__} of {len(given)} elements>"
-    return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)
+SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 
 
 class Reader:
-    """The elements of one evaluation, in partitions; `error` is what the source raised, if it did."""
+    """The elements of one evaluation, in partitions. `error` is what the source raised, if it did."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -163,19 +24,19 @@ class Reader:
         self.position = 0
 
     def remaining(self) -> int | None:
-        """Return how many elements are left, where the source knows."""
+        """Return how many elements are left; None if the source does not know."""
         return None
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return up to `size` elements; none only at the end.
 
-        Fewer than `size` where the source is slow or its elements look larger than `max_bytes`, unless
+        They are fewer than `size` if the source is slow, or if they look larger than `max_bytes`, unless
         `exact`.
         """
         raise NotImplementedError
 
     def read_all(self) -> list[Any]:
-        """Return the rest; raises what the source raises."""
+        """Return the rest, or raise what the source raises."""
         elements: list[Any] = []
         while not self.ended:
             elements += self.read(MAX_READ_BYTES)
@@ -185,7 +46,7 @@ class Reader:
 
 
 def reader_of(stream: Iterable[Any]) -> Reader:
-    """Return the reader for a stream: by slices where that gives the same elements."""
+    """Return the reader for a stream; it takes slices if these give the same elements."""
     numpy = sys.modules.get("numpy")
     if type(stream) in SLICED or (numpy is not None and type(stream) is numpy.ndarray):
         return SliceReader(stream)  # type: ignore[arg-type]
@@ -193,7 +54,7 @@ def reader_of(stream: Iterable[Any]) -> Reader:
 
 
 class SliceReader(Reader):
-    """A sequence: a slice costs nothing an element."""
+    """A sequence. A slice costs nothing for each element."""
 
     def __init__(self, sequence: Sequence[Any]) -> None:
         super().__init__()
@@ -207,7 +68,7 @@ class SliceReader(Reader):
             return None
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
-        """Return a slice, shorter where its elements look large."""
+        """Return a slice, a shorter one if its elements look large."""
         elements = self._sequence[self.position : self.position + size]
         if not exact and len(elements) > 1:
             elements = elements[: _fitting(elements, max_bytes)]
@@ -233,7 +94,7 @@ def _fitting(elements: Sequence[Any], max_bytes: int) -> int:
 
 
 class StreamReader(Reader):
-    """Any iterable: read in small runs, with a look at the clock and at the bytes between them."""
+    """Any iterable. It is read in small runs, with a look at the clock and at the bytes between them."""
 
     def __init__(self, stream: Iterable[Any]) -> None:
         super().__init__()
@@ -241,7 +102,7 @@ class StreamReader(Reader):
         self._iterable = stream
 
     def remaining(self) -> int | None:
-        """Return the length that is left where the iterable has one (a set, a dict's items)."""
+        """Return the length that is left if the iterable has one (a set, the items of a dict)."""
         if isinstance(self._iterable, Iterator):
             return None
         try:
@@ -278,7 +139,7 @@ class StreamReader(Reader):
 
 
 def _size(element: Any) -> int:
-    """Return about how many bytes an element holds: what it says itself, not what it refers to."""
+    """Return about how many bytes an element holds: itself, not what it refers to."""
     try:
         return int(getattr(element, "nbytes", 0)) or sys.getsizeof(element)
     except Exception:

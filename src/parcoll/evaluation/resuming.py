@@ -32,8 +32,10 @@ from parcoll.checkpoint.storage import folder_at
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.feed import StreamFeed
-from parcoll.evaluation.reader import Reader, Source
+from parcoll.evaluation.reader import Reader
+from parcoll.evaluation.source import Source
 from parcoll.log import logger
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome
@@ -53,13 +55,13 @@ def outcomes(
     `evaluate` gets the reader that is left and what saves its outcomes.
     """
     checkpoint = Checkpoint(folder_at(url), steps)
-    with checkpoint.folder.held():
+    with checkpoint.folder.locked():
         checkpoint.open()  # before the source: a refusal leaves a one-pass source unread
         reader = SavedReader(source.open(), checkpoint, stats)
         checkpoint.check_length(reader.total())
         stats.total = reader.total()
         yield from reader.replay()
-        if not (checkpoint.saved and reader.at_end()):
+        if not (checkpoint.saved_elements and reader.at_end()):
             rest = evaluate(reader, Saver(checkpoint, steps))
             with closing(rest):  # type: ignore[type-var]
                 yield from rest
@@ -115,10 +117,10 @@ class SavedReader(Reader):
             first, self._ahead = self._ahead, []
             elements = [*first, *self._reader.read(size - 1, max_bytes, exact)]
         self.ended = self._reader.ended
-        end = self._checkpoint.end
-        if end is not None and self.position > end:
+        length = self._checkpoint.source_length
+        if length is not None and self.position > length:
             raise self._checkpoint.refusal(
-                f"has the results of another source: it ended after {end:,} elements, and now goes on"
+                f"has the results of another source: it ended after {length:,} elements, and now goes on"
             )
         return elements
 
@@ -165,7 +167,7 @@ class SavedReader(Reader):
             nbytes=record.nbytes,
             results=Results(*(bytes(record.parts[0]), *record.parts[1:])) if record.parts else None,
         )
-        self._stats.add_saved(outcome)
+        Recorder(self._stats).add_saved(outcome)
         return Job(place=Place(record.first), size=record.count, saved=outcome)
 
     def _compare(self, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""How many elements the next partition takes."""
+"""Sizing: how many elements the next partition takes."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from typing import Protocol
 
 from parcoll.worker.outcome import Outcome
 
-TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core: 2 % of this
-# One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md): from 256 threads on
-# partitions grow with the threads, so that there are no more.
+TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
+# One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md). From 256 threads on,
+# partitions grow with the threads, so that there are not more tasks than this.
 TASKS_A_SECOND = 512
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
-WINDOW_BYTES = 128 * 2**20  # of all partitions under way, where that leaves `LEAST_BYTES` for each
+WINDOW_BYTES = 128 * 2**20  # of all partitions in the window, if that leaves `LEAST_BYTES` for each
 LEAST_BYTES = 2**19
 MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
 LAST_SECONDS = 0.05  # partitions shrink towards the end of a sized source, down to this
-BUDGET_TARGETS = 2  # times its aim, after which a worker hands back what it has not begun
+BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
-SURER = 4  # a partition with that many times the elements is believed at once
+SURER = 4  # a partition of so many times the elements is believed at once
 
-# Before anything is known of a function, its first element goes alone, so that its result comes at
-# once. Those behind it go in partitions of START elements, which a worker hands back after
-# START_SECONDS: the next partitions then have their final size, one round trip (15 ms) from the start.
+# Before anything is known of a function, the first element goes alone, so that its result comes at once.
+# Those behind it go in partitions of START elements, and a worker hands back the rest after START_SECONDS. So
+# the next partitions have their final size one round trip (15 ms) after the start.
 START = 2048
 START_SECONDS = 0.05
-START_SHARE = 16  # a thread: of a source with a length no more than that part goes at the start
+START_SHARE = 16  # for each thread: at the start at most that part of a source whose length is known
 START_BYTES = 2**20
-START_WINDOW = 16  # partitions: nearly all of them come back as rests where there are many threads
-MOST_AT_ONCE = 64  # partitions submitted together: a scheduler that takes in more answers nobody meanwhile
+START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
+MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
 
 
 class Sizer(Protocol):
-    """Decides partition sizes from what the partitions before took."""
+    """Decides the sizes of partitions from what the partitions before them took."""
 
     exact: bool  # a partition is filled to its size, however long its source takes
 
     def next_size(self, remaining: int | None, threads: int) -> int:
-        """Return the size of the next partition; `remaining` elements are left where that is known."""
+        """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
 
     def max_bytes(self, threads: int) -> int:
         """Return how many bytes the next partition may read."""
 
     def budget(self) -> float | None:
-        """Return the seconds after which a worker hands back what it has not begun."""
+        """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
 
     def window(self, threads: int) -> int:
-        """Return how many partitions may be under way or waiting for the consumer."""
+        """Return how many partitions may be at the workers, or wait for the consumer."""
 
     def refill(self, threads: int) -> int:
-        """Return how many places in the window should be free before more are filled, at once."""
+        """Return how many places in the window should be free before more are filled, all at once."""
 
     def nears_end(self, remaining: int | None, threads: int) -> bool:
-        """Tell whether the next partition is one of the last of a sized source."""
+        """Tell whether the next partition is one of the last ones of a source whose length is known."""
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
@@ -78,7 +78,7 @@ class Fixed:
         return self._size
 
     def window(self, threads: int) -> int:
-        """Return a constant number of partitions a thread."""
+        """Return a constant number of partitions for each thread."""
         return _window(threads)
 
     def max_bytes(self, threads: int) -> int:
@@ -104,12 +104,12 @@ class Fixed:
 class Adaptive:
     """Sizes by time and bytes: `partition_size="auto"`.
 
-    Partitions grow as fast as results come back; towards the end of a sized source they shrink, so
-    that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    Partitions grow as fast as results come back. Towards the end of a source whose length is known they
+    shrink, so that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
 
-    `limit` is how many results are wanted: where few are, the first partitions stay small too.
-    `lasting` partitions are never cut short: dask runs them again when their results are lost, and then
-    they must take the same elements. So they start small, from one element on.
+    `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
+    partitions are never cut short: dask runs them again when their results are lost, and then they must take
+    the same elements. So they start small, from one element on.
     """
 
     exact = False
@@ -121,8 +121,8 @@ class Adaptive:
         self._begun = False  # the first partition is under way
         self._target = TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
-        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # an element takes
-        self._bytes = _Estimate(0.0, START_BYTES)  # an element takes, sent or received, whichever is more
+        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
+        self._bytes = _Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
@@ -137,7 +137,7 @@ class Adaptive:
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
             if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
-                size = remaining  # not a last partition of next to nothing
+                size = remaining  # else the last partition would be next to nothing
         return max(size, 1)
 
     @property
@@ -145,7 +145,7 @@ class Adaptive:
         return int(LAST_SECONDS / self._seconds.value)
 
     def _share(self, remaining: int, threads: int) -> int:
-        """Return the part of what is left that one worker may take, so that all end together."""
+        """Return the part of the rest that one worker may take, so that all end together."""
         return max(-(-2 * remaining // (3 * threads)), self._least)
 
     def nears_end(self, remaining: int | None, threads: int) -> bool:
@@ -160,7 +160,7 @@ class Adaptive:
         return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
 
     def max_bytes(self, threads: int) -> int:
-        """Return little at the start, and less for each partition where there are many."""
+        """Return little at the start, and less for each partition if there are many."""
         if not self._largest:
             return START_BYTES
         return min(TARGET_BYTES, max(LEAST_BYTES, WINDOW_BYTES // self._full_window(threads)))
@@ -172,14 +172,14 @@ class Adaptive:
         return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
 
     def window(self, threads: int) -> int:
-        """Return a smaller window while nothing is known: those ahead delay the first of the next size."""
+        """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
         if not self._largest:
             return min(2 * threads, START_WINDOW)
         growing = self._largest * GROWTH < self._wanted(threads)
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:
-        """Return a third of it: the messages for four partitions cost little more than for one."""
+        """Return a third of the window: messages for four partitions cost little more than for one."""
         return max(1, min(self.window(threads) // 3, MOST_AT_ONCE))
 
     def _full_window(self, threads: int) -> int:
@@ -195,15 +195,15 @@ class Adaptive:
 
 
 class _Estimate:
-    """What one element takes: the worst seen lately, if it was worth measuring."""
+    """What one element takes: the most seen lately, if it was worth measuring."""
 
     def __init__(self, value: float, negligible: float) -> None:
         self.value = value
-        self._negligible = negligible  # for a partition: less is mostly what each partition takes
+        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
         self._elements = 0  # of the largest partition seen
 
     def see(self, value: float, elements: int) -> None:
-        """Take in the mean over a partition; that of one element says little of a million."""
+        """Take in the mean over a partition; the mean of one element says little of a million."""
         much_larger = elements >= SURER * self._elements
         much_smaller = elements * SURER <= self._elements
         self._elements = max(self._elements, elements)
@@ -215,5 +215,5 @@ class _Estimate:
 
 
 def sizer_for(partition_size: int | str, limit: int | None = None, lasting: bool = False) -> Sizer:
-    """Return the sizer for a checked `partition_size` argument."""
+    """Return the sizer for a checked `partition_size`."""
     return Adaptive(limit, lasting) if isinstance(partition_size, str) else Fixed(partition_size)

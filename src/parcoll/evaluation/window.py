@@ -1,4 +1,7 @@
-"""Window: the partitions of one evaluation that are under way, read ahead by a bounded number, in order."""
+"""Window: the partitions of one evaluation that are at the workers or wait for the consumer.
+
+Their number is bounded, so the source is read ahead by a bounded number. They are given back in order.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program
@@ -22,14 +26,14 @@ if TYPE_CHECKING:
 # Jobs go to the engine in groups: one message costs about as much as packing one small partition.
 GROUP_JOBS = 8
 GROUP_BYTES = 2**20
-GROUP_SECONDS = 0.005  # reading and packing may take long, and workers wait
+GROUP_SECONDS = 0.005  # for reading and packing a group, since workers wait for it
 POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
-THREADS_FOR = 1.0  # seconds that a count of the engine's threads is good for
+THREADS_FOR = 1.0  # seconds; then the engine's threads are counted again
 MAX_CLUSTERS_LOST = 5  # clusters that are lost one after the other before any of them has done what was asked
 
 
 class _Slot:
-    """A job's place in the order of results, or that of the elements which a worker handed back."""
+    """A place in the order of results: of a job, or of elements that a worker handed back."""
 
     __slots__ = ("job", "outcome", "rest")
 
@@ -60,17 +64,18 @@ class Window:
         self._make_feed = make_feed
         self._sizer = sizer
         self._stats = stats
+        self._recorder = Recorder(stats)
         self._label = label
         self._ordered = ordered
         self._keep = keep
         self._saver = saver
-        self._held: list[tuple[Job, Outcome]] = []  # taken, to be delivered when they are saved
+        self._held: list[tuple[Job, Outcome]] = []  # taken from the slots, delivered when they are saved
         self._slots: deque[_Slot] = deque()  # in order; taken from the left
-        self._rests: deque[_Slot] = deque()  # those of them that wait to be cut into jobs, in order
+        self._rests: deque[_Slot] = deque()  # the slots that wait to be cut into jobs, in order
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
         self._waiting = False  # nothing can be done until an outcome comes
-        self._losses = 0  # clusters that were lost without an outcome between them
+        self._losses = 0  # clusters lost in a row, without an outcome from any of them
         self._failed = False
         self._threads = 1
         self._threads_at = -THREADS_FOR
@@ -78,8 +83,8 @@ class Window:
     def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's job and outcome, in source order unless unordered.
 
-        Reads, submits and waits in the thread that draws from it. A failure of an element comes as
-        an outcome; what the source raised is raised here, after everything before it.
+        Reads, submits and waits in the thread that draws from it. A failure of an element comes as an
+        outcome. What the source raised is raised here, after everything before it.
         """
         # The session first: a function that cannot be sent leaves a one-pass source unread.
         self._session = self._engine.open(self._program, self._label, self._keep)
@@ -106,11 +111,11 @@ class Window:
                     started, by_then = time.perf_counter(), waited.workers
                     try:
                         yield delivery
-                    finally:  # a fold waits for workers there
+                    finally:  # a fold waits for workers in the meantime, which is not the consumer's time
                         waited.consumer += time.perf_counter() - started - (waited.workers - by_then)
                 if slot is not None:
                     continue
-                if lost is not None:  # what had come by then was given
+                if lost is not None:  # what had come by then has been given
                     raise lost
                 if self._held:
                     time.sleep(POLL_SECONDS)
@@ -126,9 +131,9 @@ class Window:
                 self._saver.close(self._held)
 
     def _delivered(self, idle: bool) -> list[tuple[Job, Outcome]]:
-        """Return what the consumer gets now: what was taken, once it is saved where there is a saver.
+        """Return what the consumer gets now: what was taken; if there is a saver, once it is saved.
 
-        A saver may wait for more, but not where nothing comes by itself (`idle`).
+        A saver may wait for more, but not if nothing comes by itself (`idle`).
         """
         if not self._held:
             return []
@@ -138,7 +143,7 @@ class Window:
         return held
 
     def _turn(self, session: Session) -> None:
-        """Take in what has come, wait for it where there is nothing else to do, and submit more."""
+        """Take in what has come, wait for it if there is nothing else to do, and submit more."""
         started = time.perf_counter()
         self._collect(session, block=self._waiting)
         if self._waiting:
@@ -148,15 +153,15 @@ class Window:
             self._fill(session)
 
     def _begin_again(self, error: ClusterLostError) -> ClusterLostError | None:
-        """Open a session on another cluster, and send all that has no outcome yet; None where that went well.
+        """Open a session on another cluster, and send again all jobs without an outcome; None if it worked.
 
-        Not where results are kept: they are gone with the cluster.
+        Not if results are kept: they are lost with the cluster.
         """
         while True:
             self._losses += 1
-            if not (self._keep or error.for_good):
-                self._stats.lose()
-            if self._keep or error.for_good or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
+            if not (self._keep or error._final):
+                self._recorder.lose()
+            if self._keep or error._final or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
                 return error
             self._session.close()
             try:
@@ -165,7 +170,7 @@ class Window:
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
                 self._running = len(jobs)
-                self._stats.recover([""] * len(jobs))
+                self._recorder.recover([""] * len(jobs))
                 for start in range(0, len(jobs), GROUP_JOBS):
                     self._session.submit(jobs[start : start + GROUP_JOBS])
             except ClusterLostError as again:  # this one too
@@ -177,7 +182,7 @@ class Window:
     def _fill(self, session: Session) -> None:
         threads = self._count_threads()
         window = self._stats.window = self._sizer.window(threads)
-        # What was handed back is in memory already, so it need not wait for a place in the window.
+        # Elements that were handed back are in memory already: they need not wait for a place in the window.
         while self._rests and self._running < window:
             self._submit(session, self._cut_rest(threads))
         free = window - len(self._slots)
@@ -186,7 +191,7 @@ class Window:
         group: list[Job] = []
         nbytes, started = 0, time.perf_counter()
         while self._may_read() and len(self._slots) < window:
-            # The last partitions wait until a worker needs them, since dask assigns a task when it comes.
+            # The last partitions wait here until a worker needs them: dask assigns a task when it comes.
             if self._running + len(group) >= 2 * threads and self._feed.nears_end(threads):
                 break
             job = self._feed.next_job(threads)
@@ -222,13 +227,13 @@ class Window:
         return group
 
     def _may_read(self) -> bool:
-        # After a failure nothing that is read now would ever be delivered.
+        # After a failure, nothing that is read would ever be delivered.
         return not self._feed.ended and not self._failed
 
     def _submit(self, session: Session, group: list[Job]) -> None:
         if group:
             self._running += len(group)
-            self._stats.sent(len(group), sum(job.sent_bytes for job in group))
+            self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
 
     def _slot(self, job: Job) -> _Slot:
@@ -241,10 +246,10 @@ class Window:
             slot = self._by_job.pop(job)
             slot.outcome = outcome
             self._losses = 0
-            self._stats.add(outcome)
+            self._recorder.add(outcome)
             self._feed.returned(job, outcome)
             if job.losses:
-                self._stats.recover(job.losses)
+                self._recorder.recover(job.losses)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:
@@ -259,7 +264,7 @@ class Window:
         return bool(self._slots) and self._slots[0].outcome is not None
 
     def _take(self) -> _Slot | None:
-        """Remove and return the first slot that may be delivered."""
+        """Remove and return the first slot that may be delivered; None if there is none."""
         for position, slot in enumerate(self._slots):
             if slot.outcome is not None:
                 del self._slots[position]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parcoll import ending
 from parcoll.local.credentials import Credentials
+from parcoll.world import ending
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from parcoll.local.main_thread import MainThreadPoolExecutor
 
 _DASHBOARD_PORT = 8787  # dask's own; if it is taken, any other
+# Of each thread. A script's main thread has 8 MiB as a rule. Memory is taken as it is used.
+STACK_BYTES = 32 * 2**20
 NOT_STARTED = 87  # the exit code of a worker that could not start
 
 
@@ -67,6 +69,7 @@ def options_of(message: dict[str, Any]) -> HostOptions:
         memory_limit = memory_limit * MEMORY_LIMIT
     memory_limit = min(int(memory_limit), MEMORY_LIMIT)
     base = dask.config.get("temporary-directory") or tempfile.gettempdir()
+    os.makedirs(base, exist_ok=True)  # as dask does
     return HostOptions(
         n_workers=n_workers,
         threads_per_worker=message["threads_per_worker"],
@@ -79,7 +82,7 @@ def options_of(message: dict[str, Any]) -> HostOptions:
 def run_scheduler(report_fd: int, options: HostOptions) -> None:
     """Serve as the scheduler until it is closed; report its address, or why it did not start."""
     try:
-        asyncio.run(_serve_scheduler(report_fd, options))
+        asyncio.run(_serve_scheduler(report_fd, options), debug=False)  # also with -X dev
     except Exception as error:
         report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
         with contextlib.suppress(OSError):
@@ -189,6 +192,7 @@ def run_worker(number: int, address: str, options: HostOptions) -> NoReturn:
         # The host runs with -u. With it print() would write its arguments one by one, and the lines of
         # two workers would mix.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+    threading.stack_size(STACK_BYTES)  # of other threads than the main one
     ending.end_at_signal()
     pool = MainThreadPoolExecutor() if options.threads_per_worker == 1 else None
     serving = partial(_serve_worker, number, address, options, pool)
@@ -205,7 +209,7 @@ def _run_loop(serving: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run dask's loop, and have the process end with it."""
     code = 1
     try:
-        asyncio.run(serving())
+        asyncio.run(serving(), debug=False)
         code = 0
     except _NotStartedError:
         code = NOT_STARTED

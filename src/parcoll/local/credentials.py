@@ -7,10 +7,10 @@ the moment in which OpenSSL reads it.
 
 from __future__ import annotations
 
-import os
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from parcoll.system import MemoryFile
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -75,7 +75,7 @@ class Credentials:
         Both ends of each connection must show this certificate (mutual TLS). Where the system has
         anonymous files in memory (Linux), one holds the key and stays open for as long as the result lives.
         """
-        file = _file_in_memory(self.certificate + self.key)
+        file = MemoryFile.of(self.certificate + self.key)
         key_source = file.path if file else self.key
         certificate_source = file.path if file else self.certificate
         security: Security = _security_class(file)(
@@ -92,30 +92,7 @@ class Credentials:
         return security
 
 
-class _FileInMemory:
-    """An open anonymous file, which has a path in this process and its forks only."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.path = f"/proc/self/fd/{descriptor}"
-        # Not closed at exit: a client that another exit handler closes may still open it.
-        weakref.finalize(self, os.close, descriptor).atexit = False
-
-
-def _file_in_memory(text: str) -> _FileInMemory | None:
-    """Return a file in memory that holds `text`, or None if the system has no such files."""
-    if not hasattr(os, "memfd_create"):
-        return None
-    try:
-        descriptor = os.memfd_create("parcoll")
-    except OSError:  # a kernel or a sandbox that forbids it
-        return None
-    file = _FileInMemory(descriptor)
-    # The text has less than 4 kB, which one write to memory takes whole.
-    os.write(descriptor, text.encode())
-    return file if os.path.exists(file.path) else None  # some chroots have no /proc
-
-
-def _security_class(file: _FileInMemory | None) -> type[Security]:
+def _security_class(file: MemoryFile | None) -> type[Security]:
     """Return a subclass of Security that keeps open the file that its paths name.
 
     dask opens these paths whenever it makes a TLS context, as for ``get_client()`` in a task.

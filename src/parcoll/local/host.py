@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from parcoll.errors import ClusterStartError
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
-from parcoll.text import short_repr
-from parcoll.wire.family import authkey
+from parcoll.text import describe, short_repr
+from parcoll.world.world import THREAD_POOLS
 
-# Without these variables the thread pools of numerical libraries use all cores, in each worker.
-_THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 _MOST = 10_000  # workers, or threads of one: a higher number is a slip that would fill up the machine
 _MOST_BYTES = 2**63
+_WANTED_SIZE = (
+    'memory_limit must be "auto", None, a number of bytes, a part of the memory from 0 to 1, or a text '
+    'like "4 GiB"'
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Host:
             self._process.boot(with_numpy="numpy" in sys.modules)
             self._credentials = Credentials.generate()
             secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
-            self._process.send(options | secret | {"authkey": authkey().hex()})
+            self._process.send(options | secret)
         except BaseException:
             self._process.close()
             raise
@@ -143,11 +145,11 @@ class Host:
 
 def _check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {short_repr(value)}")
+        raise TypeError(f"{name} must be a whole number, got {describe(value)}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {short_repr(value)}")
+        raise ValueError(f"{name} must be at least 1, got {short_repr(value)}")
     if value > _MOST:
-        raise ValueError(f"{name} must be at most {_MOST:,}, not {short_repr(value)}")
+        raise ValueError(f"{name} must be at most {_MOST:,}, got {short_repr(value)}")
     return value
 
 
@@ -156,14 +158,11 @@ def _check_size(limit: int | float | str | None) -> int | float | str | None:
     if limit is None:
         return limit
     if isinstance(limit, bool) or not isinstance(limit, int | float | str):
-        raise TypeError(f"memory_limit must be a size, not {type(limit).__name__}: {short_repr(limit)}")
+        raise TypeError(f"{_WANTED_SIZE}, got {describe(limit)}")
     if limit == "auto":
         return limit
     if not (_SIZE.fullmatch(limit.strip()) if isinstance(limit, str) else 0 <= limit < _MOST_BYTES):
-        raise ValueError(
-            "memory_limit must be 'auto', None, bytes, a fraction or a text like '4 GiB', "
-            f"not {short_repr(limit)}"
-        )
+        raise ValueError(f"{_WANTED_SIZE}, got {short_repr(limit)}")
     return limit
 
 
@@ -183,4 +182,4 @@ def _check_system() -> None:
 
 def _environment(threads: int) -> dict[str, str]:
     """Return the environment for the host: a copy of this process's, with the sizes of thread pools."""
-    return dict.fromkeys(_THREAD_POOLS, str(threads)) | dict(os.environ)
+    return dict.fromkeys(THREAD_POOLS, str(threads)) | dict(os.environ)

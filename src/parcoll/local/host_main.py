@@ -17,13 +17,12 @@ import select
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from parcoll.local.children import (
@@ -36,8 +35,10 @@ from parcoll.local.children import (
 )
 from parcoll.local.imports import lean_imports
 from parcoll.local.tracker import Tracker
-from parcoll.system import adopt_orphans, die_with_parent, how_ended, resident_bytes
-from parcoll.wire.family import belong
+from parcoll.system import adopt_orphans, die_with, how_ended, leave_to_forks, reap, resident_bytes
+from parcoll.wire.own_modules import is_own
+from parcoll.wire.script import Script, make_main
+from parcoll.world.family import track_with
 
 # What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
 # once, instead of in each of them.
@@ -110,7 +111,7 @@ def main(stdin_fd: int, status_fd: int, with_numpy: bool = False) -> NoReturn:
     with contextlib.nullcontext() if with_numpy else lean_imports():
         _import_dask()
     # Workers get an empty __main__, in place of the code that started this process.
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    make_main(Script())
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()
     if not line:
@@ -127,6 +128,16 @@ def _import_dask() -> None:
     dask.config.set(_CONFIG)
     if not any("logging" in place for place in (dask.config.config, dask.config.get("distributed"))):
         _quiet_logs()
+
+
+def _import_for_workers() -> None:
+    """Import what the first task of each worker would."""
+    gc.disable()
+    importlib.import_module("parcoll.worker.isolation")
+    importlib.import_module("parcoll.worker.reports")
+    is_own(Path(__file__))  # finds the folders of installed packages
+    gc.freeze()
+    gc.enable()
 
 
 def _quiet_logs() -> None:
@@ -161,7 +172,7 @@ class _Template:
         self.told_to_end = False
         self.adopts_orphans = adopt_orphans()
         self.tracker = Tracker()
-        belong(bytes.fromhex(message["authkey"]), self.tracker.told)
+        track_with(self.tracker.told)
         self.scheduler_report, self._scheduler_report_of_child = os.pipe()
         self.wakeup, self._wakeup_of_signals = os.pipe()
         # The template alone keeps the second end open: a child that finds the pipe ended knows it is gone.
@@ -176,6 +187,7 @@ class _Template:
             gc.freeze()  # the children share this memory as long as no garbage collection writes to it
             gc.enable()
             self._start_scheduler()
+            _import_for_workers()  # while the scheduler starts
             while True:
                 self._wait()
         except _End as end:
@@ -260,7 +272,7 @@ class _Template:
             self.workers[pid] = _Worker(number, now)
 
     def _bury_children(self) -> None:
-        for pid, status in _reap()[0]:
+        for pid, status in reap()[0]:
             if pid == self.scheduler:
                 code = os.waitstatus_to_exitcode(status)
                 raise _End(f"its scheduler {how_ended(code)}", killed=code < 0)
@@ -278,7 +290,9 @@ class _Template:
         shutil.rmtree(worker_directory(self.options, worker.number), ignore_errors=True)
         self.not_started = self.not_started + 1 if code == NOT_STARTED else 0
         if self.not_started >= _MAX_NOT_STARTED:
-            raise _End(f"its workers do not start ({self.not_started} attempts)")
+            raise _End(
+                f"{self.not_started} workers in a row could not start; their tracebacks are on standard error"
+            )
         now = time.monotonic()
         least, most = _PAUSE_SECONDS
         young = now - worker.started < _YOUNG_SECONDS
@@ -315,6 +329,7 @@ class _Template:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
+        leave_to_forks(signal.SIGTERM)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         for descriptor in (
@@ -327,7 +342,7 @@ class _Template:
             self._template_lives,
         ):
             os.close(descriptor)
-        _die_with(template, self._of_template)
+        die_with(template, self._of_template)
         if "numpy.random" in sys.modules:  # otherwise all workers would draw the same numbers
             sys.modules["numpy.random"].seed()
 
@@ -345,7 +360,7 @@ class _Template:
     def _wait_for_children(self, seconds: float) -> bool:
         """Wait until this process has no child, adopted ones included; return whether it has none."""
         deadline = time.monotonic() + seconds
-        while _reap()[1]:
+        while reap()[1]:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -367,32 +382,9 @@ class _Template:
 # Processes --------------------------------------------------------------------------------------
 
 
-def _reap() -> tuple[list[tuple[int, int]], bool]:
-    """Return the children that have ended, with their status, and whether there are any others."""
-    ended: list[tuple[int, int]] = []
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return ended, True
-            ended.append((pid, status))
-    return ended, False
-
-
 def _exit_now(code: int) -> NoReturn:
     """Exit without the interpreter's own clean-up, which would wait for threads that run tasks."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(code)
-
-
-def _die_with(template: int, of_template: int) -> None:
-    """Have this child end when the template does, ``kill -9`` included."""
-    if not die_with_parent(template):
-        threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
-
-
-def _exit_at_end_of(pipe: int) -> None:
-    os.read(pipe, 1)
-    os._exit(1)

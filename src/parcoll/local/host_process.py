@@ -19,7 +19,7 @@ from typing import Any
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
 from parcoll.wire import boot
-from parcoll.wire.family import adopt
+from parcoll.world.family import adopt
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
 _CLOSE_SECONDS = 3.0
@@ -84,7 +84,8 @@ class HostProcess:
             if left <= 0:
                 self.close()
                 raise ClusterStartError(
-                    f"the local cluster was not ready after {timeout:g} s, so it was ended"
+                    f"the local cluster was not ready within {timeout:g} s and was stopped; the machine may "
+                    "be overloaded: try connect(n_workers=...) with fewer workers"
                 )
             self._read_status(min(left, _TURN_SECONDS))
         if self.closed:
@@ -162,10 +163,10 @@ class HostProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         code, error = self.popen.returncode, self.reports.get("error")
-        how = how_ended(code) if code is not None else "does not answer"
+        how = how_ended(code) if code is not None else "closed its reports but has not ended"
         if "address" in self.reports:
             return f"the local cluster ended: {error or 'its host process ' + how}"
-        return f"the local cluster did not start: {f'{error}; ' if error else ''}its host {how}"
+        return f"the local cluster did not start: {f'{error}; ' if error else ''}its host process {how}"
 
     @property
     def was_killed(self) -> bool:

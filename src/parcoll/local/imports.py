@@ -35,7 +35,7 @@ def lean_imports() -> Iterator[None]:
 
     While distributed is imported, it asks for numpy in one place, to allocate memory that is not zeroed for
     what it receives (`distributed.protocol.utils.host_array`), and it can do without. Everything else in it
-    asks for numpy when the first array comes. test_dask_facts.py fails when that changes.
+    asks for numpy when the first array comes. `tests/dask_facts` fails when that changes.
     """
     finder = _Absent()
     collects = gc.isenabled()

@@ -1,1 +1,1 @@
-"""The numbers of an evaluation, and who shows them: table, progress bar, pipeline page, log."""
+"""Watch: the numbers of an evaluation, and who shows them: a progress bar, a web page, the log."""

@@ -1,4 +1,4 @@
-"""What goes on around an evaluation: its start and end are noted, logged, shown and published."""
+"""Around an evaluation: its start and its end are noted, logged, shown and published."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Protocol
 from parcoll.log import logger
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import FailureReport, State, Stats
 from parcoll.watch.table import headline
 
 
 class Follower(Protocol):
-    """Whoever tells others of an evaluation while it runs."""
+    """Shows others an evaluation while it runs."""
 
     def end(self) -> None:
-        """Tell the final numbers."""
+        """Show the final numbers."""
 
 
 class Watch:
-    """A context around one evaluation, which ends it in `stats` however it is left."""
+    """The context of one evaluation. However it is left, the evaluation has ended in its `Stats`."""
 
     def __init__(self, stats: Stats, progress: bool | str | None) -> None:
         self.follower: Follower | None = None  # set once there is an engine to follow it
@@ -33,7 +34,7 @@ class Watch:
         self._pid = os.getpid()
 
     def __enter__(self) -> None:
-        self._stats.begin()
+        Recorder(self._stats).begin()
         logger.info("%s: started", self._stats.name)
         if wanted(self._progress):
             label = self._progress if isinstance(self._progress, str) else self._stats.name
@@ -42,14 +43,14 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
-        if os.getpid() != self._pid:  # a fork drops its copy of somebody else's evaluation
+        if os.getpid() != self._pid:  # a fork, which drops its copy of an evaluation of its parent
             return
         stats = self._stats
         state = self._state(kind)
-        if state == "failed" and not stats.failures and error is not None:  # not in a worker: the source
+        if state == "failed" and not stats.failures and error is not None:  # not in a worker, as the source
             message = f"{type(error).__name__}: {error}"[:500]
             stats.failures.append(FailureReport(time.time(), "", message, "outside of the steps"))
-        stats.end(state)
+        Recorder(stats).end(state)
         try:
             if self._bar is not None:
                 self._bar.end()
@@ -61,7 +62,7 @@ class Watch:
 
     def _state(self, kind: type[BaseException] | None) -> State:
         stats = self._stats
-        if stats.raised:
+        if stats._raised:
             return "failed"
         if kind is None or (kind is GeneratorExit and stats.elements_in == stats.total):
             return "ended"

@@ -134,7 +134,7 @@ class Page(SchedulerPlugin):
             self.totals.popitem(last=False)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Mark the client's running pipelines as lost: nobody will tell how they go on."""
+        """Mark the client's running pipelines as lost: nobody will report on them any more."""
         for key in [key for key, counted in self.unseen.items() if counted["client_id"] == client]:
             del self.unseen[key]
         for pipeline in self.pipelines.values():

@@ -6,7 +6,7 @@ import sys
 
 from parcoll.text import describe
 
-_setting: bool | None = False  # None: bars are shown where somebody watches
+_setting: bool | None = False  # None: bars are shown if somebody watches
 
 
 class progress:

@@ -1,4 +1,4 @@
-"""What a client tells the scheduler of its evaluations, for the pipeline page that it puts there."""
+"""Publishing: what a client sends to the scheduler about its evaluations, for the pipelines' web page."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from parcoll.watch.table import verdict
 
 FIRST_SECONDS = 0.25  # shorter evaluations are not published, unless they fail
 NEXT_SECONDS = 0.5
-LAST_SECONDS = 1.0  # that the end of an evaluation waits for the scheduler to hear of it
-MAX_STEPS = 50  # of a message: those of a longer chain are left out
-MAX_FAILURES = 5  # of a message, the latest
+LAST_SECONDS = 1.0  # that the end of an evaluation waits until the scheduler has its numbers
+MAX_STEPS = 50  # in a message; further steps are left out
+MAX_FAILURES = 5  # in a message, the latest
 MAX_TEXT = 300  # characters
 
-# A failure's note quotes the element, which is not for all who can open the dashboard.
+# The note of a failure quotes the element, which not everyone who can open the page may see.
 _ELEMENT = re.compile(r"(, at element \d+( of [^:]*)?):.*", re.DOTALL)
 
-# By the stream to its scheduler: a client may come back to a new one.
+# By the client's stream to its scheduler: a client may come back to a new scheduler.
 _installed: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
 
 
 def new_page() -> page.Page:
-    """Return the plugin, with the page it serves."""
+    """Return the scheduler's plugin, with the web page that it serves."""
     return page.Page((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
@@ -54,9 +54,10 @@ def _pickled_page() -> bytes:
 
 
 async def install(client: Any, has_page: bool = False) -> bool:
-    """Have the scheduler serve the page; once a client.
+    """Have the scheduler serve the web page, once for each client.
 
-    Returns whether there is a page: a scheduler may refuse to unpickle. Ours has one (`has_page`).
+    Returns whether there is a page, since a scheduler may refuse to unpickle it. Our own scheduler has one
+    (`has_page`).
     """
     stream = client.scheduler_comm
     if stream is None:  # closed, or on its way to another scheduler
@@ -77,13 +78,13 @@ async def _install(client: Any, has_page: bool) -> bool:
         register = client.scheduler.register_scheduler_plugin
         await register(plugin=pickled, name=page.Page.name, idempotent=True)
     except Exception as error:
-        logger.info("the scheduler does not take the pipeline page: %s: %s", type(error).__name__, error)
+        logger.info("the scheduler refuses the pipelines' web page: %s: %s", type(error).__name__, error)
         return False
     return True
 
 
 def install_now(client: Any) -> None:
-    """Do as `install` does, and return when it is done; from a thread that is not the client's."""
+    """Do as `install` does, and return when it is done. From a thread that is not the client's."""
     with contextlib.suppress(Exception):
         client.sync(install, client)
 
@@ -100,13 +101,13 @@ def _who() -> str:
 
 
 class Publisher:
-    """Tells the scheduler of one evaluation, twice a second and at its end."""
+    """Sends the numbers of one evaluation to the scheduler, twice a second and at its end."""
 
     def __init__(self, client: Any, stats: Stats, has_page: bool) -> None:
         self._client = client
         self._has_page = has_page
         self._stats = stats
-        self._id = stats.token  # the same for the publishers of all clusters that it has
+        self._id = stats._token  # the same on all clusters that the evaluation has
         self._published = False
         self._ended = False
         self._pid = os.getpid()
@@ -117,7 +118,7 @@ class Publisher:
         self._in_loop(self._begin)
 
     def end(self) -> None:
-        """Publish the final numbers of an evaluation that was published, was long enough, or failed."""
+        """Publish the final numbers, if some were published before, or the evaluation was long or failed."""
         self._ended = True
         if os.getpid() != self._pid:
             return
@@ -152,7 +153,7 @@ class Publisher:
             return
         try:
             if self._sending is not None:
-                await asyncio.wait([self._sending])  # or it would come after the last
+                await asyncio.wait([self._sending])  # else it might come after the last message
             await self._send()
         finally:
             told.set_result(None)

@@ -1,4 +1,7 @@
-"""What became of the elements of one evaluation, and where its time went: the one source of numbers."""
+"""Stats: what became of the elements of one evaluation, and where its time went.
+
+Users read it, the progress bar and the pipeline page show it, and `watch.recorder` fills it.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,55 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from parcoll.chain.failures import FailedElements, unpacked
+from parcoll.chain.failures import FailedElements
 from parcoll.watch import table
-from parcoll.wire.exceptions import Failure
-from parcoll.worker.outcome import Outcome
 
 State = Literal["new", "running", "ended", "failed", "stopped"]
 
 RECENT = 1000  # partitions whose sizes are kept for the median
-FAILURES = 20  # messages that are kept, the latest
-MESSAGE = 500  # characters of one
+FAILURES = 20  # reports that are kept, the latest
 
 
 @dataclass
 class StepStats:
-    """One step: elements that came in, went out, and failed here, and the workers' seconds in it.
+    """What happened to the elements that came to one step.
 
-    Each is accounted for: `entered + added + replaced == left + filtered + failed`.
+    Every element is accounted for: `entered + added + replaced == left + filtered + failed`.
+
+    Attributes:
+        label: The step as it was written, for example `map(parse)`; a short lambda with its source text.
+        entered: Elements that came to the step.
+        left: Elements that went on to the next step, or became results.
+        failed: Elements for which the function raised, also at the last retry, was stopped by `timeout`, or
+            ended its process. It counts those that `on_error` left out or replaced, and the one whose
+            exception was raised.
+        replaced: Failed elements for which the value of an `on_error` function went on.
+        retries: Calls beyond the first for the same element.
+        seconds: Time that the workers spent in the step, over all of them. For cheap steps it is
+            extrapolated from a sample of the elements.
+        filters: True if the step is a filter.
     """
 
     label: str
     entered: int = 0
     left: int = 0
-    failed: int = 0  # those that `on_error` passed over, those it replaced, and the one that was raised
-    replaced: int = 0  # that left as the value of an `on_error` function
-    retries: int = 0  # calls for elements that had failed before
+    failed: int = 0
+    replaced: int = 0
+    retries: int = 0
     seconds: float = 0.0
-    filters: bool = field(default=False, repr=False)  # the step leaves elements out, and makes no others
+    filters: bool = field(default=False, repr=False)
 
     @property
     def filtered(self) -> int:
-        """Elements that a filter left out."""
+        """Elements that a filter left out; 0 for another step."""
         return self._surplus if self.filters else 0
 
     @property
     def added(self) -> int:
-        """Elements that the step made beyond one for each; below 0 where it made fewer."""
+        """Elements that a flatmap made beyond one for each; below 0 if it made fewer."""
         return 0 if self.filters else -self._surplus
 
     @property
@@ -54,34 +66,45 @@ class StepStats:
 
     @property
     def mean(self) -> float:
-        """Seconds for an element that came in."""
+        """Seconds for each element that came to the step."""
         return self.seconds / self.entered if self.entered else 0.0
 
 
 @dataclass
 class PartitionSizes:
-    """How many elements the partitions had that have come back."""
+    """How many source elements the partitions had that have come back.
+
+    Attributes:
+        smallest: Elements of the smallest partition; 0 if none has come back.
+        largest: Elements of the largest one.
+        median: Elements of the middle one of the last 1,000 partitions.
+    """
 
     smallest: int = 0
     largest: int = 0
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT), repr=False)
+    _recent: deque[int] = field(init=False, default_factory=lambda: deque(maxlen=RECENT), repr=False)
 
     @property
     def median(self) -> int:
-        """Of the last 1,000 partitions."""
-        sizes = sorted(self.recent)  # not by `statistics`, whose import takes 3 ms of every script
+        """Elements of the middle one of the last 1,000 partitions."""
+        sizes = sorted(self._recent)  # not by `statistics`, whose import takes 3 ms of every script
         return sizes[(len(sizes) - 1) // 2] if sizes else 0
 
-    def add(self, size: int) -> None:
-        """Count one partition."""
-        self.smallest = min(self.smallest, size) if self.recent else size
+    def _add(self, size: int) -> None:
+        self.smallest = min(self.smallest, size) if self._recent else size
         self.largest = max(self.largest, size)
-        self.recent.append(size)
+        self._recent.append(size)
 
 
 @dataclass
 class Waits:
-    """Seconds that the evaluating thread waited, for whom."""
+    """What the evaluating thread waited for, in seconds.
+
+    Attributes:
+        source: Seconds in the source, which the thread reads itself.
+        workers: Seconds in which nothing could be done until a worker had a result.
+        consumer: Seconds between giving out results and being asked for more.
+    """
 
     source: float = 0.0
     workers: float = 0.0
@@ -90,7 +113,14 @@ class Waits:
 
 @dataclass
 class FailureReport:
-    """One failure: when, in which step, the exception in a line, and the note that says where."""
+    """A failed element, or what else ended an evaluation, in a few words.
+
+    Attributes:
+        time: When it was counted, in seconds since the epoch.
+        step: The step as it was written, or the `reduce` or `fold`; "" if it was none of these.
+        message: The exception in a line, its type first; cut at 500 characters.
+        note: Where it happened: the step, and the element with its index; cut at 500 characters.
+    """
 
     time: float
     step: str
@@ -110,174 +140,105 @@ class _Lock:
 
 @dataclass
 class Stats:
-    """Counts of the partitions that have come back, whether the consumer took their results or not.
+    """The numbers of one evaluation, `ParallelGen.stats`. Printed, they are a table.
 
-    `failed` counts the elements that failed in a step, and what else ended the evaluation (the function
-    of a `reduce`, a result that cannot travel). `str` gives a table. May be read from any thread while it
-    runs.
+    Partitions are counted when they come back, whether or not their results have been consumed. The numbers
+    may be read at any time, from any thread. Each evaluation has a `Stats` of its own.
+
+    Attributes:
+        steps: A `StepStats` for each step, in the order of the chain.
+        name: The `name=` of the collection, or the labels of its steps.
+        state: "new" before the first evaluation, "running", and then how it ended: "ended" if it came to its
+            end, "failed" if an exception ended it, "stopped" if it was left before its end.
+        elements_in: Source elements that the workers began.
+        elements_out: Results that they made.
+        failed: Elements that failed in a step. What else ends an evaluation counts as one more: the function
+            of a `reduce` or `fold` that raises, or a result that cannot be sent.
+        retries: Calls beyond the first for the same element, over all steps.
+        timeouts: Calls that `timeout` stopped.
+        deaths: Worker processes, and processes beside them, that died while they had elements of this
+            evaluation.
+        resumed: Source elements whose results came from the checkpoint.
+        recovered: Partitions that were sent again because their worker or their cluster was lost.
+        total: Elements of the source; None if the source does not know.
+        partitions: Partitions that were sent to the workers.
+        partitions_done: Partitions that have come back.
+        losses: How often the cluster was lost. If it could, the evaluation went on with another
+            one, or waited until it was back.
+        window: The greatest number of partitions that may be at the workers, or wait for the consumer, at
+            the moment.
+        sizes: `PartitionSizes`: source elements for each partition.
+        bytes_sent: Bytes of pickled source elements, through shared memory or sockets.
+        bytes_received: Bytes of pickled results that came back.
+        threads: Threads of the workers, each of which runs a partition.
+        worker_seconds: Time that these threads spent on partitions, added up.
+        fold: What takes the results on the workers, for example `reduce(add)`; None if they come back.
+        fold_seconds: Time that it took there.
+        waited: `Waits`: seconds that the evaluating thread waited for the source, the workers, the consumer.
+        started: When the evaluation started, in seconds since the epoch; None before.
+        ended: When it ended; None before.
+        failures: The last 20 as `FailureReport`, the newest at the end. `ParallelGen.errors` has the failed
+            elements themselves.
+        seconds: Seconds from the start to the end, or until now.
+        utilisation: The part of their time that the workers' threads spent on partitions, 0 to 1.
+        verdict: Where the time went, in a sentence.
     """
 
     steps: list[StepStats] = field(default_factory=list)
     name: str = ""
     state: State = "new"
-    elements_in: int = 0  # source elements that the workers began
-    elements_out: int = 0  # results made
+    elements_in: int = 0
+    elements_out: int = 0
     failed: int = 0
     retries: int = 0
-    timeouts: int = 0  # calls that were stopped
-    deaths: int = 0  # of workers, and of processes beside them, that had partitions of this evaluation
-    resumed: int = 0  # source elements whose results a checkpoint had
-    recovered: int = 0  # partitions that were sent again, since their worker or their cluster was lost
-    total: int | None = None  # elements of the source, where it knows
-    partitions: int = 0  # sent to the engine
+    timeouts: int = 0
+    deaths: int = 0
+    resumed: int = 0
+    recovered: int = 0
+    total: int | None = None
+    partitions: int = 0
     partitions_done: int = 0
-    losses: int = 0  # times that the cluster went away; it was replaced, or came back, where this has ended
-    window: int = 0  # partitions that may be under way or wait for the consumer
+    losses: int = 0
+    window: int = 0
     sizes: PartitionSizes = field(default_factory=PartitionSizes)
-    bytes_sent: int = 0  # of elements, packed
-    bytes_received: int = 0  # of results, packed
-    threads: int = 0  # that the engine's workers have
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    threads: int = 0
     worker_seconds: float = 0.0
-    fold: str | None = None  # what takes the results on the workers: `reduce(add)`
+    fold: str | None = None
     fold_seconds: float = 0.0
     waited: Waits = field(default_factory=Waits)
-    started: float | None = None  # seconds since the epoch
+    started: float | None = None
     ended: float | None = None
     failures: deque[FailureReport] = field(default_factory=lambda: deque(maxlen=FAILURES))
-    raised: bool = False  # a failure ended the evaluation
-    token: str = field(default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
-    failed_elements: FailedElements = field(default_factory=FailedElements, repr=False, compare=False)
-    _lost_workers: set[str] = field(default_factory=set, repr=False, compare=False)  # by address
-    _lock: _Lock = field(default_factory=_Lock, repr=False, compare=False)
+    _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
+    _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
+    _failed_elements: FailedElements = field(
+        init=False, default_factory=FailedElements, repr=False, compare=False
+    )
+    _lost_workers: set[str] = field(init=False, default_factory=set, repr=False, compare=False)  # by address
+    _lock: _Lock = field(init=False, default_factory=_Lock, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
-        """From the start to the end, or to now."""
+        """Seconds from the start to the end, or until now."""
         if self.started is None:
             return 0.0
         return max((self.ended or time.time()) - self.started, 0.0)
 
     @property
     def utilisation(self) -> float:
-        """The part of the time that the workers' threads spent on partitions that have come back."""
+        """The part of their time, 0 to 1, that the workers' threads spent on partitions that came back."""
         available = self.seconds * self.threads
         return min(self.worker_seconds / available, 1.0) if available else 0.0
 
     @property
     def verdict(self) -> str:
-        """In a sentence, what the time went into."""
+        """A sentence on where the time went: to the source, the consumer, a step, or none of them."""
         return table.verdict(self.snapshot())
 
-    def begin(self) -> None:
-        """Note the start."""
-        with self._lock.lock:
-            self.state, self.started = "running", time.time()
-
-    def end(self, state: State) -> None:
-        """Note the end, and how it came; the first time counts."""
-        with self._lock.lock:
-            if self.ended is None:
-                self.state, self.ended = state, time.time()
-
-    def lose(self) -> None:
-        """Note that the cluster was lost."""
-        with self._lock.lock:
-            self.losses += 1
-
-    def forget(self) -> None:
-        """Count from nothing: the evaluation begins again, since what it had so far is gone."""
-        new = Stats(steps=[StepStats(step.label, filters=step.filters) for step in self.steps])
-        with self._lock.lock:
-            for name in _OF_PARTITIONS:
-                setattr(self, name, getattr(new, name))
-
-    def sent(self, partitions: int, nbytes: int) -> None:
-        """Count partitions that the engine got."""
-        with self._lock.lock:
-            self.partitions += partitions
-            self.bytes_sent += nbytes
-
-    def recover(self, lost_with: Sequence[str]) -> None:
-        """Count partitions that are sent again, one for each worker that one was lost with ("": unknown).
-
-        Each worker's death counts once.
-        """
-        with self._lock.lock:
-            self.recovered += len(lost_with)
-            lost = set(filter(None, lost_with)) - self._lost_workers
-            self._lost_workers |= lost
-            self.deaths += len(lost)
-
-    def add(self, outcome: Outcome) -> None:
-        """Count one partition."""
-        with self._lock.lock:
-            self.partitions_done += 1
-            self._count(outcome)
-            self.worker_seconds += outcome.seconds
-            self.timeouts += outcome.timeouts
-            self.deaths += outcome.deaths
-            self.bytes_received += outcome.nbytes if outcome.results is not None else 0
-            if outcome.read:
-                self.sizes.add(outcome.read)
-            for step, seconds in zip(self.steps, outcome.step_seconds, strict=False):
-                step.seconds += seconds
-            if self.fold is not None and len(outcome.step_seconds) > len(self.steps):
-                self.fold_seconds += outcome.step_seconds[-1]
-            self._add_faults(outcome)
-            self._add_failure(outcome)
-
-    def add_saved(self, outcome: Outcome) -> None:
-        """Count one partition whose results a checkpoint had: it took no time here."""
-        with self._lock.lock:
-            self.resumed += outcome.read
-            self._count(outcome)
-            self._add_faults(outcome)
-
-    def _count(self, outcome: Outcome) -> None:
-        self.elements_in += outcome.read
-        self.elements_out += outcome.produced
-        for step, (entered, left) in zip(self.steps, outcome.flows, strict=False):
-            step.entered += entered
-            step.left += left
-
-    def add_join(self, outcome: Outcome) -> None:
-        """Count the folding of partitions that were counted before."""
-        with self._lock.lock:
-            self.fold_seconds += outcome.seconds
-            self.worker_seconds += outcome.seconds
-            self.deaths += outcome.deaths
-            self.timeouts += outcome.timeouts
-            self._add_failure(outcome)
-
-    def _add_faults(self, outcome: Outcome) -> None:
-        for step, (failed, replaced, retries) in zip(self.steps, outcome.faults, strict=False):
-            step.failed += failed
-            step.replaced += replaced
-            step.retries += retries
-            self.failed += failed
-            self.retries += retries
-        failed_elements = unpacked(outcome.failed_elements)
-        for element in failed_elements[-FAILURES:]:
-            self._tell(element.step, element.failure)
-        self.failed_elements.add(failed_elements + ([outcome.raised] if outcome.raised else []))
-
-    def _add_failure(self, outcome: Outcome) -> None:
-        if outcome.failure is None:
-            return
-        self.raised = True
-        position = outcome.failed_step
-        if position is not None and position < len(self.steps):
-            self._tell(self.steps[position].label, outcome.failure)  # counted with the faults of the step
-        else:
-            self.failed += 1
-            self._tell(self.fold or "", outcome.failure)
-
-    def _tell(self, step: str, failure: Failure) -> None:
-        message = failure.exception.summary[:MESSAGE]
-        self.failures.append(FailureReport(time.time(), step, message, failure.note[:MESSAGE]))
-
     def snapshot(self) -> dict[str, Any]:
-        """Return the numbers at one moment, as dicts, lists, strings and numbers."""
+        """Return all numbers as they were at one moment, as dicts, lists, strings and numbers."""
         with self._lock.lock:
             return {
                 "name": self.name,
@@ -317,11 +278,3 @@ class Stats:
 
     def __str__(self) -> str:
         return table.text(self.snapshot())
-
-
-# What is counted from partitions that have come back, or were sent.
-_OF_PARTITIONS = (
-    *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
-    *("bytes_sent", "bytes_received", "worker_seconds", "fold_seconds", "failures", "raised"),
-    *("failed_elements", "timeouts"),
-)

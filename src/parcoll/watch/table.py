@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
 BUSY = 0.7  # utilisation of the workers; below, the source or the consumer may be the bottleneck
-MUCH = 0.4  # of the time: a part from which on something is said to take it
+MUCH = 0.4  # of the time: something that takes at least this part is named
 LEAST = 0.9995  # of a unit: the least that three digits show as 1 of it
 
 
@@ -71,6 +71,8 @@ def troubles(snapshot: dict[str, Any]) -> list[str]:
 def verdict(snapshot: dict[str, Any]) -> str:
     """Say where the time went: to the source, the consumer, one of the steps, or none of these."""
     passed, waited = snapshot["seconds"], snapshot["waited"]
+    if snapshot.get("resumed") and not snapshot["partitions_done"]:
+        return f"all {snapshot['resumed']:,} elements came from the checkpoint: nothing had to be evaluated"
     if not passed or not snapshot["partitions_done"]:
         return "nothing has been evaluated"
     if snapshot["utilisation"] < BUSY:

@@ -1,12 +1,13 @@
-"""Boot: how a process starts another Python, which imports parcoll and the user's modules as it does itself.
+"""Boot: how a process starts another Python that imports parcoll, and the user's modules, as it does itself.
 
-The new process runs the text `BOOT`. It gets a descriptor to read from; the first message there says what it
-imports and which `main` it runs. Nothing but numbers of descriptors is on its command line.
+The new process runs the text `BOOT`. It gets a descriptor to read from. The first message there says what it
+imports and which `main` it runs. Its command line has nothing but numbers of descriptors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import sys
@@ -18,10 +19,10 @@ from parcoll.wire import modules
 LENGTH_BYTES = 8  # before each message
 
 # It takes over the import path, and modules that came as source text, before it imports anything of parcoll.
-# It collects no garbage until its `main` says so: an import makes hardly any. What keeps it from getting as
-# far as `main` is written where its starter reads, if there is such a place.
+# It collects no garbage until its `main` says so, since an import makes hardly any. An error before `main` is
+# written to a place where the starter reads, if there is one.
 BOOT = """
-import gc, os, pickle, sys
+import gc, multiprocessing, os, pickle, sys
 gc.disable()
 channel = int(sys.argv[1])
 def read(size):
@@ -31,6 +32,7 @@ def read(size):
     return found
 first = pickle.loads(read(int.from_bytes(read(8), "big")))
 sys.path[:], sys.argv[:] = first["path"], first["argv"]
+multiprocessing.current_process().authkey = first["authkey"]
 try:
     if first["sources"]:
         names = {"__name__": "parcoll_bootstrap"}
@@ -50,25 +52,46 @@ except BaseException as error:
     os._exit(1)
 """
 
-also_import: list[str] = []  # modules that each new process imports first: for tests that change its settings
+also_import: list[str] = []  # modules that each new process imports first; for tests, to change settings
 
 
 def command(channel: int, *flags: str) -> list[str]:
-    """Return what runs `BOOT`: this interpreter, with those of its own flags that change what code does."""
-    optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    utf8 = ["-X", f"utf8={sys.flags.utf8_mode}"]
-    return [sys.executable, *flags, "-P", *optimize, *utf8, "-c", BOOT, str(channel)]
+    """Return what runs `BOOT`: this interpreter, with those of its flags that change what code does.
+
+    Not `-W`, which would hold for the imports of dask: the filters follow with the first program (`world`).
+    """
+    own = ["-" + letter * value for letter, flag in _FLAGS.items() if (value := getattr(sys.flags, flag))]
+    options = {name: value for name, value in sys._xoptions.items() if name not in _NOT_PASSED_ON}
+    options["utf8"] = str(sys.flags.utf8_mode)
+    if sys.flags.dev_mode:
+        options["dev"] = True
+    own += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options.items()]
+    return [sys.executable, *flags, "-P", *own, "-c", BOOT, str(channel)]
+
+
+_FLAGS = {
+    "O": "optimize",
+    "b": "bytes_warning",
+    "B": "dont_write_bytecode",
+    "E": "ignore_environment",
+    "s": "no_user_site",
+    "S": "no_site",
+    "I": "isolated",
+}
+_NOT_PASSED_ON = ("importtime", "showrefcount")  # they write to standard error
 
 
 def first_message(module: str, arguments: Sequence[Any], status: int | None = None) -> bytes:
     """Return what a new process reads first: it is to run `main(channel, *arguments)` of a module.
 
-    What keeps it from that is written to the descriptor `status`, as a line of JSON.
+    If something keeps it from that, it writes a line of JSON that says so to the descriptor `status`.
     """
     found = modules.finder().sources
     first = {
         "path": import_path(),
         "argv": sys.argv,
+        # With it, processes speak to the managers of `multiprocessing` that others of them have started.
+        "authkey": bytes(multiprocessing.current_process().authkey),
         "sources": {name: tuple(source) for name, source in found.items()},
         "installer": modules.own_text() if found else "",
         "also": also_import,

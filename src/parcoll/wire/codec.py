@@ -1,7 +1,7 @@
 """Codec: objects to pickled bytes and back, without what pickle and cloudpickle would lose.
 
-Kept are the fields of built-in exceptions, cached functions of `__main__`, the file names that tracebacks
-show, and what a program has changed in its classes of `__main__`.
+Kept are the fields of built-in exceptions, what a program has changed in its classes of `__main__`, and what
+`reducers` and `classes` tell of.
 """
 
 from __future__ import annotations
@@ -12,15 +12,29 @@ import functools
 import io
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
-from cloudpickle import cloudpickle as _internals
+
+from parcoll.text import short_repr
+from parcoll.wire import script
+from parcoll.wire.classes import made_class, reduced_class
+from parcoll.wire.reducers import (
+    REDUCED,
+    class_of_number,
+    make_skeleton_class,
+    make_skeleton_enum,
+    names_of,
+    reduced,
+    sentinel,
+    set_class_state,
+)
 
 PROTOCOL = 5
-NO_FILE = "<dynamic-code>"  # cloudpickle's word for any file; test_codec.py fails when that changes
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 # Tells of each large buffer whether it stays inside the pickle; with None all of them do.
 KeepInside = Callable[[pickle.PickleBuffer], bool] | None
@@ -33,12 +47,34 @@ def by_reference(value: object, keep_inside: KeepInside = None) -> bytes:
 
 def by_value(value: object, keep_inside: KeepInside = None) -> bytes:
     """Pickle with cloudpickle: functions and classes that no module has go by value."""
-    return _dump(_ByValue, value, keep_inside)
+    return _dump(ByValue, value, keep_inside)
 
 
 def dumps(value: object) -> bytes:
     """Pickle by value, with all buffers inside the pickle."""
     return by_value(value)
+
+
+def dumps_in_part(value: object) -> bytes:
+    """Pickle by value; what cannot be pickled is a lock of its own there, or its `repr`."""
+    return _dump(_InPart, value, None)
+
+
+class Naming:
+    """Pickles by value, and notes which of the script's names go with the pickle."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.funcs: list[FunctionType] = []  # the script's that go with it
+
+    def by_value(self, value: object, keep_inside: KeepInside = None) -> bytes:
+        """Pickle a value."""
+        file = io.BytesIO()
+        pickler = _NamingPickler(file, keep_inside)
+        pickler.dump(value)
+        self.names |= pickler.names
+        self.funcs += pickler.funcs
+        return file.getvalue()
 
 
 def prefers_value() -> bool:
@@ -53,9 +89,9 @@ def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = F
     class, also where the process has that class already. This would undo whatever the program has done
     to the class since: in the process that defined it, and in a worker with every partition.
     """
-    if b"_class_setstate" not in pickled or refresh_classes:
+    if b"_class_setstate" not in pickled:
         return pickle.loads(pickled, buffers=buffers)
-    return _Loader(io.BytesIO(pickled), buffers=buffers).load()
+    return _Loader(io.BytesIO(pickled), buffers=buffers, refresh=refresh_classes).load()
 
 
 def loads_saved(pickled: bytes, buffers: Iterable[Any] = ()) -> Any:
@@ -78,14 +114,14 @@ def modules_in(value: object) -> tuple[set[str], list[CodeType]]:
     return recorder.modules, recorder.codes
 
 
-def _dump(kind: type[_ByReference | _ByValue], value: object, keep_inside: KeepInside) -> bytes:
+def _dump(kind: type[_ByReference | ByValue], value: object, keep_inside: KeepInside) -> bytes:
     file = io.BytesIO()
     kind(file, keep_inside).dump(value)
     return file.getvalue()
 
 
 class _Reducers:
-    """A pickler's dispatch table without tblib's entries for built-in exceptions.
+    """A pickler's dispatch table with bare objects, and without tblib's entries for built-in exceptions.
 
     distributed has tblib pickle all exceptions. That helps classes with an `__init__` of their own, but
     for built-in ones it loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
@@ -103,7 +139,7 @@ class _Reducers:
                 kind: reduce
                 for kind, reduce in table.items()
                 if kind.__module__ != "builtins" or reduce.__module__ != "tblib.pickling_support"
-            }
+            } | {object: sentinel}
             self._seen = seen
         return self._made
 
@@ -113,37 +149,95 @@ _by_reference, _by_value = _Reducers(), _Reducers()
 
 class _ByReference(pickle.Pickler):
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
-        if "tblib.pickling_support" in sys.modules:
-            self.dispatch_table = _by_reference.of(copyreg.dispatch_table)
+        self.dispatch_table = _by_reference.of(copyreg.dispatch_table)
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
 
-class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler, with what it loses (`reducers`), and with the script's functions (`script`)."""
+
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
-        if "tblib.pickling_support" in sys.modules:
-            self.dispatch_table = _by_value.of(cloudpickle.Pickler.dispatch_table)  # before it is read
+        self.dispatch_table = _by_value.of(cloudpickle.Pickler.dispatch_table)  # before it is read
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:
-        """Pickle cached functions of `__main__` by value, and code with its file name.
+        """Reduce what cloudpickle would lose."""
+        if not isinstance(value, REDUCED):
+            return NotImplemented
+        reduction = reduced(value)
+        if reduction is not NotImplemented:
+            return reduction
+        reduction = super().reducer_override(value)
+        if reduction is not NotImplemented and isinstance(value, type) and len(reduction) == 6:
+            return reduced_class(value, reduction, self._name_of(value))
+        return reduction
 
-        cloudpickle would send a cached function by its name, which a worker does not know.
-        """
-        if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == "__main__":
-            parameters = value.cache_parameters()
-            return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
-        if isinstance(value, CodeType):
-            return _with_filename(value)
-        return super().reducer_override(value)
+    def _name_of(self, value: Any) -> str | None:
+        """Return the script's own name for a function or class, where it has one."""
+        name: str = value.__name__
+        return name if value.__module__ == "__main__" and _script_names().get(name) is value else None
+
+    def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+        """Reduce a function of the script so that it gets the globals that all of them share."""
+        make, arguments, (own, slots), *rest, _ = super()._dynamic_function_reduce(func)
+        if func.__globals__ is not _script_names():
+            return make, arguments, (own, slots), *rest, _
+        at = self._name_of(func) if func.__closure__ is None else None
+        self.met(func, slots)
+        code, names, _, _, closure = arguments
+        return script.make_function, (code, names, closure, at), (own, slots), *rest, script.set_state
+
+    def met(self, func: FunctionType, state: dict[str, Any]) -> None:
+        """Note a function of the script."""
 
 
-def _with_filename(code: CodeType) -> Any:
-    """Return what cloudpickle makes of `code`, with the file name that it leaves out and tracebacks show."""
-    make, arguments = _internals._code_reduce(code)
-    return make, tuple(code.co_filename if part == NO_FILE else part for part in arguments)
+class _NamingPickler(ByValue):
+    def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
+        super().__init__(file, keep_inside)
+        self.names: set[str] = set()
+        self.funcs: list[FunctionType] = []
+
+    def _name_of(self, value: Any) -> str | None:
+        name = super()._name_of(value)
+        if name is not None:
+            self.names.add(name)
+        return name
+
+    def met(self, func: FunctionType, state: dict[str, Any]) -> None:
+        """Note what it names."""
+        self.names.update(state["__globals__"])
+        self.funcs.append(func)
 
 
-class _Recorder(_ByValue):
+def _script_names() -> dict[str, Any]:
+    return names_of(sys.modules["__main__"])
+
+
+class _InPart(ByValue):
+    """A pickler of what is to be looked at rather than used: what an exception refers to."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Replace what cannot be pickled."""
+        if isinstance(value, LOCKS):
+            return type(value) if isinstance(value, type(threading.RLock())) else threading.Lock, ()
+        reduced = super().reducer_override(value)
+        if reduced is not NotImplemented or isinstance(value, (type, FunctionType)):
+            return reduced
+        if type(value) in self.dispatch_table:
+            return NotImplemented
+        try:
+            return value.__reduce_ex__(PROTOCOL)
+        except Exception:
+            if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
+                return _itself, (value.copy(),)
+            return str, (short_repr(value),)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+class _Recorder(ByValue):
     """A pickler that notes what its pickle refers to; the pickle itself is not used."""
 
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
@@ -160,38 +254,35 @@ class _Recorder(_ByValue):
         return super().reducer_override(value)
 
 
-def _cached(func: Any, maxsize: int | None, typed: bool) -> Any:
-    return functools.lru_cache(maxsize, typed)(func)
-
-
 class _Loader(pickle.Unpickler):
-    """An unpickler that leaves the classes alone which this process already had.
+    """An unpickler that makes no class again which this process has, and leaves it alone unless `refresh`."""
 
-    It relies on the names of three functions that cloudpickle's pickles call, and on cloudpickle's table
-    of classes; test_codec.py fails when these change.
-    """
-
-    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any]) -> None:
+    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], refresh: bool = False) -> None:
         super().__init__(file, buffers=buffers)
+        self._refresh = refresh
         self._here_before: set[Any] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
-        if found is _internals._class_setstate:
+        if found is set_class_state:
             return self._set_state
-        if found in (_internals._make_skeleton_class, _internals._make_skeleton_enum):
+        if found in (make_skeleton_class, make_skeleton_enum):
             return functools.partial(self._make_class, found)
         return found
 
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        known = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(arguments[-2])  # the class's id
-        made = make(*arguments)
-        if made is known:
-            self._here_before.add(made)
+        *_, number, extra = arguments
+        made = class_of_number(number)
+        if made is not None:
+            if not self._refresh:
+                self._here_before.add(made)
+        else:
+            made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
+        script.add_class(made, (extra or {}).get("at"))
         return made
 
     def _set_state(self, kind: Any, state: Any) -> Any:
-        return kind if kind in self._here_before else _internals._class_setstate(kind, state)
+        return kind if kind in self._here_before else set_class_state(kind, state)
 
 
 class _OtherClassError(Exception):
@@ -237,7 +328,7 @@ def _members(attributes: Mapping[str, Any]) -> tuple[set[str], set[str]]:
 
 
 def _module_and_name(make: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
-    if make is _internals._make_skeleton_class:
+    if make is make_skeleton_class:
         _, name, _, settings, *_ = arguments
         return settings.get("__module__"), name
     _, name, _, _, module, *_ = arguments  # of an enum

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
 from parcoll.text import short_repr
-from parcoll.wire.codec import dumps, loads
+from parcoll.wire.codec import dumps, dumps_in_part, loads
 
+# A value that belongs to an exception: True with its pickle, or with what it is encoded as where it is an
+# exception itself; False with its `repr`.
+Part = tuple[bool, "bytes | str | EncodedException"]
 PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
 MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
+MAX_DEPTH = MAX_CHAIN + 4  # of exceptions that are args or attributes of one another, without their causes
+MAX_MEMBERS = 1000  # of a group that travel with their tracebacks, at 0.1 ms each; others as pickled
 
 
 @dataclass
@@ -33,7 +39,10 @@ class Failure:
         try:
             return cls(_encode(error, skip_frames), note)
         except Exception as refusal:  # an attribute of the exception raised when it was read
-            stand_in = Exception(f"{type(error).__name__}, which could not be described: {refusal!r}")
+            stand_in = Exception(
+                f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
+                f"reading it raised {refusal!r}"
+            )
             return cls(_encode(stand_in), note)
 
     def rebuild(self) -> BaseException:
@@ -44,7 +53,10 @@ class Failure:
         """
         error = _decode(self.exception)
         if isinstance(error, StopIteration):
-            wrapper = RuntimeError(f"a function of the chain raised {error!r}")
+            wrapper = RuntimeError(
+                f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
+                "another exception, or return"
+            )
             wrapper.__cause__ = error
             error = wrapper
         _add_note(error, self.note)
@@ -62,16 +74,18 @@ class EncodedException:
     """One exception, with each part pickled on its own, so that one bad part does not spoil the others."""
 
     whole: bytes | None  # the exception itself, where it can be pickled and unpickled
+    exact: bool  # whether that has the same text and args
     kind: bytes | None  # its class
     bases: list[bytes]  # its class's bases, the nearest first
     name: str
     module: str
-    args: list[tuple[bool, bytes | str]]  # (pickled?, pickle or repr)
-    attributes: dict[str, tuple[bool, bytes | str]]
+    args: list[Part]
+    attributes: dict[str, Part]
     notes: list[str]
     frames: Any  # tblib's dictionary
     text: str  # the traceback, as Python prints it
     summary: str  # the type and the message, in one line
+    message: str | None  # its str(), where that does not raise
     suppress_context: bool
     members: list[EncodedException]  # of an exception group
     cause: EncodedException | None = None
@@ -86,19 +100,28 @@ def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> Encod
     attributes = _fields(error) | {
         name: value for name, value in getattr(error, "__dict__", {}).items() if name != "__notes__"
     }
+    members, args = _members(error), error.args
+    if members:  # which are encoded one by one, and not as parts of the group too
+        args = args[:1]
+        attributes.pop("exceptions", None)
+    summary = _summary(error)
+    whole, exact = _round_trip(error)
     return EncodedException(
-        whole=_round_trip(error),
+        whole=whole,
+        exact=exact,
         kind=_pickled(kind),
         bases=[p for base in kind.__mro__[1:] if (p := _pickled(base)) is not None],
         name=kind.__qualname__,
         module=kind.__module__,
-        args=[encoded_part(value) for value in error.args],
-        attributes={name: encoded_part(value) for name, value in attributes.items()},
-        members=[_encode(member, depth=depth + 1) for member in _members(error)],
+        args=[_part(value, depth) for value in args],
+        attributes={name: _part(value, depth) for name, value in attributes.items()},
+        members=[_encode(member, depth=depth + 1) for member in members[:MAX_MEMBERS]],
         notes=_notes(error),
         frames=_frames(frames),
-        text="".join(traceback.format_exception(kind, error, frames)),
-        summary=_summary(error),
+        # Without its causes and members, which have texts of their own; there may be any number of them.
+        text="".join([*traceback.format_tb(frames), summary]),
+        summary=summary,
+        message=_message(error),
         suppress_context=error.__suppress_context__,
         cause=_linked(error.__cause__, depth),
         # `raise ... from` makes the cause the context too. It is encoded once, not twice at each level.
@@ -111,11 +134,16 @@ def _summary(error: BaseException) -> str:
     module, name = type(error).__module__, type(error).__qualname__
     if module not in ("builtins", "__main__"):
         name = f"{module}.{name}"
-    try:
-        message = " ".join(str(error).split())
-    except Exception:
-        message = "<its str() failed>"
+    message = _message(error)
+    message = "<its str() failed>" if message is None else " ".join(message.split())
     return f"{name}: {message}" if message else name
+
+
+def _message(error: BaseException) -> str | None:
+    try:
+        return str(error)
+    except Exception:
+        return None
 
 
 def _linked(error: BaseException | None, depth: int) -> EncodedException | None:
@@ -145,31 +173,67 @@ def _decode(encoded: EncodedException) -> BaseException:
 
 
 def _whole(encoded: EncodedException) -> BaseException | None:
-    if encoded.whole is None:
-        return None
-    try:
-        error = loads(encoded.whole)
-    except Exception:
-        return None
+    error = _loaded(encoded.whole) if encoded.exact else None
     if not isinstance(error, BaseException):
         return None
+    args = [decoded_part(part) for part in encoded.args]
+    if _shown(error.args) != _shown(args):  # made by a `__reduce__` that calls with other ones
+        _set(error, "args", tuple(args))
     for name, part in encoded.attributes.items():
-        if getattr(error, name, None) is None:
+        value, here = decoded_part(part), getattr(error, name, None)
+        if here is None or (part[0] and type(value) in PLAIN and value != here):
+            _set(error, name, value)
+    return error
+
+
+def _loaded(whole: bytes | None) -> Any:
+    try:
+        return loads(whole) if whole is not None else None
+    except Exception:
+        return None
+
+
+def _from_parts(encoded: EncodedException) -> BaseException:
+    error = _with_parts(_load_kind(encoded), encoded)
+    if error is None and isinstance(near := _loaded(encoded.whole), BaseException):
+        return near
+    if error is None:
+        named = type(encoded.name, (Exception,), {"__module__": encoded.module})
+        error = _with_parts(named, encoded)
+        assert error is not None  # an exception of Python's own
+    if encoded.message is not None and _message(error) != encoded.message:
+        # Its text was made of what did not travel: it has the text, and is still caught as what it is.
+        members = {"__module__": encoded.module, "__str__": lambda _: encoded.message}
+        with contextlib.suppress(Exception):  # a class that cannot have subclasses
+            error = _with_parts(type(encoded.name, (type(error),), members), encoded) or error
+    return error
+
+
+def _with_parts(kind: type[BaseException], encoded: EncodedException) -> BaseException | None:
+    """Return an exception of this class with the args and attributes that travelled; None if none is made."""
+    args = [decoded_part(part) for part in encoded.args]
+    error = _blank(kind, args)
+    if error is not None:
+        _set(error, "args", tuple(args))
+        for name, part in encoded.attributes.items():
             _set(error, name, decoded_part(part))
     return error
 
 
-def _from_parts(encoded: EncodedException) -> BaseException:
-    kind = _load_kind(encoded)
-    args = [decoded_part(part) for part in encoded.args]
-    try:
-        error = kind.__new__(kind, *args)  # not __init__, which may take other arguments
-    except Exception:
-        error = type(encoded.name, (Exception,), {"__module__": encoded.module})()
-    _set(error, "args", tuple(args))
-    for name, part in encoded.attributes.items():
-        _set(error, name, decoded_part(part))
-    return error
+def _blank(kind: type[BaseException], args: list[Any]) -> BaseException | None:
+    """Return an exception whose `__init__` was not called, since that may take other arguments.
+
+    Some compiled classes can be made by `__new__` of a base only.
+    """
+    for base in kind.__mro__:
+        for given in (args, []):
+            try:
+                error = base.__new__(kind, *given)
+            except Exception:
+                continue
+            if type(error) is kind:
+                return error
+    return None
 
 
 def _group(encoded: EncodedException) -> BaseException | None:
@@ -177,6 +241,8 @@ def _group(encoded: EncodedException) -> BaseException | None:
     if not encoded.members:
         return None
     members = [_decode(member) for member in encoded.members]
+    if len(members) == MAX_MEMBERS:
+        members += getattr(_loaded(encoded.whole), "exceptions", ())[MAX_MEMBERS:]
     message = str(decoded_part(encoded.args[0])) if encoded.args else ""
     for kind in (_load_kind(encoded), ExceptionGroup, BaseExceptionGroup):
         try:
@@ -200,12 +266,15 @@ def _fields(error: BaseException) -> dict[str, Any]:
     for kind in type(error).__mro__:
         if kind is BaseException:
             break
+        own = "__slots__" in vars(kind)
         for name, field in vars(kind).items():
             if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name[:2] != "__":
                 with contextlib.suppress(Exception):
-                    fields.setdefault(name, getattr(error, name))
-    # Without those that are None: an OSError whose `filename2` was set shows it, even if it is None.
-    return {name: value for name, value in fields.items() if value is not None}
+                    value = getattr(error, name)
+                    # An OSError whose `filename2` was set shows it, even if it is None.
+                    if own or value is not None:
+                        fields.setdefault(name, value)
+    return fields
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
@@ -248,39 +317,63 @@ def _pickled(value: Any) -> bytes | None:
     return pickled
 
 
-def _round_trip(error: BaseException) -> bytes | None:
-    """Pickle the exception if it survives a round trip; many with an `__init__` of their own do not."""
-    try:
-        pickled = dumps(error)
-        copy = loads(pickled)
-    except BaseException:
-        return None
-    # A class that makes its message in `__init__` would make a second one, of the message.
-    same_class = type(copy) is type(error)
-    return pickled if same_class and _shown(copy.args) == _shown(error.args) else None
+def _round_trip(error: BaseException) -> tuple[bytes | None, bool]:
+    """Pickle the exception, and tell whether it survives a round trip as it is.
+
+    Many with an `__init__` of their own do not. One that makes its message there would make a second one, of
+    the message: another text, or other args. But a class that says itself how it is pickled may mean args.
+    """
+    near = None
+    for pickle in (dumps, dumps_in_part):
+        try:
+            pickled = pickle(error)
+            copy = loads(pickled)
+        except BaseException:
+            continue
+        if type(copy) is type(error):
+            near = near or pickled
+            same_args = _shown(copy.args) == _shown(error.args) or _reduces_itself(type(error))
+            if same_args and _message(copy) == _message(error):
+                return pickled, True
+    return near, False
 
 
-def _shown(args: tuple[Any, ...]) -> str:
+def _reduces_itself(kind: type[BaseException]) -> bool:
+    return kind.__reduce__ is not BaseException.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
+
+
+def _shown(args: Sequence[Any]) -> str:
     return " ".join(short_repr(value) if type(value) in PLAIN else type(value).__name__ for value in args)
 
 
-def encoded_part(value: Any) -> tuple[bool, bytes | str]:
+def _part(value: Any, depth: int) -> Part:
+    """Return a value of an exception's as it travels: what it holds and cannot be pickled is replaced."""
+    if isinstance(value, BaseException):
+        pickled, exact = _round_trip(value)
+        if not exact and depth < MAX_DEPTH:
+            return True, _encode(value, depth=max(depth, MAX_CHAIN) + 1)
+        return (False, short_repr(value)) if pickled is None else (True, pickled)
+    is_pickle, content = encoded_part(value)
+    return (True, content) if is_pickle else encoded_part(value, dumps_in_part)
+
+
+def encoded_part(value: Any, pickle: Callable[[Any], bytes] = dumps) -> tuple[bool, bytes | str]:
     """Return True and the value's pickle, or False and the `repr` of a value that cannot be pickled."""
     try:
-        pickled = dumps(value)
+        pickled = pickle(value)
         loads(pickled)
     except Exception:
         return False, short_repr(value)
     return True, pickled
 
 
-def decoded_part(part: tuple[bool, bytes | str]) -> Any:
+def decoded_part(part: Part) -> Any:
     """Return the value that was encoded, or its `repr`, or a text that says why it cannot be unpickled."""
     is_pickle, content = part
     if not is_pickle:
         return content
     try:
-        return loads(content)  # type: ignore[arg-type]
+        return _decode(content) if isinstance(content, EncodedException) else loads(content)  # type: ignore[arg-type]
     except Exception as error:
         return f"<could not be unpickled: {error}>"
 

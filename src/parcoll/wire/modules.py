@@ -16,10 +16,11 @@ import os
 import sys
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.abc import InspectLoader, MetaPathFinder
 from types import CodeType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class ModuleText(NamedTuple):
@@ -184,3 +185,38 @@ def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:
     """Return the sources that were packed."""
     plain = json.loads(zlib.decompress(content))
     return {name: (is_package, filename, text) for name, (is_package, filename, text) in plain.items()}
+
+
+class AtImport(MetaPathFinder):
+    """Calls a function with each module of some, once that has been imported.
+
+    Both happen `within` a context of its own. It belongs at the head of `sys.meta_path`.
+    """
+
+    def __init__(
+        self, actions: Mapping[str, Callable[[Any], None]], within: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._actions = dict(actions)
+        self._within = within
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec that other finders give, with a loader that does what is to be done."""
+        action = self._actions.pop(fullname, None)
+        if action is None:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def execute_and_act(module: ModuleType) -> None:
+                with self._within():
+                    execute(module)
+                    action(module)
+
+            loader.exec_module = execute_and_act
+        return spec

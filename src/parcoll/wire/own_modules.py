@@ -12,20 +12,20 @@ import contextlib
 import dis
 import functools
 import importlib.util
+import os
 import pkgutil
 import site
 import sys
 import sysconfig
-import zipimport
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from parcoll.errors import SerializationError
 from parcoll.text import describe, short_repr
 from parcoll.wire.codec import modules_in
-from parcoll.wire.modules import ModuleText, finder, imported_by
+from parcoll.wire.modules import ModuleText, ShippedModules, finder, imported_by
 
 # A folder that is a package by accident (a home folder with an __init__.py) must not travel.
 MAX_BYTES = 32 * 2**20
@@ -39,11 +39,14 @@ def shipped_sources() -> ModuleTexts:
     return {name: shipped[name] for name in list(shipped) if name.partition(".")[0] != "parcoll"}
 
 
-def sources_for(program: Any, ship: Sequence[Any] = ()) -> ModuleTexts:
+def sources_for(
+    program: Any, ship: Sequence[Any] = (), homes: Mapping[str, Iterable[str]] | None = None
+) -> ModuleTexts:
     """Return the sources of the user's own modules that `program` needs, by name.
 
     A module is needed if a function of the program comes from it or uses it, if the script uses it, or if
-    a needed module imports it. `ship` adds modules and packages by name; "-name" leaves one out.
+    a needed module imports it, or if the script has put something of it into a needed module: `homes` has
+    these. `ship` adds modules and packages by name; "-name" leaves one out.
     """
     added, left_out = names_of(ship)
     found: ModuleTexts = {}
@@ -58,6 +61,8 @@ def sources_for(program: Any, ship: Sequence[Any] = ()) -> ModuleTexts:
         found |= sources
         for source in sources.values():
             todo += imported_by(source.text)
+        if sources and homes is not None:
+            todo += homes.get(top, ())
     return found
 
 
@@ -76,7 +81,7 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
         (left_out if name.startswith("-") else added).append(name.lstrip("-").partition(".")[0])
     for name in added:
         if _spec(name) is None:
-            raise ValueError(f"ship={short_repr(name)}: this process has no module of that name")
+            raise ValueError(f"ship names {short_repr(name)}, but this process finds no module of that name")
     return added, left_out
 
 
@@ -164,7 +169,7 @@ def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
     if path.suffix != ".py" or not (asked_for or is_own(path)):
         return {}
     try:
-        return {top: ModuleText(False, str(path), _read(path, _stamp(path)))}
+        return {top: ModuleText(False, str(path), _read(path, stamp_of(path)))}
     except OSError as error:  # the file is within a zip file, gone since it was imported, or another user's
         found = _zipped(top, spec)
         if asked_for and not found:
@@ -174,7 +179,7 @@ def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
 
 def _zipped(name: str, spec: Any) -> ModuleTexts:
     """Return the sources of a module in a zip file and of its submodules; none if it is in no zip file."""
-    if not isinstance(spec.loader, zipimport.zipimporter):
+    if not hasattr(spec.loader, "archive"):  # of zipimport, or what stands around one of its loaders
         return {}
     text = spec.loader.get_source(name)
     folders = spec.submodule_search_locations
@@ -207,7 +212,7 @@ def package_sources(top: str, folders: Iterable[Path]) -> ModuleTexts:
             is_package = parts[-1] == "__init__"
             name = ".".join([top, *(parts[:-1] if is_package else parts)])
             try:
-                text = _read(path, _stamp(path))
+                text = _read(path, stamp_of(path))
             except OSError:  # a link to nowhere, a folder, another user's file: no import reads it
                 continue
             total += len(text)
@@ -229,8 +234,9 @@ def _with_parents(top: str, found: ModuleTexts) -> ModuleTexts:
     return found
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def stamp_of(path: str | Path) -> tuple[int, int]:
+    """Return what shows that a file was written again: its time of change, and its size."""
+    found = os.stat(path)
     return found.st_mtime_ns, found.st_size
 
 
@@ -242,6 +248,72 @@ def _read(path: Path, stamp: tuple[int, int]) -> str:
         return importlib.util.decode_source(content)
     except (SyntaxError, UnicodeDecodeError):
         return content.decode("latin-1")
+
+
+class Outline(NamedTuple):
+    """What the text of a module says of what an import gives."""
+
+    literals: frozenset[str]  # names to which it gives plain values, and no others
+    undecorated: frozenset[str]  # functions and methods that are what their `def` makes
+
+
+@functools.lru_cache(maxsize=256)
+def _outline(text: str) -> Outline:
+    literals: dict[str, bool] = {}
+    undecorated: set[str] = set()
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                value = getattr(node, "value", None)
+                is_literal = isinstance(value, ast.Constant) or not any(
+                    ast.iter_child_nodes(value) if value is not None else ()
+                )
+                literals[target.id] = is_literal and literals.get(target.id, True)
+        inside = [(f"{node.name}.", inner) for inner in node.body] if isinstance(node, ast.ClassDef) else []
+        for prefix, inner in [("", node), *inside]:
+            if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inner.decorator_list:
+                undecorated.add(prefix + inner.name)
+    return Outline(frozenset(name for name, is_one in literals.items() if is_one), frozenset(undecorated))
+
+
+def outline_of(module: ModuleType) -> Outline:
+    """Return what the text of a module says; nothing where there is no text."""
+    try:
+        path = Path(module.__file__ or "")
+        return _outline(_read(path, stamp_of(path)))
+    except (OSError, SyntaxError, ValueError, AttributeError):
+        return Outline(frozenset(), frozenset())
+
+
+def is_own_module(name: str, module: Any) -> bool:
+    """Tell whether a module that was imported under that name is the user's own."""
+    if name.partition(".")[0] in NOT_OWN or not isinstance(module, ModuleType):
+        return False
+    spec = vars(module).get("__spec__")
+    return spec is not None and vars(module).get("__name__") == name and is_own_spec(spec)
+
+
+NOT_OWN = frozenset({"parcoll", "__main__", "__mp_main__"})
+
+
+def is_own_spec(spec: Any) -> bool:
+    """Tell whether a spec is that of a module of the user's own."""
+    if type(spec.loader).__name__ == ShippedModules.__name__:
+        return True
+    origin = spec.origin
+    return isinstance(origin, str) and origin.endswith(".py") and _is_own_folder(origin.rpartition(os.sep)[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_own_folder(folder: str) -> bool:
+    # Most are installed ones, and need not be resolved, which takes 30 µs each.
+    return not f"{folder}{os.sep}".startswith(_installed_texts()) and is_own(Path(folder))
+
+
+@functools.cache
+def _installed_texts() -> tuple[str, ...]:
+    return tuple(f"{folder}{os.sep}" for folder in _installed_folders())
 
 
 def is_own(path: Path) -> bool:

@@ -2,22 +2,27 @@
 
 There are four forms, which load in the same way: `Packed` is bytes, `Several` is bytes in several parts,
 `Shared` is bytes in shared memory, and `Plain` is the object itself, which stays in its process. This
-module runs on both sides, so it needs the standard library and cloudpickle only.
+module runs on both sides, so it needs the standard library and cloudpickle only. `Sharing` is the shared
+memory of one engine: what is packed into it, and lent to jobs for their results.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from parcoll.wire.codec import by_reference, by_value, loads, prefers_value
-from parcoll.wire.segments import Address, Segment, Span, WrittenError, write
+from parcoll.log import logger
+from parcoll.wire.codec import KeepInside, by_reference, by_value, loads, prefers_value
+from parcoll.wire.segments import HEADER, Address, Segment, Segments, Span, WrittenError, write
 
 # Buffers below this size stay inside the pickle. A buffer beside the pickle costs a frame of some
 # microseconds in dask's protocol, and copying 64 KiB costs about as much.
 OUT_OF_BAND_BYTES = 64 * 1024
 
+ByValue = Callable[[object, KeepInside], bytes]
 
 # From this size on, bytes that stay on this machine go through shared memory. A segment costs about ten
 # calls to the kernel on either side. Through sockets, the scheduler would read and write the bytes, and
@@ -25,7 +30,7 @@ OUT_OF_BAND_BYTES = 64 * 1024
 SHARED_BYTES = 32 * 1024
 
 
-def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
+def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[memoryview, ...]]:
     """Return the pickle of `value` and its large buffers, which are not copied yet."""
     buffers: list[memoryview] = []
 
@@ -37,7 +42,7 @@ def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
         return False
 
     head = b"__main__"
-    if not prefers_value():
+    if not prefers_value() and not _is_of_main(value):
         try:
             head = by_reference(value, keep_inside)
         except Exception:
@@ -48,6 +53,11 @@ def pickled(value: object) -> tuple[bytes, *tuple[memoryview, ...]]:
         buffers.clear()
         head = by_value(value, keep_inside)
     return head, *buffers
+
+
+def _is_of_main(value: object) -> bool:
+    """Tell whether this is a list of objects of the script's, which would be pickled by reference in vain."""
+    return type(value) is list and bool(value) and type(value[0]).__module__ == "__main__"
 
 
 class Packed:
@@ -207,3 +217,73 @@ class Space:
 
 
 Payload = Packed | Plain | Several | Shared
+
+
+class Sharing:
+    """Segments for the jobs of an engine whose workers are on this machine.
+
+    Where that does not work, everything travels in messages instead, after one warning.
+    """
+
+    def __init__(self) -> None:
+        self._segments = Segments()
+        self._works: bool | None = None  # not tried yet
+
+    def pack(self, value: object) -> Payload:
+        """Pickle `value`; into a segment where it is large."""
+        parts = pickled(value)
+        if sum(map(len, parts)) >= SHARED_BYTES and self._try():
+            try:
+                segment = self._segments.take()
+                return Shared(segment.write(parts), segment)
+            except OSError as error:
+                self.stop(str(error))
+        return Packed.copy_of(*parts)
+
+    def lend(self, elements: Payload | None, large_results: bool) -> tuple[Space, Segment | None] | None:
+        """Return where a task may put its results, with the segment that is to be given back afterwards.
+
+        That is behind its elements, where they lie in a segment, and otherwise in a segment of its own: only
+        where large results are to be expected, since each takes a descriptor. None where there is no room.
+        """
+        if not self._try():
+            return None
+        if isinstance(elements, Shared):
+            return Space(elements.span.address, elements.span.end), elements.segment
+        if not large_results:
+            return None
+        try:
+            segment = self._segments.take()
+        except OSError as error:
+            self.stop(str(error))
+            return None
+        return Space(segment.address, HEADER), segment
+
+    def stop(self, reason: str) -> None:
+        """Use messages from now on."""
+        if self._works is not False:
+            self._works = False
+            logger.warning("no shared memory: %s; data goes through sockets", reason)
+            warnings.warn(
+                f"parcoll cannot use shared memory ({reason}): data goes through sockets, which is slower",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Free the segments that no job has."""
+        self._segments.close()
+
+    def _try(self) -> bool:
+        """Tell whether a segment can be opened by its address, as a worker will do."""
+        if self._works is None:
+            self._works = hasattr(os, "memfd_create")  # not on macOS, which is nothing to warn of
+            if not self._works:
+                return False
+            try:
+                segment = self._segments.take()
+                segment.address.map(HEADER)
+                segment.give_back()
+            except OSError as error:
+                self.stop(str(error))
+        return self._works

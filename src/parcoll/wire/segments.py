@@ -30,7 +30,7 @@ PAGE = 4096  # bytes of a memory page, at whose start a span begins
 HEADER = PAGE  # the first memory page holds the token, and whether a task has written its results
 TOKEN_BYTES = 16
 NOT_WRITTEN, WRITTEN = b"\0", b"\1"
-GONE = "the shared memory of this partition is used for another one by now"
+GONE = "the segment of this partition has been given to another one"
 GRAIN = 2**20  # segments grow by that many bytes
 IDLE_BYTES = 192 * 2**20  # that an engine keeps for its next evaluation; a process keeps as much mapped
 
@@ -236,7 +236,7 @@ class Segments:
     def take(self) -> Segment:
         """Return a segment that nobody uses; OSError if the system provides none."""
         if self._pid != os.getpid():
-            raise OSError("it belongs to the process that this one was forked from")
+            raise OSError("shared memory belongs to the process that this one was forked from")
         while True:
             with self._lock:
                 segment = self._idle.pop() if self._idle else None

@@ -1,7 +1,7 @@
-"""parcoll for workers that do not have it, or have another one: a plugin that brings its sources.
+"""Bootstrap: a plugin that brings parcoll's source text to workers which have no parcoll, or another one.
 
-The plugin travels as text, since a worker cannot unpickle a class of a package that it lacks; so
-everything outside the client's functions needs the standard library and distributed only.
+The plugin travels as text, since a worker cannot unpickle a class of a package that it lacks. So all of this
+module but the client's functions needs only the standard library and distributed.
 """
 
 from __future__ import annotations
@@ -9,18 +9,42 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker_state_machine import RescheduleMsg
+
+ASKED_AFTER = 0.3  # seconds
 
 # Run by `eval` where the plugin arrives: executes this module's text and makes the plugin.
 _MAKE = "exec(compile(text, 'parcoll/worker/bootstrap.py', 'exec'), names) or names['Bootstrap'](*arguments)"
 
 
+def ask_again(worker: Any, key: Any, start: str, finish: str) -> None:
+    """Have the scheduler give out again a task that it gave this worker, and that the worker forgets.
+
+    It may be fetching a result from another worker that dies. The scheduler then has it make the result anew.
+    When it drops any task that has needed this result, dask's worker takes the result for one that nobody
+    needs any more, though the scheduler waits for it for ever. `tests/dask_facts` fails when that changes.
+    Waits a moment, since the scheduler itself may have taken the task back, or give it out again.
+    """
+    if (start, finish) == ("resumed", "released"):
+        worker.loop.call_later(ASKED_AFTER, _ask_again, worker, key)
+
+
+def _ask_again(worker: Any, key: Any) -> None:
+    known = worker.state.tasks.get(key)
+    if (
+        known is None or known.state == "cancelled"
+    ):  # the scheduler leaves alone what it gave to another worker
+        worker.batched_send(RescheduleMsg(key=key, stimulus_id=f"parcoll-forgotten-{time.time()}").to_dict())
+
+
 class Bootstrap(WorkerPlugin):
-    """Has a worker import parcoll as its client has it, when it starts or the client joins."""
+    """Has a worker import parcoll as its client has it, when the worker starts or the client connects."""
 
     name = "parcoll"
 
@@ -32,10 +56,15 @@ class Bootstrap(WorkerPlugin):
         self.sources = sources
         self.python = python
 
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Ask for a task that the worker was to run, and forgets."""
+        ask_again(self._worker, key, start, finish)
+
     def setup(self, worker: Any) -> None:
-        """Install the sources, unless the worker has the very same."""
+        """Install the sources, unless the worker has the very same ones."""
+        self._worker = worker
         if sys.version_info[:2] != self.python:
-            return  # each task says so, in the client's own words
+            return  # each task raises an error that says so
         names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}
         exec(compile(self.installer, "parcoll/wire/modules.py", "exec"), names)
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
@@ -49,7 +78,7 @@ class Bootstrap(WorkerPlugin):
 
 @functools.cache
 def bootstrap() -> Bootstrap:
-    """Return the plugin with the sources of this process's parcoll (0.2 MB)."""
+    """Return the plugin, with the sources of this process's parcoll (0.2 MB)."""
     # This module's text also runs where there is no parcoll.
     import parcoll  # lazy: see above
     from parcoll.wire import modules  # lazy: see above

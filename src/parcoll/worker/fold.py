@@ -1,43 +1,118 @@
-"""Folds: elements to one value, within a partition and from partition to partition."""
+"""Fold: elements folded to one value, within a partition and from partition to partition."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parcoll.chain.failures import own_frames, stands_between
+from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
-from parcoll.text import function_name, short_repr
+from parcoll.text import function_name, function_title, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
 from parcoll.worker.sinks import Pack, Sink
 
-JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` is the last word
+CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
+MOST_CHECK_SECONDS = 0.05  # a check that took longer is the last one of its process
+MOST_CHECKED_BYTES = 64 * 1024  # of one element, packed
+JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` decides
+
+
+HOW_CALLED = (
+    " (fold() without combine= also calls its function with two values of partitions: if that is what "
+    "failed, pass combine=, which joins these)"
+)
+
+
+@dataclass
+class Grouping:
+    """What this process has found out of whether a fold's function is associative."""
+
+    seconds: float = 0.0  # that the last check took
+    differ: bool = False  # what it has found
+    values: list[Packed] = field(default_factory=list)  # of partitions, the first that this process joined
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether to check once more: each check makes four calls."""
+        return self.seconds < MOST_CHECK_SECONDS
+
+    def see(self, func: Callable[[Any, Any], Any], value: Any) -> None:
+        """Take in the value of a partition, and check with the first three."""
+        if len(self.values) < CHECKED and (copied := _small_copy(value)) is not None:
+            self.values.append(copied)
+            if len(self.values) == CHECKED:
+                self.check(func, self.values)
+
+    def check(self, func: Callable[[Any, Any], Any], first: Sequence[Packed]) -> None:
+        """Compare `func(func(a, b), c)` with `func(a, func(b, c))` for copies of three elements.
+
+        Raises ValueError where they visibly differ. What the first of them raises, the fold raises
+        too, at its turn.
+        """
+        started = time.perf_counter()
+        a, b, c = (packed.load() for packed in first)
+        try:
+            from_left = func(func(a, b), c)
+        except Exception:
+            return
+        finally:
+            self.seconds = time.perf_counter() - started
+        a, b, c = (packed.load() for packed in first)
+        shown = [short_repr(element) for element in (a, b, c)]
+        name = function_title(func)
+        try:
+            from_right = func(a, func(b, c))
+            if not differs(from_left, from_right):
+                return
+            found = f"{short_repr(from_left)} and {short_repr(from_right)}"
+        except Exception as error:
+            found = f"{short_repr(from_left)} and a {type(error).__name__} ({error})"
+        finally:
+            self.seconds = time.perf_counter() - started
+        self.differ = True
+        raise ValueError(
+            f"fold() without combine= needs a function whose calls may be grouped in any way: of {shown[0]}, "
+            f"{shown[1]} and {shown[2]}, {name} makes {found}, as f(f(a, b), c) and as f(a, f(b, c)); pass "
+            "combine=, a function that joins the values of two partitions, or use reduce()"
+        )
+
+
+def _small_copy(element: Any) -> Packed | None:
+    try:
+        packed = Packed.pack(element)
+    except Exception:
+        return None
+    return packed if packed.nbytes <= MOST_CHECKED_BYTES else None
 
 
 @dataclass(eq=False)
 class Fold(Sink):
-    """A left fold of the elements; as a sink, a list of one value, or nothing for a partition without.
+    """A left fold. As a sink it makes a list of one value, or nothing if there was neither element nor start.
 
-    `initial` is None where it is unset, and else holds the value, which may be None.
+    `initial` is None if there is none, and otherwise holds the value, which may itself be None.
     """
 
     func: Callable[[Any, Any], Any]
     label: str = ""
     initial: Payload | None = None  # packed, so that every use starts from a copy of its own
-    combine: Callable[[Any, Any], Any] | None = None  # to which `initial` must be neutral
+    combine: Callable[[Any, Any], Any] | None = None  # `initial` must be neutral to it
     timeout: float | None = None
     start_once: bool = False  # only the partition at index 0 starts from `initial`
+    associative: bool = False  # `func` gets values that it has returned as elements; it is checked
+    grouping: Grouping = field(default_factory=Grouping)
 
     def start(self) -> None:
-        """Begin with the initial value, where this partition starts from it."""
+        """Begin with the initial value, if this partition starts from it."""
         self._value: list[Any] = []
         self._element: Any = None
+        self._first: list[Packed] = []
         if self._starts(self._place):
             assert self.initial is not None
             self._value = [self.initial.load()]
@@ -48,6 +123,9 @@ class Fold(Sink):
     def take(self, elements: Iterator[Any]) -> None:
         """Fold the elements into the value."""
         element, taken, func = None, self.taken, self.func
+        # Not where calls are counted: the number of a call names its element, and the check calls too.
+        if self.associative and len(self._first) < CHECKED and not isinstance(func, Counting):
+            elements = self._checking(elements)
         try:
             if not self._value:
                 for element in elements:
@@ -64,8 +142,29 @@ class Fold(Sink):
         finally:
             self.taken, self._element = taken, element
 
+    def _checking(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """Give the elements; once there are three, check with copies of them that `func` is associative."""
+        for element in elements:
+            if self.grouping.worth_it and (copied := _small_copy(element)) is not None:
+                self._first.append(copied)
+            else:
+                self._first = [Packed(b"")] * CHECKED  # what is large or cannot be copied is not checked
+            if len(self._first) >= CHECKED:
+                if self._first[0].head:
+                    self.grouping.check(self.func, self._first)
+                yield element
+                break
+            yield element
+        yield from elements
+
+    def fails(self, error: BaseException) -> None:
+        """Note that a call raised, and what it may have been given that the user did not expect."""
+        super().fails(error)
+        if self.associative and self.failure is not None:
+            self.failure.note = f"in {self.label}" if self.grouping.differ else self.failure.note + HOW_CALLED
+
     def finish(self, pack: Pack) -> Payload | None:
-        """Pack the value; fail where `initial`, from which the partition started, is not neutral to it."""
+        """Pack the value. Fail if it changes when it is combined with `initial`, from which it started."""
         if not self._value:
             return None
         packed = _packed_value(self._value, self.label, pack)
@@ -80,10 +179,10 @@ class Fold(Sink):
         return packed
 
     def _check_neutral(self, packed: Payload) -> Failure | None:
-        """Fail where the value that every partition starts from changes the value of this one.
+        """Fail if the value that every partition starts from changes the value of this partition.
 
-        `combine` may join {"depth": 0} to itself and still overwrite the depth of 5 that was found in
-        another partition.
+        `combine` may leave {"depth": 0} as it is when both its arguments are that, and still overwrite the
+        depth of 5 that was found in another partition.
         """
         assert self.combine is not None
         assert self.initial is not None
@@ -93,9 +192,9 @@ class Fold(Sink):
             if not differs(joined, value):
                 return None
             raise ValueError(
-                f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral, joined "
-                f"to {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from it: "
-                "pass a neutral one, or use reduce()"
+                f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral: combined "
+                f"with {short_repr(value)} it gives {short_repr(joined)}, so partitions cannot start from "
+                "it: pass a neutral one, or use reduce()"
             )
         except BaseException as error:
             note = f"in {self.label}, combining with {function_name(self.combine)}"
@@ -103,7 +202,7 @@ class Fold(Sink):
 
     @property
     def current(self) -> Any:
-        """The element folded last."""
+        """The element that was folded last."""
         return self._element
 
     @property
@@ -116,7 +215,7 @@ class Fold(Sink):
         if function and self.combine is not None:
             label = f"{self.label}, combining with {function_name(self.combine)}"
             return label, f"the value of the partition from {place.element(0)} on"
-        # The first call joins the first two elements, where the fold has no start.
+        # If the fold has no start, its first call gets the first two elements.
         return super().name_call(function, number + (not self._starts(place)), place, in_place)
 
 
@@ -137,10 +236,14 @@ def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -
     try:
         for part in parts:
             for element in elements_of(part):
+                if fold.associative and not isinstance(fold.func, Counting):
+                    fold.grouping.see(fold.func, element)
                 value = [fold.func(value[0], element)] if value else [element]
                 taken += 1
     except BaseException as error:
         note = f"in {fold.label}, at element {taken} of those that reached it: {short_repr(element)}"
+        if fold.associative:
+            note = f"in {fold.label}" if fold.grouping.differ else note + HOW_CALLED
         outcome.failure = Failure.of(error, note, own_frames(error))
     outcome.produced = taken
     content: Payload | None = None
@@ -166,18 +269,18 @@ def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are surely equal: by `==`, or (arrays) by their pickles."""
+    """Tell whether two values are surely equal: by `==`, or by their pickles (arrays)."""
     try:
         if bool(one == other):
             return True
     except Exception:
-        pass  # an array of truths has no truth
+        pass  # the truth of an array of several elements is an error
     first, second = Packed.pack(one), Packed.pack(other)
     return (first.head, first.buffers) == (second.head, second.buffers)
 
 
 def differs(one: Any, other: Any) -> bool:
-    """Tell whether two values surely differ: builtin ones, by more than a rounding."""
+    """Tell whether two values surely differ; numbers, by more than a rounding error."""
     try:
         if bool(one == other):
             return False

@@ -1,11 +1,12 @@
-"""Partitions that run beside their worker: elements may be stopped there, or end the process, and no others.
+"""Isolation: partitions that run beside their worker, where an element can be stopped or crash alone.
 
-So run the programs whose steps have a `timeout`, and partitions whose worker died. The partition is loaded
-in a process beside the worker (`subworker`), which runs it in slices and sends each slice's results. When
-the process dies, its marks tell at which call of which step. Another one runs what that slice had before
-the element again, then the element, alone: after a second death at the same call, or the first where it was
-a timeout, the call fails with an error in the place of the function. So what the step's `on_error`,
-`retries` and `retry_on` say holds for it, as for an exception; then the rest of the partition goes on.
+Programs whose steps have a `timeout` run so, and partitions that lost two workers. A process beside the
+worker (`subworker`) loads the partition, runs it in slices and sends the results of each slice.
+
+When that process dies, its marks show at which call of which step. Another process runs the elements of the
+slice before that one again, and then the element alone. After a second death at the same call, or at once if
+it was a timeout, the call fails with an error instead of the function. So `on_error`, `retries` and
+`retry_on` hold for it as for an exception. Then the rest of the partition goes on.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Verdict
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Verdict
 from parcoll.chain.place import Place
-from parcoll.errors import SerializationError, WorkerLostError
+from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
-from parcoll.worker.deaths import DEATHS, SinkDeaths, ended_by, late, lost, sink_ended
-from parcoll.worker.memory import memory_left, memory_limit
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
 from parcoll.worker.program import Program, SharedProgram
+from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died, Lent, Subworker, pool
 from parcoll.worker.subworker_main import JoinParts, LoadPartition, RunSlice, TakeResults
 from parcoll.worker.tasks import JOINING, as_sequence, finished
+from parcoll.worker.this_worker import memory_left, memory_limit, task_key
 
-RESULT_BYTES = 32 * 2**20  # of results, after which what has not begun is handed back, where it may be
-MOST_RESULT = 0.3  # of what a worker may hold: to send it takes the bytes three times
+RESULT_BYTES = 32 * 2**20  # of results; then elements that have not begun are handed back, if they may be
+DEATHS = 2  # at one call, before it fails: the first may have another cause, as a signal from outside
+MOST_RESULT = 0.3  # of what a worker may hold: to send a result takes its bytes three times
 
 
 def run_isolated(
@@ -67,12 +69,12 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -
     with pool.lend() as lent:
         while True:
             try:
-                request = JoinParts(shared, previous, parts)
+                request = JoinParts(shared, previous, parts, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
-                # The first call joins the first two elements, where there is no value yet.
+                # If there is no value yet, the first call gets the first two elements.
                 empty = previous.content is None if previous is not None else fold.initial is None
                 number = taken + death.mark.call.number + empty
                 at = f"element {number} of those that reached it"
@@ -98,7 +100,7 @@ class _Partition:
         self._parts: list[Packed] = []
         self._failed: list[bytes] = []
         self._verdicts: dict[Call, Verdict] = {}
-        self._deaths: Counter[object] = Counter()  # by what the process was at
+        self._deaths: Counter[object] = Counter()  # by what the process was doing
         self._ends: Counter[Call] = Counter()  # deaths and timeouts
         # Seconds of calls that were stopped, by step.
         self._stopped: defaultdict[int, float] = defaultdict(float)
@@ -184,19 +186,21 @@ class _Partition:
         return Failure.of(error, f"in {self._program.steps[-1].label}")
 
     def _end_of_slice(self, position: int) -> int:
-        """Return where the next slice ends at the latest; it ends by itself when it took long enough."""
+        """Return where the next slice ends at the latest. It ends by itself after long enough."""
         if position < self._alone:
             return position + 1
         return min([self._total, *(cut for cut in self._cuts if cut > position)])
 
     def _load(self) -> Outcome | None:
-        """Have the process on loan load the partition; an outcome where that cannot be done."""
+        """Have the process on loan load the partition; return an outcome if that cannot be done."""
         subworker = self._lent.get()
         shared = None if subworker.token == self._shared.token else self._shared
         try:
-            found = self._ask(LoadPartition(shared, self._payload, self._place))
+            found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
         except Died as death:
             self._merged.deaths += 1
+            if death.mark.phase == SETTING_UP:
+                return None
             self._deaths[LOADING] += 1
             if self._deaths[LOADING] < DEATHS:
                 return None
@@ -208,23 +212,25 @@ class _Partition:
             return found
         subworker.token = self._shared.token
         self._total, self._loaded = found, self._lent.get()
-        self._deaths[LOADING] = 0  # two in a row are its own fault, not two in an hour
+        self._deaths[LOADING] = 0  # two in a row are the fault of the partition, two in an hour are not
         return None
 
     def _ask(self, request: Any) -> Any:
         return self._lent.get().ask(request, self._least_timeout, memory_left())
 
     def _blame(self, death: Died, position: int) -> Outcome | None:
-        """Decide how to go on after a death; an outcome where the partition cannot."""
+        """Decide how to go on after a death; return an outcome if the partition cannot."""
         phase, call, attempt, drawn = death.mark
         if death.timed_out:
             self._merged.timeouts += 1
             self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
         else:
             self._merged.deaths += 1
+        if phase == SETTING_UP:
+            return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)
-            if end > position + 1:  # which of them was it?
+            if end > position + 1:  # one by one, to see which of them it was
                 self._alone = max(self._alone, end)
                 return None
             self._deaths[phase, position] += 1
@@ -240,7 +246,7 @@ class _Partition:
         if self._ends[call] > step.policy.retries + DEATHS + 1:  # it cannot even be described
             return ended_by(step.label, self._place.element(at), death)
         earlier = self._verdicts.get(call)
-        error = earlier.error if earlier is not None else None  # to tell of it may have ended the process
+        error = earlier.error if earlier is not None else None  # describing it may have ended the process
         if death.timed_out:
             error = late(step.label, step.policy.timeout, self._place.element(at))
         elif self._deaths[call] >= DEATHS:
@@ -250,7 +256,7 @@ class _Partition:
         return None
 
     def _take(self) -> Outcome | None:
-        """Have the sink take what the slices made; an outcome where it cannot."""
+        """Have the sink take the results of the slices; return an outcome if it cannot."""
         program, merged = self._program, self._merged
         parts, self._parts = self._parts, []
         deaths = SinkDeaths()
@@ -263,7 +269,7 @@ class _Partition:
                 outcome = self._ask(TakeResults(parts, self._place, self._in_place))
             except Died as death:
                 merged.deaths += not death.timed_out
-                if deaths.may_be_chance(death):
+                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
                     continue
                 call = death.mark.call
                 function = call.step - len(program.steps)
@@ -274,14 +280,15 @@ class _Partition:
             if merged.step_seconds:
                 merged.step_seconds[-1] += sum(outcome.step_seconds)
             merged.seconds += outcome.seconds
-            merged.nbytes, merged.failure = outcome.nbytes, outcome.failure  # and `produced`: all were made
+            # `produced` stays: all results were made.
+            merged.nbytes, merged.failure = outcome.nbytes, outcome.failure
             if outcome.failure is not None:
                 merged.failed_step, merged.complete = len(program.steps), True
             return None
 
     @property
     def _in_place(self) -> bool:
-        """Whether each result stands where its element does: none was filtered, or skipped, or many."""
+        """Whether each result stands where its element does: none was left out, and none made several."""
         skipped = any(failed > replaced for failed, replaced, _ in self._merged.faults)
         return not skipped and not any(step.counts for step in self._program.steps)
 
@@ -318,3 +325,41 @@ class _Partition:
         if self._parts:
             merged.results = self._parts[0] if len(self._parts) == 1 else Several(self._parts)
         return merged
+
+
+def ended_by(label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of work whose process was ended by a call."""
+    return lost(f"{label} ends the process that runs it, at {at}: it {death.how}", label)
+
+
+def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
+    """Return the outcome of a partition whose sink ended its process with a call, or had to be stopped."""
+    if not death.timed_out:
+        return ended_by(label, at, death)
+    seconds = sink.timeout or 0.0
+    failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
+    return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
+
+
+def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
+    """Return the error for a call that was stopped."""
+    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
+
+
+def lost(message: str, where: str) -> Outcome:
+    """Return the outcome of work that no process can do."""
+    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
+
+
+class SinkDeaths:
+    """The deaths of processes at the calls of one partition's sink."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Call] = Counter()
+
+    def may_be_chance(self, death: Died) -> bool:
+        """Count a death; tell whether the sink may be tried again."""
+        if death.timed_out:
+            return False
+        self.found[death.mark.call] += 1
+        return self.found[death.mark.call] < DEATHS and self.found.total() < 2 * DEATHS

@@ -1,43 +1,48 @@
 """Outcome: what comes back from a partition: results, counts, seconds, and errors as values.
 
-Beside it, how a worker names what it could not do, and where it leaves the outcomes that are sent from there.
+This module also says how a worker describes what it could not do, and where it leaves outcomes that are sent
+from there.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
-from parcoll.errors import SerializationError
+from parcoll.errors import SerializationError, WorkerSetupError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
+
+RECORDS_SECONDS = 0.05  # that records wait for others, where the task goes on
 
 
 @dataclass
 class Outcome:
-    """The report of one task; small unless it carries `results`."""
+    """The report of one task. It is small unless it carries `results`."""
 
-    read: int = 0  # source elements begun; fewer than given where the time budget ran out
-    complete: bool = True  # false where a rest was left
+    read: int = 0  # source elements begun; fewer than were given if the time budget ran out
+    complete: bool = True  # False if a rest was left
     produced: int = 0  # elements that left the last step
     flows: list[tuple[int, int]] = field(default_factory=list)  # (in, out) of each step
-    failed_step: int | None = None  # the step that ended the evaluation; len(flows) for the fold
-    # (failed, replaced, retries) of each step; the element that ended the evaluation has failed too.
+    failed_step: int | None = None  # the step that ended the evaluation; len(flows) for the sink
+    # (failed, replaced, retries) of each step; the element that ended the evaluation counts as failed too.
     faults: list[tuple[int, int, int]] = field(default_factory=list)
-    failed_elements: bytes = b""  # packed; of those that the evaluation goes on without, the first
-    raised: FailedElement | None = None  # the element whose failure `failure` is
+    failed_elements: bytes = b""  # packed; those that did not end the evaluation, as many as are sent
+    raised: FailedElement | None = None  # the element that `failure` is of
     ended_at: int | None = None  # the index of the source element at which `failed_step` ended it
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed
     results: Payload | None = None
     failure: Failure | None = None
-    unshared: str | None = None  # why shared memory could not be used, where it could not
+    unshared: str | None = None  # why shared memory could not be used; None if it could
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
-    lost: bool = False  # no worker could finish the task, so that there is no result, not even a part
+    records: bytes = b""  # packed; what was logged and not sent before
+    lost: bool = False  # no worker could finish the task: there is no result, not even a part
 
 
 @dataclass
@@ -49,11 +54,11 @@ class Kept:
     folded: int = 0  # elements that a fold has taken
 
     def fetch(self) -> Kept:
-        """Return it: it is here."""
+        """Return the result itself: it is here."""
         return self
 
     def recall(self) -> Kept:
-        """Return it: it is here."""
+        """Return the result itself: it is here."""
         return self
 
     def __sizeof__(self) -> int:
@@ -65,10 +70,10 @@ class Handle(Protocol):
     """Stands for a kept result, wherever it is: a `Kept` for itself, or something that a cluster keeps."""
 
     def fetch(self) -> Kept:
-        """Bring it here, in the evaluation that made it; ClusterLostError where its cluster is gone."""
+        """Bring the result here, for the evaluation that made it; ClusterLostError if its cluster is lost."""
 
     def recall(self) -> Kept:
-        """Bring it here, in a later evaluation, for which nothing else can make it again."""
+        """Bring the result here, for a later evaluation, which cannot have it made again."""
 
 
 class Ticket(NamedTuple):
@@ -83,25 +88,55 @@ class Ticket(NamedTuple):
 mailbox: dict[str, tuple[str, Outcome]] = {}
 
 
+class Events:
+    """Sends what a task logs as dask's events, on the stream on which the task's outcome follows."""
+
+    def __init__(self, worker: Any, ticket: Ticket) -> None:
+        self._worker = worker
+        self._ticket = ticket
+
+    def later(self, flush: Callable[[], None]) -> None:
+        """Call `flush` in a moment, in the worker's loop; from any thread."""
+        loop = self._worker.loop
+        loop.add_callback(loop.call_later, RECORDS_SECONDS, flush)
+
+    def send(self, packed: list[bytes]) -> None:
+        """Send some records."""
+        self._worker.log_event(self._ticket.topic, (self._ticket.key, None, packed))
+
+
+def events_of(ticket: Ticket | None) -> Events | None:
+    """Return what sends what a task logs; None where it goes with the outcome."""
+    distributed = sys.modules.get("distributed")
+    if ticket is None or distributed is None:
+        return None
+    try:
+        return Events(distributed.get_worker(), ticket)
+    except ValueError:  # not in a task
+        return None
+
+
 def kept_of(outcome: Outcome) -> Kept:
-    """Return the outcome apart from its results, which stay."""
+    """Return a result that stays, taken out of its outcome."""
     content, outcome.results = outcome.results, None
     return Kept(outcome, content)
 
 
 def report(result: Kept | Outcome) -> Outcome:
-    """Return what there is to know of a result, without the result where it is kept."""
+    """Return what is known of a result, without the result itself if that is kept."""
     return result.outcome if isinstance(result, Kept) else result
 
 
 def elements_of(handle: Handle) -> list[Any]:
-    """Return the elements of a kept result: what dask's own engines read of it."""
+    """Return the elements of a kept result: how dask's own engines read it."""
     content = handle.recall().content
     return list(content.load()) if content is not None else []
 
 
 def broken(what: str, error: BaseException) -> Outcome:
-    """Return the outcome of work that failed outside of the user's functions; `what` says which."""
+    """Return the outcome of work that failed outside of the user's functions; `what` says which work."""
+    if isinstance(error, WorkerSetupError):
+        return Outcome(failure=Failure.of(error, what))
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         failure = SerializationError(
@@ -122,7 +157,7 @@ def unloadable_chain(error: BaseException) -> Outcome:
 def unloadable_partition(at: str, payload: Any, error: BaseException) -> Outcome:
     """Return the outcome of a partition that cannot be unpickled."""
     if isinstance(payload, Shared) and isinstance(error, OSError):
-        # Not the elements' fault: they are sent once more, in the message itself.
+        # The elements are not to blame: they are sent once more, in the message itself.
         return Outcome(complete=False, unshared=str(error))
     return broken(f"the worker could not load the partition at {at}", error)
 

@@ -1,26 +1,33 @@
-"""What one evaluation asks of every partition, and how it reaches the workers once."""
+"""Program: what one evaluation asks of every partition, and how it reaches each worker once."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from parcoll import ending
 from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.modules import install, unpacked
-from parcoll.wire.payload import Payload, Plain
+from parcoll.wire.payload import Fetched, Packed, Payload, Plain, Shared, Sharing
+from parcoll.wire.script import Script, arrived, loading, running
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
 from parcoll.worker.sinks import Results, Sink
+from parcoll.world import ending, takeover
+from parcoll.world.namespace import CODEC, pack_program
+from parcoll.world.world import World, enter
 
 PYTHON = sys.version_info[:2]
+CACHED_LARGE = 2  # larger ones that it keeps loaded, of those that lie in shared memory
 CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
 
 
@@ -41,7 +48,7 @@ class Program:
 
     @property
     def stops(self) -> bool:
-        """Tell whether calls may have to be stopped."""
+        """Whether calls may have to be stopped."""
         return self.least_timeout < math.inf
 
     @property
@@ -52,43 +59,88 @@ class Program:
 
 
 class SharedProgram:
-    """A packed program that each worker process unpickles once an evaluation.
+    """A packed program, which each worker process unpickles once an evaluation.
 
-    A small one travels inside each task; a large one is a dask key of its own (`cached=False`),
-    whose value dask moves to each worker once and drops with the evaluation.
+    A small one travels inside each task. A large one lies in shared memory, where the workers have that.
+    Elsewhere, and where results are kept, it is a dask key of its own (`cached=False`): dask moves its value
+    to each worker once, and drops it with the evaluation.
     """
 
-    __slots__ = ("_loaded", "cached", "modules", "packed", "python", "search_path", "token")
+    __slots__ = (
+        *("_loaded", "cached", "lent", "main", "modules", "packed", "python", "script", "token"),
+        "world",
+    )
 
     def __init__(
         self,
-        packed: Payload,
+        packed: Payload | None,
         token: str,
-        search_path: tuple[str, ...] = (),
+        world: World | None = None,
         modules: bytes = b"",
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
+        script: bytes = b"",
+        lent: Payload | None = None,
     ) -> None:
         self.packed = packed
         self.token = token
-        self.search_path = search_path  # folders to import from, on the machine of the user's process
-        self.modules = modules  # the user's own, packed, where the workers have no such folders
+        self.world = world  # what the user's process had when the evaluation began
+        self.modules = modules  # the user's own, packed, if the workers have no such folders
         self.cached = cached
         self.python = python
+        self.script = script  # what the script has beside what its functions name
+        self.lent = lent  # all of this, in shared memory
+        self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
+    def lend(self, sharing: Sharing) -> Payload | None:
+        """Have the program travel through shared memory; return what it lies in, None if it cannot."""
+        lent = sharing.pack((self.packed, self.world, self.modules, self.script))
+        if not isinstance(lent, Shared):
+            return None
+        self.lent, self.cached = lent, False
+        return lent
+
+    def _fetch(self) -> None:
+        """Copy out of shared memory what was lent; OSError if the evaluation has ended."""
+        assert self.lent is not None
+        packed, self.world, self.modules, self.script = self.lent.load()
+        self.packed = Fetched(packed.head, *packed.buffers)  # not copied again
+
     def load(self) -> Program:
-        """Return the program, unpickled at most once in this process."""
-        if self._loaded is None:
-            self._loaded = self._from_cache() if self.cached else self._unpickle()
+        """Return the program, unpickled at most once in this process, which is as the user's was."""
+        with self._alone():
+            return self._load()
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Have tasks that share this object load it one after the other."""
+        return contextlib.nullcontext() if self.lent is None else _cache_lock
+
+    def _load(self) -> Program:
+        if self.lent is not None and self.packed is None and self._loaded is None:
+            self._fetch()
+        if self._loaded is None and self.script:
+            _, self.main = _cache.get(self.token) or (None, arrived(self.script, CODEC))
+        with running(self.main):
+            if self.world is not None and self.python == PYTHON:
+                enter(self.world)
+                with _as_loading():
+                    if self.modules and takeover.is_news(self.world.own):
+                        install(unpacked(self.modules))  # before: what the state refers to may be one of them
+                    takeover.take_over(self.world.own)
+            if self._loaded is None:
+                self._loaded = self._from_cache() if self.cached else self._unpickle()
+        if self.lent is not None:
+            self.packed, self.script = None, b""  # a process beside this one reads it where it lies
         return self._loaded
 
     def _from_cache(self) -> Program:
         with _cache_lock:
-            program = _cache.get(self.token)
-            if program is None:
-                program = _cache[self.token] = self._unpickle()
+            if self.token not in _cache:
+                program = self._unpickle()
+                _cache[self.token] = program, self.main
             _cache.move_to_end(self.token)
+            program, self.main = _cache[self.token]
             while len(_cache) > CACHED:
                 _cache.popitem(last=False)
         return program
@@ -97,50 +149,82 @@ class SharedProgram:
         if self.python != PYTHON:
             raise SerializationError(
                 f"this worker runs Python {_dotted(PYTHON)} and the program comes from Python "
-                f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two"
+                f"{_dotted(self.python)}: functions travel as bytecode, which differs between the two; use "
+                "the same minor version on both"
             )
         if self.modules:
             install(unpacked(self.modules))
-        # Folders that the user's process added to sys.path since the workers started.
-        sys.path += [folder for folder in self.search_path if folder not in sys.path]
-        _loading.depth = getattr(_loading, "depth", 0) + 1
-        try:
-            program: Any = self.packed.load(refresh_classes=True)
-        finally:
-            _loading.depth -= 1
+        loaded = len(sys.modules)
+        with _as_loading():
+            if self.world is not None and self.world.of_machine:
+                takeover.import_edited()
+            elif self.world is not None:
+                takeover.watch_imports()
+            assert self.packed is not None
+            with loading(self.main):
+                program: Any = self.packed.load(self.main is None or self.main.travelled)
+                if self.main is not None:
+                    self.main.settle()
+        if self.world is not None:  # what was imported just now may have changed what it did in the script
+            enter(self.world, anew=len(sys.modules) != loaded)
         return program  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
-        return self.packed.nbytes + len(self.modules)
+        if self.lent is not None or self.packed is None:
+            return 0
+        nbytes = self.packed.nbytes + len(self.modules) + len(self.script)
+        return nbytes if self.world is None else nbytes + self.world.nbytes
 
     def __sizeof__(self) -> int:
         return self.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = (self.packed, self.token, self.search_path, self.modules, self.cached, self.python)
-        return SharedProgram, arguments
+        if self.lent is not None:
+            return _lent, (self.lent, self.token, self.python)
+        arguments = (self.packed, self.token, self.world, self.modules, self.cached, self.python)
+        return SharedProgram, (*arguments, self.script)
 
 
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-_cache: OrderedDict[str, Program] = OrderedDict()
+_cache: OrderedDict[str, tuple[Program, Script | None]] = OrderedDict()
+_lent_here: OrderedDict[str, SharedProgram] = OrderedDict()
 _loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()
 
 
-isolated = False  # whether this is a process beside a worker (`subworker_main`)
+def _lent(lent: Payload, token: str, python: tuple[int, int]) -> SharedProgram:
+    """Return the program that lies in shared memory: one object in each process."""
+    with _cache_lock:
+        found = _lent_here.pop(token, None)
+        _lent_here[token] = found or SharedProgram(None, token, cached=False, python=python, lent=lent)
+        while len(_lent_here) > CACHED_LARGE:
+            _lent_here.popitem(last=False)
+        return _lent_here[token]
+
+
+isolated = False  # True in a process beside a worker (`subworker_main`)
+
+
+@contextlib.contextmanager
+def _as_loading() -> Iterator[None]:
+    _loading.depth = getattr(_loading, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _loading.depth -= 1
 
 
 def is_loading() -> bool:
     """Tell whether this thread unpickles a program, which may run code of the user's modules.
 
-    An evaluation then must not wait for another task of this worker: that task would wait for the
-    cache, or for the module that is being imported.
+    An evaluation must then not wait for another task of this worker: that task would wait for the cache of
+    programs, or for the module that is being imported.
     """
     return getattr(_loading, "depth", 0) > 0
 
@@ -155,8 +239,44 @@ if hasattr(os, "register_at_fork"):
 ending.forgets.append(_cache.clear)
 
 
+def packed_program(program: Program) -> tuple[Packed, bytes]:
+    """Pickle a program, and what else the script has.
+
+    The SerializationError of one that cannot be sent names the function, and why.
+    """
+    try:
+        return pack_program(program)
+    except Exception as error:
+        for step in program.steps:
+            _check_function(step.func, f"the function of {step.label}")
+            _check_function(step.policy.on_error, f"the on_error of {step.label}")
+            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
+        for func in program.sink.functions.values():
+            _check_function(func, f"the function of {program.sink.label}")
+        raise cannot_send(None, "the chain", error) from error
+
+
+def _check_function(func: Any, role: str) -> None:
+    try:
+        Packed.pack(func)
+    except Exception as error:
+        raise cannot_send(func, role, error) from error
+
+
+def copied(program: Program) -> SharedProgram:
+    """Wrap a copy of a program for an engine that shares this process."""
+    packed, script = packed_program(program)
+    main = arrived(script, CODEC)
+    with loading(main):
+        copy = packed.load()
+        main.settle()
+    shared = in_process(copy)
+    shared.main = main
+    return shared
+
+
 def in_process(program: Program) -> SharedProgram:
-    """Wrap a program for an engine that shares this process: nothing is pickled."""
+    """Wrap a program for an engine that shares this process, with its functions as they are."""
     shared = SharedProgram(Plain(program), "")
     shared._loaded = program
     return shared

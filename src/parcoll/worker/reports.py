@@ -1,8 +1,8 @@
-"""What our own workers send when a task ends: its outcome, on the stream that tells the scheduler of the end.
+"""Report sender: sends outcomes from our own workers as soon as their tasks end.
 
-A client would otherwise ask the worker for each outcome: a request, a wake-up and an answer. Tasks leave
-their outcome in `outcome.mailbox`; this plugin takes it from there when dask has noted that the task is
-done, and dask's events carry it to the client that submitted the task.
+Otherwise a client would ask the worker for each outcome: a request, a wake-up and an answer. Tasks leave
+their outcome in `outcome.mailbox`. This plugin takes it from there when dask has noted that the task is done,
+and sends it as one of dask's events, on the stream that also tells the scheduler of the end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from parcoll.wire.payload import SHARED_BYTES, Packed, Several
+from parcoll.worker.bootstrap import ask_again
 from parcoll.worker.outcome import Outcome, mailbox
 
 
 class ReportSender(WorkerPlugin):
-    """Sends the outcome of each task that holds a ticket, when the task has ended."""
+    """Sends the outcome of each task that has a ticket, when the task has ended."""
 
     name = "parcoll-reports"
 
@@ -27,13 +28,14 @@ class ReportSender(WorkerPlugin):
         self._worker = worker
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Send the outcome of a task that is done; forget that of one which nobody waits for."""
+        """Send the outcome of a task that is done; drop that of a task which nobody waits for."""
+        ask_again(self._worker, key, start, finish)
         if not mailbox or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = mailbox.pop(key, ("", None))
         if outcome is None or finish != "memory":
             return
-        pickled = None  # the client asks then
+        pickled = None  # then the client asks for it
         if _is_small(outcome):
             with contextlib.suppress(Exception):  # dask would only log it, and the client would wait
                 pickled = pickle.dumps(outcome)
@@ -41,6 +43,6 @@ class ReportSender(WorkerPlugin):
 
 
 def _is_small(outcome: Outcome) -> bool:
-    """Tell whether it may pass the scheduler: the client asks the worker for large results."""
+    """Tell whether an outcome may pass through the scheduler; the client asks the worker for a large one."""
     results = outcome.results.nbytes if isinstance(outcome.results, Packed | Several) else 0
     return results + len(outcome.failed_elements) <= 2 * SHARED_BYTES

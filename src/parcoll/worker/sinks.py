@@ -1,13 +1,14 @@
-"""Sinks: what takes the elements that leave the last step of a partition, and what becomes of them.
+"""Sinks: what takes the elements that leave the last step, and makes of them what goes back.
 
-`Results` and `Count` are two, `Fold` is a third (`worker.fold`). A sink travels with its program. For each
-partition `begin` makes the one that `take`s its elements, in as many streams as the partition is run in, and
-then `finish`es with what goes back. A new sink is a class like these, which the evaluation is given.
+`Results` and `Count` are here, `Fold` is in `worker.fold`. A sink travels with its program. For each
+partition, `begin` makes a copy of it. The copy `take`s the elements, in as many streams as the partition is
+run in, and then `finish`es with what goes back. A new sink is a class like these.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -27,13 +28,15 @@ Pack = Callable[[Any], Payload]
 class Sink:
     """Takes the elements of one partition, once `begin` has made it for that partition."""
 
-    label: str | None = None  # how a user knows it, where it runs functions of theirs: ``fold(add)``
+    label: str | None = None  # how a user knows it, if it calls a user's functions: ``fold(add)``
     limit: int | None = None  # elements after which a partition may stop
     timeout: float | None = None  # seconds for one call of its functions
-    in_order: ClassVar[bool] = True  # whether it matters which partition comes first
-    # Whether it has to take all elements of a partition itself: a partition that is run in slices beside its
-    # worker is collected for it then. Otherwise `of_slice` takes each slice, and the slices add up.
+    in_order: ClassVar[bool] = True  # the order of partitions matters
+    # It has to take all elements of a partition itself. So if a partition is run in slices beside its worker,
+    # the results of all slices are collected for it. Otherwise `of_slice` takes each slice, and they add up.
     whole: ClassVar[bool] = True
+    # Whether a checkpoint serves it: it needs no more than the elements, or how many there are.
+    resumes: ClassVar[bool] = False
 
     def begin(self, tally: Tally, place: Place) -> Self:
         """Return the sink for the partition at `place`, whose steps are counted in `tally`."""
@@ -78,7 +81,7 @@ class Sink:
 
     @property
     def functions(self) -> Mapping[str, Callable[..., Any]]:
-        """The user's functions that it calls, by the names of its attributes."""
+        """The functions of the user that it calls, by the names of its attributes."""
         return {}
 
     def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
@@ -89,10 +92,10 @@ class Sink:
         return changed
 
     def name_call(self, function: int, number: int, place: Place, in_place: bool) -> tuple[str, str]:
-        """Return what to call one call of its functions, and the element: for a call that has to be stopped.
+        """Return names for a call of one of its functions that had to be stopped, and for its element.
 
-        `function` counts the `functions`, `number` the calls; `in_place` where results stand where their
-        elements do.
+        `function` is an index into `functions`, `number` counts the calls. `in_place` if results stand where
+        their elements do.
         """
         at = (
             place.element(number)
@@ -102,7 +105,7 @@ class Sink:
         return self.label or type(self).__name__, at
 
     def of_slice(self, limit: int | None) -> Sink:
-        """Return what takes a slice of a partition that is run in slices."""
+        """Return the sink for a slice of a partition that is run in slices."""
         return Results(limit)
 
 
@@ -110,6 +113,7 @@ class Results(Sink):
     """The elements themselves, as a list."""
 
     whole = False
+    resumes = True
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
@@ -125,7 +129,7 @@ class Results(Sink):
         self.taken = len(results)
 
     def finish(self, pack: Pack) -> Payload | None:
-        """Pack the results: those before the first that cannot be packed, where there is one."""
+        """Pack the results; if one cannot be packed, those before it."""
         try:
             return pack(self._results)
         except BaseException as error:
@@ -139,6 +143,13 @@ class Results(Sink):
             f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
             f"({type(cause).__name__}: {cause})"
         )
+        if inspect.iscoroutine(self._results[position]):
+            message = (
+                f"{whose} is a coroutine, which nobody has run: call an `async def` function through a plain "
+                "one, as in map(lambda x: asyncio.run(fetch(x)))"
+            )
+            for result in filter(inspect.iscoroutine, self._results):
+                result.close()  # or Python would warn that it was never awaited
         last = f"in {tally.steps[-1].label}" if tally.steps else "in a chain without steps"
         self.failure = Failure.of(SerializationError(message), last)
         self.taken = position
@@ -146,10 +157,11 @@ class Results(Sink):
 
 
 class Count(Sink):
-    """The number of elements, which is `taken`; none of them goes back."""
+    """The number of elements, which is `taken`. None of them goes back."""
 
     in_order = False
     whole = False
+    resumes = True
 
     def take(self, elements: Iterator[Any]) -> None:
         """Count the elements."""
@@ -159,7 +171,7 @@ class Count(Sink):
         """Return nothing."""
 
     def of_slice(self, limit: int | None) -> Sink:
-        """Return another: counts add up."""
+        """Return this sink: counts add up."""
         return self
 
 

@@ -1,7 +1,7 @@
-"""A process beside a worker as the worker holds it: started, asked, watched, ended with all it has started.
+"""Subworker: a process beside a worker, as the worker starts it, asks it, watches it and ends it.
 
-It runs functions that must be stopped after a while, or that may end their process: so a worker is not
-lost with them, and its other tasks are not either. What it was at when it died is in its marks.
+It runs functions that must be stopped after a while, or that may end their process. So the worker is not lost
+with them, and neither are its other tasks. What the process was at when it died is in its marks.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from typing import Any
 
 import psutil
 
-from parcoll import ending
-from parcoll.chain.marks import LOADING, Mark, Marks
-from parcoll.system import how_ended, resident_bytes
-from parcoll.wire import boot, family
+from parcoll.chain.marks import SETTING_UP, Mark, Marks
+from parcoll.errors import WorkerSetupError
+from parcoll.system import descriptor_of, how_ended, kill_descendants, resident_bytes, wait_for_stop
+from parcoll.wire import boot
+from parcoll.worker.this_worker import Answers, Slot
+from parcoll.world import ending, family, records
+from parcoll.world.world import FAMILY
 
-IDLE_SECONDS = 10.0  # that one waits for the next partition; each holds 20 MB, and what functions load
+IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
+MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
+LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
+POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
 IDLE_END_SECONDS = 2.0  # that one has to end then: its functions' `atexit` handlers may take a while
 LAST_SECONDS = 0.2  # that a worker which ends needs after them
 INTERRUPT_SECONDS = 0.4  # that one whose worker ends has, if it was at something
-MEMORY_SECONDS = 0.05  # between two looks at what one takes: in between it may take 100 MB more
-LONGEST_LOOK = 3600.0  # seconds; what a select takes is bounded
-POLL_SECONDS = 0.1  # between two looks at whether the process has ended, where the system cannot tell
-FAMILY = "PARCOLL_SUBWORKER"  # the variable by which what a process has started is known
+STARTS = 2  # that may fail in a row: the first may have been killed by chance
 
 
 @dataclass
@@ -55,29 +58,38 @@ class Subworker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        theirs.setblocking(True)  # also where the script has set a default timeout
         page = Marks.new_page()
         self.token = ""  # of the program that it has
+        self.unstarted = ""  # how it ended, where that was not its work's doing
+        self.answers = Answers()
         self._name = uuid.uuid4().hex  # in the environment of what it starts
+        answers_fd = self.answers.theirs.fileno()
         told = family.tracker()
         try:
             self.marks = Marks(page)
-            self.marks.begin(LOADING)
+            self.marks.begin(SETTING_UP)
             self._popen = subprocess.Popen(
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), page, *(() if told is None else (told,))),
+                pass_fds=(theirs.fileno(), page, answers_fd, *(() if told is None else (told,))),
             )
+        except BaseException:
+            self.answers.close()
+            ours.close()
+            raise
         finally:
             theirs.close()
+            self.answers.theirs.close()
             os.close(page)
         ours.setblocking(False)
         self._connection = ours
-        # Its end shows here, where a process that it forked keeps its end of the connection open.
-        self._ended = _descriptor_of(self._popen.pid)
-        arguments = (page, os.getpid(), family.authkey(), told)
+        # Shows its end even if a process that it forked keeps the connection open.
+        self._ended = descriptor_of(self._popen.pid)
+        arguments = (page, answers_fd, os.getpid(), records.process_name(), told)
         first = boot.first_message("parcoll.worker.subworker_main", arguments)
-        with contextlib.suppress(EOFError, OSError):  # it is gone: the first question tells
+        with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)
 
     @property
@@ -88,9 +100,9 @@ class Subworker:
     def ask(self, request: Any, least_timeout: float = math.inf, memory_limit: float = math.inf) -> Any:
         """Return the reply to a request.
 
-        A call of a user's function that outlasts its deadline is stopped; deadlines are at least
-        `least_timeout` seconds from where they are set. So is a process that takes more memory than
-        `memory_limit` bytes, as far as the system tells.
+        A call of a user's function that outlasts its deadline is stopped; a deadline is at least
+        `least_timeout` seconds from when it is set. A process that takes more memory than `memory_limit`
+        bytes is stopped too, if the system tells.
 
         Raises:
             Died: The process ended, or was ended, before it replied.
@@ -98,12 +110,19 @@ class Subworker:
         try:
             self._send(boot.message(pickle.dumps(request, pickle.HIGHEST_PROTOCOL)))
             self._wait(least_timeout, memory_limit)
-            return pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+            while True:
+                reply = pickle.loads(self._receive(int.from_bytes(self._receive(boot.LENGTH_BYTES), "big")))
+                if not isinstance(reply, records.Logged):
+                    break
+                records.forward(reply.packed)
+                self._wait(least_timeout, memory_limit)
         except (OSError, EOFError):
             raise self._died() from None
+        self.answers.slot.settle()
+        return reply
 
     def _wait(self, least_timeout: float, memory_limit: float) -> None:
-        """Wait for the reply to begin."""
+        """Wait for the reply to begin; let the process ask of this worker meanwhile."""
         look = MEMORY_SECONDS if memory_limit < math.inf else LONGEST_LOOK
         while True:
             until_late = min(self.marks.deadline - time.monotonic(), least_timeout)
@@ -112,17 +131,22 @@ class Subworker:
             if self.marks.deadline <= time.monotonic() and self._stop_late():
                 raise self._died(timed_out=True)
             if memory_limit < math.inf and resident_bytes(self._popen.pid) > memory_limit:
-                raise self._died("was ended, since it took more memory than its worker may: {mib} MiB")
+                how = "was ended, since it took more memory than its worker may: {mib} MiB"
+                raise self._died(how, unstarted=self.marks.size > memory_limit)
 
     def _ready(self, to_read: bool, seconds: float = LONGEST_LOOK) -> bool:
-        """Wait until the connection can be read or written; EOFError where the process has ended."""
+        """Wait until the connection can be read or written; EOFError if the process has ended."""
         poller = select.poll()  # not select(), which takes no descriptor from 1024 up
         poller.register(self._connection, select.POLLIN if to_read else select.POLLOUT)
+        if to_read:
+            poller.register(self.answers, select.POLLIN)
         if self._ended is not None:
             poller.register(self._ended, select.POLLIN)
         longest = seconds if self._ended is not None else min(seconds, POLL_SECONDS)
-        found = poller.poll(math.ceil(longest * 1000))
-        if any(descriptor != self._ended for descriptor, _ in found):
+        found = {descriptor for descriptor, _ in poller.poll(math.ceil(longest * 1000))}
+        if self.answers.fileno() in found:
+            self.answers.take()
+        if self._connection.fileno() in found:
             return True
         if not self.alive:
             raise EOFError
@@ -146,23 +170,28 @@ class Subworker:
         return found
 
     def _stop_late(self) -> bool:
-        """Stop the process; tell whether its call is late still, and let it go on otherwise."""
+        """Stop the process; tell whether its call is still late, and let it go on if not."""
         self._popen.send_signal(signal.SIGSTOP)
-        # A stopped process writes nothing: what it was at is what it stays at.
-        _wait_for_stop(self._popen.pid)
+        # A stopped process writes nothing, so its marks stay what they are.
+        wait_for_stop(self._popen.pid)
         if self.marks.deadline <= time.monotonic():
             return True
         self._popen.send_signal(signal.SIGCONT)
         return False
 
-    def _died(self, ended: str = "", timed_out: bool = False) -> Died:
+    def _died(self, ended: str = "", timed_out: bool = False, unstarted: bool = False) -> Died:
         how = ended.format(mib=resident_bytes(self._popen.pid) >> 20)
         if not ended and not timed_out:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
+        if unstarted:
+            mark = mark._replace(phase=SETTING_UP)
         self.end()
-        return Died(mark, how or how_ended(self._popen.returncode), timed_out)
+        died = Died(mark, how or how_ended(self._popen.returncode), timed_out)
+        if mark.phase == SETTING_UP:
+            self.unstarted = died.how
+        return died
 
     def interrupt(self) -> None:
         """Interrupt what the process does, so that it ends as a script does."""
@@ -171,7 +200,7 @@ class Subworker:
     def dismiss(self) -> None:
         """Tell the process that nothing more is asked: it ends as a script does, with its files written."""
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_WR)
 
     def end(self, after: float = 0.0) -> None:
         """End the process, and all that it has started, after some seconds; returns when they are gone."""
@@ -179,17 +208,18 @@ class Subworker:
             self._popen.wait(min(after, LONGEST_LOOK))
         if self.alive:
             with contextlib.suppress(psutil.Error, OSError):
-                _kill_tree(psutil.Process(self._popen.pid))
+                kill_descendants(self._popen.pid)
             self._popen.kill()
         self._popen.wait()
         self._kill_left()
         self._connection.close()  # may be called again
+        self.answers.close()
         if self._ended is not None:
             os.close(self._ended)
             self._ended = None
 
     def _kill_left(self) -> None:
-        """Kill what the process has started and left to others, when it died or before."""
+        """Kill what the process has started, if it left it to others, now or before."""
         mark = f"{FAMILY}={self._name}".encode()
         for pid in psutil.pids() if self._ended is not None else ():  # once
             with contextlib.suppress(OSError):
@@ -197,39 +227,6 @@ class Subworker:
                     is_mine = mark in file.read()
                 if is_mine:
                     os.kill(pid, signal.SIGKILL)
-
-
-def _descriptor_of(pid: int) -> int | None:
-    """Return a descriptor that is readable once the process has ended; None on kernels before 5.3."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
-
-
-def _wait_for_stop(pid: int) -> None:
-    """Return when the process stands still: a system call may have to end first."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        deadline = time.monotonic() + 1
-        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-            if time.monotonic() > deadline:  # one that waits for a disk stops when that answers
-                return
-            time.sleep(0.0005)
-
-
-def _kill_tree(root: psutil.Process) -> None:
-    """Kill all descendants of a process, each stopped before, so that it starts no more."""
-    root.suspend()
-    stopped: set[psutil.Process] = set()
-    while more := set(root.children(recursive=True)) - stopped:
-        for process in more:
-            with contextlib.suppress(psutil.Error):
-                process.suspend()
-        stopped |= more
-    for process in stopped:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
 
 
 class Pool:
@@ -243,7 +240,7 @@ class Pool:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
-        """Return a process for one partition, and as many more as die under it."""
+        """Return a process for one partition, and another one each time that it dies."""
         lent = Lent(self._take)
         try:
             yield lent
@@ -270,7 +267,13 @@ class Pool:
             if self._starter is None:
                 self._starter = _Starter()
             starter = self._starter
-        return starter.start()
+        try:
+            return starter.start()
+        except OSError as error:  # no memory, no descriptors, too many processes
+            raise WorkerSetupError(
+                f"no process could be started beside a worker, where functions with timeout=, and partitions "
+                f"whose workers died, run: {type(error).__name__}: {error}"
+            ) from error
 
     def _give_back(self, subworker: Subworker) -> None:
         with self._lock:
@@ -342,18 +345,34 @@ class _Starter:
 
 
 class Lent:
-    """A process on loan, replaced where it dies."""
+    """A process on loan, which is replaced if it dies."""
 
     def __init__(self, take: Any) -> None:
         self._take = take
+        self._slot = Slot()
+        self._unstarted = 0  # the last ones, in a row
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
-        """Return the process, another one than before where that one has died."""
+        """Return the process; if it has died, another one."""
         if self.current is None or not self.current.alive:
+            self._check_start()
             self.end()
             self.current = self._take()
+            self.current.answers.slot = self._slot
         return self.current
+
+    def _check_start(self) -> None:
+        """Fail where processes do not even start: that is no function's doing."""
+        if self.current is None or not self.current.unstarted:
+            self._unstarted = 0
+            return
+        self._unstarted += 1
+        if self._unstarted >= STARTS:
+            raise WorkerSetupError(
+                f"a process beside a worker {self.current.unstarted} while parcoll set it up, "
+                f"{self._unstarted} times: what it says is on the worker's standard error"
+            )
 
     def end(self, gently: bool = False) -> None:
         """End it: what it does is not wanted any more. `gently` interrupts what it does, as in the worker."""

@@ -1,7 +1,7 @@
-"""What runs in a process beside a worker: slices of partitions, in the order in which the worker asks.
+"""Subworker's main: what a process beside a worker runs: slices of partitions, as the worker asks for them.
 
-Each request is one pickle on the socket that the process was started with, and so is each reply. It lives
-no longer than its worker, and has started nothing that it does not look after (see `subworker`).
+Each request is one pickle on the socket that the process was started with, and so is each reply. The process
+lives no longer than its worker, and what it has started is ended with it (see `subworker`).
 """
 
 from __future__ import annotations
@@ -20,37 +20,41 @@ from collections.abc import Sequence
 from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
 
-from parcoll import ending
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Verdicts, marked
 from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
-from parcoll.system import adopt_orphans, die_with_parent
-from parcoll.wire.boot import LENGTH_BYTES, message
-from parcoll.wire.family import belong
+from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
+from parcoll.wire.boot import LENGTH_BYTES
+from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.script import Script, make_main
 from parcoll.worker import program as programs
+from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.sinks import Sink
 from parcoll.worker.tasks import as_sequence, run_elements
+from parcoll.world import ending, records
+from parcoll.world.family import track_with
 
-# A slice ends when it took as long: what it had is run again when its process dies.
+# A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
 
 
 class LoadPartition(NamedTuple):
-    """Asks to unpack a program and a partition; the reply is how many elements it has."""
+    """Asks to unpack a program and a partition. The reply is how many elements the partition has."""
 
-    shared: SharedProgram | None  # None where it is the one that the process has
+    shared: SharedProgram | None  # None if the process has it already
     elements: Payload
     place: Place
+    task: Any = None  # the key of the worker's task
 
 
 class RunSlice(NamedTuple):
-    """Asks to run elements of the partition that was loaded; the reply is an `Outcome`."""
+    """Asks to run elements of the partition that was loaded. The reply is an `Outcome`."""
 
     start: int
     stop: int
@@ -59,52 +63,68 @@ class RunSlice(NamedTuple):
 
 
 class TakeResults(NamedTuple):
-    """Asks the program's sink to take the results that slices made, in order; the reply is an `Outcome`."""
+    """Asks the sink to take the results of all slices, in order. The reply is an `Outcome`."""
 
     parts: Sequence[Packed]
     place: Place
-    in_place: bool  # whether each result stands where its element does
+    in_place: bool  # each result stands where its element does
 
 
 class JoinParts(NamedTuple):
-    """Asks to join kept partitions into a fold's value; the reply is a `Kept`."""
+    """Asks to join kept partitions into the value of a fold. The reply is a `Kept`."""
 
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
+    task: Any = None  # the key of the worker's task
 
 
 Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
-def main(socket_fd: int, marks_fd: int, parent: int, authkey: bytes, tracker: int | None) -> NoReturn:
+def main(
+    socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str = "", tracker: int | None = None
+) -> NoReturn:
     """Serve until the worker is gone, or has nothing more to ask."""
-    belong(authkey, tracker)
+    track_with(tracker)
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
     ending.end_at_signal()
     programs.isolated = True
+    make_main(Script())  # in place of the code that started this process
+    marks = Marks(marks_fd)
+    marks.numbers[6] = resident_bytes(os.getpid())
+    served = _Served(marks, standin.prepare(answers_fd, marks))
     gc.freeze()  # what functions make is found sooner
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with contextlib.suppress(ending.ProcessEnds):
-        _serve(socket_fd, marks_fd)
+        _serve(socket_fd, served, name)
+        standin.close()
     ending.end()
 
 
-def _serve(socket_fd: int, marks_fd: int) -> None:
-    served = _Served(Marks(marks_fd))
+def _serve(socket_fd: int, served: _Served, name: str) -> None:
     with socket.socket(fileno=socket_fd) as connection, connection.makefile("rwb") as stream:
+        sending = threading.Lock()
+
+        def send(value: Any) -> None:
+            content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+            with sending:  # in two parts: to join them takes the bytes of a large result once more
+                stream.write(len(content).to_bytes(LENGTH_BYTES, "big"))
+                stream.write(content)
+                stream.flush()
+
+        records.send_all(lambda packed: send(records.Logged(packed)), f"{name}-beside")
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            reply = message(pickle.dumps(served.reply(request), pickle.HIGHEST_PROTOCOL))
+            reply = served.reply(request)
             if ending.told:
                 return  # what came of a function that was interrupted is not told
-            stream.write(reply)
-            stream.flush()
+            send(reply)
             del request, reply
 
 
@@ -127,15 +147,29 @@ def _reached(place: Place) -> Place:
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, channel: standin.Channel) -> None:
         self._marks = marks
+        self._channel = channel
+        self._task: Any = None
+        self._shared: SharedProgram | None = None
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
-        """Do what was asked for; what goes wrong is an outcome too."""
+        """Do what was asked for. What goes wrong is an outcome too."""
+        self._channel.failure = None
+        if isinstance(request, LoadPartition | JoinParts):
+            self._task = request.task
+        standin.begin(self._task)
+        reply = self._reply(request)
+        if self._channel.failure is None:
+            return reply
+        outcome = Outcome(failure=Failure.of(self._channel.failure, "in a process beside a worker"))
+        return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
+
+    def _reply(self, request: Request) -> Any:
         self._marks.begin(LOADING)
         started = time.perf_counter()
         try:
@@ -155,8 +189,10 @@ class _Served:
 
     def _load(self, request: LoadPartition) -> int | Outcome:
         try:
-            if request.shared is not None:
-                self._program = request.shared.load()
+            self._shared = request.shared or self._shared
+            assert self._shared is not None
+            self._program = self._shared.load()
+            make_main(self._shared.main)
         except BaseException as error:
             return unloadable_chain(error)
         self._place = request.place
@@ -187,13 +223,13 @@ class _Served:
         assert self._program is not None
         elements = [element for part in request.parts for element in part.load()]
         sink = self._marked(self._program.sink, len(self._program.steps))
-        pace = Pace()  # that of the steps says nothing of it
+        pace = Pace()  # the pace of the steps says nothing of the sink
         program = dataclasses.replace(self._program, steps=(), sink=sink, pace=pace)
         place = request.place if request.in_place else _reached(request.place)
         return run_elements(Chain([]), program, elements, place, None, self._pack)
 
     def _marked(self, sink: Sink, step: int) -> Sink:
-        """Return the sink with functions that note their calls, as steps that follow the chain's."""
+        """Return the sink with functions that note their calls, as steps behind those of the chain."""
         functions = {
             name: Counting(func, step + number, self._marks, sink.timeout)
             for number, (name, func) in enumerate(sink.functions.items())
@@ -202,6 +238,7 @@ class _Served:
 
     def _join(self, request: JoinParts) -> Kept:
         fold = request.shared.load().fold
+        make_main(request.shared.main)
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)
         return join(marked_fold, request.previous, request.parts, self._pack)

@@ -1,4 +1,4 @@
-"""Tasks: the functions that run on the workers, one call a dask task. They never raise."""
+"""Tasks: the functions that run on the workers, one call for each dask task. They never raise."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
 from parcoll.system import alarm_is_set, unset_alarm
 from parcoll.wire.payload import Packed, Payload, Space
+from parcoll.wire.script import running
 from parcoll.worker.fold import join
 from parcoll.worker.outcome import (
     Kept,
@@ -21,6 +22,7 @@ from parcoll.worker.outcome import (
     Ticket,
     broken,
     elements_of,
+    events_of,
     kept_of,
     mailbox,
     report,
@@ -29,13 +31,15 @@ from parcoll.worker.outcome import (
 )
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.sinks import Pack, Sink
+from parcoll.world.records import collecting
+from parcoll.world.world import borrowed
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 
-# The clock is read between chunks of elements, not between elements (60 ns each): a chunk doubles
-# while it takes less than this, so that the budget is overrun by about as much.
+# The clock is read between chunks of elements, since between elements it would cost 60 ns each. Chunks double
+# as long as they take less than this, so the budget is overrun by about as much.
 CHUNK_SECONDS = 0.01
-MAX_CHUNK = 2048  # elements, since slow ones may follow cheap ones; a chunk costs 10 µs
+MAX_CHUNK = 2048  # elements: slow ones may follow cheap ones; a chunk costs 10 µs
 
 
 def run_partition(
@@ -47,10 +51,10 @@ def run_partition(
     space: Space | None = None,
     ticket: Ticket | None = None,
 ) -> Outcome | Kept:
-    """Run the program on one partition; with `keep` the results stay in the worker.
+    """Run the program on one partition. With `keep` the results stay in the worker.
 
-    After `budget` seconds what has not begun is handed back, unless as much time again should be
-    enough for it. Large results go into `space`. With a `ticket` the outcome is left in the mailbox too.
+    After `budget` seconds, the elements that have not begun are handed back, unless as much time again should
+    be enough for them. Large results go into `space`. With a `ticket` the outcome is left in the mailbox too.
     """
     pack = space.pack if space is not None else Packed.pack
     what = f"the partition at {place.element(0)} could not be finished"
@@ -72,14 +76,19 @@ def finished(
     ticket: Ticket | None,
     space: Space | None = None,
 ) -> Outcome | Kept:
-    """Do a task's work, whatever happens, and report what became of it; `what` says so where it is broken."""
-    try:
-        result = work()
-    except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
-        result = broken(what, error)
+    """Do a task's work and return its result, or an outcome that describes what went wrong.
+
+    `what` begins the message if the work raises outside of the user's functions.
+    """
+    with collecting(events_of(ticket)) as collected, borrowed():
+        try:
+            result = work()
+        except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
+            result = broken(what, error)
     if keep and isinstance(result, Outcome):
         result = kept_of(result)
     outcome = report(result)
+    outcome.records = collected.rest()
     if space is not None and space.failure is not None:
         outcome.unshared = space.failure
     if ticket is not None:
@@ -95,7 +104,8 @@ def join_here(
         fold = shared.load().fold
     except BaseException as error:
         return Kept(unloadable_chain(error), None, previous.folded if previous is not None else 0)
-    return join(fold, previous, parts, pack)
+    with running(shared.main):
+        return join(fold, previous, parts, pack)
 
 
 def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, pack: Pack) -> Outcome:
@@ -105,12 +115,13 @@ def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, p
     except BaseException as error:
         return unloadable_chain(error)
     started = time.perf_counter()
-    try:
-        elements = as_sequence(given)
-    except BaseException as error:
-        return unloadable_partition(place.element(0), given, error)
-    tally = Tally(program.steps, program.ledger)
-    outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
+    with running(shared.main):
+        try:
+            elements = as_sequence(given)
+        except BaseException as error:
+            return unloadable_partition(place.element(0), given, error)
+        tally = Tally(program.steps, program.ledger)
+        outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -118,7 +129,7 @@ def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, p
 def run_elements(
     chain: Chain, program: Program, elements: Sequence[Any], place: Place, budget: float | None, pack: Pack
 ) -> Outcome:
-    """Run the program's chain on elements that are there, and finish with its sink."""
+    """Run the program's chain on elements that are loaded, and finish with its sink."""
     outcome, tally = Outcome(), chain.tally
     sink = program.sink.begin(tally, place)
     run_all = _run_in_one if chain.holds else _run_in_chunks
@@ -152,7 +163,7 @@ def _run_in_chunks(
     outcome: Outcome,
     budget: float | None,
 ) -> None:
-    """Run the chain over the elements in chunks until they, the sink or the budget end."""
+    """Run the chain over the elements, chunk by chunk, until elements, sink or budget end."""
     tally, timing = chain.tally, Timing(chain, program.pace)
     position, size, total = 0, 1, len(elements)
     started = clock = time.perf_counter()
@@ -165,8 +176,8 @@ def _run_in_chunks(
         timing.end(tally.drawn)
         if budget is not None:
             now = time.perf_counter()
-            # What is left is finished where it should take no longer, at the pace of the last chunk:
-            # to hand it back costs as much as 10 ms of work.
+            # The rest is finished here if, at the pace of the last chunk, it should take no longer than the
+            # budget: to hand it back costs as much as 10 ms of work.
             if now - started > budget and (now - clock) * (total - position) > budget * tally.drawn:
                 break
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
@@ -185,7 +196,10 @@ def _run_in_one(
     outcome: Outcome,
     budget: float | None,
 ) -> None:
-    """Run a chain that holds elements: in one run, since the end of each run is where it lets go of them."""
+    """Run a chain that holds elements, in a single run.
+
+    The end of a run is where such a chain lets go of the elements that it holds.
+    """
 
     def draw(iterator: Iterator[Any]) -> Iterator[Any]:
         return iterator if budget is None else _WithinBudget(iterator, len(elements), budget)
@@ -198,7 +212,7 @@ def _run_in_one(
 
 
 class _WithinBudget:
-    """The elements of a partition as long as there is time for them; then they end."""
+    """The elements of a partition as long as there is time for them. Then they end."""
 
     def __init__(self, iterator: Iterator[Any], total: int, budget: float) -> None:
         self._iterator = iterator
@@ -238,7 +252,7 @@ class Body:
         self.arguments = arguments
 
     def __call__(self, *values: Any) -> Any:
-        """Body the function with these values in the places of those awaited."""
+        """Call the function with these values in the places of those awaited."""
         return self.func(*(values[a.position] if type(a) is Awaited else a for a in self.arguments))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable
 from types import GeneratorType
 from typing import Any, NoReturn
 
+from parcoll.system import leave_to_forks
+
 ALL_SECONDS = 0.85  # less than the second after which the host kills
 UNWIND_SECONDS = 0.2  # of these, until a function has to be interrupted
 THREADS_SECONDS = 0.3  # of these, for threads that are no daemons
@@ -44,19 +46,17 @@ told = False  # whether it was told to end
 
 _code: int | None = None  # None where a signal told it, by which it ends then
 _deadline = math.inf
-_pid = 0  # of the process that is to end like this: not of those that it forks
 _ending = threading.Lock()  # held by the thread that ends the process
 
 
 def end_at_signal() -> None:
     """Have SIGTERM end this process as `end` does, even while its main thread is in a call of C."""
-    global _pid
-    _pid = os.getpid()
     signals, written = os.pipe()
     os.set_blocking(written, False)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_be_another)
+    leave_to_forks(signal.SIGTERM)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     threading.Thread(target=_watch, args=(signals,), name="parcoll-end", daemon=True).start()
 
 
@@ -126,14 +126,6 @@ def _watch(signals: int) -> None:
 def _give_up(seconds: float) -> None:
     time.sleep(seconds)
     os._exit(_status())
-
-
-def _be_another() -> None:
-    """Be a process that a function has forked: SIGTERM ends it as any other."""
-    if _pid:
-        signal.set_wakeup_fd(-1)
-        if signal.getsignal(signal.SIGTERM) is _interrupt:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _join_threads() -> None:

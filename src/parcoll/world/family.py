@@ -1,7 +1,7 @@
 """Family: what `multiprocessing` knows of the process that started this one.
 
-Processes of one family have one key, with which they speak to each other's managers; it is a secret. And they
-tell one process, the tracker, which shared memory and semaphores they have, so that what is left is removed.
+Processes of one family tell one process, the tracker, which shared memory and semaphores they have, so that
+what is left is removed. Their key, with which they speak to each other's managers, comes with `wire.boot`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,18 @@ import sys
 from typing import Any
 
 
-def authkey() -> bytes:
-    """Return the key of this process's family."""
-    import multiprocessing.process
-
-    return bytes(multiprocessing.process.current_process().authkey)
-
-
 def tracker() -> int | None:
     """Return the descriptor to which this process tells its resources; None where it has told none yet."""
     module: Any = sys.modules.get("multiprocessing.resource_tracker")
     return None if module is None else module._resource_tracker._fd
 
 
-def belong(key: bytes, tracker_fd: int | None) -> None:
-    """Be of the family that has this key, and tell its tracker of resources.
+def track_with(tracker_fd: int | None) -> None:
+    """Have a tracker hear of this process's resources.
 
     This is how `multiprocessing.spawn` does it; its attributes are private, and
     test_private_parts_of_multiprocessing.py fails when they change.
     """
-    import multiprocessing.process
-
-    multiprocessing.process.current_process().authkey = key
     if tracker_fd is not None:
         from multiprocessing import resource_tracker
 

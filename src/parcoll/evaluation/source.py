@@ -1,0 +1,189 @@
+"""Source: what a chain reads, made from what `parallel` was given. Each evaluation gets a reader from it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from parcoll.errors import SourceConsumedError
+from parcoll.evaluation.reader import Reader, reader_of
+from parcoll.text import describe, short_repr
+
+ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
+SIZED = (list, tuple, str, bytes, dict, set, frozenset)
+MAX_PATH = 4096  # characters: a longer text is not looked for among the files
+
+
+class Source:
+    """What a chain reads. Every evaluation opens it anew, and all chains built on it share it."""
+
+    one_pass = False
+
+    def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
+        self._open = open_stream
+        self._description = description
+
+    def open(self) -> Reader:
+        """Start reading from the first element."""
+        return reader_of(self._open())
+
+    def __call__(self) -> list[Any]:
+        """Return all elements: how dask's own engines read the bag."""
+        return list(self._open())
+
+    def __repr__(self) -> str:
+        return self._description
+
+
+class OnePassSource(Source):
+    """An iterator. It can be read once; if it is opened again, it raises an error that says so."""
+
+    one_pass = True
+
+    def __init__(self, iterator: Iterator[Any], description: str) -> None:
+        super().__init__(lambda: iterator, description)
+        self._consumed = False
+        self._lock = threading.Lock()
+
+    def open(self) -> Reader:
+        """Start reading, the first time."""
+        with self._lock:
+            if self._consumed:
+                raise SourceConsumedError(
+                    f"{self} has been read by an earlier evaluation and gives its elements only once: "
+                    "pass a list, or a function that returns a new iterator, to evaluate again"
+                )
+            self._consumed = True
+        return super().open()
+
+    def __call__(self) -> list[Any]:
+        """Return all elements, once."""
+        return self.open().read_all()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self} cannot be sent to another process: iterate the ParallelGen instead of its bag, or "
+            "pass parallel() a list or a function that returns an iterator"
+        )
+
+
+def source_of(given: Any) -> Source:
+    """Check what `parallel` was given. Reads nothing."""
+    _refuse_what_cannot_be_meant(given)
+    if isinstance(given, Mapping):
+        return Source(given.items, _name(given))
+    if isinstance(given, Iterator):
+        return OnePassSource(given, _name(given))
+    if _is_iterable(given):
+        return Source(lambda: given, _name(given))
+    if callable(given) and not isinstance(given, type):
+        return _source_of_function(given)
+    raise TypeError(f"parallel() needs {ALLOWED}; got {describe(given)}")
+
+
+def _is_iterable(given: Any) -> bool:
+    if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
+        return False
+    return isinstance(given, Iterable) or hasattr(type(given), "__getitem__")  # as iter() takes them
+
+
+def _package_and_name(kind: type) -> tuple[str, str]:
+    return kind.__module__.partition(".")[0], kind.__name__
+
+
+# Types whose iteration gives what nobody wants to have mapped: what it gives, and what to pass instead.
+_TABLES = {
+    ("pandas", "DataFrame"): "column names: pass df.to_dict('records'), df.itertuples() or df['column']",
+    ("polars", "DataFrame"): "columns: pass df.iter_rows() or df.to_dicts()",
+    ("polars", "LazyFrame"): "nothing: pass df.collect().iter_rows()",
+    ("pyarrow", "Table"): "nothing: pass table.to_pylist()",
+    ("xarray", "Dataset"): "names of variables: pass what they hold",
+    ("dask", "DataFrame"): "column names: pass df.to_bag(), or df.compute().itertuples()",
+    ("dask_expr", "DataFrame"): "column names: pass df.to_bag(), or df.compute().itertuples()",
+    ("dask", "Delayed"): "nothing that is computed: pass the result of its compute()",
+    ("distributed", "Future"): "nothing: pass its result()",
+    ("concurrent", "Future"): "nothing: pass its result()",
+}
+
+
+def _refuse_what_cannot_be_meant(given: Any) -> None:
+    """Refuse tables and what is not computed yet; warn of a string that is the path of a file."""
+    kind = type(given)
+    if (why := _TABLES.get(_package_and_name(kind))) is not None:
+        raise TypeError(f"parallel() got a {' '.join(_package_and_name(kind))}, which gives {why}")
+    if kind in (list, tuple) and given:
+        package, name = _package_and_name(type(given[0]))
+        if (package, name) in _TABLES and name == "Future":
+            raise TypeError(
+                f"parallel() got a {kind.__name__} of {package} futures, whose results may not be there: "
+                "pass client.gather(futures), or [future.result() for future in futures]"
+            )
+    if kind is str and 0 < len(given) < MAX_PATH and "\0" not in given and os.path.isfile(given):
+        warnings.warn(
+            f"parallel({short_repr(given)}) gives the characters of this text, which is the path of a file: "
+            "read_text() gives the lines of the file",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _source_of_function(func: Callable[..., Any]) -> Source:
+    try:
+        inspect.signature(func).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature: the call will show
+    bare = func
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    if inspect.isgeneratorfunction(bare):
+        return Source(func, f"{_name(func)}()")
+    return _FunctionSource(func)
+
+
+class _FunctionSource(Source):
+    """A function that is no generator function, so that only a call tells whether it returns an iterator.
+
+    It is called once at the start, and what it returned serves the first evaluation. So it is still called
+    once for each evaluation.
+    """
+
+    def __init__(self, func: Callable[[], Any]) -> None:
+        super().__init__(self._next_stream, f"{_name(func)}()")
+        self._func = func
+        self._first: list[Iterable[Any]] = [self._call()]
+        self._lock = threading.Lock()
+
+    def _call(self) -> Iterable[Any]:
+        stream = self._func()
+        if not _is_iterable(stream):
+            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}")
+        return stream  # type: ignore[no-any-return]
+
+    def _next_stream(self) -> Iterable[Any]:
+        with self._lock:
+            if self._first:
+                return self._first.pop()
+        return self._call()
+
+    def __reduce__(self) -> Any:
+        return _FunctionSource, (self._func,)
+
+
+def _name(given: Any) -> str:
+    name = getattr(given, "__qualname__", None) or getattr(given, "__name__", None)
+    if isinstance(name, str):
+        return name.replace("<lambda>", "lambda")
+    if type(given) is range:
+        return repr(given)
+    if type(given) in SIZED:  # others may have to read themselves to know their length
+        return f"<{type(given).__name__} of {len(given)} elements>"
+    return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)

@@ -1,0 +1,143 @@
+"""Recorder: fills the `Stats` of an evaluation while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from parcoll.chain.failures import unpacked
+from parcoll.watch.stats import FAILURES, FailureReport, State, Stats, StepStats
+from parcoll.wire.exceptions import Failure
+from parcoll.worker.outcome import Outcome
+
+MESSAGE = 500  # characters of a message that are kept
+
+
+class Recorder:
+    """Counts into a `Stats`. It holds nothing itself, so an evaluation may have several."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+
+    def begin(self) -> None:
+        """Note the start."""
+        with self._stats._lock.lock:
+            self._stats.state, self._stats.started = "running", time.time()
+
+    def end(self, state: State) -> None:
+        """Note the end, and how it came; only the first call counts."""
+        stats = self._stats
+        with stats._lock.lock:
+            if stats.ended is None:
+                stats.state, stats.ended = state, time.time()
+
+    def lose(self) -> None:
+        """Note that the cluster was lost."""
+        with self._stats._lock.lock:
+            self._stats.losses += 1
+
+    def forget(self) -> None:
+        """Count from nothing: the evaluation begins again, since all that it had is gone."""
+        stats = self._stats
+        new = Stats(steps=[StepStats(step.label, filters=step.filters) for step in stats.steps])
+        with stats._lock.lock:
+            for name in _OF_PARTITIONS:
+                setattr(stats, name, getattr(new, name))
+
+    def sent(self, partitions: int, nbytes: int) -> None:
+        """Count partitions that were given to the engine."""
+        with self._stats._lock.lock:
+            self._stats.partitions += partitions
+            self._stats.bytes_sent += nbytes
+
+    def recover(self, lost_with: Sequence[str]) -> None:
+        """Count partitions that are sent again: for each the worker that it was lost with, "" if unknown.
+
+        A worker's death counts once, however many partitions it had.
+        """
+        stats = self._stats
+        with stats._lock.lock:
+            stats.recovered += len(lost_with)
+            lost = set(filter(None, lost_with)) - stats._lost_workers
+            stats._lost_workers |= lost
+            stats.deaths += len(lost)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one partition that has come back."""
+        stats = self._stats
+        with stats._lock.lock:
+            stats.partitions_done += 1
+            self._count(outcome)
+            stats.worker_seconds += outcome.seconds
+            stats.timeouts += outcome.timeouts
+            stats.deaths += outcome.deaths
+            stats.bytes_received += outcome.nbytes if outcome.results is not None else 0
+            if outcome.read:
+                stats.sizes._add(outcome.read)
+            for step, seconds in zip(stats.steps, outcome.step_seconds, strict=False):
+                step.seconds += seconds
+            if stats.fold is not None and len(outcome.step_seconds) > len(stats.steps):
+                stats.fold_seconds += outcome.step_seconds[-1]
+            self._add_faults(outcome)
+            self._add_failure(outcome)
+
+    def add_saved(self, outcome: Outcome) -> None:
+        """Count one partition whose results came from a checkpoint: it took no time here."""
+        with self._stats._lock.lock:
+            self._stats.resumed += outcome.read
+            self._count(outcome)
+            self._add_faults(outcome)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._stats.elements_in += outcome.read
+        self._stats.elements_out += outcome.produced
+        for step, (entered, left) in zip(self._stats.steps, outcome.flows, strict=False):
+            step.entered += entered
+            step.left += left
+
+    def add_join(self, outcome: Outcome) -> None:
+        """Count a join, which folds partitions that were counted before."""
+        stats = self._stats
+        with stats._lock.lock:
+            stats.fold_seconds += outcome.seconds
+            stats.worker_seconds += outcome.seconds
+            stats.deaths += outcome.deaths
+            stats.timeouts += outcome.timeouts
+            self._add_failure(outcome)
+
+    def _add_faults(self, outcome: Outcome) -> None:
+        stats = self._stats
+        for step, (failed, replaced, retries) in zip(stats.steps, outcome.faults, strict=False):
+            step.failed += failed
+            step.replaced += replaced
+            step.retries += retries
+            stats.failed += failed
+            stats.retries += retries
+        failed_elements = unpacked(outcome.failed_elements)
+        for element in failed_elements[-FAILURES:]:
+            self._report(element.step, element.failure)
+        stats._failed_elements.add(failed_elements + ([outcome.raised] if outcome.raised else []))
+
+    def _add_failure(self, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            return
+        stats = self._stats
+        stats._raised = True
+        position = outcome.failed_step
+        if position is not None and position < len(stats.steps):
+            self._report(stats.steps[position].label, outcome.failure)  # counted with the step's faults
+        else:
+            stats.failed += 1
+            self._report(stats.fold or "", outcome.failure)
+
+    def _report(self, step: str, failure: Failure) -> None:
+        message = failure.exception.summary[:MESSAGE]
+        self._stats.failures.append(FailureReport(time.time(), step, message, failure.note[:MESSAGE]))
+
+
+# What is counted from partitions that have come back, or were sent.
+_OF_PARTITIONS = (
+    *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
+    *("bytes_sent", "bytes_received", "worker_seconds", "fold_seconds", "failures", "_raised"),
+    *("_failed_elements", "timeouts"),
+)

@@ -1,0 +1,173 @@
+"""Classes: what cloudpickle's reduction of a class leaves out, and how one that travelled is made."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MemberDescriptorType
+from typing import Any
+
+from parcoll.wire.reducers import has_number, is_named, make_skeleton_class, track_class
+
+
+def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
+    """Return cloudpickle's reduction of a class, with what it leaves out; `at` is its name in the script."""
+    make, arguments, (members, slots), *rest = reduction
+    if make is not make_skeleton_class:
+        return make, (*arguments[:-1], {"at": at}), (members, slots), *rest
+    metaclass, name, bases, first, number, _ = arguments
+    first = dict(first)
+    extra: dict[str, Any] = {"at": at}
+    own = [n for n, m in vars(kind).items() if isinstance(m, MemberDescriptorType) and m.__objclass__ is kind]
+    # `typing.NamedTuple` and its like are functions, which make slots themselves.
+    if "__slots__" in vars(kind) and not any(isinstance(base, FunctionType) for base in bases):
+        given = kind.__slots__  # type: ignore[attr-defined]
+        first["__slots__"] = given if isinstance(given, (str, tuple, list, dict)) else tuple(own)
+        members = {name: part for name, part in members.items() if name not in {*own, "__slots__"}}
+    if (struct := _struct(kind)) is not None:
+        extra["keywords"], extra["fields"] = struct
+        first.pop("__slots__", None)
+        first["__annotations__"] = vars(kind).get("__annotations__", {})
+    else:
+        extra["keywords"] = _keywords(kind)
+    return make, (metaclass, name, bases, first, number, extra), (members, slots), *rest
+
+
+def _keywords(kind: type) -> dict[str, Any]:
+    """Return what an importable base's `__init_subclass__` may have been called with.
+
+    Python does not keep it. But most keep what they were given as an attribute of the same name.
+    """
+    owner = _owner(kind)
+    if owner is None:
+        return {}
+    try:
+        parameters = inspect.signature(owner.__init_subclass__).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    found = {}
+    for parameter in parameters:
+        name = parameter.name
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            for attribute in (name, f"_{name}", f"__{name}__", f"_{owner.__name__}__{name}"):
+                if attribute in vars(kind):
+                    found[name] = vars(kind)[attribute]
+                    break
+    return found
+
+
+def _owner(kind: type) -> Any:
+    """Return the importable class whose `__init_subclass__` was called for a class; None without one."""
+    owner = next(base for base in kind.__mro__[1:] if "__init_subclass__" in vars(base))
+    return owner if owner is not object and is_named(owner) else None
+
+
+def is_noted(kind: type) -> bool:
+    """Tell whether a module that is not Python's own was told of a class when it was made."""
+    owner = _owner(kind)
+    told = [owner] if owner is not None else []
+    told += [type(kind)] if type(kind) is not type and is_named(type(kind)) else []
+    return any(by.__module__.partition(".")[0] not in sys.stdlib_module_names for by in told)
+
+
+def _struct(kind: Any) -> tuple[dict[str, Any], list[tuple[Any, ...]]] | None:
+    """Return the settings and the own fields of a `msgspec.Struct`, whose metaclass needs them at once."""
+    if type(kind).__module__.partition(".")[0] != "msgspec" or not hasattr(kind, "__struct_config__"):
+        return None
+    config, names = kind.__struct_config__, kind.__struct_fields__
+    settings = {n: getattr(config, n) for n in dir(config) if n[0] != "_"}
+    keywords = {name: value for name, value in settings.items() if value is not None}
+    defaults = dict(zip(names[::-1], kind.__struct_defaults__[::-1], strict=False))
+    own = [name for name in names if name in vars(kind).get("__annotations__", {})]
+    keywords["kw_only"] = bool(own) and not set(own) & set(kind.__match_args__)
+    fields = []
+    for name, encoded in zip(names, kind.__struct_encode_fields__, strict=True):
+        if name in own:
+            default = defaults.get(name, _absent())
+            factory = (
+                getattr(default, "factory", None) if type(default).__module__ == "msgspec._core" else None
+            )
+            given = {} if default is _absent() else {"default": default}
+            fields.append((name, encoded, {"default_factory": factory} if factory is not None else given))
+    return keywords, fields
+
+
+def _absent() -> Any:
+    return sys.modules["msgspec"].NODEFAULT
+
+
+_making = threading.RLock()
+# Has those modules keep what they took over of the script's (`world.takeover`): theirs were told already.
+keeping: Callable[[Iterable[str]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+def made_class(
+    metaclass: Any, name: str, bases: tuple[Any, ...], first: Mapping[str, Any], number: str, extra: Any
+) -> Any:
+    """Make a class that travelled by value, and that this process does not have.
+
+    What `__init_subclass__` and a metaclass did to it travels with it: with the class itself, and with those
+    of its bases that go by value too. So these do not run again. Those of importable bases do, once in each
+    process: they may note the class where nothing travels from.
+    """
+    extra = extra or {}
+    first = {sys.intern(key): value for key, value in first.items()}
+    keywords = extra.get("keywords", {})
+    for field, encoded, given in extra.get("fields", ()):
+        renamed = {"name": encoded} if encoded != field else {}
+        if given or renamed:
+            first[field] = sys.modules["msgspec"].field(**given, **renamed)
+
+    def make(**keywords: Any) -> Any:
+        if not has_number(metaclass):
+            return types.new_class(
+                name, bases, {"metaclass": metaclass, **keywords}, lambda ns: ns.update(first)
+            )
+        resolved = types.resolve_bases(bases)
+        members = dict(first) if resolved is bases else {**first, "__orig_bases__": bases}
+        base = next(kind for kind in metaclass.__mro__ if not has_number(kind))
+        return base.__new__(metaclass, name, resolved, members)
+
+    owners = _owners(types.resolve_bases(bases))
+    told = {kind.__module__ for kind in (*owners, metaclass) if not has_number(kind)}
+    with keeping(told), _making:  # its locks first, always: what it takes over may have classes to be made
+        try:
+            with _passing_on([owner for owner in owners if has_number(owner)]):
+                made = make(**keywords)
+        except TypeError:
+            if not owners:
+                raise
+            with _passing_on(owners, on=False):
+                made = make()
+    return track_class(number, made)
+
+
+def _owners(bases: tuple[Any, ...]) -> list[Any]:
+    """Return the classes, written in Python, whose `__init_subclass__` a class of these bases may call."""
+    found = dict.fromkeys(kind for base in bases for kind in base.__mro__)
+    return [kind for kind in found if isinstance(vars(kind).get("__init_subclass__"), classmethod)]
+
+
+@contextlib.contextmanager
+def _passing_on(owners: list[Any], on: bool = True) -> Iterator[None]:
+    """Have these classes' `__init_subclass__` call the next one's and do nothing else, or nothing at all."""
+    kept = [(owner, vars(owner)["__init_subclass__"]) for owner in owners]
+
+    def instead(owner: Any) -> Any:
+        def __init_subclass__(cls: Any, /, **keywords: Any) -> None:
+            if on:
+                super(owner, cls).__init_subclass__(**keywords)
+
+        return classmethod(__init_subclass__)
+
+    try:
+        for owner, _ in kept:
+            owner.__init_subclass__ = instead(owner)
+        yield
+    finally:
+        for owner, method in kept:
+            owner.__init_subclass__ = method

@@ -1,0 +1,232 @@
+"""Reducers: how objects travel that pickle and cloudpickle lose, change or refuse.
+
+A reducer returns what a pickle calls to make an object again. This is also the place for all that parcoll
+knows of cloudpickle's private parts; test_codec.py fails where one of them changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import itertools
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from cloudpickle import cloudpickle as _internals
+
+NO_FILE = "<dynamic-code>"  # cloudpickle's word for any file
+SENTINELS = 10_000  # bare objects that a process remembers, at 0.3 kB each
+
+make_skeleton_class: Callable[..., Any] = _internals._make_skeleton_class
+make_skeleton_enum: Callable[..., Any] = _internals._make_skeleton_enum
+set_class_state: Callable[..., Any] = _internals._class_setstate
+set_function_state: Callable[..., Any] = _internals._function_setstate
+track_class: Callable[..., Any] = _internals._lookup_class_or_track
+globals_named: Callable[[CodeType], Mapping[str, None]] = _internals._extract_code_globals
+
+
+def class_of_number(number: str) -> Any:
+    """Return the class of this process that cloudpickle knows by this number."""
+    return _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(number)
+
+
+def has_number(kind: type) -> bool:
+    """Tell whether a class goes, or came, by value."""
+    return kind in _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS
+
+
+def is_named(value: Any) -> bool:
+    """Tell whether an importable module has this function or class under its own name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if module == "__main__" or not isinstance(module, str) or not isinstance(name, str):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+# Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
+REDUCED = (type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper)
+
+
+def reduced(value: Any) -> Any:
+    """Return the reduction of a value that cloudpickle would lose; NotImplemented for any other."""
+    if isinstance(value, functools.cached_property):
+        return _cached_property(value)
+    if isinstance(value, functools._lru_cache_wrapper):
+        if is_named(value):
+            return NotImplemented
+        parameters = value.cache_parameters()
+        return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
+    if isinstance(value, CodeType):
+        return _with_filename(value)
+    if isinstance(value, FunctionType) and value.__code__ is _DISPATCHES and not is_named(value):
+        return _dispatching(value)
+    return NotImplemented
+
+
+def _with_filename(code: CodeType) -> Any:
+    """Return what cloudpickle makes of `code`, with the file name that it leaves out and tracebacks show."""
+    make, arguments = _internals._code_reduce(code)
+    return make, tuple(
+        code.co_filename if type(part) is str and part == NO_FILE else part for part in arguments
+    )
+
+
+# functools ----------------------------------------------------------------------------------------
+
+
+def _cached(func: Any, maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(func)
+
+
+def _cached_property(value: functools.cached_property[Any]) -> Any:
+    """Until Python 3.12 it has a lock."""
+    state = {name: part for name, part in vars(value).items() if name != "lock"}
+    return _new_cached_property, (type(value),), state, None, None, _set_attributes
+
+
+def _new_cached_property(kind: type[functools.cached_property[Any]]) -> Any:
+    made = kind.__new__(kind)
+    if sys.version_info < (3, 12):
+        made.lock = threading.RLock()  # type: ignore[attr-defined]
+    return made
+
+
+def _set_attributes(value: Any, state: Mapping[str, Any]) -> None:
+    vars(value).update(state)
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for the function that a dispatching one calls first of all, until that is there."""
+
+
+_DISPATCHES = functools.singledispatch(_nothing).__code__  # type: ignore[attr-defined]
+
+
+def _dispatching(func: Any) -> Any:
+    """Reduce a function made by `functools.singledispatch`, which holds weak references."""
+    own = {name: value for name, value in vars(func).items() if name not in vars(_new_dispatching())}
+    state = dict(func.registry), own, func.__doc__
+    return _new_dispatching, (), state, None, None, _set_dispatching
+
+
+def _new_dispatching() -> Any:
+    return functools.singledispatch(_nothing)
+
+
+def _set_dispatching(func: Any, state: tuple[dict[type, Any], dict[str, Any], str | None]) -> None:
+    registry, own, doc = state
+    for kind, called in registry.items():
+        func.register(kind, called)
+    functools.update_wrapper(func, registry[object])
+    vars(func).update(own)
+    func.__doc__ = doc
+    names = dict(zip(func.__code__.co_freevars, func.__closure__, strict=True))
+    if "funcname" in names:  # for the message where it is called without arguments
+        names["funcname"].cell_contents = getattr(registry[object], "__name__", "singledispatch function")
+
+
+# Bare objects -------------------------------------------------------------------------------------
+
+
+class _Sentinels:
+    """The bare objects that have left or reached this process, so that each is one object everywhere.
+
+    An object that a module has is known by its name there, any other by a number.
+    """
+
+    def __init__(self) -> None:
+        self._objects: dict[Any, object] = {}
+        self._keys: dict[int, Any] = {}
+        self._names: dict[int, tuple[str, str]] = {}
+        self._looked_at: Any = None
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
+        self.process = uuid.uuid4().hex
+
+    def key_of(self, value: object) -> Any:
+        """Return what is known of an object: its name, or a number that it gets here."""
+        with self._lock:
+            key = self._keys.get(id(value))
+            if key is None:
+                key = self._name_of(value) or (self.process, next(self._numbers))
+                self._keep(key, value)
+            return key
+
+    def of_key(self, module: str, name: Any) -> object:
+        """Return the object of this key: the module's, or the one that has it already, or a new one."""
+        with self._lock:
+            known = self._objects.get((module, name))
+            if isinstance(name, str) and (module != "__main__" or known is None):
+                with contextlib.suppress(Exception):
+                    found = sys.modules.get(module) or importlib.import_module(module)
+                    named = getattr(found, name, None)
+                    known = named if type(named) is object else known
+            if known is None:
+                known = object()
+            self._keep((module, name), known)
+            return known
+
+    def _keep(self, key: Any, value: object) -> None:
+        old = self._objects.pop(key, None)
+        if old is not None:
+            self._keys.pop(id(old), None)
+        self._objects[key] = value
+        self._keys[id(value)] = key
+        if len(self._objects) > SENTINELS:
+            oldest = next(iter(self._objects))
+            self._keys.pop(id(self._objects.pop(oldest)), None)
+
+    def _name_of(self, value: object) -> tuple[str, str] | None:
+        """Return the module that has the object, and its name there."""
+        modules: dict[str, ModuleType]
+        modules = {name: module for name, module in list(sys.modules.items()) if type(module) is ModuleType}
+        main: ModuleType = sys.modules["__main__"]
+        seen = len(modules), main, len(names_of(main))
+        if seen != self._looked_at:  # 10 ms
+            self._looked_at = seen
+            modules["__main__"] = main
+            self._names = {
+                id(found): (module, name)
+                for module, members in modules.items()
+                for name, found in list(names_of(members).items())
+                if type(found) is object
+            }
+        return self._names.get(id(value))
+
+
+def names_of(module: ModuleType) -> dict[str, Any]:
+    """Return a module's names, without having it load those that it has for later (`script.Main`)."""
+    found: dict[str, Any] = _names.__get__(module)
+    return found
+
+
+_names: Any = vars(ModuleType)["__dict__"]
+sentinels = _Sentinels()
+
+
+def _start_anew() -> None:
+    global sentinels
+    sentinels._lock = threading.RLock()
+    sentinels.process = uuid.uuid4().hex
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+def sentinel(value: object) -> Any:
+    """Reduce a bare object, such as ``MISSING = object()``."""
+    return _sentinel, sentinels.key_of(value)
+
+
+def _sentinel(module: str, name: Any) -> object:
+    return sentinels.of_key(module, name)

@@ -1,0 +1,394 @@
+"""Content: the value of a name in a module, as bytes by which it is compared, and of which it is made again.
+
+There are four kinds: plain data of built-in types, data of classes that hold data, what another module has,
+and functions and mocks that are put in the place of another. Anything else has no content, and stays in each
+process what the import there gave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import marshal
+import pickle
+import sys
+from collections import deque
+from collections.abc import Set
+from enum import Enum
+from operator import is_
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from parcoll.wire.codec import by_value, loads
+from parcoll.wire.own_modules import is_own_module, outline_of
+
+LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
+CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
+MOST = 16 * 2**20  # bytes that travel where it has
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes)
+WRAPPED = (staticmethod, classmethod, property)
+# Whose instances are data, beside the user's own classes.
+DATA_MODULES = {"argparse", "collections", "configparser", "datetime", "decimal", "fractions", "functools"}
+DATA_MODULES |= {"ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "uuid", "zoneinfo"}
+CONTAINERS = (dict, list, set, frozenset, tuple)
+CODE = (FunctionType, BuiltinFunctionType, functools.partial)
+
+
+class Content:
+    """What a name refers to. It travels without `value`."""
+
+    __slots__ = ("data", "kind", "may_change", "travels", "value")
+
+    def __init__(
+        self, kind: str, data: bytes, may_change: bool = False, travels: bool = True, value: Any = None
+    ) -> None:
+        self.kind = kind
+        self.data = data
+        self.may_change = may_change  # without being another object
+        self.travels = travels  # whether the script has changed it or not
+        self.value = value  # where the data is too large to be kept
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Content) and self.kind == other.kind and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Content, (self.kind, self.data)
+
+    def is_of(self, value: Any) -> bool:
+        """Tell whether a value that had this content, which is not plain or large, has it still."""
+        try:
+            return self.data == (_pickled(value) if self.value is None else _tag(value))
+        except Exception:
+            return False
+
+    def full(self) -> Content:
+        """Return it with all that travels."""
+        if self.value is None:
+            return self
+        try:
+            data = marshal.dumps(self.value, 2)
+        except ValueError:
+            return _pickled_data(self.value, MOST)
+        if len(data) > MOST:
+            raise _TooLargeError
+        return Content("plain", data)
+
+    def load(self) -> Any:
+        """Return a value of this content."""
+        if self.kind == "plain":
+            return marshal.loads(self.data)
+        if self.kind == "module":
+            return importlib.import_module(self.data.decode())
+        if self.kind == "reference":
+            return _referred(self.data.decode())
+        found = loads(self.data)
+        return found.make() if isinstance(found, _Mock) else found
+
+
+def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> Content | None:
+    """Return the content of what a module has under a name; None where it has none that can travel.
+
+    None as well for functions and classes that stand where their own module defines them.
+    """
+    try:
+        kind = type(value)
+        if kind in ATOMS:
+            return Content("plain", marshal.dumps(value, 2))
+        if isinstance(value, ModuleType):
+            name = value.__name__
+            return Content("module", name.encode()) if sys.modules.get(name) is value else None
+        if kind is FunctionType and _Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
+            return Content("pickle", by_value(_Mock.of(value.mock)))
+        if isinstance(value, (*CODE, type)):
+            if not is_own_function(value, module, path):
+                return _code(value)
+            return _wrapped(value, path) if _is_patched(value, module, path) else None
+        if kind in WRAPPED:
+            inner = value.fget if isinstance(value, property) else value.__func__
+            return None if is_own_function(inner, module, path) else Content("pickle", by_value(value))
+        if (found := _plain(value)) is not None:
+            return found
+        if _Mock.is_one(value):
+            return Content("pickle", by_value(_Mock.of(value)))
+        if plain_only or not _is_data(kind):
+            return None
+        return _pickled_data(value, CARRIED)
+    except Exception:  # it cannot be pickled, or raises when it is looked at
+        return None
+
+
+def is_own_function(value: Any, module: str, path: str) -> bool:
+    """Tell whether a function or class stands where its own module defines it."""
+    return getattr(value, "__module__", None) == module and getattr(value, "__qualname__", None) == path
+
+
+def _is_patched(value: Any, module: str, path: str) -> bool:
+    """Tell whether a function that has the name and module of another was put in its place."""
+    if type(value) is not FunctionType:
+        return False
+    found = sys.modules[module]
+    elsewhere = value.__code__.co_filename != getattr(found, "__file__", None)
+    return (elsewhere or hasattr(value, "__wrapped__")) and path in outline_of(found).undecorated
+
+
+def _wrapped(value: Any, path: str) -> Content:
+    copy = FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__
+    )
+    copy.__qualname__ = f"<locals>.{path}"  # else it would travel by its name
+    copy.__kwdefaults__ = value.__kwdefaults__
+    return Content("pickle", by_value(copy))
+
+
+def resolved(module: ModuleType, path: str) -> tuple[Any, str]:
+    """Return what has the name at the end of a path, and the name; None for what where it is not there."""
+    owner, _, name = path.rpartition(".")
+    if not owner:
+        return module, name
+    found = vars(module).get(owner)
+    return (found if isinstance(found, type) else None), name
+
+
+def put(owner: Any, name: str, content: Content) -> bool:
+    """Give a name this content; tells whether it refers to another object now.
+
+    A container stays the object that it is, since other modules may have it as well.
+    """
+    value = content.load()
+    here = vars(owner).get(name)
+    if content.kind in ("plain", "pickle") and type(here) is type(value) and _fill(here, value):
+        return False
+    setattr(owner, name, value)
+    return True
+
+
+class Names:
+    """The names of a module or a class, as they were looked at last."""
+
+    def __init__(self, module: str, prefix: str, owner: Any) -> None:
+        namespace = vars(owner)
+        self._namespace = namespace
+        self._values = list(namespace.values())
+        self.contents: dict[str, Content] = {}
+        self._watched: list[tuple[Any, Content]] = []
+        self._plain: list[Any] = []  # containers, which are compared with one call
+        self._classes: list[Names] = []
+        self.names = set(namespace)
+        for name, value in list(namespace.items()):
+            if name[:2] == "__":
+                continue
+            if issubclass(type(value), type) and is_own_function(value, module, prefix + name):
+                if not prefix:
+                    self._classes.append(Names(module, f"{name}.", value))
+                continue
+            content = content_of(value, module, prefix + name, plain_only=bool(prefix))
+            if content is not None:
+                self.contents[prefix + name] = content
+                if content.may_change and content.kind == "plain" and content.value is None:
+                    self._plain.append(value)
+                elif content.may_change:
+                    self._watched.append((value, content))
+        self._plain_data = marshal.dumps(self._plain, 2)
+        for names in self._classes:
+            self.contents |= names.contents
+
+    def unchanged(self) -> bool:
+        """Tell whether every name has the value it had, and every container its content."""
+        namespace, values = self._namespace, self._values
+        return (
+            len(namespace) == len(values)
+            and all(map(is_, namespace.values(), values))
+            and (not self._plain or self._plain_is_same())
+            and all(content.is_of(value) for value, content in self._watched)
+            and all(names.unchanged() for names in self._classes)
+        )
+
+    def _plain_is_same(self) -> bool:
+        try:
+            return marshal.dumps(self._plain, 2) == self._plain_data
+        except ValueError:  # one holds something else now
+            return False
+
+
+# Kinds --------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Content | None:
+    try:
+        data = marshal.dumps(value, 2)  # of exact built-in types only; the quickest there is
+    except ValueError:
+        return None
+    if len(data) > LOOKED_AT and hasattr(value, "__len__"):
+        if len(data) > CARRIED:
+            return Content("plain", _tag(value), True, False, value)
+        return Content("plain", data, False)
+    changes = True
+    with contextlib.suppress(TypeError):
+        hash(value)
+        changes = False
+    return Content("plain", data, changes)
+
+
+def _code(value: Any) -> Content:
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if module and name and module != "__main__" and "<" not in name:
+        with contextlib.suppress(AttributeError, KeyError):
+            if _walked(sys.modules[module], name) is value:
+                return Content("reference", f"{module}:{name}".encode())
+    return Content("pickle", by_value(value), may_change=True)
+
+
+def _walked(module: Any, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _referred(text: str) -> Any:
+    module, _, name = text.partition(":")
+    return _walked(importlib.import_module(module), name)
+
+
+def _is_data(kind: type) -> bool:
+    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS:
+        return True
+    module = kind.__module__
+    return (
+        module.partition(".")[0] in DATA_MODULES
+        or module == "__main__"
+        or is_own_module(module, sys.modules.get(module))
+    )
+
+
+class _TooLargeError(Exception):
+    """More bytes than may travel."""
+
+
+class _Bounded(io.RawIOBase):
+    """Takes so many bytes and no more."""
+
+    def __init__(self, most: int) -> None:
+        self.parts: list[bytes] = []
+        self._left = most
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise _TooLargeError
+        self.parts.append(bytes(data))
+        return len(data)
+
+
+def _pickled_data(value: Any, most: int) -> Content:
+    file = _Bounded(most)
+    try:
+        pickle.Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+        data = b"".join(file.parts)
+    except _TooLargeError:
+        if most == MOST:
+            raise
+        return Content("pickle", _tag(value), True, False, value)
+    except Exception:  # it holds a function that only pickling by value can send
+        data = by_value(value)
+    else:
+        data = by_value(value) if b"__main__" in data else data
+    if len(data) > most:
+        return Content("pickle", _tag(value), True, False, value)
+    return Content("pickle", data, len(data) <= LOOKED_AT)
+
+
+def _pickled(value: Any) -> bytes:
+    with contextlib.suppress(Exception):
+        data = b"__main__" if isinstance(value, CODE) else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        if b"__main__" not in data:
+            return data
+    return by_value(value)
+
+
+def _tag(value: Any) -> bytes:
+    length = len(value) if hasattr(value, "__len__") else 0
+    return f"{type(value).__qualname__} {id(value)} {length}".encode()
+
+
+def _fill(here: Any, value: Any) -> bool:
+    """Give an object what another of its class holds; tells whether that can be done."""
+    if isinstance(here, dict):
+        here.clear()
+        here.update(value)
+    elif isinstance(here, (list, bytearray)):
+        here[:] = value
+    elif isinstance(here, set):
+        here.clear()
+        here |= value
+    elif isinstance(here, deque):
+        here.clear()
+        here.extend(value)
+    elif _is_record(here):
+        vars(here).clear()
+        vars(here).update(vars(value))
+    else:
+        return False
+    return True
+
+
+_PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+
+
+def _is_record(value: Any) -> bool:
+    """Tell whether all that an object is stands in its `__dict__`, and may change."""
+    kind = type(value)
+    if isinstance(value, (type, *CODE, Set, tuple, Enum, BaseException)) or hasattr(kind, "__setstate__"):
+        return False
+    own_pickle = any(name in vars(base) for base in kind.__mro__[:-1] for name in _PICKLE_METHODS)
+    is_value = "__hash__" in vars(kind) and kind.__hash__ is not None
+    return type(getattr(value, "__dict__", None)) is dict and not own_pickle and not is_value
+
+
+# Mocks --------------------------------------------------------------------------------------------
+
+
+class _Mock(NamedTuple):
+    """What a mock does, of `unittest.mock`, which cannot be pickled; the calls that it has had stay here."""
+
+    kind: str
+    returns: Any
+    effect: Any
+    attributes: dict[str, Any]
+
+    @staticmethod
+    def is_one(value: Any) -> bool:
+        """Tell whether a value is a mock."""
+        mock = sys.modules.get("unittest.mock")
+        return mock is not None and isinstance(value, mock.NonCallableMock)
+
+    @classmethod
+    def of(cls, value: Any) -> _Mock:
+        """Describe a mock."""
+        mock = sys.modules["unittest.mock"]
+        state = vars(value)
+        found = {name: part for name, part in state["_mock_children"].items() if name[:2] != "__"}
+        found |= {
+            k: v for k, v in state.items() if not k.startswith(("_mock", "_spec")) and k != "method_calls"
+        }
+        attributes = {name: cls.of(part) if cls.is_one(part) else part for name, part in found.items()}
+        returns = state.get("_mock_return_value", mock.DEFAULT)
+        returns = cls.of(returns) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
+        return cls(type(value).__mro__[1].__name__, returns, state.get("_mock_side_effect"), attributes)
+
+    def make(self) -> Any:
+        """Make a mock that does the same."""
+        from unittest import mock
+
+        made = getattr(mock, self.kind)()
+        if self.returns is not None:
+            made.return_value = self.returns.make() if isinstance(self.returns, _Mock) else self.returns[0]
+        if self.effect is not None:
+            made.side_effect = self.effect
+        for name, part in self.attributes.items():
+            setattr(made, name, part.make() if isinstance(part, _Mock) else part)
+        return made

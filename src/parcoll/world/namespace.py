@@ -1,0 +1,312 @@
+"""Namespace: what the script has beside what a program's functions name, packed in small for the workers.
+
+A function may reach it by text (`globals()["parse_" + kind]`), pickle by its name, a type hint by what it
+says. So the script's functions and classes travel with each program, and its plain data, as far as it is
+small and can be pickled. Each name has a pickle of its own, which is loaded where somebody looks for it, and
+made again only where the function or class has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import re
+import sys
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from parcoll.wire import script
+from parcoll.wire.classes import is_noted
+from parcoll.wire.codec import ByValue, Naming, loads
+from parcoll.wire.payload import Packed, pickled
+from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
+from parcoll.wire.script import Brought, Codec, Entry, script_of
+
+ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is
+ALL_BYTES = 2**20
+PLAIN_BYTES = 16 * 1024  # what is larger is compressed
+PARTS = 1000  # of one piece of plain data, which is looked at part by part
+
+_HEAD = ("__name__", "__file__", "__package__", "__doc__")
+# Whose code has one of these may look for any name.
+_BY_TEXT = {"globals", "eval", "exec", "vars", "currentframe", "_getframe", "stack"}
+_SCALARS = (int, float, complex, str, bytes, bool, type(None))
+# The types of these modules of Python's own are plain data, or say what data is.
+_PLAIN = {
+    *(
+        "_decimal",
+        "datetime",
+        "decimal",
+        "fractions",
+        "ipaddress",
+        "pathlib",
+        "re",
+        "types",
+        "typing",
+        "uuid",
+    ),
+    *("zoneinfo", "operator"),
+}
+_WORD = re.compile(r"[^\W\d]\w*")
+
+
+def pack_program(value: object) -> tuple[Packed, bytes]:
+    """Pickle a program, and what else the script has."""
+    naming = Naming()
+    packed = Packed.copy_of(*pickled(value, naming.by_value))
+    return packed, of_main(naming.names, naming.funcs)
+
+
+def of_main(without: Collection[str] = (), funcs: Iterable[FunctionType] = ()) -> bytes:
+    """Pack what `__main__` has, except for those names; the functions may look for it by text."""
+    main = sys.modules["__main__"]
+    names = names_of(main)
+    entries = dict(_entries(main, without))
+    looked_for = {name for func in funcs for name in _looked_for(func, entries)}
+    head = {name: names[name] for name in _HEAD if isinstance(names.get(name, 0), str | None)}
+    global _last
+    brought = Brought(sentinels.process, head, entries, tuple(sorted(looked_for)))
+    if _last is None or _last[0] != brought:
+        content = pickle.dumps(brought)
+        _last = brought, zlib.compress(content, 1) if len(content) > PLAIN_BYTES else content
+    return _last[1]
+
+
+_last: tuple[Brought, bytes] | None = None
+CODEC = Codec(loads, of_main)
+
+
+def _entries(main: ModuleType, without: Collection[str]) -> Iterator[tuple[str, Entry]]:
+    hidden = _hidden()
+    names = names_of(main)
+    room = ALL_BYTES
+    brought = script_of(main)
+    if brought is not None:  # within a task: what it has not looked for goes on as it came
+        yield from ((name, entry) for name, entry in list(brought.waiting.items()) if name not in without)
+    for name, value in list(names.items()):
+        if name in without or name in hidden or (name[:2] == "__" == name[-2:] and name in _DUNDERS):
+            continue
+        try:
+            entry = _entry(name, value, names)
+        except Exception:  # a stand-in for an object that is not there yet, whose class cannot be asked for
+            continue
+        if entry is not None and len(entry.content) <= min(ENTRY_BYTES, room):
+            room -= len(entry.content)
+            yield name, entry
+
+
+_DUNDERS = {*_HEAD, "__builtins__", "__loader__", "__spec__", "__annotations__", "__cached__", "__dict__"}
+
+
+def _hidden() -> Collection[str]:
+    """Return the names that IPython has put there itself."""
+    if "IPython" not in sys.modules:
+        return ()
+    shell = getattr(sys.modules["IPython"], "get_ipython", lambda: None)()
+    return {*getattr(shell, "user_ns_hidden", ())} - {"_", "__", "___"}
+
+
+class _Kept(NamedTuple):
+    value: Any  # so that no other object gets its id
+    stamp: Any
+    entry: Entry | None
+
+
+_kept: dict[str, _Kept] = {}
+
+
+def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
+    """Return the entry of one name; None where it does not travel."""
+    if isinstance(value, ModuleType):
+        return _entry_of_module(value)
+    stamp = _stamp(value, names)
+    kept = _kept.get(name)
+    if kept is not None and stamp is not None and kept.value is value and kept.stamp == stamp:
+        return kept.entry
+    entry = None
+    if _travels(value, names):
+        pickler = _Pickler(name, value)
+        try:
+            pickler.dump(value)
+        except Exception:  # of a value that no function names: nobody asked for it
+            pass
+        else:
+            needs = pickler.needs - {"builtins", "__main__"}
+            uses = {
+                used
+                for func in pickler.funcs
+                for used in (*globals_named(func.__code__), *_words_of_annotations(func))
+                if used in names
+            }
+            content = pickler.file.getvalue()
+            noted = isinstance(value, type) and is_noted(value)
+            entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted)
+    if stamp is not None:
+        _kept[name] = _Kept(value, stamp, entry)
+    return entry
+
+
+@functools.lru_cache(maxsize=1000)
+def _entry_of_name(name: str) -> Entry:
+    file = io.BytesIO()
+    pickle.Pickler(file, 5).dump(_Call(script.module_named, name))
+    return Entry(file.getvalue())
+
+
+class _Call:
+    def __init__(self, func: Any, *arguments: Any) -> None:
+        self.reduced = func, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def _entry_of_module(module: ModuleType) -> Entry | None:
+    name = module.__name__
+    return _entry_of_name(name) if isinstance(name, str) and name in sys.modules else None
+
+
+def _stamp(value: Any, names: dict[str, Any]) -> Any:
+    """Return what tells whether a function or class has changed; None where only a new pickle tells."""
+    kind = type(value)
+    if kind in _SCALARS or kind is BuiltinFunctionType:
+        return id(value)
+    if kind is FunctionType:
+        if value.__globals__ is not names:  # a package's, or what a package made for a class
+            return id(value)
+        if value.__closure__ or vars(value) or not _are_scalars(value.__defaults__ or ()):
+            return None
+        if not _are_scalars((value.__kwdefaults__ or {}).values()):
+            return None
+        current = names.get(value.__name__) is value
+        return id(value), id(value.__code__), id(value.__defaults__), current
+    if kind in (staticmethod, classmethod):
+        return _stamp(value.__func__, names)
+    if kind is property:
+        return tuple(_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part) or None
+    if isinstance(value, type):
+        if is_named(value):
+            return id(value)
+        stamps = [id(value), value.__bases__]
+        for name, part in list(vars(value).items()):
+            if name not in ("__dict__", "__weakref__", "__slotnames__"):
+                # What Python has noted of a class is not changed in place.
+                of_python = name[:2] == "__" == name[-2:] and not callable(part)
+                of_python = of_python or type(part).__name__.endswith("_descriptor")
+                stamp = id(part) if of_python else _stamp(part, names)
+                if stamp is None:
+                    return None
+                stamps.append((name, stamp))
+        return tuple(stamps)
+    return None
+
+
+def _are_scalars(values: Any) -> bool:
+    return all(type(value) in _SCALARS for value in values)
+
+
+def _travels(value: Any, names: dict[str, Any]) -> bool:
+    """Tell whether this is a function, a class, or plain data that is small."""
+    return _Look(names).is_plain(value)
+
+
+class _Look:
+    """One look at a value, which ends where it has too many parts."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names = names
+        self._parts = 0
+
+    def is_plain(self, value: Any) -> bool:
+        kind = type(value)
+        if kind in (str, bytes, bytearray):
+            return len(value) <= ENTRY_BYTES
+        if kind in _SCALARS or kind is object or kind in (FunctionType, BuiltinFunctionType, range, slice):
+            return True
+        if isinstance(value, type):
+            return True
+        self._parts += 1
+        if self._parts > PARTS:
+            return False
+        if kind in (list, tuple, set, frozenset) or kind.__module__ == "collections" or kind is dict:
+            return self._are_plain(value) and (not isinstance(value, dict) or self._are_plain(value.values()))
+        if isinstance(value, functools.partial):
+            return self._are_plain((value.func, *value.args, *value.keywords.values()))
+        if kind.__module__ in ("functools", "logging"):
+            return kind.__name__ in ("_lru_cache_wrapper", "Logger")
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind in (numpy.ndarray, getattr(numpy, "dtype", None)):
+            return not getattr(value, "dtype", value).hasobject and getattr(value, "nbytes", 0) <= ENTRY_BYTES
+        return kind.__module__ in _PLAIN or self._is_own(value)
+
+    def _are_plain(self, values: Any) -> bool:
+        return len(values) <= PARTS and all(map(self.is_plain, list(values)))
+
+    def _is_own(self, value: Any) -> bool:
+        """Tell whether this is an object of a class of the script's that holds nothing but plain data."""
+        kind = type(value)
+        if kind.__module__ != "__main__":
+            return False
+        own = {name for base in kind.__mro__ if base.__module__ == "__main__" for name in vars(base)}
+        if own & {"__reduce__", "__reduce_ex__", "__getstate__", "__getattr__", "__getattribute__"}:
+            return False  # code of the user's would run that nobody has asked for
+        if isinstance(value, (tuple, list, set, frozenset, dict)) and not self._are_plain(value):
+            return False
+        return self._are_plain(tuple(getattr(value, "__dict__", {}).values()))
+
+
+class _Pickler(ByValue):
+    """A pickler of one name's value: what else the script has under a name of its own, it names."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.file = io.BytesIO()
+        super().__init__(self.file, None)
+        self._value = value
+        self._script = names_of(sys.modules["__main__"])
+        self.needs: set[str] = set()
+        self.funcs: list[FunctionType] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Name what has a name, in the script or in another module."""
+        if isinstance(value, (FunctionType, type)) and value is not self._value:
+            name = value.__name__
+            if value.__module__ == "__main__" and self._script.get(name) is value:
+                return script.named, (name,)
+        reduced = super().reducer_override(value)
+        if reduced is NotImplemented and isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+            self.needs.add(str(value.__module__))
+        return reduced
+
+    def met(self, func: FunctionType, state: dict[str, Any]) -> None:
+        """Have a function find what it names among the script's names, where that is."""
+        self.funcs.append(func)
+        state["__globals__"] = {}
+        state["_cloudpickle_submodules"] = []
+
+
+def _looked_for(func: FunctionType, entries: Collection[str]) -> Collection[str]:
+    """Return those of these names that a function may look for by text."""
+    words = _words_of_annotations(func)
+    codes = [func.__code__]
+    for code in codes:
+        if not _BY_TEXT.isdisjoint(code.co_names):
+            return entries
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                codes.append(constant)
+            elif isinstance(constant, str):
+                words |= _words(constant)
+    return words.intersection(entries)
+
+
+def _words_of_annotations(func: FunctionType) -> set[str]:
+    texts = [text for text in func.__annotations__.values() if isinstance(text, str)]
+    return set().union(*map(_words, texts))
+
+
+@functools.lru_cache(maxsize=1000)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text[:10_000]))

@@ -1,0 +1,169 @@
+"""Own state: what a program has changed in modules of the user's own, on its way to the workers.
+
+`read` looks at the modules: which names have other values, which containers other content. What has plain
+data, functions of its own and references to others is packed, a module at a time. `takeover` sets it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import zlib
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from parcoll.log import logger
+from parcoll.wire.codec import by_reference
+from parcoll.wire.own_modules import is_own_module, outline_of, stamp_of
+from parcoll.world.content import Content, Names
+
+
+@dataclass(frozen=True, slots=True)
+class OwnState:
+    """The changed data of all modules, packed."""
+
+    digest: str
+    packed: bytes
+
+
+class ModuleState(NamedTuple):
+    """What one module has: content by the path from the module, `NAME` or `Class.name`."""
+
+    contents: dict[str, Content]
+    removed: frozenset[str]  # names that an import gives, and the script has deleted
+
+
+class _Module:
+    """One module of the user's own, in the script."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self._path = getattr(module, "__file__", None)
+        self._spec: ModuleSpec | None = None
+        self._look()
+
+    def _look(self) -> None:
+        spec = self.module.__spec__
+        names = Names(self.module.__name__, "", self.module)
+        if spec is not self._spec:  # a reload makes another spec
+            self._spec = spec
+            self._stamp = self._stamp_now()
+            self._first, self._first_names = names.contents, names.names
+        self._names = names
+        self._edited = self._stamp_now() != self._stamp
+        travels = {path: found for path, found in names.contents.items() if self._travels(path, found)}
+        self.state = ModuleState({}, frozenset(self._first_names - names.names))
+        for path, content in travels.items():
+            try:
+                self.state.contents[path] = content.full()
+            except Exception:
+                name = self.module.__name__
+                logger.warning("%s.%s has changed, and is too large to be sent to the workers", name, path)
+
+    def _travels(self, path: str, content: Content) -> bool:
+        if self._first.get(path) != content:
+            return True
+        if self._edited:  # workers have the new code, and this is of the old
+            return False
+        # What is large travels where it is not what the import gave.
+        return content.travels or path in outline_of(self.module).literals
+
+    def _stamp_now(self) -> Any:
+        try:
+            return stamp_of(self._path) if self._path is not None else None
+        except OSError:
+            return None
+
+    def changed(self) -> bool:
+        """Look at the module; tell whether it has changed."""
+        if self._names.unchanged() and (self._stamp_now() != self._stamp) == self._edited:
+            return False
+        self._look()
+        return True
+
+
+class _Modules:
+    """All modules of the user's own in this process."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, _Module] = {}
+        self._seen: tuple[int, str] = (0, "")
+        self._state: OwnState | None = None
+        self._packed: dict[str, bytes] = {}
+
+    def read(self) -> OwnState | None:
+        changed = self._find()
+        for name, module in self.modules.items():
+            if name in changed or module.changed():
+                changed.add(name)
+                self._packed.pop(name, None)
+                if module.state.contents or module.state.removed:
+                    self._packed[name] = by_reference(module.state)
+        if changed:
+            content = zlib.compress(by_reference(self._packed), 1) if self._packed else b""
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            if self._state is None or digest != self._state.digest:
+                self._state = OwnState(digest, content)
+        return self._state
+
+    def _find(self) -> set[str]:
+        """Find the modules; return the names of those that are new, or gone."""
+        loaded = sys.modules
+        seen = len(loaded), next(reversed(loaded))
+        if seen == self._seen and all(loaded.get(name) is m.module for name, m in self.modules.items()):
+            return set()
+        self._seen = seen
+        found: set[str] = set()
+        for name, module in list(loaded.items()):
+            known = self.modules.get(name)
+            if known is not None and known.module is module:
+                continue
+            is_whole = not getattr(getattr(module, "__spec__", None), "_initializing", False)
+            is_ours = is_own_module(name, module) and is_whole
+            if known is not None:
+                del self.modules[name]
+            if known is not None or is_ours:
+                found.add(name)
+            if is_ours:
+                self.modules[name] = _Module(module)
+        for name in [name for name in self.modules if name not in loaded]:
+            del self.modules[name]
+            self._packed.pop(name, None)
+            found.add(name)
+        return found
+
+
+_modules = _Modules()
+_lock = threading.Lock()
+given: OwnState | None = None  # what a worker has taken over
+
+
+def read() -> OwnState | None:
+    """Return what the script has; in a worker what it was given, without what functions left there."""
+    if given is not None:
+        return given
+    with _lock:
+        return _modules.read()
+
+
+def homes() -> dict[str, set[str]]:
+    """Return where what modules refer to was defined, by top-level module; as it was at the last reading."""
+    found: dict[str, set[str]] = {}
+    for name, module in list(_modules.modules.items()):
+        contents = module.state.contents.values()
+        homes = {c.data.decode().partition(":")[0] for c in contents if c.kind == "reference"}
+        found.setdefault(name.partition(".")[0], set()).update(homes)
+    return found
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

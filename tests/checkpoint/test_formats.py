@@ -1,0 +1,219 @@
+"""Folders that another parcoll wrote, and descriptions in a folder that are not what was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from checkpoints import pieces
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parcoll import CheckpointError, Connection, ParallelGen, parallel
+from parcoll.checkpoint.descriptions import CHAIN, END, FORMAT, chain_file
+from parcoll.checkpoint.fingerprint import of_function
+
+# What parcoll wrote in format 1 for ["1", "2"], map(int), which then was killed.
+OLD_PIECE = "parcoll-000000000000-000000000002.piece"
+OLD = {
+    CHAIN: b"""{
+ "format": 1,
+ "python": "cpython 3.11",
+ "length": 4,
+ "steps": [
+  {
+   "label": "map(int)",
+   "kind": "map",
+   "parts": {
+    "the function": "0363226b3761a90af390dbbf3616efff"
+   }
+  }
+ ]
+}""",
+    OLD_PIECE: b"parcoll piece 1\n"
+    b"\xa2s\xcc\x10\xba$,:\xa8\xc8\xa3]\xfa[7\x11\xcf\xe8\xe9\x7f\xc98E\xdds\xf2\x1d&\x8es\x90\x8f"
+    b"c\x00\x00\x00\x00\x00\x00\x00G\x00\x00\x00\x00\x00\x00\x00\x80\x04\x95<\x00\x00\x00\x00\x00\x00\x00]"
+    b"\x94(K\x00K\x02C\x10\xce\xa1\x81lQ\x1c\xe8R}\x82\xfd\x83\x9d\xa5\xa8H\x94K\x02]\x94K\x02K\x02\x86\x94a"
+    b"]\x94K\x00K\x00K\x00\x87\x94aC\x00\x94]\x94K\x14at\x94a."
+    b"\x80\x05\x95\t\x00\x00\x00\x00\x00\x00\x00]\x94(K\x01K\x02e.",
+    ".parcoll-unfinished-20363-1": b"parcoll piece 1\nhalf",
+}
+DELETE = r", or delete the folder \(or name another one\) to start from the first element$"
+
+
+@pytest.fixture(params=["{}/run", "memory://{}/run"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> fsspec.FSMap:
+    """Give a folder's files by name, on a disk and elsewhere."""
+    return fsspec.get_mapper(request.param.format(tmp_path), create=True)
+
+
+def url_of(folder: fsspec.FSMap) -> str:
+    protocol = folder.fs.protocol
+    return folder.root if "file" in protocol else f"memory://{folder.root}"
+
+
+def numbers(folder: fsspec.FSMap, source: Any = ("1", "2", "3", "4")) -> ParallelGen[int]:
+    return parallel(source, partition_size=2, checkpoint=url_of(folder)).map(int)
+
+
+def check_refused(folder: fsspec.FSMap, message: str) -> None:
+    """Check that nothing is read or removed, and that one sentence says what to do."""
+    before = {name: folder[name] for name in folder if name != "parcoll.lock"}
+    source = iter(["1", "2", "3", "4"])
+    with pytest.raises(CheckpointError, match=message) as raised:
+        list(numbers(folder, source))
+    assert str(raised.value).startswith(f"the checkpoint {url_of(folder)!r} ")
+    assert "\n" not in str(raised.value)
+    assert {name: folder[name] for name in folder if name != "parcoll.lock"} == before
+    assert next(source) == "1"
+
+
+def test_a_folder_of_format_1_is_refused(inline: Connection, folder: fsspec.FSMap):
+    folder.update(OLD)
+    older = r"was written by an older parcoll \(format 1, this one writes 2\): go on with that version"
+    check_refused(folder, older + DELETE)
+    del folder[OLD_PIECE]
+    check_refused(folder, older + DELETE)
+    assert FORMAT == 2
+
+
+def test_a_folder_of_a_format_to_come_is_refused(inline: Connection, folder: fsspec.FSMap):
+    """Whatever else the file says."""
+    folder[CHAIN] = json.dumps({"format": FORMAT + 1, "chain": []}).encode()
+    folder[OLD_PIECE] = b"another suffix, another content"
+    check_refused(
+        folder,
+        r"was written by a newer parcoll \(format 3, this one writes 2\): go on with that vers.*" + DELETE,
+    )
+
+
+def test_old_results_whose_description_was_deleted_are_refused(inline: Connection, folder: fsspec.FSMap):
+    folder[OLD_PIECE] = OLD[OLD_PIECE]
+    check_refused(
+        folder, r"has results but no parcoll-chain\.json, .*: restore that file, or delete the fold"
+    )
+
+
+@pytest.mark.parametrize(("number", "writer"), [(1, "an older"), (3, "a newer"), (40, "a newer")])
+def test_a_piece_of_another_format_is_refused_and_kept(
+    inline: Connection, folder: fsspec.FSMap, number: int, writer: str
+):
+    assert numbers(folder).take(3) == [1, 2, 3]
+    last = max(name for name in folder if name.endswith(".piece"))
+    whole = folder[last]
+    foreign = OLD[OLD_PIECE].replace(b"piece 1", b"piece %d" % number)
+    folder[last] = foreign
+    message = rf"has a file of {writer} parcoll \(format {number}, this one writes 2\), {last}: remove that "
+    with pytest.raises(CheckpointError, match=message + "file to run its elements again" + DELETE):
+        list(numbers(folder))
+    assert folder[last] == foreign
+    folder[last] = whole.replace(b"piece 2", b"piece 6")  # one bit: what follows tells that it is ours
+    assert list(numbers(folder)) == [1, 2, 3, 4]
+    assert folder[last] == whole
+
+
+# Descriptions that are not what was written
+SOURCE = ["1", "2", "3", "4"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with results; a test may replace its descriptions."""
+    return tmp_path_factory.mktemp("saved") / "run"
+
+
+def check(saved: Path, name: str, content: bytes, source: Any = SOURCE) -> None:
+    """Replace a description: then all results are right, or one sentence refuses the folder and keeps it."""
+
+    def words_or_results() -> str | list[int]:
+        try:
+            return list(parallel(source, partition_size=2, checkpoint=saved).map(int))
+        except CheckpointError as error:
+            return str(error)
+
+    if not saved.exists():
+        assert words_or_results() == [1, 2, 3, 4]
+    before = {path: path.read_bytes() for path in (*pieces(saved), saved / CHAIN, saved / END)}
+    assert len(before) == 4
+    (saved / name).write_bytes(content)
+    try:
+        found = words_or_results()
+        if isinstance(found, str):
+            assert found.startswith(f"the checkpoint {str(saved)!r} ")
+            assert "delete the folder" in found
+            assert found.isprintable()
+        else:
+            assert found == [1, 2, 3, 4]
+        assert all(path.read_bytes() == before[path] for path in before if path.suffix == ".piece")
+    finally:
+        for path, whole in before.items():
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", [CHAIN, END])
+def test_one_bit_anywhere_in_a_description(inline: Connection, saved: Path, name: str):
+    check(saved, END, b'{"elements": 4}')
+    whole = (saved / name).read_bytes()
+    for position in range(len(whole)):
+        for bit in range(position % 2, 8, 2):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            check(saved, name, bytes(damaged), iter(SOURCE) if position % 2 else SOURCE)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda below: st.lists(below) | st.dictionaries(st.text(), below),
+)
+
+
+@st.composite
+def descriptions(draw: st.DrawFn) -> Any:
+    """Give what the file says, with some of its values replaced or left out."""
+    step = {"label": "map(int)", "kind": "map", "parts": of_function(int)}
+    found: dict[str, Any] = json.loads(chain_file(4, [step]).encoded()) | {"elements": 4}
+    for holder in (found, found["steps"][0]):
+        for name in draw(st.lists(st.sampled_from(sorted(holder)), unique=True)):
+            if draw(st.booleans()):
+                del holder[name]
+            else:
+                holder[name] = draw(json_values)
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([CHAIN, END]), json_values | descriptions())
+def test_any_json_for_a_description(inline: Connection, saved: Path, name: str, found: Any):
+    check(saved, name, json.dumps(found).encode())
+
+
+SHAPES: list[tuple[str, Any]] = [
+    (END, {"elements": "abc"}),
+    (END, {"elements": True}),
+    (END, {"elements": -1}),
+    (END, {"elements": 4.0}),
+    (END, {}),
+    (END, [["elements", 4]]),
+    (CHAIN, {"format": 2}),
+    (CHAIN, {"format": "2"}),
+    (CHAIN, {"format": 0}),
+    (CHAIN, {"format": True}),
+    (CHAIN, {"format": 2, "python": "cpython 3.11", "length": 4, "steps": [{}]}),
+    (CHAIN, {"format": 2, "python": "cpython 3.11", "length": "4", "steps": []}),
+    (CHAIN, {"format": 2, "python": "cpython 3.11", "steps": []}),
+]
+
+
+@pytest.mark.parametrize(("name", "found"), SHAPES)
+def test_what_is_no_description_is_told_as_damage(inline: Connection, tmp_path: Path, name: str, found: Any):
+    chain = parallel(SOURCE, checkpoint=tmp_path).map(int)
+    assert chain.count() == 4
+    for content in (json.dumps(found), json.dumps(found)[:-1], "[" * 100_000):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(
+            CheckpointError, match=f"is damaged: {name} is not what was written: restore what w"
+        ):
+            list(chain)

@@ -1,0 +1,69 @@
+"""Lost workers are told by a plugin of their own: no page, no publisher and no other client is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import distributed
+import pytest
+from bare import bare_cluster
+
+from parcoll import Connection, WorkerLostError, connect, parallel
+from parcoll.cluster.losses import LossDetector
+from parcoll.watch.page import Page
+from parcoll.watch.publish import Publisher
+
+
+def deadly(x: int) -> int:
+    if x == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@pytest.fixture
+def unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no evaluation published, so that nobody puts a page anywhere."""
+    monkeypatch.setattr(Publisher, "_begin", lambda self: None)
+
+
+def check_blame() -> None:
+    with pytest.raises(WorkerLostError, match="at element 5: it was killed by signal 9"):
+        list(parallel(range(20), partition_size=4).map(deadly))
+    skipping = parallel(range(20), partition_size=4, on_error="skip").map(deadly)
+    assert list(skipping) == [x for x in range(20) if x != 5]
+    assert skipping.stats.recovered > 0
+    assert skipping.stats.deaths > 0
+
+
+@pytest.mark.usefixtures("unpublished", "cluster")
+def test_a_local_cluster_tells_without_a_publisher():
+    check_blame()
+
+
+def plugins(client: distributed.Client) -> set[str]:
+    found: set[str] = client.run_on_scheduler(lambda dask_scheduler: set(dask_scheduler.plugins))
+    return found
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_bare_cluster_tells_without_a_page(tmp_path: Path):
+    with bare_cluster(tmp_path / "bare", 0) as bare:
+        for _ in range(2):  # with nannies, since the workers die
+            bare._dask("worker", "--nthreads", "1", "--local-directory", str(bare.folder))
+        bare.wait_for_workers(2)
+        with connect(bare.address) as connection:
+            found = plugins(connection.engine.client)
+            assert LossDetector.name in found
+            assert Page.name not in found
+            check_blame()
+
+
+def test_the_plugin_is_installed_once_and_told_to_all(cluster: Connection):
+    """Two evaluations of one client, and two clients of one scheduler."""
+    results = [iter(parallel(range(40), partition_size=4, on_error="skip").map(deadly)) for _ in range(2)]
+    assert [next(result) for result in results] == [0, 0]
+    assert [list(result) for result in results] == [[x for x in range(1, 40) if x != 5]] * 2
+    names = [name for name in plugins(cluster.engine.client) if "losses" in name]
+    assert names == [LossDetector.name]

@@ -1,0 +1,88 @@
+"""A worker of dask's may forget a task that it was given; parcoll's plugin has it given out again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+from bare import bare_cluster
+from schedulers import client_of
+from scripts import eventually
+
+from parcoll import Connection, parallel
+
+
+def awaited(client: Any, seconds: float) -> int:
+    """Have a worker fetch a result from another that hangs, is given up by the scheduler, and then dies.
+
+    It has run a task that needed the same result, and forgets it meanwhile.
+    """
+
+    # Here, so that they travel by value: a bare cluster has no file of these.
+    def state_of_made(dask_worker: Any) -> str:
+        found = dask_worker.state.tasks.get("made")
+        return "unknown" if found is None else found.state
+
+    async def remove_holder_and_release_first(dask_scheduler: Any) -> None:
+        removing = asyncio.ensure_future(
+            dask_scheduler.remove_worker(holder, stimulus_id="test", close=False)
+        )
+        await asyncio.sleep(0)
+        dask_scheduler.client_releases_keys(keys=["first"], client=name)
+        await removing
+
+    def drop(dask_scheduler: Any) -> None:
+        dask_scheduler.request_remove_replicas(other, ["made"], stimulus_id="test")
+
+    def state() -> str:
+        return client.run(state_of_made, workers=[other])[other]
+
+    client.wait_for_workers(2)
+    name = client.id
+    holder, other = client.scheduler_info(n_workers=-1)["workers"]
+    pid = client.run(os.getpid, workers=[holder])[holder]
+    made = client.submit(bytes, 3_000_000, key="made", workers=[holder], allow_other_workers=True)
+    first = client.submit(len, made, key="first", workers=[other], allow_other_workers=True)
+    assert eventually(first.done)
+    client.run_on_scheduler(drop)  # as dask's memory manager does
+    assert eventually(lambda: state() in ("released", "unknown"))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        needs = client.submit(len, made, key="needs", workers=[other], allow_other_workers=True)
+        assert eventually(lambda: state() == "flight")
+        client.run_on_scheduler(remove_holder_and_release_first)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    try:
+        return int(needs.result(timeout=seconds))
+    finally:
+        for future in (needs, first, made):
+            future.release()
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[distributed.Client]:
+    with bare_cluster(tmp_path / "bare", workers=2) as cluster, cluster.client() as client:
+        yield client
+
+
+def test_dask_s_worker_forgets_a_task_whose_result_it_was_fetching(bare: distributed.Client) -> None:
+    """If this fails, `bootstrap.ask_again` need not be any more."""
+    with pytest.raises(TimeoutError):
+        awaited(bare, 3)
+
+
+def test_it_is_given_out_again_where_parcoll_was(bare: distributed.Client) -> None:
+    assert list(parallel([-1], client=bare).map(abs)) == [1]
+    assert awaited(bare, 60) == 3_000_000
+
+
+def test_it_is_given_out_again_on_a_local_cluster(cluster: Connection) -> None:
+    assert awaited(client_of(cluster), 60) == 3_000_000
+    assert list(parallel(range(10)).map(abs)) == list(range(10))

@@ -1,0 +1,359 @@
+"""Modules of the user's own are on every worker as they are in the script: their data, and their code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import pytest
+from scripts import Scripts
+from ways import WAYS, One, connected
+
+from parcoll import parallel
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
+
+
+@pytest.fixture(scope="module", params=["local", "bare"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Evaluate on a local cluster, then on one of dask's own processes."""
+    with connected(request.param, tmp_path_factory.mktemp("place")):
+        yield request.param
+
+
+@pytest.fixture(params=["", "-timeout"])
+def one(request: pytest.FixtureRequest, place: str) -> One:
+    """Give what calls a function on a worker."""
+    return WAYS[place + request.param]
+
+
+Make = Callable[[str, str], ModuleType]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Give what writes a module of the user's own, and imports it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    made: list[str] = []
+
+    def write(name: str, text: str) -> ModuleType:
+        path = tmp_path / (name.replace(".", "/") + ".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        made.append(name)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+def test_a_constant(one: One, make: Make) -> None:
+    settings = make("w_settings", "factor = 1\ndef times(x):\n    return x * factor\n")
+    assert one(lambda x: x * settings.factor) == 1
+    settings.factor = 10
+    assert one(lambda x: x * settings.factor) == 10
+    assert one(settings.times) == 10
+    settings.factor = 1
+    assert one(settings.times) == 1
+    settings.added = "new"
+    assert one(lambda _: settings.added) == "new"
+    del settings.added
+    assert one(lambda _: hasattr(settings, "added")) is False
+
+
+def test_a_constant_that_was_changed_before_the_first_evaluation(one: One, make: Make) -> None:
+    settings = make("w_early", "factor = 1\nmodel = None\n")
+    settings.factor = 10
+    settings.model = list(range(200_000))
+    assert one(lambda x: (x * settings.factor, len(settings.model))) == (10, 200_000)
+
+
+def test_containers_that_were_changed_in_place(one: One, make: Make) -> None:
+    conf = make(
+        "w_conf",
+        """
+        from collections import OrderedDict, deque
+        table = {"z": {"deep": [1, 2]}}
+        names = ["a"]
+        seen = {1, 2}
+        ordered = OrderedDict(x=1)
+        recent = deque([1], 3)
+        same = names
+        """,
+    )
+
+    def look(_: object) -> tuple[Any, ...]:
+        found = conf.table, conf.names, conf.seen, conf.ordered, list(conf.recent), conf.same is conf.names
+        return found
+
+    assert one(look) == look(0)
+    conf.table["a"] = 1
+    conf.table["z"]["deep"].append(3)
+    conf.names.append("b")
+    conf.seen.discard(1)
+    conf.ordered["y"] = 2
+    conf.recent.append(7)
+    assert one(look) == look(0)
+    conf.table.clear()
+    assert one(look) == look(0)
+
+
+def test_an_object_that_two_modules_have(one: One, make: Make) -> None:
+    base = make("w_base", "class Settings:\n    debug = False\nsettings = Settings()\nlimits = {}\n")
+    user = make(
+        "w_user", "from w_base import limits, settings\ndef look(_):\n    return settings.debug, limits"
+    )
+    assert one(user.look) == (False, {})
+    base.settings.debug = True
+    base.limits["most"] = 5
+    assert one(user.look) == (True, {"most": 5})
+    assert one(lambda _: user.settings is base.settings) is True
+
+
+def test_functions_that_were_replaced(one: One, make: Make) -> None:
+    module = make("w_fetch", "def fetch(x):\n    return 'real'\ndef use(x):\n    return fetch(x)\n")
+
+    def fake(x: int) -> str:
+        return f"fake {x}"
+
+    assert one(module.use) == "real"
+    with mock.patch.object(module, "fetch", fake):
+        assert one(module.use) == "fake 1"
+    assert one(module.use) == "real"
+    with mock.patch("w_fetch.fetch", return_value="mocked"):
+        assert one(module.use) == "mocked"
+    with mock.patch("w_fetch.fetch", side_effect=KeyError("no")), pytest.raises(KeyError):
+        one(module.use)
+    with mock.patch("w_fetch.fetch", autospec=True, return_value="specified"):
+        assert one(module.use) == "specified"
+    with mock.patch.object(module, "fetch", len), pytest.raises(TypeError):
+        one(module.use)
+    assert one(module.use) == "real"
+
+
+def test_a_function_of_another_module_that_nothing_else_uses(one: One, make: Make) -> None:
+    module = make("w_target", "def fetch(x):\n    return 'real'\ndef use(x):\n    return fetch(x)\n")
+    assert one(module.use) == "real"
+    make("w_source", "def fetch(x):\n    return 'other'\n")
+    with mock.patch.object(module, "fetch", sys.modules["w_source"].fetch):
+        assert one(module.use) == "other"
+    assert one(module.use) == "real"
+
+
+def test_on_workers_that_have_seen_each_state(one: One, make: Make) -> None:
+    """Not only on one that imports the module while the state holds."""
+
+    def on_all(func: Callable[[Any], Any]) -> set[Any]:
+        return {one(func) for _ in range(5)}  # on one worker, then on the other
+
+    module = make("w_each", "def fetch(x):\n    return 'real'\n")
+    assert on_all(lambda x: module.fetch(x)) == {"real"}
+    module.added = "new"  # type: ignore[attr-defined]
+    assert on_all(lambda _: module.added) == {"new"}
+    del module.added
+    assert on_all(lambda _: hasattr(module, "added")) == {False}
+    make("w_each_source", "def fetch(x):\n    return 'other'\n")
+    with mock.patch.object(module, "fetch", sys.modules["w_each_source"].fetch):
+        assert on_all(lambda x: module.fetch(x)) == {"other"}
+    assert on_all(lambda x: module.fetch(x)) == {"real"}
+
+
+def test_a_wrapper_that_looks_like_what_it_wraps(one: One, make: Make) -> None:
+    import functools
+
+    module = make("w_wrapped", "def double(x):\n    return 2 * x\n")
+    original = module.double
+
+    @functools.wraps(original)
+    def wrapper(x: int) -> int:
+        return 100 + original(x)
+
+    module.double = wrapper
+    assert one(lambda x: module.double(x)) == 102
+    module.double = original
+    assert one(lambda x: module.double(x)) == 2
+
+
+def test_classes(one: One, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(
+        "w_client",
+        """
+        class Client:
+            timeout = 5
+            seen = []
+            def get(self, x):
+                return "real", self.timeout, self.seen
+        """,
+    )
+    assert one(lambda x: module.Client().get(x)) == ("real", 5, [])
+    monkeypatch.setattr(module.Client, "timeout", 7)
+    module.Client.seen.append(1)
+    assert one(lambda x: module.Client().get(x)) == ("real", 7, [1])
+    monkeypatch.setattr(module.Client, "get", lambda self, x: ("fake", x))
+    assert one(lambda x: module.Client().get(x)) == ("fake", 1)
+    monkeypatch.undo()
+    assert one(lambda x: module.Client().get(x)) == ("real", 5, [1])
+
+
+def test_a_registry_that_the_script_adds_to(one: One, make: Make) -> None:
+    module = make("w_plugins", "def upper(x):\n    return x.upper()\nplugins = {'upper': upper}\n")
+    module.plugins["twice"] = lambda x: x * 2
+    assert one(lambda _: [plugin("a") for plugin in module.plugins.values()]) == ["A", "aa"]
+    assert one(lambda _: module.plugins["upper"] is module.upper) is True
+
+
+def test_what_functions_keep_in_a_module_stays(place: str, make: Make) -> None:
+    module = make("w_cache", "import threading\nlock = threading.Lock()\nmodel = None\nfactor = 1\n")
+
+    def use(_: object) -> bool:
+        loaded = module.model is not None
+        with module.lock:
+            module.model = "dear"
+        return loaded
+
+    assert True in list(parallel(range(12), partition_size=1).map(use))
+    assert True in list(parallel(range(12), partition_size=1).map(use))
+    module.factor = 2
+    assert list(parallel(range(12), partition_size=1).map(use)).count(False) <= 1
+
+
+def test_a_module_that_only_the_function_imports(one: One, make: Make) -> None:
+    make("w_lazily", "value = 1\n")
+    sys.modules["w_lazily"].value = 5
+
+    def use(_: object) -> int:
+        import w_lazily
+
+        return int(w_lazily.value)
+
+    assert one(use) == 5
+
+
+# Code ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reload", [True, False], ids=["reloaded", "not reloaded"])
+def test_code_that_was_edited_is_new_on_every_worker(
+    place: str, make: Make, tmp_path: Path, reload: bool
+) -> None:
+    name = f"w_helper_{place}_{reload}"
+    path = tmp_path / f"{name}.py"
+    module = make(name, "FACTOR = 1\ndef f(x):\n    return x + FACTOR\n")
+    make(f"{name}_user", f"from {name} import f\ndef g(x):\n    return f(x)\n")
+    user = sys.modules[f"{name}_user"]
+    for factor in range(1, 4):
+        path.write_text(f"FACTOR = {factor}\ndef f(x):\n    return x + FACTOR\n")
+        if reload and factor > 1:
+            _forget_bytecode(path)
+            importlib.reload(module)
+        right = [x + factor for x in range(100)]
+        assert list(parallel(range(100), partition_size=5).map(module.f)) == right
+        assert list(parallel(range(100), partition_size=5).map(user.g)) == right
+        assert list(parallel(range(10), partition_size=5, timeout=60).map(user.g)) == right[:10]
+
+
+def _forget_bytecode(path: Path) -> None:
+    """The script would reload the old one, if both files are of the same second and size."""
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+
+
+def test_code_of_a_package_that_was_edited(place: str, make: Make, tmp_path: Path) -> None:
+    package = f"w_package_{place}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("from .inner import f\n")
+    inner = make(f"{package}.inner", "def f(x):\n    return 'old'\n")
+    top = sys.modules[package]
+    assert set(parallel(range(20), partition_size=1).map(lambda x: top.f(x))) == {"old"}
+    (tmp_path / package / "inner.py").write_text("def f(x):\n    return 'new and longer'\n")
+    importlib.reload(inner)
+    importlib.reload(top)
+    assert set(parallel(range(20), partition_size=1).map(lambda x: top.f(x))) == {"new and longer"}
+    assert set(parallel(range(20), partition_size=1).map(lambda x: top.inner.f(x))) == {"new and longer"}
+    sys.modules.pop(package)
+
+
+def test_a_module_that_only_functions_import_is_edited(place: str, make: Make, tmp_path: Path) -> None:
+    name = f"w_unseen_{place}"
+    make(name, "def f(x):\n    return 1\n")
+    del sys.modules[name]
+
+    def use(_: object) -> int:
+        return int(importlib.import_module(name).f(0))
+
+    if place == "bare":
+        pytest.skip("what only a name in a text leads to does not travel")
+    assert set(parallel(range(20), partition_size=1).map(use)) == {1}
+    (tmp_path / f"{name}.py").write_text("def f(x):\n    return 2\n")
+    assert set(parallel(range(20), partition_size=1).map(use)) == {2}
+
+
+# As scripts do ------------------------------------------------------------------------------------
+
+
+def test_a_script_that_changes_its_settings_first(scripts: Scripts) -> None:
+    scripts.write("settings.py", "factor = 1\ntable = {}\nclass Mode:\n    fast = False\nmode = Mode()\n")
+    scripts.write("deeper.py", "from settings import table\nimport settings\n")
+    text = """
+    import settings, deeper
+    from parcoll import parallel
+    settings.factor = 10
+    settings.table["a"] = 1
+    settings.mode.fast = True
+    settings.Mode.fast = None
+    def look(x):
+        return x * settings.factor, deeper.table, settings.mode.fast, deeper.settings.Mode.fast
+    print(*parallel([1]).map(look))
+    print(*parallel([1], timeout=30).map(look))
+    """
+    assert scripts.run_file(text) == "(10, {'a': 1}, True, None)\n" * 2
+
+
+def test_evaluations_at_the_top_of_a_module_that_is_being_imported(scripts: Scripts) -> None:
+    scripts.write(
+        "job.py",
+        """
+        from parcoll import parallel
+        factor = 3
+        def f(x):
+            return x * factor
+        results = list(parallel([1, 2]).map(f))
+        later = 5
+        """,
+    )
+    text = """
+    import job
+    from parcoll import parallel
+    print(job.results, list(parallel([1]).map(lambda x: x + job.later)))
+    """
+    assert scripts.run_file(text) == "[3, 6] [6]\n"
+
+
+def test_two_threads_evaluate_while_a_third_changes_a_module(place: str, make: Make) -> None:
+    module = make("w_threads", "value = 0\n")
+    wrong: list[Any] = []
+
+    def evaluate() -> None:
+        for _ in range(10):
+            found = set(parallel(range(4), partition_size=1).map(lambda _: module.value))
+            if not all(isinstance(value, int) for value in found):
+                wrong.append(found)
+
+    threads = [threading.Thread(target=evaluate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        module.value += 1
+    assert wrong == []

@@ -1,0 +1,101 @@
+"""A function finds in a worker's `__main__` what the script has; classes are as the script made them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from script_texts import CLASSES, PLUGINS, WORLD
+from scripts import Scripts, lines
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
+
+TEXTS = {"world": (WORLD, "33 questions\n"), "classes": (CLASSES, "40 questions\n")}
+
+
+def ask(scripts: Scripts, name: str, *arguments: str, stdin: bool = False, **env: str) -> None:
+    """Run one of the scripts; it has nothing to tell."""
+    text, expected = TEXTS[name]
+    scripts.write("plugins.py", PLUGINS)
+    script = scripts.write("script.py", text)
+    given = arguments or ("-" if stdin else str(script),)
+    # A fork server listens on a socket there, whose path must not be longer than 107 bytes.
+    process = scripts.start(*given, stdin=-1, env=env | {"TMPDIR": tempfile.gettempdir()})
+    out, err = process.communicate(text if stdin else None, timeout=120)
+    assert (out, err, process.returncode) == (expected, "", 0), out + err
+    if name == "world":
+        assert lines(scripts.folder / "runs") == ["run"]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("way", ["file", "timeout", "-c", "-m", "stdin"])
+def test_a_function_finds_what_the_script_has(scripts: Scripts, way: str, name: str) -> None:
+    arguments = {"-c": ("-c", TEXTS[name][0]), "-m": ("-m", "script")}.get(way, ())
+    env = {"PROBE_TIMEOUT": "1"} if way == "timeout" else {}
+    ask(scripts, name, *arguments, stdin=way == "stdin", **env)
+
+
+def test_a_notebook_s_kernel_has_them(scripts: Scripts) -> None:
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    scripts.write("plugins.py", PLUGINS)
+    for name, (text, _) in TEXTS.items():
+        scripts.write(f"{name}.py", text)
+    notebook = """
+        from jupyter_client.manager import start_new_kernel
+        manager, client = start_new_kernel()
+        def show(message):
+            if message["msg_type"] in ("stream", "error"):
+                print(message["content"].get("text") or message["content"]["evalue"], end="")
+        for name in ("world", "classes"):
+            client.execute_interactive(open(name + ".py").read(), timeout=100, output_hook=show)
+        client.stop_channels()
+        manager.shutdown_kernel()
+    """
+    script = scripts.write("notebook.py", notebook)
+    process = scripts.start(script, env={"TMPDIR": tempfile.gettempdir()})  # as above
+    out, err = process.communicate(timeout=200)
+    assert "Traceback" not in err, err
+    assert out == "".join(expected for _, expected in TEXTS.values()), err
+
+
+def test_what_no_function_names_is_not_sent_where_it_is_large(scripts: Scripts) -> None:
+    out = scripts.run_file(
+        """
+        from parcoll import connect, parallel
+        unused = bytearray(300 * 2**20)
+        rows = [bytes(1000) for _ in range(200_000)]
+        with connect(n_workers=2) as connection:
+            list(parallel(range(10)).map(lambda x: x + 1))
+            from parcoll.world.namespace import of_main
+            assert len(of_main()) < 20_000, len(of_main())
+            for _ in range(5):
+                assert list(parallel(range(10)).map(lambda x: x + 1)) == list(range(1, 11))
+            # What one names is there, and what one finds by text is told as what it is.
+            assert list(parallel([1]).map(lambda x: len(unused))) == [300 * 2**20]
+            (found,) = parallel([1]).map(lambda x: "rows" in globals())
+            assert not found
+        print("done")
+        """
+    )
+    assert out == "done\n"
+
+
+def test_a_module_that_a_script_imports_is_imported_where_it_is_used(scripts: Scripts) -> None:
+    scripts.write(
+        "heavy.py", "import os\nopen('loaded', 'a').write(f'{os.getpid()}\\n')\ndef work(x): return x + 1\n"
+    )
+    out = scripts.run_file(
+        """
+        import os, heavy
+        from heavy import work
+        from parcoll import connect, parallel
+        def uses(x): return work(heavy.work(x))
+        with connect(n_workers=2):
+            assert list(parallel(range(4), partition_size=1).map(lambda x: x * 2)) == [0, 2, 4, 6]
+            print(len(open("loaded").readlines()))
+            assert list(parallel(["uses"]).map(lambda name: globals()[name](1))) == [3]
+            print(len(open("loaded").readlines()))
+        """
+    )
+    assert out == "1\n2\n"

@@ -1,0 +1,90 @@
+"""What notes the imports of a process is in the way of none of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_first_import_noted_may_be_that_of_python_s_own_tables() -> None:
+    """Python 3.13 imports a module while it fills the table that tells which modules are the user's own."""
+    script = """
+import sys
+from parcoll.world.takeover import watch_imports
+watch_imports()
+import json.tool, sysconfig
+assert sysconfig.get_path("stdlib")
+from parcoll.wire.own_modules import is_own_spec
+assert not is_own_spec(json.tool.__spec__)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+HELPERS = """
+import importlib, sys, threading, types, zlib
+from parcoll.wire.codec import by_reference, by_value
+from parcoll.world import takeover
+from parcoll.world.content import Content
+from parcoll.world.own_state import ModuleState, OwnState
+begun, may_end = threading.Event(), threading.Event()
+shared = types.ModuleType("shared")
+shared.begun, shared.may_end = begun, may_end
+sys.modules["shared"] = shared
+def state(**contents):
+    packed = by_reference(ModuleState(contents, frozenset()))
+    return OwnState("1", zlib.compress(by_reference({"one": packed})))
+"""
+
+
+def run(folder: Path, script: str) -> None:
+    subprocess.run([sys.executable, "-c", HELPERS + script], check=True, timeout=60, cwd=folder)
+
+
+def test_a_second_thread_waits_until_the_first_has_taken_over(tmp_path: Path) -> None:
+    """Both have the same program; else its function would see what the import gave."""
+    (tmp_path / "one.py").write_text("value = 1\n")
+    (tmp_path / "slow.py").write_text("import shared\nshared.begun.set()\nshared.may_end.wait()\nthing = 2\n")
+    run(
+        tmp_path,
+        """
+import one
+given = state(value=Content("reference", b"slow:thing"))
+first = threading.Thread(target=takeover.take_over, args=(given,))
+first.start()
+begun.wait()
+seen = []
+second = threading.Thread(target=lambda: (takeover.take_over(given), seen.append(one.value)))
+second.start()
+second.join(0.5)
+assert not seen, seen
+may_end.set()
+second.join()
+assert seen == [2], seen
+""",
+    )
+
+
+def test_a_module_that_is_imported_meanwhile_is_waited_for_by_nobody_who_waits_for_it(tmp_path: Path) -> None:
+    """Who imports it holds its import lock; who takes over asks for this module."""
+    (tmp_path / "one.py").write_text("value = 1\n")
+    (tmp_path / "slow.py").write_text("import shared\nshared.begun.set()\nshared.may_end.wait()\nthing = 2\n")
+    run(
+        tmp_path,
+        """
+import one
+takeover.watch_imports()
+importing = threading.Thread(target=importlib.import_module, args=("slow",), daemon=True)
+importing.start()
+begun.wait()
+taking = threading.Thread(
+    target=takeover.take_over, args=(state(value=Content("reference", b"slow:thing")),), daemon=True
+)
+taking.start()
+taking.join(0.3)
+may_end.set()
+taking.join(20)
+importing.join(20)
+assert one.value == 2 and not importing.is_alive()
+""",
+    )

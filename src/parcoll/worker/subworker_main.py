@@ -96,13 +96,13 @@ def main(
     make_main(Script())  # in place of the code that started this process
     marks = Marks(marks_fd)
     marks.numbers[6] = resident_bytes(os.getpid())
-    served = _Served(marks, standin.prepare(answers_fd, marks))
+    channel = standin.prepare(answers_fd, marks)
     gc.freeze()  # what functions make is found sooner
     gc.enable()
     for descriptor in (socket_fd, marks_fd):
         os.set_inheritable(descriptor, False)
     with contextlib.suppress(ending.ProcessEnds):
-        _serve(socket_fd, served, name)
+        _serve(socket_fd, _Served(marks, channel), name)
         standin.close()
     ending.end()
 

@@ -97,7 +97,8 @@ def test_what_functions_left_open_is_whole(scripts: Scripts, end: str, where: st
 
 
 def test_it_is_whole_where_each_worker_has_several_threads(scripts: Scripts) -> None:
-    end = "with connect(n_workers=1, threads_per_worker=3):\n        " + RUN
+    end = "with connect(n_workers=1, threads_per_worker=3):\n        list(parallel([0]).map(write))\n        "
+    end += RUN.replace("range(100)", "range(1, 100)")  # the first one alone: `begin` is for one thread
     scripts.run(scripts.write("script.py", KEEP + "\n    " + end))
     assert content(scripts.folder, "gzip-*") == list(range(100))
     assert len(list(scripts.folder.glob("finally-*"))) == 1
@@ -298,7 +299,7 @@ def test_ctrl_c_leaves_what_was_written_whole(scripts: Scripts) -> None:
         try:
             for x in parallel([0, 1, 100], partition_size=1).map(stay):
                 if x == 1:
-                    signal.raise_signal(signal.SIGINT)
+                    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         except KeyboardInterrupt:
             pass
         print(list(parallel([0]).map(lambda x: x)))

@@ -100,7 +100,8 @@ def test_it_is_whole_where_each_worker_has_several_threads(scripts: Scripts) -> 
     end = "with connect(n_workers=1, threads_per_worker=3):\n        list(parallel([0]).map(write))\n        "
     end += RUN.replace("range(100)", "range(1, 100)")  # the first one alone: `begin` is for one thread
     scripts.run(scripts.write("script.py", KEEP + "\n    " + end))
-    assert content(scripts.folder, "gzip-*") == list(range(100))
+    # Threads may share no gzip file, and `print` writes a line in two parts.
+    assert content(scripts.folder, "binary-*") == list(range(100))
     assert len(list(scripts.folder.glob("finally-*"))) == 1
 
 

@@ -197,13 +197,13 @@ def test_programs_that_tasks_started_end_too(start: Any, connect: Any, mark: str
 def test_without_the_kernel_s_help_a_child_sees_that_its_template_is_gone() -> None:
     """The way of macOS, and of no use to a worker that holds the GIL."""
     script = """
-        from parcoll.local import host_main
-        host_main.die_with_parent = lambda template: False
+        from parcoll import system
+        system.die_with_parent = lambda template: False
         of_template, template_lives = os.pipe()
         template = os.getpid()
         if os.fork() == 0:
             os.close(template_lives)
-            host_main._die_with(template, of_template)
+            system.die_with(template, of_template)
             print("up", flush=True)
             time.sleep(60)
         time.sleep(60)

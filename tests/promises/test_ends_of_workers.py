@@ -10,6 +10,7 @@ import gzip
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def content(folder: Path, pattern: str) -> list[int]:
     return sorted(found)
 
 
+def wait(results: Iterator[Any]) -> None:
+    with contextlib.suppress(ParcollError):  # the cluster is closed meanwhile
+        next(results)
+
+
 @pytest.mark.parametrize("where", ["", "isolated"])
 @pytest.mark.parametrize("end", ENDS)
 def test_what_functions_left_open_is_whole(scripts: Scripts, end: str, where: str) -> None:
@@ -128,7 +134,7 @@ def test_a_function_that_still_runs_is_unwound(tmp_path: Path, ways: str) -> Non
 
     with connect(n_workers=1):
         results = iter(parallel([0, 1], partition_size=1, **settings).map(never_ends))
-        threading.Thread(target=lambda: next(results, None), daemon=True).start()
+        threading.Thread(target=wait, args=(results,), daemon=True).start()
         assert eventually((tmp_path / "begun").exists, 20)
         started = time.monotonic()
     assert time.monotonic() - started < 50, "it was waited for"
@@ -154,12 +160,7 @@ def test_a_function_does_not_delay_the_end(tmp_path: Path, body: str) -> None:
 
     with connect(n_workers=1):
         results = iter(parallel([0]).map(never_ends))
-
-        def wait() -> None:
-            with contextlib.suppress(ParcollError):
-                next(results)
-
-        threading.Thread(target=wait, daemon=True).start()
+        threading.Thread(target=wait, args=(results,), daemon=True).start()
         assert eventually((tmp_path / "begun").exists, 20)
         time.sleep(0.1)
         started = time.monotonic()

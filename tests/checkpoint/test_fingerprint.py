@@ -277,3 +277,13 @@ def test_what_cannot_be_compared_counts_with_its_type(make: Callable[[], Any]):
     itself: list[Any] = []
     itself.append(itself)
     assert digest.of_elements([itself]) == digest.of_elements([itself])
+
+
+def test_a_class_is_the_same_when_objects_of_it_were_pickled() -> None:
+    """Python notes at the class then which slots it has."""
+    text = "class Point:\n def __init__(self): self.x = 1\ndef func(x): return Point()"
+    func = compiled(text)
+    before = of_function(func)
+    func(0).__reduce_ex__(2)
+    assert "__slotnames__" in vars(type(func(0)))
+    assert of_function(func) == before

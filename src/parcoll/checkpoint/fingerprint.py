@@ -39,6 +39,7 @@ _INCIDENTAL = frozenset(
         *("__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__"),
         *("__annotations_cache__", "__parameters__", "__orig_bases__", "__abstractmethods__", "_abc_impl"),
         *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
+        "__slotnames__",  # which Python notes when an object of the class is pickled
     }
 )
 
@@ -253,10 +254,11 @@ def _order(value: Any) -> tuple[str, str, str]:
     kind = type(value).__qualname__
     if type(value) in digest.SCALARS:
         return kind, repr(value), ""
-    name = inspect.getattr_static(value, "__qualname__", None)
-    if not isinstance(name, str):
-        return kind, digest.of_value(value).hex(), ""
-    return kind, name, _held(value) if isinstance(value, FunctionType) else ""
+    if isinstance(value, FunctionType):
+        return kind, value.__qualname__, _held(value)
+    if isinstance(value, (type, BuiltinFunctionType)):
+        return kind, f"{value.__module__}.{value.__qualname__}", ""
+    return kind, digest.of_value(value).hex(), ""
 
 
 def _held(func: FunctionType) -> str:

@@ -85,7 +85,8 @@ def register(client: Any, lose: Lose) -> None:
     """
     with _lock:
         _told.setdefault(client, []).append(weakref.WeakMethod(lose))
-        installed = _installed.get(client.scheduler_comm)
+        stream = client.scheduler_comm  # None where the scheduler was lost just now
+        installed = None if stream is None else _installed.get(stream)
     if installed is not None:
         with contextlib.suppress(TimeoutError):
             installed.result(INSTALL_SECONDS)

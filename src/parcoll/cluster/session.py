@@ -194,7 +194,9 @@ class DistributedSession:
                 continue
             job, outcome = item
             sent_ahead = self._ahead is not None and self._ahead.forget(job)
-            if isinstance(outcome, Outcome):
+            if isinstance(outcome, Outcome) and outcome.unprogrammed:
+                self._send_otherwise(job, outcome)
+            elif isinstance(outcome, Outcome):
                 found.append(self._received(job, outcome))
             elif outcome is Lost.WITH_WORKER:
                 try:
@@ -230,6 +232,14 @@ class DistributedSession:
             "its functions ran beside them"
         )
         found.append((job, Outcome(failure=Failure.of(error, f"in {job.name}"), lost=True)))
+
+    def _send_otherwise(self, job: Job, outcome: Outcome) -> None:
+        """Send a job again whose program could not be read in shared memory, and the program in a message."""
+        if self._link.sharing is not None and outcome.unshared is not None:
+            self._link.sharing.stop(outcome.unshared)
+        if self._shared.lent is not None:
+            self._shared.lent, self._program = None, None
+        self._submit([job])
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
         replay(loads(outcome.records) if outcome.records else ())

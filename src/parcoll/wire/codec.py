@@ -162,7 +162,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, value: Any) -> Any:
         """Reduce what cloudpickle would lose."""
-        if not isinstance(value, REDUCED):
+        if not issubclass(type(value), REDUCED):  # not `isinstance`, which asks the object: it may raise
             return NotImplemented
         reduction = reduced(value)
         if reduction is not NotImplemented:
@@ -218,10 +218,10 @@ class _InPart(ByValue):
 
     def reducer_override(self, value: Any) -> Any:
         """Replace what cannot be pickled."""
-        if isinstance(value, LOCKS):
+        if issubclass(type(value), LOCKS):
             return type(value) if isinstance(value, type(threading.RLock())) else threading.Lock, ()
         reduced = super().reducer_override(value)
-        if reduced is not NotImplemented or isinstance(value, (type, FunctionType)):
+        if reduced is not NotImplemented or issubclass(type(value), (type, FunctionType)):
             return reduced
         if type(value) in self.dispatch_table:
             return NotImplemented

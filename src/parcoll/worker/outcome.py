@@ -39,6 +39,7 @@ class Outcome:
     results: Payload | None = None
     failure: Failure | None = None
     unshared: str | None = None  # why shared memory could not be used; None if it could
+    unprogrammed: bool = False  # by the program, which lay there: nothing was begun
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
     records: bytes = b""  # packed; what was logged and not sent before
@@ -149,8 +150,14 @@ def broken(what: str, error: BaseException) -> Outcome:
     return Outcome(failure=Failure.of(failure, what))
 
 
+class UnreadError(OSError):
+    """A program that lies in shared memory cannot be read there. It is sent once more, in a message."""
+
+
 def unloadable_chain(error: BaseException) -> Outcome:
     """Return the outcome of a partition whose program cannot be unpickled."""
+    if isinstance(error, UnreadError):
+        return Outcome(complete=False, unshared=str(error), unprogrammed=True)
     return broken("the worker could not load the chain", error)
 
 

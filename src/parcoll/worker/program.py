@@ -21,6 +21,7 @@ from parcoll.wire.payload import Fetched, Packed, Payload, Plain, Shared, Sharin
 from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold
+from parcoll.worker.outcome import UnreadError
 from parcoll.worker.sinks import Results, Sink
 from parcoll.world import ending, takeover
 from parcoll.world.namespace import CODEC, pack_program
@@ -102,9 +103,12 @@ class SharedProgram:
         return lent
 
     def _fetch(self) -> None:
-        """Copy out of shared memory what was lent; OSError if the evaluation has ended."""
+        """Copy out of shared memory what was lent; UnreadError if that cannot be read, or is gone."""
         assert self.lent is not None
-        packed, self.world, self.modules, self.script = self.lent.load()
+        try:
+            packed, self.world, self.modules, self.script = self.lent.load()
+        except OSError as error:
+            raise UnreadError(str(error)) from error
         self.packed = Fetched(packed.head, *packed.buffers)  # not copied again
 
     def load(self) -> Program:

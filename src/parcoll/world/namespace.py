@@ -120,7 +120,7 @@ _kept: dict[str, _Kept] = {}
 
 def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
     """Return the entry of one name; None where it does not travel."""
-    if isinstance(value, ModuleType):
+    if issubclass(type(value), ModuleType):
         return _entry_of_module(value)
     stamp = _stamp(value, names)
     kept = _kept.get(name)
@@ -142,7 +142,7 @@ def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
                 if used in names
             }
             content = pickler.file.getvalue()
-            noted = isinstance(value, type) and is_noted(value)
+            noted = issubclass(type(value), type) and is_noted(value)
             entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted)
     if stamp is not None:
         _kept[name] = _Kept(value, stamp, entry)
@@ -187,7 +187,7 @@ def _stamp(value: Any, names: dict[str, Any]) -> Any:
         return _stamp(value.__func__, names)
     if kind is property:
         return tuple(_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part) or None
-    if isinstance(value, type):
+    if issubclass(type(value), type):
         if is_named(value):
             return id(value)
         stamps = [id(value), value.__bases__]
@@ -226,14 +226,16 @@ class _Look:
             return len(value) <= ENTRY_BYTES
         if kind in _SCALARS or kind is object or kind in (FunctionType, BuiltinFunctionType, range, slice):
             return True
-        if isinstance(value, type):
+        if issubclass(type(value), type):
             return True
         self._parts += 1
         if self._parts > PARTS:
             return False
         if kind in (list, tuple, set, frozenset) or kind.__module__ == "collections" or kind is dict:
-            return self._are_plain(value) and (not isinstance(value, dict) or self._are_plain(value.values()))
-        if isinstance(value, functools.partial):
+            return self._are_plain(value) and (
+                not issubclass(type(value), dict) or self._are_plain(value.values())
+            )
+        if issubclass(type(value), functools.partial):
             return self._are_plain((value.func, *value.args, *value.keywords.values()))
         if kind.__module__ in ("functools", "logging"):
             return kind.__name__ in ("_lru_cache_wrapper", "Logger")
@@ -253,7 +255,7 @@ class _Look:
         own = {name for base in kind.__mro__ if base.__module__ == "__main__" for name in vars(base)}
         if own & {"__reduce__", "__reduce_ex__", "__getstate__", "__getattr__", "__getattribute__"}:
             return False  # code of the user's would run that nobody has asked for
-        if isinstance(value, (tuple, list, set, frozenset, dict)) and not self._are_plain(value):
+        if issubclass(type(value), (tuple, list, set, frozenset, dict)) and not self._are_plain(value):
             return False
         return self._are_plain(tuple(getattr(value, "__dict__", {}).values()))
 
@@ -271,12 +273,12 @@ class _Pickler(ByValue):
 
     def reducer_override(self, value: Any) -> Any:
         """Name what has a name, in the script or in another module."""
-        if isinstance(value, (FunctionType, type)) and value is not self._value:
+        if issubclass(type(value), (FunctionType, type)) and value is not self._value:
             name = value.__name__
             if value.__module__ == "__main__" and self._script.get(name) is value:
                 return script.named, (name,)
         reduced = super().reducer_override(value)
-        if reduced is NotImplemented and isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+        if reduced is NotImplemented and issubclass(type(value), (FunctionType, BuiltinFunctionType, type)):
             self.needs.add(str(value.__module__))
         return reduced
 

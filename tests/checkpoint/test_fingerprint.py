@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import importlib
 import os
 import subprocess
@@ -287,3 +288,64 @@ def test_a_class_is_the_same_when_objects_of_it_were_pickled() -> None:
     func(0).__reduce_ex__(2)
     assert "__slotnames__" in vars(type(func(0)))
     assert of_function(func) == before
+
+
+class Cached:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    @functools.cached_property
+    def double(self) -> int:
+        return 2 * self.x
+
+    def __hash__(self) -> int:
+        self._hash = hash(self.x)
+        return self._hash
+
+
+def test_an_object_is_the_same_when_it_has_computed_something_of_itself() -> None:
+    def fingerprint_of(value: Any) -> Any:
+        return of_function(lambda: value)
+
+    cached = Cached(1)
+    before, as_data = fingerprint_of(cached), digest.of_value(cached)
+    assert (cached.double, hash(cached)) == (2, 1)
+    assert (fingerprint_of(cached), digest.of_value(cached)) == (before, as_data)
+    assert fingerprint_of(Cached(2)) != before
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1, 2.5]}, index=pandas.date_range("2024-01-01", periods=2))
+    before = fingerprint_of(frame)
+    str(frame), frame.index.is_unique, frame["a"].sum()
+    assert fingerprint_of(frame) == before
+    assert fingerprint_of(frame.assign(a=[1, 3.0])) != before
+    assert fingerprint_of(frame.set_index(frame.index.shift(1))) != before
+
+
+MODEL = """
+import pydantic
+from parcoll.checkpoint.fingerprint import of_function
+class Settings(pydantic.BaseModel):
+    factor: int = {factor}
+    name: str = "a"
+    @pydantic.field_validator("name", mode={mode!r})
+    @classmethod
+    def check(cls, value): return value{end}
+given = Settings(factor=3)
+print(of_function(lambda: (Settings, given)))
+"""
+
+
+def test_a_pydantic_model_is_the_same_in_every_process() -> None:
+    """Its schema and its validators hold addresses; its fields and what its validators do count."""
+    pytest.importorskip("pydantic")
+
+    def fingerprint(seed: int = 0, factor: int = 2, mode: str = "before", end: str = "") -> str:
+        code = MODEL.format(factor=factor, mode=mode, end=end)
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    assert fingerprint() == fingerprint(seed=1)
+    others = [fingerprint(factor=3), fingerprint(mode="after"), fingerprint(end=".strip()")]
+    assert len({fingerprint(), *others}) == 4

@@ -14,7 +14,9 @@ value that has more than `MAX_NODES` parts.
 from __future__ import annotations
 
 import copyreg
+import functools
 import hashlib
+import inspect
 import marshal
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,6 +28,8 @@ MARSHAL = 2  # the last version in which neither identity of objects nor interni
 MAX_DEPTH = 60  # of containers and objects within each other
 MAX_NODES = 100_000  # containers and objects in one value
 SIZE = 16  # bytes of a digest
+# Attributes in which objects keep what they have computed of themselves: those of pandas, of attrs, of most.
+CACHES = frozenset({"_attrs_cached_hash", "_cache", "_cached_hash", "_hash", "_item_cache"})
 
 
 def of_elements(elements: Sequence[Any]) -> bytes:
@@ -121,6 +125,7 @@ class Walk:
         if isinstance(reduced, str):
             return (..., "named", class_name(kind), reduced)
         make, arguments, state, items, pairs = reduced
+        state = lasting(kind, state)
         return (
             ...,
             class_name(kind),
@@ -208,6 +213,23 @@ def _sorted_pairs(pairs: Collection[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 def _first(pair: tuple[Any, Any]) -> Any:
     return pair[0]
+
+
+def lasting(kind: type, state: Any) -> Any:
+    """Return an object's state without what it has computed of itself, and can compute again."""
+    if type(state) is tuple:
+        parts = [(part, lasting(kind, part)) for part in state]
+        # A dict that held nothing else is left out: an object that has computed nothing has none.
+        return tuple(left for part, left in parts if left is part or left)
+    if type(state) is not dict:
+        return state
+    computed = {name for name in state if name in CACHES or _is_computed(kind, name)}
+    return {name: value for name, value in state.items() if name not in computed} if computed else state
+
+
+def _is_computed(kind: type, name: object) -> bool:
+    found = inspect.getattr_static(kind, name, None) if isinstance(name, str) else None
+    return isinstance(found, functools.cached_property)
 
 
 def _reduced(value: Any) -> str | list[Any]:

@@ -15,6 +15,7 @@ do not depend on PYTHONHASHSEED. What cannot be compared (an open file, a lock) 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import inspect
@@ -39,6 +40,7 @@ _INCIDENTAL = frozenset(
         *("__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__"),
         *("__annotations_cache__", "__parameters__", "__orig_bases__", "__abstractmethods__", "_abc_impl"),
         *("__dataclass_fields__", "__dataclass_params__", "__match_args__"),
+        *("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__", "__signature__"),
         "__slotnames__",  # which Python notes when an object of the class is pickled
     }
 )
@@ -204,6 +206,7 @@ class _Walk(digest.Walk):
         # Without `Generic` and `ABC`, which hold nothing and may stand before a class that does.
         installed = (base for base in kind.__mro__ if not is_own_module(base.__module__))
         below = next(base for base in installed if base.__module__ not in ("abc", "typing"))
+        state = digest.lasting(kind, state)
         return (..., "own", self.apart(kind), self.pairs(state.items(), 0), self._content(value, below))
 
     def _content(self, value: Any, kind: type) -> Any:
@@ -228,6 +231,7 @@ class _Walk(digest.Walk):
             own |= {name: member.value for name, member in kind.__members__.items()}
         if is_own_module(type(kind).__module__):
             own["metaclass"] = type(kind)
+        own |= _of_pydantic(own)
         bases = [self.apart(base) for base in kind.__bases__]
         return (..., "own class", kind.__name__, bases, self.pairs(own.items(), 0))
 
@@ -268,6 +272,24 @@ def _held(func: FunctionType) -> str:
         with contextlib.suppress(ValueError):  # the cell is still empty
             cells.append(cell.cell_contents)
     return digest.of_value([code.co_code, code.co_names, code.co_consts, func.__defaults__, cells]).hex()
+
+
+def _of_pydantic(own: dict[str, Any]) -> dict[str, Any]:
+    """Return what pydantic keeps of a model's validators and serializers, without the addresses of classes.
+
+    What it derives of that and of the fields is left out (`_INCIDENTAL`).
+    """
+    decorators = own.get("__pydantic_decorators__")
+    if not dataclasses.is_dataclass(decorators):
+        return {}
+    kinds = {field.name: getattr(decorators, field.name) for field in dataclasses.fields(decorators)}
+    found = {kind: by_name for kind, by_name in kinds.items() if isinstance(by_name, dict)}
+    settings = {
+        f"{kind}.{name}": getattr(decorator, "info", None)
+        for kind, by_name in found.items()
+        for name, decorator in by_name.items()
+    }
+    return {"__pydantic_decorators__": settings}
 
 
 def _enum_table(name: str) -> bool:

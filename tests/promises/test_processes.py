@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -24,6 +25,15 @@ from scripts import append, lines
 
 import parcoll
 from parcoll import Connection, connect, parallel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracker(leaves_no_trace: None) -> Iterator[None]:
+    """Have a process that tracks this one's shared memory, and end it with the module."""
+    resource_tracker.ensure_running()
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
 
 WAYS = {"in the worker": {}, "beside it": {"timeout": 60}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.resource_tracker import ResourceTracker
 
@@ -13,7 +14,13 @@ import pytest
 from parcoll.local.tracker import Tracker
 from parcoll.world import family
 
-resource_tracker.ensure_running()  # a process of this one's own, which stays until it ends
+
+@pytest.fixture(scope="module", autouse=True)
+def tracker(leaves_no_trace: None) -> Iterator[None]:
+    """Have a process that tracks this one's shared memory, and end it with the module."""
+    resource_tracker.ensure_running()
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def test_a_resource_tracker_still_writes_to_the_descriptor_that_it_was_given() -> None:

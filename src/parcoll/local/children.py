@@ -193,16 +193,17 @@ def run_worker(number: int, address: str, options: HostOptions) -> NoReturn:
         # two workers would mix.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     threading.stack_size(STACK_BYTES)  # of other threads than the main one
-    ending.end_at_signal()
     pool = MainThreadPoolExecutor() if options.threads_per_worker == 1 else None
     serving = partial(_serve_worker, number, address, options, pool)
-    with contextlib.suppress(ending.ProcessEnds):
+
+    def work() -> None:
         threading.Thread(target=_run_loop, args=(serving,), name="parcoll-worker", daemon=True).start()
         if pool is not None:
             pool.serve()
         else:
             threading.Event().wait()
-    ending.end()
+
+    ending.after(work)
 
 
 def _run_loop(serving: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -91,20 +91,21 @@ def main(
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's process's to handle
-    ending.end_at_signal()
     programs.isolated = True
     make_main(Script())  # in place of the code that started this process
-    marks = Marks(marks_fd)
-    marks.numbers[6] = resident_bytes(os.getpid())
-    channel = standin.prepare(answers_fd, marks)
-    gc.freeze()  # what functions make is found sooner
-    gc.enable()
-    for descriptor in (socket_fd, marks_fd):
-        os.set_inheritable(descriptor, False)
-    with contextlib.suppress(ending.ProcessEnds):
+
+    def work() -> None:
+        marks = Marks(marks_fd)
+        marks.numbers[6] = resident_bytes(os.getpid())
+        channel = standin.prepare(answers_fd, marks)
+        gc.freeze()  # what functions make is found sooner
+        gc.enable()
+        for descriptor in (socket_fd, marks_fd):
+            os.set_inheritable(descriptor, False)
         _serve(socket_fd, _Served(marks, channel), name)
         standin.close()
-    ending.end()
+
+    ending.after(work)
 
 
 def _serve(socket_fd: int, served: _Served, name: str) -> None:

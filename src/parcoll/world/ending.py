@@ -49,7 +49,18 @@ _deadline = math.inf
 _ending = threading.Lock()  # held by the thread that ends the process
 
 
-def end_at_signal() -> None:
+def after(work: Callable[[], object]) -> NoReturn:
+    """Do this process's work until it is done, or SIGTERM comes; then end the process as a script does."""
+    try:
+        with contextlib.suppress(ProcessEnds):
+            _end_at_signal()
+            work()
+        end()
+    except ProcessEnds:  # it came between the two
+        end()
+
+
+def _end_at_signal() -> None:
     """Have SIGTERM end this process as `end` does, even while its main thread is in a call of C."""
     signals, written = os.pipe()
     os.set_blocking(written, False)
@@ -104,7 +115,7 @@ def _status() -> int:
 def _interrupt(*_: object) -> None:
     """Handle SIGTERM: the function that runs is unwound, and nothing that comes of it is told."""
     global told
-    if _ending.locked():
+    if told or _ending.locked():  # raised once: `_watch` sees to it where that was caught
         return
     told = True
     with contextlib.suppress(BaseException):

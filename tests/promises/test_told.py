@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest) -> Connection:
         lambda p: p.map(str).filter(None).count(),
         lambda p: p.map(str).reduce(operator.add),
         lambda p: p.unordered().map(str).foreach(len),
-        lambda p: p.unordered().take(2),
+        lambda p: p.unordered().take(3),
     ],
 )
 def test_a_collection_has_the_numbers_of_what_was_evaluated_through_it(evaluate: Callable[[Any], Any]):

@@ -155,6 +155,7 @@ class DistributedSession:
         ticket = Ticket(self._topic, key) if self._topic is not None else None
         isolated = job.isolated or self._isolated
         if isinstance(job, Join):
+            self._check_parts(job)
             previous = None if job.previous is None else link.resolve(job.previous)
             parts = [link.resolve(part) for part in job.parts]
             join = join_isolated if isolated else join_kept
@@ -214,12 +215,21 @@ class DistributedSession:
                     "lost, or the scheduler cannot unpickle one of its tasks"
                 )
             elif self._link.connected:
-                raise ClusterLostError(
-                    f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what "
-                    "it had of this evaluation is gone"
-                )
+                raise self._restarted()
             else:
                 raise self._link.lost()
+
+    def _restarted(self) -> ClusterLostError:
+        return ClusterLostError(
+            f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what it had "
+            "of this evaluation is gone"
+        )
+
+    def _check_parts(self, job: Join) -> None:
+        """Fail where what is to be joined is gone: it is of this evaluation, which can begin again."""
+        for part in (job.previous, *job.parts):
+            if isinstance(part, KeptOnCluster) and part.future.cancelled() and self._link.connected:
+                raise self._restarted()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
         """Send a job again whose worker died; after the second one, in a way that the next does not."""

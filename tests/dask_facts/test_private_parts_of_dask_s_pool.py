@@ -10,7 +10,8 @@ from distributed import threadpoolexecutor, worker
 from distributed.worker_state_machine import RescheduleEvent, SecedeEvent, WorkerState
 
 from parcoll import Connection
-from parcoll.local.main_thread import MainThreadPoolExecutor, key_of, level_of
+from parcoll.local.levels import key_of, level_of
+from parcoll.local.main_thread import MainThreadPoolExecutor
 
 
 def test_dask_s_pool_has_the_parts_that_ours_puts_others_in_the_place_of() -> None:

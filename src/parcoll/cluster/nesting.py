@@ -8,7 +8,8 @@ from typing import Any
 
 import distributed
 
-from parcoll.local.main_thread import MainThreadPoolExecutor, Running, current_task
+from parcoll.local.levels import Running
+from parcoll.local.main_thread import MainThreadPoolExecutor, current_task
 
 _in_task = threading.local()
 

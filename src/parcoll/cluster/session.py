@@ -20,7 +20,7 @@ from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
-from parcoll.local.main_thread import key_of
+from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import threading
 import time
 import traceback
@@ -30,6 +29,7 @@ from distributed.threadpoolexecutor import rejoin as rejoin_pool
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker_state_machine import RescheduleEvent, SecedeEvent
 
+from parcoll.local.levels import Running, level_of
 from parcoll.world import ending
 
 T = TypeVar("T")
@@ -37,35 +37,6 @@ T = TypeVar("T")
 HELD_SECONDS = (0.02, 0.64)  # that a task is held back before another worker may have it; doubled each time
 SPARE_SECONDS = 10.0  # after which it runs in another thread: the main one waits for what is no task
 MOST_HELD = 1000  # tasks whose times are remembered
-_OUR_KEY = re.compile(r"-\d+-\d+-(\d+)-\d+$")
-
-
-def key_of(words: str, token: str, level: int, number: int) -> str:
-    """Return the key of a task of ours: `token` is two numbers, and level 0 is that of the user's process."""
-    return f"{words}-{token}-{level}-{number}"
-
-
-def level_of(key: object) -> int | None:
-    """Return the level of a task of ours, None of any other."""
-    found = _OUR_KEY.search(key) if isinstance(key, str) else None
-    return int(found[1]) if found else None
-
-
-class Running:
-    """A task of this worker, and what it has begun: of a user's own tasks the level is 0."""
-
-    __slots__ = ("evaluations", "key", "level", "over", "placed", "seceded", "thread")
-
-    def __init__(self, key: Any, level: int, placed: bool) -> None:
-        self.key = key
-        self.level = level
-        self.placed = (
-            placed  # runs in the main thread, or in one that waits; others in any thread of the pool
-        )
-        self.thread = 0
-        self.over = False
-        self.evaluations = 0  # that go on within it
-        self.seceded = False  # by the first of them
 
 
 _running: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -123,6 +94,8 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
         self._threads.add(self._main)
         self._stack: list[_Work] = []  # what the main thread is within
         self._placed: list[_Work] = []  # tasks of ours that have not begun
+        self._coming: list[Running] = []  # admitted ones that dask has not submitted yet
+        self._stuck: list[_Work] = []
         self._waits: list[_Wait] = []  # the main thread's first
 
     # In dask's loop --------------------------------------------------------------------------------
@@ -130,10 +103,43 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
     def admits(self, level: int) -> bool:
         """Tell whether a task of ours would begin at once."""
         with self._lock:
+            ahead = [*self._coming, *(work.running for work in self._placed if work.running)]
             if not self._stack:
-                return not self._placed and self._main in self._threads
-            highest = max((work.running.level for work in self._placed if work.running), default=-1)
+                return not ahead and not self._placed and self._main in self._threads
+            highest = max((running.level for running in ahead), default=-1)
             return any(highest <= wait.level < level for wait in self._waits)
+
+    @contextlib.contextmanager
+    def expecting(self, running: Running) -> Iterator[None]:
+        """Have no other task be admitted to the place of one that dask is about to submit."""
+        if running.placed:
+            with self._lock:
+                self._coming.append(running)
+        try:
+            yield
+        finally:
+            self._has_come(running)
+
+    def _has_come(self, running: Running) -> None:
+        with self._lock:
+            if running in self._coming:
+                self._coming.remove(running)
+
+    def spare(self) -> None:
+        """Have tasks run in another thread that begin nowhere: the main one waits for what is no task.
+
+        Only those that were so at the last call too, some seconds ago.
+        """
+        with self._lock:
+            stuck = [work for work in self._placed if work.running and work.running.level > 0]
+            if self._waits or self._main in self._threads:
+                stuck = []
+            for work in stuck:
+                if work in self._stuck:
+                    self._placed.remove(work)
+                    self._work_queue.put(work)
+            self._stuck = stuck
+        self._adjust_thread_count()
 
     def spares(self, level: int, held_seconds: float) -> bool:
         """Tell whether a task is to run in another thread, since the main one waits for what is no task."""
@@ -149,6 +155,7 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
             self._work_queue.put(work)
             self._adjust_thread_count()
             return work.future
+        self._has_come(running)
         with self._lock:
             self._placed.append(work)
             if not self._stack:
@@ -317,6 +324,7 @@ class Worker(distributed.Worker):
         self._pool = executor
         self._held: dict[Any, tuple[float, float]] = {}  # since when, and for how long the next time
         self._changed = asyncio.Event()
+        self._sparing: asyncio.Task[None] | None = None
         self.is_holding = 0  # tasks, at this moment
         executor.worker = self
         executor.changed = self._on_change
@@ -331,8 +339,17 @@ class Worker(distributed.Worker):
                 return RescheduleEvent(key=key, stimulus_id=stimulus_id)
             self._held.pop(key, None)
             placed = self._pool.admits(level)
-        _running.set(Running(key, level or 0, placed))
-        return await super().execute(key, stimulus_id=stimulus_id)
+        if self._sparing is None:
+            self._sparing = asyncio.ensure_future(self._spare_stuck())
+        running = Running(key, level or 0, placed)
+        _running.set(running)
+        with self._pool.expecting(running):
+            return await super().execute(key, stimulus_id=stimulus_id)
+
+    async def _spare_stuck(self) -> None:
+        while True:
+            await asyncio.sleep(SPARE_SECONDS / 2)
+            self._pool.spare()
 
     def _let_others_begin(self, key: Any) -> None:
         """Tell dask that a task does not take the worker's one slot, for others must be able to begin."""

@@ -6,6 +6,7 @@ On other systems the functions that need this kernel do nothing, and return Fals
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -83,7 +84,9 @@ def leave_to_forks(number: int) -> None:
         masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
 
     def in_child() -> None:
-        if signal.getsignal(number) is handler:  # and not one of a function's
+        current = signal.getsignal(number)
+        # Not one of a function's. That of `dask worker` is asyncio's, and does nothing in a fork.
+        if current is handler or getattr(current, "__module__", None) == "asyncio.unix_events":
             signal.signal(number, signal.SIG_DFL)
         after()
 
@@ -91,6 +94,13 @@ def leave_to_forks(number: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
     os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
+
+
+@functools.cache
+def leave_sigterm_to_forks() -> None:
+    """Do that for SIGTERM, once in a process that others have started."""
+    if hasattr(os, "register_at_fork"):
+        leave_to_forks(signal.SIGTERM)
 
 
 def how_ended(code: int) -> str:

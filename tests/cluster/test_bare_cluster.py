@@ -214,6 +214,23 @@ def test_functions_of_this_module_travel_by_name_with_it(bare: BareCluster) -> N
         assert list(parallel(range(3)).map(twice)) == [0, 2, 4]
 
 
+def test_what_a_function_forks_there_ends_by_sigterm(bare: BareCluster) -> None:
+    """As `multiprocessing.Pool` ends its own; the handler of `dask worker` does nothing in a fork."""
+
+    def end_one(_: int) -> int:
+        import multiprocessing
+        import time
+
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        child.start()
+        child.terminate()
+        child.join(20)
+        return child.exitcode or 0
+
+    with connect(bare.file):
+        assert list(parallel(range(4), partition_size=1).map(end_one)) == [-15] * 4
+
+
 def twice(x: int) -> int:
     return 2 * x
 

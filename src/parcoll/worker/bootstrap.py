@@ -69,6 +69,9 @@ class Bootstrap(WorkerPlugin):
         exec(compile(self.installer, "parcoll/wire/modules.py", "exec"), names)
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
         names["install"](self.sources)
+        from parcoll.system import leave_sigterm_to_forks  # lazy: it may have come just now
+
+        leave_sigterm_to_forks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.text, self.installer, self.sources, self.python)

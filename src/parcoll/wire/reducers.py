@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -53,7 +54,10 @@ def is_named(value: Any) -> bool:
 
 
 # Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
-REDUCED = (type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper)
+REDUCED = (
+    *(type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper),
+    weakref.WeakKeyDictionary,
+)
 
 
 def reduced(value: Any) -> Any:
@@ -65,6 +69,8 @@ def reduced(value: Any) -> Any:
             return NotImplemented
         parameters = value.cache_parameters()
         return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
+    if type(value) is weakref.WeakKeyDictionary:  # since Python 3.13 dispatching methods hold one
+        return weakref.WeakKeyDictionary, (dict(value),)
     if isinstance(value, CodeType):
         return _with_filename(value)
     if isinstance(value, FunctionType) and value.__code__ is _DISPATCHES and not is_named(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ def pythons() -> list[str]:
     """Return the versions of Python that parcoll is for and that this machine has, the oldest first."""
     # Behind the others, so that no other command changes: nox's own Python, and all those that pyenv keeps,
     # whose commands run only those of them that somebody has chosen.
-    of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin")
-    more = [Path(sys.executable).parent, *sorted(of_pyenv)]
+    more = [Path(sys.executable).parent]
+    root = os.environ.get("PYENV_ROOT")
+    if root is None and (pyenv := shutil.which("pyenv")):
+        root = subprocess.run([pyenv, "root"], capture_output=True, text=True).stdout.strip()
+    more += sorted(Path(root, "versions").glob("*/bin")) if root else []
     os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, more)])
     found = [version for version in ("3.11", "3.12", "3.13", "3.14") if is_here(version)]
     return found or [f"{sys.version_info.major}.{sys.version_info.minor}"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+import forks
 import pytest
 import yaml
 from bare import LACKING, BareCluster, bare_cluster, tls_options
@@ -216,19 +217,8 @@ def test_functions_of_this_module_travel_by_name_with_it(bare: BareCluster) -> N
 
 def test_what_a_function_forks_there_ends_by_sigterm(bare: BareCluster) -> None:
     """As `multiprocessing.Pool` ends its own; the handler of `dask worker` does nothing in a fork."""
-
-    def end_one(_: int) -> int:
-        import multiprocessing
-        import time
-
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
-        child.start()
-        child.terminate()
-        child.join(20)
-        return child.exitcode or 0
-
     with connect(bare.file):
-        assert list(parallel(range(4), partition_size=1).map(end_one)) == [-15] * 4
+        assert list(parallel(range(4), partition_size=1).map(forks.ended)) == [-signal.SIGTERM] * 4
 
 
 def twice(x: int) -> int:

@@ -21,8 +21,8 @@ def bare(leaves_no_trace: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield cluster
 
 
-def evaluates() -> None:
-    assert list(parallel(range(20)).map(lambda x: x + 1)) == list(range(1, 21))
+def evaluates() -> bool:
+    return list(parallel(range(20)).map(lambda x: x + 1)) == list(range(1, 21))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def evaluates() -> None:
 )
 def test_an_address_may_be_written_as_dask_takes_it(bare: BareCluster, written: Any):
     with connect(written(bare.address)):
-        evaluates()
+        assert evaluates()
 
 
 def test_a_file_of_that_name_counts_before_a_host(
@@ -45,7 +45,7 @@ def test_a_file_of_that_name_counts_before_a_host(
     monkeypatch.chdir(tmp_path)
     Path("host:8786").write_text(bare.file.read_text())
     with connect("host:8786"):
-        evaluates()
+        assert evaluates()
 
 
 class Gateway(TCPBackend):  # type: ignore[misc]
@@ -85,15 +85,15 @@ def test_a_scheme_that_another_package_has_taught_dask(bare: BareCluster, monkey
         connect(address)
     monkeypatch.setitem(registry.backends, "gateway", Gateway())
     with connect(address):
-        evaluates()
+        assert evaluates()
     with connect(OnlyAddress(address)):
-        evaluates()
+        assert evaluates()
 
 
 def test_an_object_that_gives_a_client(bare: BareCluster):
     with bare.client() as client:
         with connect(OnlyClient(client)):
-            evaluates()
+            assert evaluates()
         assert client.status == "running", "it is its owner's to close"
 
 
@@ -118,5 +118,5 @@ def test_a_temporary_directory_that_is_not_there_yet_is_made(tmp_path: Path, mon
     monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(folder))
     with connect(n_workers=1):
         assert list(folder.glob("parcoll-*"))
-        evaluates()
+        assert evaluates()
     assert not list(folder.iterdir())

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from scripts import Scripts, append, eventually, lines
 
@@ -277,18 +278,9 @@ def test_processes_that_functions_start_leave_no_warning(scripts: Scripts, metho
 
 
 def test_a_process_that_a_function_forks_is_ended_by_a_signal_as_any_other() -> None:
-    def end_one(_: int) -> int:
-        import multiprocessing
-
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
-        child.start()
-        child.terminate()
-        child.join(10)
-        return child.exitcode or 0
-
     with connect(n_workers=1):
-        assert list(parallel([0, 1]).map(end_one)) == [-signal.SIGTERM] * 2
-        assert list(parallel([0], timeout=60).map(end_one)) == [-signal.SIGTERM]
+        assert list(parallel([0, 1]).map(forks.ended)) == [-signal.SIGTERM] * 2
+        assert list(parallel([0], timeout=60).map(forks.ended)) == [-signal.SIGTERM]
 
 
 def test_ctrl_c_leaves_what_was_written_whole(scripts: Scripts) -> None:

@@ -167,6 +167,27 @@ def test_a_closure_is_unpickled_once_a_worker_and_nowhere_else(
     assert max(counts.values()) == 1
 
 
+def test_of_large_closures_a_worker_keeps_those_whose_evaluations_go_on(
+    cluster: Connection, tmp_path: Path
+) -> None:
+    """Several at once are each unpickled once; of those that have ended, the last one at most stays."""
+    balls = [Ballast(tmp_path / f"trace-{n}", 200_000) for n in range(4)]
+    streams = [iter(parallel(range(60), partition_size=1).map(ball)) for ball in balls]
+    for x in range(60):
+        assert [next(stream) for stream in streams] == [x + 200_000] * 4
+    for n in range(4):
+        assert max(Counter(lines(tmp_path / f"trace-{n}")).values()) == 1
+    del streams
+    assert parallel(range(40), partition_size=1).map(balls[0]).count() == 40
+
+    def kept() -> int:
+        from parcoll.worker.program import _lent_here
+
+        return len(_lent_here)
+
+    assert set(client_of(cluster).run(kept).values()) == {1}
+
+
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_large_closure_travels_apart_from_the_tasks(
     cluster: Connection, tmp_path: Path, shares: bool

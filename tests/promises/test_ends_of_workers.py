@@ -29,6 +29,7 @@ KEEP = """
     folder = Path(__file__).parent
     settings = {"timeout": 60} if "isolated" in sys.argv else {}
     kept = {}
+    ballast = bytes(100_000 if "large" in sys.argv else 0)
 
     class Lines:
         def __init__(self):
@@ -64,7 +65,7 @@ KEEP = """
         kept["binary"].write(b"%d\\n" % x)
         print(x, file=kept["gzip"])
         kept["lines"].lines.append(f"{x}\\n")
-        return x
+        return x + len(ballast) * 0
 """
 RUN = "list(parallel(range(100), partition_size=5, **settings).map(write))\n"
 ENDS = {
@@ -91,9 +92,10 @@ def wait(results: Iterator[Any]) -> None:
         next(results)
 
 
-@pytest.mark.parametrize("where", ["", "isolated"])
+@pytest.mark.parametrize("where", ["", "isolated", "large", "large isolated"])
 @pytest.mark.parametrize("end", ENDS)
 def test_what_functions_left_open_is_whole(scripts: Scripts, end: str, where: str) -> None:
+    """Also where the function is large, so that it lies in shared memory."""
     file = scripts.write("script.py", KEEP + "\n    " + ENDS[end].replace("RUN", RUN))
     scripts.start(file, *where.split()).wait(60)
     assert eventually(lambda: not scripts.processes(), 10)

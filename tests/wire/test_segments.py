@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,21 @@ def test_another_process_reads_and_writes_it_by_its_address() -> None:
     assert isinstance(result, Span)
     assert result.read() == [b"cba", (b"!" + b"z" * (MB - 1)) * 4]
     assert span.read() == [b"abc", b"z" * MB]
+
+
+def test_a_closed_segment_that_is_given_back_touches_no_other_file(tmp_path: Path) -> None:
+    """The garbage collector closes it first where it finds it together with the evaluation that has it."""
+    pool = Segments()
+    for give_back in (segments.Segment.end_use, segments.Segment.give_back):
+        segment = pool.take()
+        number = segment.address.descriptor
+        segment._closing()
+        content = tmp_path / "other"
+        content.write_bytes(b"")
+        other = os.open(content, os.O_RDWR)
+        os.dup2(other, number)
+        give_back(segment)
+        assert pool.take() is not segment
+        assert content.read_bytes() == b""
+        for descriptor in {other, number}:
+            os.close(descriptor)

@@ -24,7 +24,7 @@ from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
-from parcoll.wire.payload import SHARED_BYTES, Packed, Payload, Shared
+from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
@@ -82,7 +82,7 @@ class DistributedSession:
         self._shared = SharedProgram(packed, self._token, world, modules, script=script)
         large = self._shared.nbytes > EMBEDDED_BYTES
         self._shared.cached = not large
-        self._lent: Payload | None = None  # where a large program lies in shared memory
+        self._lent: Shared | None = None  # where a large program lies in shared memory
         # Kept results may have to be made again when the evaluation has ended, and need the program then.
         if large and link.sharing is not None and not keep:
             self._lent = self._shared.lend(link.sharing)
@@ -272,8 +272,8 @@ class DistributedSession:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
-        if isinstance(self._lent, Shared) and self._lent.segment is not None:
-            self._lent.segment.give_back()
+        if self._lent is not None and self._lent.segment is not None:
+            self._lent.segment.end_use()
         # Other tasks may have run in this thread meanwhile.
         if self._entered is not None and self._entered.leave() and self._shared.world is not None:
             enter(self._shared.world)

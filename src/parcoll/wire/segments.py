@@ -66,6 +66,14 @@ class Address(NamedTuple):
                 _mappings.popitem(last=False)  # it is unmapped when nobody copies from it any more
         return memoryview(mapping)
 
+    def is_valid(self) -> bool:
+        """Tell whether the segment is there, for this use."""
+        try:
+            self.map(HEADER)
+        except OSError:
+            return False
+        return True
+
     def _open(self, size: int) -> mmap.mmap:
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -194,7 +202,7 @@ class Segment:
     def __init__(self, pool: Segments) -> None:
         self._pool = pool
         self._descriptor = os.memfd_create("parcoll", os.MFD_CLOEXEC)
-        weakref.finalize(self, _close, os.getpid(), self._descriptor)
+        self._closing = weakref.finalize(self, _close, os.getpid(), self._descriptor)
         self.renew()
 
     def renew(self) -> None:
@@ -205,6 +213,15 @@ class Segment:
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the descriptor is the segment's still.
+
+        The garbage collector closes a segment before it ends the evaluation that has it, where it finds both
+        at once. The number of the descriptor may be another file's by then.
+        """
+        return self._closing.alive
+
+    @property
     def nbytes(self) -> int:
         """How much memory the segment takes."""
         return os.fstat(self._descriptor).st_blocks * 512
@@ -212,6 +229,13 @@ class Segment:
     def write(self, parts: Sequence[Any]) -> Span:
         """Copy `parts` into the segment, behind the header."""
         return _write(self.address, HEADER, parts)
+
+    def end_use(self) -> None:
+        """Give the segment back, and have those who know of it see that at once."""
+        if self.is_open:
+            with contextlib.suppress(BlockingIOError):  # a worker writes to it
+                self.renew()
+        self.give_back()
 
     def give_back(self) -> None:
         """Let another partition use the segment; nobody may read or write it any more."""
@@ -247,7 +271,9 @@ class Segments:
                 return segment
 
     def take_back(self, segment: Segment) -> None:
-        """Keep a segment for another partition, unless that would be too much memory."""
+        """Keep a segment for another partition, unless that would be too much memory, or it is closed."""
+        if not segment.is_open:
+            return
         with self._lock:
             room = IDLE_BYTES - sum(idle.nbytes for idle in self._idle)
             if segment.nbytes <= room and not self._closed:

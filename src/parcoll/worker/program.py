@@ -28,7 +28,6 @@ from parcoll.world.namespace import CODEC, pack_program
 from parcoll.world.world import World, enter
 
 PYTHON = sys.version_info[:2]
-CACHED_LARGE = 2  # larger ones that it keeps loaded, of those that lie in shared memory
 CACHED = 4  # programs that a worker keeps loaded; each was at most EMBEDDED_BYTES when packed
 
 
@@ -81,7 +80,7 @@ class SharedProgram:
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
         script: bytes = b"",
-        lent: Payload | None = None,
+        lent: Shared | None = None,
     ) -> None:
         self.packed = packed
         self.token = token
@@ -94,13 +93,17 @@ class SharedProgram:
         self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
-    def lend(self, sharing: Sharing) -> Payload | None:
+    def lend(self, sharing: Sharing) -> Shared | None:
         """Have the program travel through shared memory; return what it lies in, None if it cannot."""
         lent = sharing.pack((self.packed, self.world, self.modules, self.script))
         if not isinstance(lent, Shared):
             return None
         self.lent, self.cached = lent, False
         return lent
+
+    def is_wanted(self) -> bool:
+        """Tell whether the evaluation of a program that was lent goes on."""
+        return self.lent is not None and self.lent.span.address.is_valid()
 
     def _fetch(self) -> None:
         """Copy out of shared memory what was lent; UnreadError if that cannot be read, or is gone."""
@@ -196,19 +199,23 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 _cache: OrderedDict[str, tuple[Program, Script | None]] = OrderedDict()
-_lent_here: OrderedDict[str, SharedProgram] = OrderedDict()
+_lent_here: dict[str, SharedProgram] = {}
 _loading = threading.local()
 # Reentrant: unpickling runs user code (`__setstate__`, imports) that may evaluate a chain itself.
 _cache_lock = threading.RLock()
 
 
-def _lent(lent: Payload, token: str, python: tuple[int, int]) -> SharedProgram:
-    """Return the program that lies in shared memory: one object in each process."""
+def _lent(lent: Shared, token: str, python: tuple[int, int]) -> SharedProgram:
+    """Return the program that lies in shared memory: one object in each process.
+
+    It is kept until another one comes and its own evaluation has ended, which its segment tells.
+    """
     with _cache_lock:
-        found = _lent_here.pop(token, None)
-        _lent_here[token] = found or SharedProgram(None, token, cached=False, python=python, lent=lent)
-        while len(_lent_here) > CACHED_LARGE:
-            _lent_here.popitem(last=False)
+        if token not in _lent_here:
+            ended = [other for other, program in _lent_here.items() if not program.is_wanted()]
+            for other in ended:
+                del _lent_here[other]
+            _lent_here[token] = SharedProgram(None, token, cached=False, python=python, lent=lent)
         return _lent_here[token]
 
 
@@ -240,7 +247,7 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-ending.forgets.append(_cache.clear)
+ending.forgets += [_cache.clear, _lent_here.clear]
 
 
 def packed_program(program: Program) -> tuple[Packed, bytes]:

@@ -175,7 +175,6 @@ class Answers:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.theirs.setblocking(True)  # also where the script has set a default timeout
         self.slot = Slot()
-        self.has_client = False  # which is closed when the process is to end
         self._objects: dict[int, tuple[Any, int]] = {}  # with how often the process was told of each
         self._numbers: dict[int, int] = {}  # by the identity of the object
         self._last = WORKER
@@ -254,7 +253,6 @@ class Answers:
 
     def joining(self, worker: Any) -> bytes:
         """Return where the worker's scheduler is, and what lets a client in, which is on no disk."""
-        self.has_client = True
         security = worker.security
         slots = sys.modules["distributed"].Security.__slots__
         fields = {name: getattr(security, name, None) for name in slots}

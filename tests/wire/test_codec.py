@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 import subprocess
 import sys
 import types
+import weakref
 
 import cloudpickle
 import numpy as np
 import pytest
 from cloudpickle import cloudpickle as internals
 
-from parcoll import parallel
+from parcoll import SerializationError, parallel
 from parcoll.wire import codec
 from parcoll.wire.codec import dumps, loads
 from parcoll.wire.payload import Packed
@@ -175,3 +177,41 @@ def test_a_function_s_traceback_names_its_file(cluster):
     with pytest.raises(ZeroDivisionError) as raised:
         list(parallel([0]).map(lambda x: 1 / x))
     assert str(raised.traceback[-1].path) == __file__
+
+
+class Shown:
+    def __init__(self, n):
+        self.n = n
+
+    @functools.singledispatchmethod
+    def show(self, x):
+        return "object", self.n
+
+    @show.register
+    def _(self, x: int):
+        return "int", self.n
+
+
+class More(Shown): ...
+
+
+def test_a_dispatching_method_that_was_used_travels_with_its_object(cluster, monkeypatch):
+    """Since Python 3.13 it remembers its objects by weak references."""
+    monkeypatch.setattr(Shown, "__module__", "__main__")  # so that it goes by value
+    monkeypatch.setattr(More, "__module__", "__main__")
+    shown, more = Shown(3), More(4)
+    assert (shown.show(1), more.show("a")) == (("int", 3), ("object", 4))
+    right = [("int", 3), ("object", 3)]
+    assert list(parallel([1, "a"]).map(lambda x: shown.show(x))) == right
+    assert list(parallel([1, "a"], timeout=60).map(shown.show)) == right
+    assert list(parallel([shown, more]).map(lambda element: element.show(None))) == [
+        ("object", 3),
+        ("object", 4),
+    ]
+
+
+def test_a_weak_dictionary_is_refused_since_what_it_holds_would_be_gone(cluster):
+    key = Shown(1)
+    weak = weakref.WeakKeyDictionary({key: 1})
+    with pytest.raises(SerializationError, match="it uses weak"):
+        list(parallel([1]).map(lambda x: len(weak)))

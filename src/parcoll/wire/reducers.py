@@ -56,7 +56,7 @@ def is_named(value: Any) -> bool:
 # Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
 REDUCED = (
     *(type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper),
-    weakref.WeakKeyDictionary,
+    functools.singledispatchmethod,
 )
 
 
@@ -69,12 +69,15 @@ def reduced(value: Any) -> Any:
             return NotImplemented
         parameters = value.cache_parameters()
         return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
-    if type(value) is weakref.WeakKeyDictionary:  # since Python 3.13 dispatching methods hold one
-        return weakref.WeakKeyDictionary, (dict(value),)
+    if isinstance(value, functools.singledispatchmethod):
+        return _dispatching_method(value)
     if isinstance(value, CodeType):
         return _with_filename(value)
     if isinstance(value, FunctionType) and value.__code__ is _DISPATCHES and not is_named(value):
         return _dispatching(value)
+    if isinstance(value, FunctionType) and value.__code__ is _DISPATCH:
+        names = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+        return _dispatch_by, (dict(names["registry"].cell_contents),)
     return NotImplemented
 
 
@@ -115,6 +118,7 @@ def _nothing(*_: Any) -> None:
 
 
 _DISPATCHES = functools.singledispatch(_nothing).__code__  # type: ignore[attr-defined]
+_DISPATCH = functools.singledispatch(_nothing).dispatch.__code__
 
 
 def _dispatching(func: Any) -> Any:
@@ -138,6 +142,27 @@ def _set_dispatching(func: Any, state: tuple[dict[type, Any], dict[str, Any], st
     names = dict(zip(func.__code__.co_freevars, func.__closure__, strict=True))
     if "funcname" in names:  # for the message where it is called without arguments
         names["funcname"].cell_contents = getattr(registry[object], "__name__", "singledispatch function")
+
+
+def _dispatch_by(registry: dict[type, Any]) -> Any:
+    """Return what finds the function for a class; bound dispatching methods hold it since Python 3.13."""
+    made = functools.singledispatch(registry.pop(object))
+    for kind, called in registry.items():
+        made.register(kind, called)
+    return made.dispatch
+
+
+def _dispatching_method(value: functools.singledispatchmethod[Any]) -> Any:
+    """Since Python 3.13 it keeps bound methods, by weak references to their objects."""
+    state = {name: part for name, part in vars(value).items() if name != "_method_cache"}
+    return _new_dispatching_method, (type(value),), state, None, None, _set_attributes
+
+
+def _new_dispatching_method(kind: type[functools.singledispatchmethod[Any]]) -> Any:
+    made: Any = kind.__new__(kind)
+    if sys.version_info >= (3, 13):
+        made._method_cache = weakref.WeakKeyDictionary()
+    return made
 
 
 # Bare objects -------------------------------------------------------------------------------------

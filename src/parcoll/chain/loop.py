@@ -84,7 +84,7 @@ class Chain:
     def _compiled(self, timed: bool) -> list[Loop]:
         return [
             self._holding(start, timed) if self.steps[start].holds else self._compile(start, stop, timed)
-            for start, stop in _segments(self.steps)
+            for start, stop in _stretches(self.steps)
         ]
 
     def _compile(self, start: int, stop: int, timed: bool) -> Loop:
@@ -134,7 +134,7 @@ class Chain:
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
             drawn = _Draws(iter(stream), tally, clock)
             made: Iterator[Any] = iter(())
-            passed, rest = 0, 0.0
+            passed, pause = 0, 0.0
             started = clock()
             try:
                 made = iter(step.stream(drawn, call))
@@ -142,7 +142,7 @@ class Chain:
                     passed += 1
                     paused = clock()
                     yield element
-                    rest += clock() - paused
+                    pause += clock() - paused
             except (Stopped, _EndedError):
                 pass  # noted already; the elements that were held are dropped
             except GeneratorExit:  # the consumer has enough
@@ -153,9 +153,9 @@ class Chain:
                 if isinstance(made, Generator):
                     made.close()
                 tally.passed[position] += passed
-                self.seconds[position] += clock() - started - rest - drawn.seconds
+                self.seconds[position] += clock() - started - pause - drawn.seconds
                 if position == len(self.steps) - 1:
-                    self.seconds[-1] += rest
+                    self.seconds[-1] += pause
 
         return loop
 
@@ -193,7 +193,7 @@ class _Draws:
         return self.last
 
 
-def _segments(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
+def _stretches(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
     """Cut a row of steps into those that share a loop."""
     start = nested = 0
     for position, step in enumerate(steps):

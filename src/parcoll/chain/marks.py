@@ -45,14 +45,14 @@ class Mark(NamedTuple):
     drawn: int  # if it packs results: the index of the source element behind the last one drawn
 
 
-class Verdict(NamedTuple):
+class Precedent(NamedTuple):
     """What to do at a call that has ended processes: fail with `error`, or try again if it is None."""
 
     attempts: int
     error: Exception | None
 
 
-Verdicts = Mapping[Call, Verdict]
+Precedents = Mapping[Call, Precedent]
 
 
 class Marks:
@@ -64,7 +64,7 @@ class Marks:
         self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
 
     @staticmethod
-    def new_page() -> int:
+    def new_memory() -> int:
         """Return the descriptor of new memory, which is on no disk if the system has such memory."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("parcoll-marks")
@@ -110,14 +110,14 @@ class Marks:
 
 
 class Marked:
-    """A step's function that notes each call before it is made, or fails if there is a verdict for it."""
+    """A step's function that notes each call before it is made, or fails if there is a precedent for it."""
 
     def __init__(
         self,
         step: Step,
         position: int,
         marks: Marks,
-        verdicts: Verdicts,
+        precedents: Precedents,
         tally: Tally,
     ) -> None:
         self.__name__ = function_name(step.func)
@@ -128,7 +128,7 @@ class Marked:
         timeout = step.policy.timeout
         self._timeout = math.inf if timeout is None else timeout
         self._numbers, self._times = marks.numbers, marks.times
-        self._verdicts = verdicts
+        self._precedents = precedents
         self._base, self._number = NOWHERE, 0
 
     def __call__(self, element: Any) -> Any:
@@ -136,7 +136,7 @@ class Marked:
         # The usual case, written out: calls of `_arrive` and `_note` would be most of what a timeout costs.
         tally, numbers = self._tally, self._numbers
         base = tally.after - length_hint(tally.iterator) - 1
-        if base == self._base or self._verdicts or self.attempts != 1:
+        if base == self._base or self._precedents or self.attempts != 1:
             self._arrive(base)
             self._note(self._timeout)
         else:
@@ -161,16 +161,16 @@ class Marked:
         self._number = self._number + 1 if base == self._base else 0
         self._base = base
         self.attempts = 1
-        verdict = self._verdicts.get(Call(base, self._step, self._number)) if self._verdicts else None
-        if verdict is None:
+        precedent = self._precedents.get(Call(base, self._step, self._number)) if self._precedents else None
+        if precedent is None:
             return
-        if verdict.error is not None:
-            self.attempts = verdict.attempts
+        if precedent.error is not None:
+            self.attempts = precedent.attempts
             self._note(math.inf)  # to describe the element may end the process too
-            self._tally.tried_before(self._step, verdict.attempts - 1)
-            raise verdict.error
-        self.attempts = verdict.attempts + 1
-        self._tally.tried_before(self._step, verdict.attempts)
+            self._tally.tried_before(self._step, precedent.attempts - 1)
+            raise precedent.error
+        self.attempts = precedent.attempts + 1
+        self._tally.tried_before(self._step, precedent.attempts)
 
     def _note(self, seconds: float) -> None:
         numbers = self._numbers
@@ -242,13 +242,13 @@ class Counting:
             self._times[0] = math.inf
 
 
-def marked(steps: Sequence[Step], marks: Marks, verdicts: Verdicts, tally: Tally) -> list[Step]:
+def marked(steps: Sequence[Step], marks: Marks, precedents: Precedents, tally: Tally) -> list[Step]:
     """Return the steps with functions that note their calls; `tally` is that of the chain made of them."""
     made = []
     for position, step in enumerate(steps):
         kind = MarkedDraw if step.multiplies else Marked
         noting = copy.copy(step)
-        noting.func = kind(step, position, marks, verdicts, tally)
+        noting.func = kind(step, position, marks, precedents, tally)
         made.append(noting)
     return made
 

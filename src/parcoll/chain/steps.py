@@ -20,13 +20,13 @@ class Step:
     """A function, and the way it is applied to each element."""
 
     kind: ClassVar[str]  # the method of the collection that makes it
-    filters: ClassVar[bool] = False  # leaves elements out: its function returns a verdict
+    filters: ClassVar[bool] = False  # leaves elements out: its function tells which
     multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
     may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own
     holds: ClassVar[bool] = False  # keeps elements from one draw to the next: it has `stream`, and no line
 
     # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}
-    # is the variable for what it makes. The timed line of a filter is only its verdict, as {new}, since the
+    # is the variable for what it makes. The timed line of a filter is only its answer, as {new}, since the
     # clock is read before an element is left out.
     line: ClassVar[str] = ""
     timed_line: ClassVar[str] = ""
@@ -102,12 +102,12 @@ class Filter(Step):
 
     @property
     def line(self) -> str:  # type: ignore[override]
-        """The verdict, and what follows from it."""
+        """The answer, and what follows from it."""
         return "if not {x}: continue" if self.func is None else "if not {func}({x}): continue"
 
     @property
     def timed_line(self) -> str:  # type: ignore[override]
-        """The verdict alone."""
+        """The answer alone."""
         return "{new} = not {x}" if self.func is None else "{new} = not {func}({x})"
 
     @property
@@ -116,7 +116,7 @@ class Filter(Step):
         return bool if self.func is None else self.func
 
     def result(self, made: Any, element: Any) -> Any:
-        """Return the element if the verdict is true."""
+        """Return the element if the answer is true."""
         return element if made else SKIP
 
 

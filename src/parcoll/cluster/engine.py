@@ -13,7 +13,7 @@ from parcoll.cluster.receiving import ReportReader
 from parcoll.cluster.sending import current_world
 from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
-from parcoll.watch.publish import Publisher, install_now
+from parcoll.watch.publish import Publisher, add_page_now
 from parcoll.watch.stats import Stats
 from parcoll.wire import modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
@@ -46,7 +46,7 @@ class DistributedEngine:
         self._ship = ship
         self._reports = ReportReader(link) if reporting else None
         self._worker_memory = worker_memory
-        losses.listen(link.client, install=ship is not None or reporting)
+        losses.listen(link.client, add_plugin=ship is not None or reporting)
 
     @property
     def client(self) -> Any:
@@ -62,11 +62,11 @@ class DistributedEngine:
     def dashboard_link(self) -> str | None:
         """The address of dask's dashboard, once our web page beside it is there."""
         if self._reports is None:  # on a local cluster the host has put it there
-            install_now(self.client)
+            add_page_now(self.client)
         link: str = self.client.dashboard_link
         return link
 
-    def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
+    def open(self, program: Program, words: str, keep: bool) -> DistributedSession:
         """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
@@ -74,7 +74,7 @@ class DistributedEngine:
         world = current_world(of_machine=self.link.sharing is not None)
         modules = self._modules(program)
         return DistributedSession(
-            *(self.link, self._reports, packed, modules, script, label, keep, program.stops, world)
+            *(self.link, self._reports, packed, modules, script, words, keep, program.stops, world)
         )
 
     def _modules(self, program: Program) -> bytes:

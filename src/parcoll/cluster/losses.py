@@ -4,7 +4,7 @@ dask runs the tasks of a lost worker again as they are, and fails a task whose w
 But an element may end each worker that runs it. So a session sends its tasks again itself, and after the
 second loss in another way (`worker.isolation`).
 
-A plugin in the scheduler reports losses. It is installed when a client connects, in any scheduler. It travels
+A plugin in the scheduler reports losses. It is added when a client connects, in any scheduler. It travels
 by value, since a scheduler may have no parcoll, so `LossDetector` needs only the standard library and
 distributed.
 """
@@ -27,7 +27,7 @@ from parcoll.log import logger
 
 LOST_TOPIC = "parcoll-lost-workers"
 MAX_KEYS = 1000  # of the tasks that a lost worker had; dask gives a worker only a few at a time
-INSTALL_SECONDS = 5.0  # that an evaluation waits for the plugin; without it dask's own rules hold
+PLUGIN_SECONDS = 5.0  # that an evaluation waits for the plugin; without it dask's own rules hold
 
 
 class LossDetector(SchedulerPlugin):
@@ -53,29 +53,29 @@ class LossDetector(SchedulerPlugin):
 Lose = Callable[[str, list[str]], None]  # gets the worker's address, and the keys of the tasks that it had
 
 # By the client's stream to its scheduler: a client may come back to a new one, which lacks the plugin.
-_installed: weakref.WeakKeyDictionary[Any, Future[None]] = weakref.WeakKeyDictionary()
+_added: weakref.WeakKeyDictionary[Any, Future[None]] = weakref.WeakKeyDictionary()
 _told: weakref.WeakKeyDictionary[Any, list[weakref.WeakMethod[Lose]]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def listen(client: Any, install: bool = True) -> None:
+def listen(client: Any, add_plugin: bool = True) -> None:
     """Have a client hear of lost workers. Returns at once; does nothing the second time.
 
-    `install` puts the plugin into the scheduler. Within a task of a worker it is there already, put there by
-    the client that sent the task.
+    `add_plugin` puts the plugin into the scheduler. Within a task of a worker it is there already, put there
+    by the client that sent the task.
     """
     stream = client.scheduler_comm
     with _lock:
-        if stream is None or stream in _installed:
+        if stream is None or stream in _added:
             return
-        installed = _installed[stream] = Future()
+        added = _added[stream] = Future()
         told = _told.setdefault(client, [])
     client.subscribe_topic(LOST_TOPIC, functools.partial(_heard, told))
-    if install:
+    if add_plugin:
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
-            client.loop.add_callback(_install, client, installed)
+            client.loop.add_callback(_add, client, added)
     else:
-        installed.set_result(None)
+        added.set_result(None)
 
 
 def register(client: Any, lose: Lose) -> None:
@@ -86,10 +86,10 @@ def register(client: Any, lose: Lose) -> None:
     with _lock:
         _told.setdefault(client, []).append(weakref.WeakMethod(lose))
         stream = client.scheduler_comm  # None where the scheduler was lost just now
-        installed = None if stream is None else _installed.get(stream)
-    if installed is not None:
+        added = None if stream is None else _added.get(stream)
+    if added is not None:
         with contextlib.suppress(TimeoutError):
-            installed.result(INSTALL_SECONDS)
+            added.result(PLUGIN_SECONDS)
 
 
 def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, Any]]) -> None:
@@ -105,14 +105,14 @@ def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, A
             lose(lost["worker"], lost["keys"])
 
 
-async def _install(client: Any, installed: Future[None]) -> None:
+async def _add(client: Any, added: Future[None]) -> None:
     try:
         register_plugin = client.scheduler.register_scheduler_plugin
         await register_plugin(plugin=_pickled(), name=LossDetector.name, idempotent=True)
     except Exception as error:  # a scheduler may refuse to unpickle
         logger.info("the scheduler cannot report lost workers: %s: %s", type(error).__name__, error)
     finally:
-        installed.set_result(None)
+        added.set_result(None)
 
 
 @functools.cache

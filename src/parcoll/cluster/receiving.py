@@ -166,7 +166,7 @@ class Receiving:
         for future in lost:
             job = self._pending.pop(future, None) or self._delivering.pop(future, None)
             if job is not None:
-                job.losses.append(worker)
+                job.lost_workers.append(worker)
                 job.handle = None  # without its future, dask does not run the task again as it is
                 self.results.put((job, Lost.WITH_WORKER))
         if lost:  # a collector has the futures too, or a gather, which would have them run again
@@ -246,7 +246,7 @@ class Receiving:
         """Hand an outcome over, unless its job was sent again meanwhile."""
         if (job := self._delivering.pop(future, None)) is not None:
             if outcome is Lost.WITH_WORKER:
-                job.losses.append("")
+                job.lost_workers.append("")
             self.results.put((job, outcome))
 
     def lost(self) -> BaseException:

@@ -80,10 +80,10 @@ class RenewingEngine:
         """The address of the scheduler's dashboard."""
         return self._last().dashboard_link
 
-    def open(self, program: Program, label: str, keep: bool) -> DistributedSession:
+    def open(self, program: Program, words: str, keep: bool) -> DistributedSession:
         """Start an evaluation; waits for a cluster if there is none."""
         self.way.prepare(self.connected())
-        return self.connected().open(program, label, keep)
+        return self.connected().open(program, words, keep)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value."""

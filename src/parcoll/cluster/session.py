@@ -34,7 +34,7 @@ from parcoll.world.world import World, enter
 
 EMBEDDED_BYTES = 64 * 1024  # a larger program is a key of its own, and travels once to each worker
 QUIET_BYTES = 8 * 2**20  # above 10 MB a submission dask warns, with advice that does not apply here
-MAX_LABEL = 100  # characters
+MAX_WORDS = 100  # characters
 # Workers lost by one job. After so many it runs beside its worker: a first one may have died of anything.
 WORKERS_LOST_WITHIN = 2
 MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
@@ -57,7 +57,7 @@ class DistributedSession:
         packed: Packed,
         modules: bytes,
         script: bytes,
-        label: str,
+        words: str,
         keep: bool,
         isolated: bool = False,
         world: World | None = None,
@@ -73,7 +73,7 @@ class DistributedSession:
         self._keep = keep
         self._isolated = isolated
         self._token = f"{link.token}-{next(link.numbers)}"
-        self._words = key_words(label)[:MAX_LABEL].rstrip("-")
+        self._words = key_words(words)[:MAX_WORDS].rstrip("-")
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
@@ -233,13 +233,13 @@ class DistributedSession:
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
         """Send a job again whose worker died; after the second one, in a way that the next does not."""
-        job.isolated = job.isolated or len(job.losses) >= WORKERS_LOST_WITHIN
-        if len(job.losses) <= MAX_WORKERS_LOST:
+        job.isolated = job.isolated or len(job.lost_workers) >= WORKERS_LOST_WITHIN
+        if len(job.lost_workers) <= MAX_WORKERS_LOST:
             self._submit([job])
             return
         error = WorkerLostError(
-            f"{self._words}: {job.name} lost {len(job.losses)} worker processes, one after the other, though "
-            "its functions ran beside them"
+            f"{self._words}: {job.name} lost {len(job.lost_workers)} worker processes, one after the other, "
+            "though its functions ran beside them"
         )
         found.append((job, Outcome(failure=Failure.of(error, f"in {job.name}"), lost=True)))
 

@@ -29,7 +29,7 @@ class Job:
     size: int | None = None  # how many elements it has; None if nobody knows yet
     budget: float | None = None  # seconds; then a worker hands back the elements that it has not begun
     isolated: bool = False  # it runs beside its worker, since one of its elements may have ended others
-    losses: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
+    lost_workers: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it
     saved: Outcome | None = None  # from a checkpoint: then there is nothing to run
@@ -118,7 +118,7 @@ class Engine(Protocol):
     def dashboard_link(self) -> str | None:
         """The address of the scheduler's dashboard; None if there is none."""
 
-    def open(self, program: Program, label: str, keep: bool) -> Session:
+    def open(self, program: Program, words: str, keep: bool) -> Session:
         """Start an evaluation; with `keep`, results stay where they were made, as `Job.handle`."""
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:

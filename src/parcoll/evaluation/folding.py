@@ -164,8 +164,8 @@ class _Joining:
             self._busy = False
             self._value = job.handle
             self._recorder.add_join(outcome)
-            if job.losses:
-                self._recorder.recover(job.losses)
+            if job.lost_workers:
+                self._recorder.recover(job.lost_workers)
             if outcome.failure is not None:
                 raise outcome.failure.rebuild()
             assert isinstance(job, Join)

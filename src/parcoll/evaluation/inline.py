@@ -33,7 +33,7 @@ class InlineEngine:
     def __init__(self, copies: bool = True) -> None:
         self._copies = copies
 
-    def open(self, program: Program, label: str, keep: bool) -> InlineSession:
+    def open(self, program: Program, words: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
         if not self._copies:
             return InlineSession(in_process(program), keep, Plain)

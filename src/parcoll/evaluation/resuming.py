@@ -1,4 +1,4 @@
-"""One evaluation with a checkpoint: what is saved comes first, from the disk; the rest runs, and is saved.
+"""One evaluation with a checkpoint: what is saved comes first; what is missing runs, and is saved.
 
 While all that comes is on the disk, no engine is asked for: a run that was complete starts no cluster. From
 the first element on that has no result, the usual window runs (`run`), over a feed that passes by what is
@@ -50,7 +50,7 @@ def outcomes(
     stats: Stats,
     evaluate: Callable[[Any, Any], Iterator[Delivery]],
 ) -> Iterator[Delivery]:
-    """Give the outcome of each partition in order: the saved ones, then what `evaluate` makes of the rest.
+    """Give the outcome of each partition in order: the saved ones, then what `evaluate` makes of the missing.
 
     `evaluate` gets the reader that is left and what saves its outcomes.
     """
@@ -62,9 +62,9 @@ def outcomes(
         stats.total = reader.total()
         yield from reader.replay()
         if not (checkpoint.saved_elements and reader.at_end()):
-            rest = evaluate(reader, Saver(checkpoint, steps))
-            with closing(rest):  # type: ignore[type-var]
-                yield from rest
+            missing = evaluate(reader, Saver(checkpoint, steps))
+            with closing(missing):  # type: ignore[type-var]
+                yield from missing
         if reader.error is not None:
             raise reader.error
         checkpoint.finish(reader.position)

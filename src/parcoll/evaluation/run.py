@@ -74,7 +74,7 @@ class Run:
         steps = self.plan.steps
         stats.steps[:] = [StepStats(step.title, filters=step.filters) for step in steps]
         stats.name = options.name or ".".join(step.label for step in steps) or "parallel"
-        self.label = options.name or "-".join(step.words for step in steps)
+        self.words = options.name or "-".join(step.words for step in steps)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -101,12 +101,12 @@ class Run:
 
         assert isinstance(self.plan.origin, Source)
 
-        def rest(reader: SavedReader, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
+        def missing(reader: SavedReader, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
             self._watch.follower = self.engine.follow(self.stats)
             return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
 
         steps = self.plan.steps
-        return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, rest)
+        return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, missing)
 
     def window(
         self,
@@ -124,7 +124,7 @@ class Run:
             functools.partial(self._feed, sizer, sink.limit, keep, reader),
             sizer,
             self.stats,
-            label=self.label,
+            words=self.words,
             ordered=(self.options.ordered and sink.in_order) or keep,
             keep=keep,
             saver=saver,
@@ -165,17 +165,17 @@ class Run:
         For `reduce`, `fold` and `foreach`, which give all or nothing. `name` is the method that the user
         called. `lost` is for the message if that is not possible: it says what the method could not do.
         """
-        losses = 0
+        lost_clusters = 0
         while True:
             try:
                 return attempt()
             except ClusterLostError as error:
                 if error.yielded is not None:  # the error of another evaluation, in the source or a function
                     raise
-                losses += 1
+                lost_clusters += 1
                 if not error._final:
                     Recorder(self.stats).lose()
-                if error._final or not self.engine.renews or losses > MAX_CLUSTERS_LOST:
+                if error._final or not self.engine.renews or lost_clusters > MAX_CLUSTERS_LOST:
                     error._tell(f"{name}() {lost}")
                     raise
                 origin = self.plan.origin

@@ -54,7 +54,7 @@ class Window:
         sizer: Sizer,
         stats: Stats,
         *,
-        label: str,
+        words: str,
         ordered: bool = True,
         keep: bool = False,
         saver: Saver | None = None,
@@ -65,7 +65,7 @@ class Window:
         self._sizer = sizer
         self._stats = stats
         self._recorder = Recorder(stats)
-        self._label = label
+        self._words = words
         self._ordered = ordered
         self._keep = keep
         self._saver = saver
@@ -75,7 +75,7 @@ class Window:
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
         self._waiting = False  # nothing can be done until an outcome comes
-        self._losses = 0  # clusters lost in a row, without an outcome from any of them
+        self._lost_clusters = 0  # clusters lost in a row, without an outcome from any of them
         self._failed = False
         self._threads = 1
         self._threads_at = -THREADS_FOR
@@ -87,7 +87,7 @@ class Window:
         outcome. What the source raised is raised here, after everything before it.
         """
         # The session first: a function that cannot be sent leaves a one-pass source unread.
-        self._session = self._engine.open(self._program, self._label, self._keep)
+        self._session = self._engine.open(self._program, self._words, self._keep)
         lost: ClusterLostError | None = None
         try:
             self._feed = self._make_feed()
@@ -158,14 +158,19 @@ class Window:
         Not if results are kept: they are lost with the cluster.
         """
         while True:
-            self._losses += 1
+            self._lost_clusters += 1
             if not (self._keep or error._final):
                 self._recorder.lose()
-            if self._keep or error._final or not self._engine.renews or self._losses > MAX_CLUSTERS_LOST:
+            if (
+                self._keep
+                or error._final
+                or not self._engine.renews
+                or self._lost_clusters > MAX_CLUSTERS_LOST
+            ):
                 return error
             self._session.close()
             try:
-                self._session = self._engine.open(self._program, self._label, self._keep)
+                self._session = self._engine.open(self._program, self._words, self._keep)
                 self._feed.renew()
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
@@ -245,11 +250,11 @@ class Window:
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome
-            self._losses = 0
+            self._lost_clusters = 0
             self._recorder.add(outcome)
             self._feed.returned(job, outcome)
-            if job.losses:
-                self._recorder.recover(job.losses)
+            if job.lost_workers:
+                self._recorder.recover(job.lost_workers)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
                 if not outcome.complete:

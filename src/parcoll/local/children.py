@@ -79,14 +79,14 @@ def options_of(message: dict[str, Any]) -> HostOptions:
     )
 
 
-def run_scheduler(report_fd: int, options: HostOptions) -> None:
-    """Serve as the scheduler until it is closed; report its address, or why it did not start."""
+def run_scheduler(status_fd: int, options: HostOptions) -> None:
+    """Serve as the scheduler until it is closed; tell its address, or why it did not start."""
     try:
-        asyncio.run(_serve_scheduler(report_fd, options), debug=False)  # also with -X dev
+        asyncio.run(_serve_scheduler(status_fd, options), debug=False)  # also with -X dev
     except Exception as error:
-        report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+        status = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
         with contextlib.suppress(OSError):
-            os.write(report_fd, json.dumps(report).encode())
+            os.write(status_fd, json.dumps(status).encode())
         raise
 
 
@@ -99,7 +99,7 @@ def _without_spans(extensions: dict[str, Any]) -> dict[str, Any]:
     return {name: extension for name, extension in extensions.items() if name != "spans"}
 
 
-async def _serve_scheduler(report_fd: int, options: HostOptions) -> None:
+async def _serve_scheduler(status_fd: int, options: HostOptions) -> None:
     from distributed.scheduler import DEFAULT_EXTENSIONS, Scheduler
 
     from parcoll.watch.publish import new_page  # lazy: distributed, which the template has imported by then
@@ -120,9 +120,9 @@ async def _serve_scheduler(report_fd: int, options: HostOptions) -> None:
     await scheduler
     await scheduler.register_scheduler_plugin(new_page(), idempotent=True)
     dashboard_port = scheduler.services["dashboard"].port
-    report = {"address": scheduler.address, "dashboard_port": dashboard_port}
-    os.write(report_fd, json.dumps(report).encode())
-    os.close(report_fd)
+    status = {"address": scheduler.address, "dashboard_port": dashboard_port}
+    os.write(status_fd, json.dumps(status).encode())
+    os.close(status_fd)
     await scheduler.finished()
 
 

@@ -2,8 +2,8 @@
 
 The host process (``host_main``) is a child with a session of its own. It lives as long as its standard
 input, a pipe from this process, stays open. So whatever ends this process, ``kill -9`` included, ends the
-host and its workers too. Options and key travel through that pipe, and reports come back through another
-one. Neither options nor key are on the command line, in the environment or on a disk.
+host and its workers too. Options and key travel through that pipe, and the host's status comes back through
+another one. Neither options nor key are on the command line, in the environment or on a disk.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ class Host:
         Raises:
             ClusterStartError: The host has ended, or was not ready in time; then it is closed.
         """
-        report = self._process.wait_ready(timeout)
+        status = self._process.wait_ready(timeout)
         return Ready(
-            address=report["address"],
-            dashboard_link=f"http://127.0.0.1:{report['dashboard_port']}/status",
-            n_workers=report["n_workers"],
-            memory_limit=report["memory_limit"],
+            address=status["address"],
+            dashboard_link=f"http://127.0.0.1:{status['dashboard_port']}/status",
+            n_workers=status["n_workers"],
+            memory_limit=status["memory_limit"],
             credentials=self._credentials,
         )
 

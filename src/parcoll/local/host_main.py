@@ -173,7 +173,7 @@ class _Template:
         self.adopts_orphans = adopt_orphans()
         self.tracker = Tracker()
         track_with(self.tracker.told)
-        self.scheduler_report, self._scheduler_report_of_child = os.pipe()
+        self.scheduler_status, self._scheduler_status_of_child = os.pipe()
         self.wakeup, self._wakeup_of_signals = os.pipe()
         # The template alone keeps the second end open: a child that finds the pipe ended knows it is gone.
         self._of_template, self._template_lives = os.pipe()
@@ -182,7 +182,7 @@ class _Template:
         code, remains = 1, True
         try:
             self._handle_signals()
-            self._report(directory=self.options.directory)
+            self._tell(directory=self.options.directory)
             os.mkdir(self.options.directory, 0o700)
             gc.freeze()  # the children share this memory as long as no garbage collection writes to it
             gc.enable()
@@ -192,11 +192,11 @@ class _Template:
                 self._wait()
         except _End as end:
             if reason := str(end):
-                self._report(error=reason, killed=end.killed)
+                self._tell(error=reason, killed=end.killed)
             else:
                 code = 0
         except BaseException as error:
-            self._report(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
+            self._tell(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
         finally:
             remains = self._end_children()
             self._hand_over()
@@ -215,16 +215,16 @@ class _Template:
     def _end_soon(self, *_: object) -> None:
         self.told_to_end = True
 
-    def _report(self, **report: object) -> None:
+    def _tell(self, **status: object) -> None:
         with contextlib.suppress(OSError):  # the parent is gone, or no longer reads
-            os.write(self.status_fd, json.dumps(report).encode() + b"\n")
+            os.write(self.status_fd, json.dumps(status).encode() + b"\n")
 
     def _wait(self) -> None:
         """Wait until something happens, and handle it."""
         now = time.monotonic()
         look = _MEMORY_SECONDS if self.most_memory and self.workers else _LOOK_SECONDS
         seconds = max(0.0, min([look, *(due - now for due in self.due)]))
-        watched = [0, self.wakeup, self.tracker.heard] + ([] if self.address else [self.scheduler_report])
+        watched = [0, self.wakeup, self.tracker.heard] + ([] if self.address else [self.scheduler_status])
         readable, _, _ = select.select(watched, [], [], seconds)
         # The parent's id changes when the parent dies, even if a fork of it kept a copy of the pipe open.
         hung_up = 0 in readable and not os.read(0, 4096)
@@ -234,7 +234,7 @@ class _Template:
             os.read(self.wakeup, 4096)
         if self.tracker.heard in readable:
             self.tracker.read()
-        if self.scheduler_report in readable:
+        if self.scheduler_status in readable:
             self._greet_scheduler()
         self._bury_children()
         self._end_large_workers()
@@ -243,22 +243,20 @@ class _Template:
     # The scheduler -------------------------------------------------------------------------------
 
     def _start_scheduler(self) -> None:
-        self.scheduler = self._fork(partial(run_scheduler, self._scheduler_report_of_child, self.options))
-        os.close(self._scheduler_report_of_child)
+        self.scheduler = self._fork(partial(run_scheduler, self._scheduler_status_of_child, self.options))
+        os.close(self._scheduler_status_of_child)
 
     def _greet_scheduler(self) -> None:
-        data = os.read(self.scheduler_report, 65536)  # the report is one write of less than a pipe's 4 kB
+        data = os.read(self.scheduler_status, 65536)  # the status is one write of less than a pipe's 4 kB
         if not data:
             return  # the scheduler has died, which SIGCHLD tells too, with the reason
-        report = json.loads(data)
-        if "error" in report:
-            self._report(**report)
-            raise _End(report["error"])
-        self.address = report["address"]
+        status = json.loads(data)
+        if "error" in status:
+            self._tell(**status)
+            raise _End(status["error"])
+        self.address = status["address"]
         options = self.options
-        self._report(
-            **report, pid=os.getpid(), n_workers=options.n_workers, memory_limit=options.memory_limit
-        )
+        self._tell(**status, pid=os.getpid(), n_workers=options.n_workers, memory_limit=options.memory_limit)
         self.due = [0.0] * self.options.n_workers
 
     # The workers ---------------------------------------------------------------------------------
@@ -337,7 +335,7 @@ class _Template:
             self.status_fd,
             self.wakeup,
             self._wakeup_of_signals,
-            self.scheduler_report,
+            self.scheduler_status,
             self.tracker.heard,
             self._template_lives,
         ):
@@ -376,7 +374,7 @@ class _Template:
         if os.getppid() != self.parent:
             self.tracker.remove_left()
         elif left:
-            self._report(segments=left)
+            self._tell(segments=left)
 
 
 # Processes --------------------------------------------------------------------------------------

@@ -28,19 +28,19 @@ _TURN_SECONDS = 0.2
 
 
 class HostProcess:
-    """The host process, the pipe that keeps it alive, and the pipe that it reports through."""
+    """The host process, the pipe that keeps it alive, and the pipe that it tells its status through."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.closed = False
         self.ended = False  # the status pipe is at its end: the host is gone
-        self.reports: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
         self._unread = b""
         self.owner = os.getpid()
         self._renew_locks()
         stdin, keep_alive = _pipe()
         status, self._status_of_child = _pipe()
         # Lists, since pop() gives each descriptor to one thread only, so that none is closed twice.
-        self._keep_alive, self._status = [keep_alive], [status]
+        self._keep_alive, self._pipe_of_status = [keep_alive], [status]
         try:
             self.popen = subprocess.Popen(
                 boot.command(0, "-u"),
@@ -53,7 +53,7 @@ class HostProcess:
             )
         except OSError as error:
             _close_all_of(self._keep_alive)
-            _close_all_of(self._status)
+            _close_all_of(self._pipe_of_status)
             raise ClusterStartError(
                 f"the local cluster did not start: {sys.executable!r} could not be run ({error})"
             ) from error
@@ -72,14 +72,14 @@ class HostProcess:
         self._write(json.dumps(message).encode() + b"\n")
 
     def _write(self, content: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is gone already, which `wait_ready` reports
+        with contextlib.suppress(BrokenPipeError):  # it is gone already, which `wait_ready` tells
             while content:
                 content = content[os.write(self._keep_alive[0], content) :]
 
     def wait_ready(self, timeout: float) -> dict[str, Any]:
-        """Return the host's reports once clients can connect; ClusterStartError if it ends or is late."""
+        """Return the host's status once clients can connect; ClusterStartError if it ends or is late."""
         deadline = time.monotonic() + timeout
-        while "address" not in self.reports and not self.closed and not self.ended:
+        while "address" not in self.status and not self.closed and not self.ended:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.close()
@@ -92,10 +92,10 @@ class HostProcess:
             raise ClusterStartError("the local cluster is closed")
         if self.ended:
             failure = ClusterStartError(self.why_ended())
-            if note := self.reports.get("note"):
+            if note := self.status.get("note"):
                 failure.add_note(note)
             raise failure
-        return self.reports
+        return self.status
 
     @property
     def alive(self) -> bool:
@@ -137,24 +137,24 @@ class HostProcess:
         self._renew_locks()
         self.closed = True
         _close_all_of(self._keep_alive)
-        _close_all_of(self._status)
+        _close_all_of(self._pipe_of_status)
         self.popen.returncode = 0  # not a child of this process: nothing to wait for or warn of
 
     def _renew_locks(self) -> None:
         self._reading, self._closing = threading.Lock(), threading.Lock()
 
     def _read_status(self, seconds: float) -> bool:
-        """Take what the host reports within that time; return True at the first report, or else False."""
+        """Take what the host tells within that time; return whether it has told something."""
         with self._reading, selectors.DefaultSelector() as selector:
-            if not self._status:
+            if not self._pipe_of_status:
                 return False
-            selector.register(self._status[0], selectors.EVENT_READ)
+            selector.register(self._pipe_of_status[0], selectors.EVENT_READ)
             ready = bool(selector.select(seconds))
             if ready:
-                data = os.read(self._status[0], 65536)
+                data = os.read(self._pipe_of_status[0], 65536)
                 *lines, self._unread = (self._unread + data).split(b"\n")
                 for line in lines:
-                    self.reports.update(json.loads(line))
+                    self.status.update(json.loads(line))
                 self.ended = not data
             return ready
 
@@ -162,9 +162,9 @@ class HostProcess:
         """Say how the host ended, for a message."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
-        code, error = self.popen.returncode, self.reports.get("error")
-        how = how_ended(code) if code is not None else "closed its reports but has not ended"
-        if "address" in self.reports:
+        code, error = self.popen.returncode, self.status.get("error")
+        how = how_ended(code) if code is not None else "closed its status but has not ended"
+        if "address" in self.status:
             return f"the local cluster ended: {error or 'its host process ' + how}"
         return f"the local cluster did not start: {f'{error}; ' if error else ''}its host process {how}"
 
@@ -176,7 +176,7 @@ class HostProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(1)
         self._read_status(0)
-        return (self.popen.returncode or 0) < 0 or bool(self.reports.get("killed"))
+        return (self.popen.returncode or 0) < 0 or bool(self.status.get("killed"))
 
     def _end_now(self) -> None:
         """Kill what is left of the host's process group and remove its directory."""
@@ -187,11 +187,11 @@ class HostProcess:
                 os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
         self._read_status(0)
-        if directory := self.reports.get("directory"):
+        if directory := self.status.get("directory"):
             shutil.rmtree(directory, ignore_errors=True)
-        adopt(self.reports.pop("segments", []))
+        adopt(self.status.pop("segments", []))
         with self._reading:
-            _close_all_of(self._status)
+            _close_all_of(self._pipe_of_status)
         _live.discard(self)
 
 

@@ -37,8 +37,8 @@ class Watch:
         Recorder(self._stats).begin()
         logger.info("%s: started", self._stats.name)
         if wanted(self._progress):
-            label = self._progress if isinstance(self._progress, str) else self._stats.name
-            self._bar = Bar(self._stats, label)
+            caption = self._progress if isinstance(self._progress, str) else self._stats.name
+            self._bar = Bar(self._stats, caption)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None

@@ -16,21 +16,21 @@ from parcoll.watch.table import troubles
 DRAW_SECONDS = 0.1
 LOG_SECONDS = 10.0  # between two lines in a log file
 UNIT = " elements"
-MAX_LABEL = 30  # characters: the numbers must fit on the line
+MAX_CAPTION = 30  # characters: the numbers must fit on the line
 
 
 class Bar:
     """A line that shows how far an evaluation is; a thread of its own keeps it fresh until `end`."""
 
-    def __init__(self, stats: Stats, label: str) -> None:
+    def __init__(self, stats: Stats, caption: str) -> None:
         self._stats = stats
         self._ended = threading.Event()
-        label = " ".join(label.split())
-        if len(label) > MAX_LABEL:
-            label = f"{label[: MAX_LABEL - 15]}...{label[-12:]}"
+        caption = " ".join(caption.split())
+        if len(caption) > MAX_CAPTION:
+            caption = f"{caption[: MAX_CAPTION - 15]}...{caption[-12:]}"
         self._display: _Line | _Log | None = None
         with self._shown():
-            self._display = _Line(label) if _is_terminal() else _Log(label)
+            self._display = _Line(caption) if _is_terminal() else _Log(caption)
         self._draw()
         self._thread = threading.Thread(target=self._keep_fresh, name="parcoll-progress", daemon=True)
         self._thread.start()
@@ -94,9 +94,9 @@ class _Line:
 
     seconds = DRAW_SECONDS
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, caption: str) -> None:
         size: dict[str, Any] = {"dynamic_ncols": True} if _has_width() else {"ncols": 80}
-        self._bar = _bar_class()(desc=label, unit=UNIT, mininterval=0, miniters=0, **size)
+        self._bar = _bar_class()(desc=caption, unit=UNIT, mininterval=0, miniters=0, **size)
 
     def draw(self, stats: Stats) -> None:
         """Show the current numbers."""
@@ -117,10 +117,10 @@ class _Log:
 
     seconds = LOG_SECONDS
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, caption: str) -> None:
         from tqdm.std import tqdm
 
-        self._label = label
+        self._caption = caption
         self._format = tqdm.format_meter
         self._shown = ""
 
@@ -130,7 +130,7 @@ class _Log:
             return
         remarks = _remarks(stats)
         numbers = {"n": stats.elements_in, "total": stats.total, "elapsed": stats.seconds}
-        line = self._format(**numbers, ncols=100, prefix=self._label, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
+        line = self._format(**numbers, ncols=100, prefix=self._caption, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
         if line != self._shown:
             self._shown = line
             if sys.stderr is not None:  # print() would take None for standard output

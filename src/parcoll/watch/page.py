@@ -35,7 +35,7 @@ class Plot:
     """Points (time, elements done) of a pipeline: evenly over its whole life, and closer at its end."""
 
     def __init__(self, started: float) -> None:
-        self.kept: list[list[float]] = [[started, 0]]
+        self.thinned: list[list[float]] = [[started, 0]]
         self.recent: deque[list[float]] = deque()
         self.gap = 0.0  # seconds between two points that are kept
 
@@ -44,12 +44,12 @@ class Plot:
         self.recent.append([now, done])
         if len(self.recent) > RECENT_POINTS:
             oldest = self.recent.popleft()
-            if oldest[0] - self.kept[-1][0] >= self.gap:
-                self.kept.append(oldest)
-        if len(self.kept) > MAX_POINTS:
-            del self.kept[1::2]
-            self.gap = (self.kept[-1][0] - self.kept[0][0]) / len(self.kept)
-        return [*self.kept, *self.recent]
+            if oldest[0] - self.thinned[-1][0] >= self.gap:
+                self.thinned.append(oldest)
+        if len(self.thinned) > MAX_POINTS:
+            del self.thinned[1::2]
+            self.gap = (self.thinned[-1][0] - self.thinned[0][0]) / len(self.thinned)
+        return [*self.thinned, *self.recent]
 
 
 class Page(SchedulerPlugin):
@@ -134,7 +134,7 @@ class Page(SchedulerPlugin):
             self.totals.popitem(last=False)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Mark the client's running pipelines as lost: nobody will report on them any more."""
+        """Mark the client's running pipelines as lost: nobody will tell of them any more."""
         for key in [key for key, counted in self.unseen.items() if counted["client_id"] == client]:
             del self.unseen[key]
         for pipeline in self.pipelines.values():
@@ -143,7 +143,7 @@ class Page(SchedulerPlugin):
                 now = time.time()
                 pipeline.update(state="lost", ended=now, version=self.version)
 
-    def report(self, since: int) -> dict[str, Any]:
+    def news(self, since: int) -> dict[str, Any]:
         """Return the pipelines that were published after version `since`, and the ids of all."""
         workers = self.scheduler.workers.values()
         kept = sorted(self.pipelines.values(), key=lambda one: (one["state"] == "running", one["started"]))
@@ -186,7 +186,7 @@ class JSONHandler(web.RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
-        self.write(json.dumps(self.page.report(int(since) if since.isdecimal() else 0)))
+        self.write(json.dumps(self.page.news(int(since) if since.isdecimal() else 0)))
 
 
 class Metrics:

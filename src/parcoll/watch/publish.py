@@ -34,7 +34,7 @@ MAX_TEXT = 300  # characters
 _ELEMENT = re.compile(r"(, at element \d+( of [^:]*)?):.*", re.DOTALL)
 
 # By the client's stream to its scheduler: a client may come back to a new scheduler.
-_installed: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
+_pages: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
 
 
 def new_page() -> page.Page:
@@ -53,7 +53,7 @@ def _pickled_page() -> bytes:
     return pickled
 
 
-async def install(client: Any, has_page: bool = False) -> bool:
+async def add_page(client: Any, has_page: bool = False) -> bool:
     """Have the scheduler serve the web page, once for each client.
 
     Returns whether there is a page, since a scheduler may refuse to unpickle it. Our own scheduler has one
@@ -62,12 +62,12 @@ async def install(client: Any, has_page: bool = False) -> bool:
     stream = client.scheduler_comm
     if stream is None:  # closed, or on its way to another scheduler
         return False
-    if stream not in _installed:
-        _installed[stream] = asyncio.ensure_future(_install(client, has_page))
-    return await asyncio.shield(_installed[stream])
+    if stream not in _pages:
+        _pages[stream] = asyncio.ensure_future(_add_page(client, has_page))
+    return await asyncio.shield(_pages[stream])
 
 
-async def _install(client: Any, has_page: bool) -> bool:
+async def _add_page(client: Any, has_page: bool) -> bool:
     if has_page:
         return True
     try:
@@ -83,10 +83,10 @@ async def _install(client: Any, has_page: bool) -> bool:
     return True
 
 
-def install_now(client: Any) -> None:
-    """Do as `install` does, and return when it is done. From a thread that is not the client's."""
+def add_page_now(client: Any) -> None:
+    """Do as `add_page` does, and return when it is done. From a thread that is not the client's."""
     with contextlib.suppress(Exception):
-        client.sync(install, client)
+        client.sync(add_page, client)
 
 
 @cache
@@ -113,7 +113,7 @@ class Publisher:
         self._pid = os.getpid()
         self._thread: int | None = None  # of the client's loop
         self._timer: asyncio.TimerHandle | None = None
-        self._installing: asyncio.Task[bool] | None = None
+        self._adding: asyncio.Task[bool] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._in_loop(self._begin)
 
@@ -135,7 +135,7 @@ class Publisher:
 
     def _begin(self) -> None:
         self._thread = threading.get_ident()
-        self._installing = asyncio.ensure_future(install(self._client, self._has_page))
+        self._adding = asyncio.ensure_future(add_page(self._client, self._has_page))
         self._timer = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._tick)
 
     def _tick(self) -> None:
@@ -160,7 +160,7 @@ class Publisher:
 
     async def _send(self) -> None:
         with contextlib.suppress(Exception):
-            if await install(self._client, self._has_page):
+            if await add_page(self._client, self._has_page):
                 await self._client.scheduler.log_event(topic=page.TOPIC, msg=self._message())
 
     def _message(self) -> dict[str, Any]:

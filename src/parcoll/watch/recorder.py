@@ -10,7 +10,7 @@ from parcoll.watch.stats import FAILURES, FailureReport, State, Stats, StepStats
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
-MESSAGE = 500  # characters of a message that are kept
+MESSAGE = 500  # characters of a message that are remembered
 
 
 class Recorder:
@@ -115,7 +115,7 @@ class Recorder:
             stats.retries += retries
         failed_elements = unpacked(outcome.failed_elements)
         for element in failed_elements[-FAILURES:]:
-            self._report(element.step, element.failure)
+            self._remember(element.step, element.failure)
         stats._failed_elements.add(failed_elements + ([outcome.raised] if outcome.raised else []))
 
     def _add_failure(self, outcome: Outcome) -> None:
@@ -125,12 +125,12 @@ class Recorder:
         stats._raised = True
         position = outcome.failed_step
         if position is not None and position < len(stats.steps):
-            self._report(stats.steps[position].label, outcome.failure)  # counted with the step's faults
+            self._remember(stats.steps[position].label, outcome.failure)  # counted with the step's faults
         else:
             stats.failed += 1
-            self._report(stats.fold or "", outcome.failure)
+            self._remember(stats.fold or "", outcome.failure)
 
-    def _report(self, step: str, failure: Failure) -> None:
+    def _remember(self, step: str, failure: Failure) -> None:
         message = failure.exception.summary[:MESSAGE]
         self._stats.failures.append(FailureReport(time.time(), step, message, failure.note[:MESSAGE]))
 

@@ -18,7 +18,7 @@ from parcoll.watch import table
 State = Literal["new", "running", "ended", "failed", "stopped"]
 
 RECENT = 1000  # partitions whose sizes are kept for the median
-FAILURES = 20  # reports that are kept, the latest
+FAILURES = 20  # the latest that are remembered
 
 
 @dataclass

@@ -47,8 +47,8 @@ except BaseException as error:
     if first["status"] is None:
         raise
     import json, traceback
-    report = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
-    os.write(first["status"], json.dumps(report).encode() + b"\\n")
+    status = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+    os.write(first["status"], json.dumps(status).encode() + b"\\n")
     os._exit(1)
 """
 

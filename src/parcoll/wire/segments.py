@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 with contextlib.suppress(ImportError):  # Windows has none, and never uses a segment
     import fcntl
 
-PAGE = 4096  # bytes of a memory page, at whose start a span begins
-HEADER = PAGE  # the first memory page holds the token, and whether a task has written its results
+MEMORY_PAGE = 4096  # bytes of a memory page, at whose start a span begins
+HEADER = MEMORY_PAGE  # the first memory page holds the token, and whether a task has written its results
 TOKEN_BYTES = 16
 NOT_WRITTEN, WRITTEN = b"\0", b"\1"
 GONE = "the segment of this partition has been given to another one"
@@ -103,7 +103,7 @@ class Span(NamedTuple):
     @property
     def end(self) -> int:
         """The first offset behind the span at which another one may begin."""
-        return -(-(self.offset + sum(self.sizes)) // PAGE) * PAGE
+        return -(-(self.offset + sum(self.sizes)) // MEMORY_PAGE) * MEMORY_PAGE
 
     def read(self) -> list[Any]:
         """Copy the parts out: the first as bytes, the others as writable buffers."""

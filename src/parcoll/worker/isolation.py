@@ -18,7 +18,7 @@ from typing import Any
 
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Verdict
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Precedent
 from parcoll.chain.place import Place
 from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
@@ -99,7 +99,7 @@ class _Partition:
         self._merged = Outcome()
         self._parts: list[Packed] = []
         self._failed: list[bytes] = []
-        self._verdicts: dict[Call, Verdict] = {}
+        self._precedents: dict[Call, Precedent] = {}
         self._deaths: Counter[object] = Counter()  # by what the process was doing
         self._ends: Counter[Call] = Counter()  # deaths and timeouts
         # Seconds of calls that were stopped, by step.
@@ -150,7 +150,7 @@ class _Partition:
             limit = None if most is None else most - merged.produced
             stop = self._end_of_slice(position)
             try:
-                outcome = self._ask(RunSlice(position, stop, limit, self._verdicts))
+                outcome = self._ask(RunSlice(position, stop, limit, self._precedents))
             except Died as death:
                 ended = self._blame(death, position)
                 if ended is not None:
@@ -245,14 +245,14 @@ class _Partition:
         self._deaths[call] += not death.timed_out
         if self._ends[call] > step.policy.retries + DEATHS + 1:  # it cannot even be described
             return ended_by(step.label, self._place.element(at), death)
-        earlier = self._verdicts.get(call)
+        earlier = self._precedents.get(call)
         error = earlier.error if earlier is not None else None  # describing it may have ended the process
         if death.timed_out:
             error = late(step.label, step.policy.timeout, self._place.element(at))
         elif self._deaths[call] >= DEATHS:
             message = f"{step.label} ends the process that runs it, at {self._place.element(at)}"
             error = WorkerLostError(f"{message}: it {death.how}")
-        self._verdicts[call] = Verdict(attempt, error)
+        self._precedents[call] = Precedent(attempt, error)
         return None
 
     def _take(self) -> Outcome | None:

@@ -59,7 +59,7 @@ class Subworker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(True)  # also where the script has set a default timeout
-        page = Marks.new_page()
+        memory = Marks.new_memory()
         self.token = ""  # of the program that it has
         self.unstarted = ""  # how it ended, where that was not its work's doing
         self.answers = Answers()
@@ -67,13 +67,13 @@ class Subworker:
         answers_fd = self.answers.theirs.fileno()
         told = family.tracker()
         try:
-            self.marks = Marks(page)
+            self.marks = Marks(memory)
             self.marks.begin(SETTING_UP)
             self._popen = subprocess.Popen(
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), page, answers_fd, *(() if told is None else (told,))),
+                pass_fds=(theirs.fileno(), memory, answers_fd, *(() if told is None else (told,))),
             )
         except BaseException:
             self.answers.close()
@@ -82,12 +82,12 @@ class Subworker:
         finally:
             theirs.close()
             self.answers.theirs.close()
-            os.close(page)
+            os.close(memory)
         ours.setblocking(False)
         self._connection = ours
         # Shows its end even if a process that it forked keeps the connection open.
         self._ended = descriptor_of(self._popen.pid)
-        arguments = (page, answers_fd, os.getpid(), records.process_name(), told)
+        arguments = (memory, answers_fd, os.getpid(), records.process_name(), told)
         first = boot.first_message("parcoll.worker.subworker_main", arguments)
         with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)

@@ -21,7 +21,7 @@ from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
 
 from parcoll.chain.loop import Chain
-from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Verdicts, marked
+from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
 from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
@@ -59,7 +59,7 @@ class RunSlice(NamedTuple):
     start: int
     stop: int
     limit: int | None  # of results
-    verdicts: Verdicts
+    precedents: Precedents
 
 
 class TakeResults(NamedTuple):
@@ -207,7 +207,7 @@ class _Served:
         assert self._program is not None
         program = dataclasses.replace(self._program, sink=self._program.sink.of_slice(request.limit))
         self._tally = Tally(program.steps, program.ledger)
-        steps = marked(program.steps, self._marks, request.verdicts, self._tally)
+        steps = marked(program.steps, self._marks, request.precedents, self._tally)
         self._marks.begin(RUNNING)
         place = self._place.after(request.start)
         elements = self._elements[request.start : request.stop]

@@ -88,7 +88,7 @@ def finished(
     if keep and isinstance(result, Outcome):
         result = kept_of(result)
     outcome = report(result)
-    outcome.records = collected.rest()
+    outcome.records = collected.remaining()
     if space is not None and space.failure is not None:
         outcome.unshared = space.failure
     if ticket is not None:

@@ -168,12 +168,12 @@ def _finalize() -> None:
 
 def _close_rest() -> None:
     """Close the generators and the files that something else holds, too."""
-    rest = gc.get_objects()
-    for found in rest:
+    objects = gc.get_objects()
+    for found in objects:
         if type(found) is GeneratorType and not found.gi_running and _is_users(found.gi_code.co_filename):
             with contextlib.suppress(BaseException):
                 found.close()
-    files = [found for found in rest if _is_file(found)]
+    files = [found for found in objects if _is_file(found)]
     for file in files:
         if not isinstance(file, PLAIN_FILES) and _is_written(file):
             with contextlib.suppress(BaseException):

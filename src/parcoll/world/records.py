@@ -158,7 +158,7 @@ class Collected:
                 self._post.send(self._packed)
             self._packed = []
 
-    def rest(self) -> bytes:
+    def remaining(self) -> bytes:
         """Return those that go with the outcome; none are left then."""
         with self._lock:
             packed, self._packed = self._packed, []
@@ -174,7 +174,7 @@ _process_name = ""
 def collecting(post: Post | None) -> Iterator[Collected]:
     """Collect what this thread logs; `post` where the process can send by itself."""
     global _elsewhere
-    _install()
+    _replace_handling()
     process_name()  # other threads cannot tell
     collected, outer = Collected(post), getattr(_thread, "collected", None)
     _thread.collected = collected
@@ -191,7 +191,7 @@ def send_all(send: Send, name: str) -> None:
     """Send what any thread of this process logs, which is a process beside a worker, named so."""
     global _elsewhere, _process_name
     _elsewhere, _process_name = send, name
-    _install()
+    _replace_handling()
 
 
 def forward(packed: bytes) -> None:
@@ -287,7 +287,7 @@ def _pickled(value: Any) -> bytes:
     return by_value(value) if b"__main__" in content else content
 
 
-def _install() -> None:
+def _replace_handling() -> None:
     if logging.Logger.callHandlers is not _call_handlers_of_script:
         logging.Logger.callHandlers = _call_handlers_of_script  # type: ignore[method-assign]
 

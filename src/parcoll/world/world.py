@@ -98,8 +98,8 @@ def _read_umask() -> int | None:
         return umask
     with open("/proc/self/status", "rb", buffering=0) as file:
         found = file.read(256)
-    _, _, rest = found.partition(b"Umask:")
-    return int(rest.split(None, 1)[0], 8) if rest else None
+    _, _, behind = found.partition(b"Umask:")
+    return int(behind.split(None, 1)[0], 8) if behind else None
 
 
 def _set_umask(umask: int | None) -> None:

@@ -1,4 +1,7 @@
-"""Link: one client's connection to its scheduler: whether it is there, what its loss means, what it keeps."""
+"""Link: one client's connection to its scheduler: whether it is there, what its loss means, what it keeps.
+
+Also whether it has a worker for a task.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,22 @@ import asyncio
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
+import dask
 from dask._task_spec import TaskRef
 
 from parcoll.errors import ClusterLostError, ParcollError
 from parcoll.evaluation.engine import lost_for_good
+from parcoll.log import logger
 from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept
+
+QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
+START_SECONDS = 30.0  # the same on a local cluster: its workers may be just starting, on a busy machine
 
 
 class Link:
@@ -85,6 +95,70 @@ class Link:
             if handle.is_on(self.client):
                 return TaskRef(handle.future.key)
         return handle.recall()  # it travels with the task
+
+
+class Placement:
+    """Whether tasks wait for a worker that may run them, asked of the scheduler while nothing comes back.
+
+    `dask.annotate(resources=...)` may ask for what no worker has, and a cluster may have no worker yet. A
+    worker that has it may still come, so this is told and nothing fails.
+    """
+
+    def __init__(self, client: Any, name: str, starts_workers: bool) -> None:
+        self.waiting_for: str | None = None  # for example "a worker with the resources GPU=1"
+        self._client = client
+        self._name = name
+        self._wanted = _wanted(dask.get_annotations())
+        self._patience = START_SECONDS if starts_workers else QUIET_SECONDS
+        self._quiet_since = time.monotonic()
+        self._asked: Future[int] | None = None
+
+    def came(self) -> None:
+        """Note that an outcome has come: there is a worker."""
+        self._quiet_since, self._asked, self.waiting_for = time.monotonic(), None, None
+
+    def look(self, keys: Callable[[], list[str]]) -> None:
+        """Ask, after some seconds of silence, what became of these tasks; a later look sees the answer."""
+        if self._asked is not None and self._asked.done():
+            self._take(self._asked)
+            self._quiet_since, self._asked = time.monotonic(), None
+        if self._asked is None and time.monotonic() - self._quiet_since > self._patience:
+            loop = self._client.loop.asyncio_loop
+            with contextlib.suppress(RuntimeError):  # it has been closed
+                self._asked = asyncio.run_coroutine_threadsafe(self._unplaced(keys()), loop)
+
+    async def _unplaced(self, keys: list[str]) -> int:
+        scheduler = self._client.scheduler
+        if (
+            not await scheduler.ncores()
+        ):  # then most tasks are "queued", as those are that wait for their turn
+            return len(keys)
+        states = await scheduler.get_task_status(keys=keys)
+        return sum(state == "no-worker" for state in states.values())
+
+    def _take(self, asked: Future[int]) -> None:
+        try:
+            count = asked.result()
+        except Exception:  # a scheduler that is gone is found out elsewhere
+            return
+        before, self.waiting_for = self.waiting_for, self._wanted if count else None
+        if count and before is None:
+            advice = (
+                ": start one that has them (`dask worker --resources`)" if "resources" in self._wanted else ""
+            )
+            logger.warning("%s: %d tasks wait for %s%s", self._name, count, self._wanted, advice)
+
+
+def _wanted(annotations: dict[str, Any]) -> str:
+    """Say which worker tasks with these annotations wait for, where there is none."""
+    resources, workers = annotations.get("resources"), annotations.get("workers")
+    if isinstance(resources, dict) and resources:
+        found = ", ".join(f"{name}={amount}" for name, amount in resources.items())
+        return f"a worker with the resources {found}"
+    if workers:
+        named = [workers] if isinstance(workers, str) else list(workers)
+        return f"one of the workers {', '.join(map(str, named))}"
+    return "a worker: the cluster has none"
 
 
 class KeptOnCluster:

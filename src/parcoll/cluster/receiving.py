@@ -186,6 +186,10 @@ class Receiving:
             raise item
         return item
 
+    def keys(self) -> list[str]:
+        """Return the keys of tasks whose outcome has not come."""
+        return [future.key for future in list(self._pending)]
+
     def fail(self, error: BaseException) -> None:
         """Have the consumer raise an error, after what has come."""
         self.results.put(error)

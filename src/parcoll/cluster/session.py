@@ -14,7 +14,7 @@ import dask
 from dask._task_spec import Task, TaskRef
 
 from parcoll.cluster.interrupted import was_interrupted
-from parcoll.cluster.link import KeptOnCluster, Link
+from parcoll.cluster.link import KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
@@ -90,6 +90,7 @@ class DistributedSession:
         self._program_future: Any = None
         self._level = level()
         self._receiving = Receiving(link, reports, keep)
+        self._placement = Placement(self._client, self._words, starts_workers=link.sharing is not None)
         self._entered = enter_task()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -179,9 +180,15 @@ class DistributedSession:
         settings = (job.place, self._keep, elements, job.budget, space, ticket)
         return opaque_task(key, run_partition, self._program, *settings)
 
+    @property
+    def waiting_for(self) -> str | None:
+        """Which worker the tasks wait for, if there is none that may run them."""
+        return self._placement.waiting_for
+
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
-        """Return what has come. Ctrl-C interrupts the wait."""
+        """Return what has come; nothing if it turns out to wait for a worker. Ctrl-C interrupts the wait."""
         found: list[tuple[Job, Outcome]] = []
+        known = self.waiting_for
         while True:
             item = self._receiving.take(block and not found)
             if isinstance(item, list):
@@ -192,7 +199,11 @@ class DistributedSession:
                     return found
                 if not self._link.connected:
                     raise self._link.lost()
+                self._placement.look(self._receiving.keys)
+                if self.waiting_for != known:
+                    return found
                 continue
+            self._placement.came()
             job, outcome = item
             sent_ahead = self._ahead is not None and self._ahead.forget(job)
             if isinstance(outcome, Outcome) and outcome.unprogrammed:

@@ -85,11 +85,18 @@ class Join(Job):
 class Session(Protocol):
     """One program under evaluation."""
 
+    @property
+    def waiting_for(self) -> str | None:
+        """Which worker its tasks wait for, if there is none that may run them."""
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs; those with the smaller order go first."""
 
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
-        """Return the jobs that ended since the last call; with `block`, at least one."""
+        """Return the jobs that ended since the last call; with `block`, at least one.
+
+        None even so, if what it waits for has changed.
+        """
 
     def close(self) -> None:
         """Cancel what still runs and forget the rest. May be called twice, from any thread."""

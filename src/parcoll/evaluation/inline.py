@@ -67,6 +67,8 @@ class InlineEngine:
 class InlineSession:
     """A queue of jobs, which run one by one."""
 
+    waiting_for = None
+
     def __init__(self, shared: SharedProgram, keep: bool, pack: Pack) -> None:
         self._shared = shared
         self._keep = keep

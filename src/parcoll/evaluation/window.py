@@ -246,7 +246,9 @@ class Window:
         return slot
 
     def _collect(self, session: Session, block: bool) -> None:
-        for job, outcome in session.completed(block) if self._running else ():
+        completed = session.completed(block) if self._running else ()
+        self._stats.waiting_for = session.waiting_for
+        for job, outcome in completed:
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome

@@ -126,7 +126,8 @@ class _Log:
 
     def draw(self, stats: Stats) -> None:
         """Write a line, unless it would be the same again."""
-        if stats.state == "new" or (stats.state == "running" and not stats.elements_in):
+        begun = stats.elements_in or stats.waiting_for
+        if stats.state == "new" or (stats.state == "running" and not begun):
             return
         remarks = _remarks(stats)
         numbers = {"n": stats.elements_in, "total": stats.total, "elapsed": stats.seconds}

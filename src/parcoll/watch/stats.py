@@ -165,6 +165,8 @@ class Stats:
         partitions_done: Partitions that have come back.
         losses: How often the cluster was lost. If it could, the evaluation went on with another
             one, or waited until it was back.
+        waiting_for: Which worker the evaluation waits for, if none that is there may run its partitions, as
+            after `dask.annotate(resources=...)`; else None. It takes some seconds to be known.
         window: The greatest number of partitions that may be at the workers, or wait for the consumer, at
             the moment.
         sizes: `PartitionSizes`: source elements for each partition.
@@ -199,6 +201,7 @@ class Stats:
     partitions: int = 0
     partitions_done: int = 0
     losses: int = 0
+    waiting_for: str | None = None
     window: int = 0
     sizes: PartitionSizes = field(default_factory=PartitionSizes)
     bytes_sent: int = 0
@@ -261,6 +264,7 @@ class Stats:
                 "partitions": self.partitions,
                 "partitions_done": self.partitions_done,
                 "losses": self.losses,
+                "waiting_for": self.waiting_for,
                 "window": self.window,
                 "sizes": {
                     "smallest": self.sizes.smallest,

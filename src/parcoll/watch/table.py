@@ -57,7 +57,7 @@ def headline(snapshot: dict[str, Any]) -> str:
 
 
 def troubles(snapshot: dict[str, Any]) -> list[str]:
-    """Return what went wrong and was overcome: ``["3 retries", "1 process died"]``."""
+    """Return what went wrong and was overcome, or is waited for: ``["3 retries", "1 process died"]``."""
     words = {
         "retries": ("retry", "retries"),
         "timeouts": ("call timed out", "calls timed out"),
@@ -65,7 +65,8 @@ def troubles(snapshot: dict[str, Any]) -> list[str]:
         "losses": ("loss of the cluster", "losses of the cluster"),
         "recovered": ("partition sent again", "partitions sent again"),
     }
-    return [f"{snapshot[name]:,} {words[name][snapshot[name] != 1]}" for name in words if snapshot.get(name)]
+    found = [f"{snapshot[name]:,} {words[name][snapshot[name] != 1]}" for name in words if snapshot.get(name)]
+    return found + ([f"waits for {snapshot['waiting_for']}"] if snapshot.get("waiting_for") else [])
 
 
 def verdict(snapshot: dict[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -181,6 +183,67 @@ def test_what_cannot_travel_is_named_as_the_script_has_it(cluster: Connection, f
     with pytest.raises(SerializationError) as raised:
         list(parallel([1]).map(func))
     assert f"it uses {path}" in str(raised.value)
+
+
+class Device:
+    """Can be loaded in the process that made it only, as what holds a device or a file of this machine."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if os.getpid() != state["process"]:
+            raise OSError("no device 7 here")
+
+
+class Broken:
+    """Can be loaded nowhere."""
+
+    def __reduce__(self) -> Any:
+        return refuse, ("config.ini",)
+
+
+def refuse(name: str) -> None:
+    raise RuntimeError(f"cannot read {name}")
+
+
+class Job:
+    def __init__(self, part: Any) -> None:
+        self.parts = {"gpu": [0, part]}
+
+    def run(self, x: int, _: Any = None) -> int:
+        return x + len(self.parts)
+
+
+def using(part: Any) -> Callable[..., int]:
+    return lambda x, _=None: x + (part is not None)
+
+
+@pytest.mark.parametrize("part", [Device(), Broken()], ids=["in one process", "nowhere"])
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (using, "it uses part, "),
+        (lambda part: Job(part).run, "it uses self.parts['gpu'][1], "),
+        (lambda part: functools.partial(max, part), "it uses the argument 1 of its partial, "),
+    ],
+    ids=["captured", "method", "partial"],
+)
+def test_what_a_worker_cannot_load_is_named_as_the_script_has_it(
+    cluster: Connection, part: Any, make: Any, path: str
+):
+    func = make(part)
+    evaluations: list[Callable[[], Any]] = [
+        lambda: list(parallel([1]).map(func)),
+        lambda: list(parallel([1], timeout=60).filter(func)),
+        lambda: parallel([1, 2]).reduce(func),
+    ]
+    for evaluate in evaluations:
+        with pytest.raises(SerializationError, match="the worker could not load the chain") as raised:
+            evaluate()
+        assert path in str(raised.value)
+        assert f"(a {type(part).__name__})" in str(raised.value)
+        assert isinstance(raised.value.__cause__, (OSError, RuntimeError))
 
 
 def test_a_connection_in_an_object_is_named(cluster: Connection):

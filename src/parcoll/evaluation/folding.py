@@ -17,7 +17,7 @@ from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold, same
 from parcoll.worker.outcome import Handle, Kept, Outcome
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, with_culprit
 from parcoll.worker.sinks import Results, Sink
 
 LOST_VALUE = "has no value: what it had folded was on that cluster"
@@ -80,8 +80,9 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     """Evaluate into the sink, keep what it makes of each partition, and fold these values."""
     window = run.window(sink, keep=True)
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
-    session = run.engine.open(Program((), fold), label, keep=True)
-    joining = _Joining(session, run.stats)
+    program = Program((), fold)
+    session = run.engine.open(program, label, keep=True)
+    joining = _Joining(session, program, run.stats)
     try:
         with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
             while True:
@@ -124,8 +125,9 @@ class _Joining:
     WAITING = 16
     MEMORY = 64
 
-    def __init__(self, session: Session, stats: Stats) -> None:
+    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
         self._session = session
+        self._program = program
         self._stats = stats
         self._recorder = Recorder(stats)
         self._joined = 0
@@ -167,7 +169,7 @@ class _Joining:
             if job.lost_workers:
                 self._recorder.recover(job.lost_workers)
             if outcome.failure is not None:
-                raise outcome.failure.rebuild()
+                raise with_culprit(self._program, outcome).rebuild()
             assert isinstance(job, Join)
             job.previous, job.parts = None, ()
             if self._joined >= self.MEMORY and self._value is not None:

@@ -18,7 +18,7 @@ from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, with_culprit
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import Saver
@@ -265,6 +265,7 @@ class Window:
                     self._rests = deque(other for other in self._slots if other.rest is not None)
             else:
                 self._failed = True
+                outcome.failure = with_culprit(self._program, outcome)
             job.release()
 
     def _head_ready(self) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from parcoll.errors import SerializationError
 from parcoll.text import describe, function_name, short_repr
-from parcoll.wire.codec import dumps
+from parcoll.wire.codec import dumps, loads
 from parcoll.wire.own_modules import is_own
 from parcoll.wire.payload import Packed
 
@@ -31,32 +32,65 @@ def first_unpicklable(elements: Sequence[Any]) -> tuple[int, BaseException] | No
 
 def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationError:
     """Return the error for a function that cannot be pickled, which names the captured object at fault."""
-    culprit = _culprit(func, "")
+    culprit = _culprit(func, "", _can_be_pickled)
     blame = f": {culprit}" if culprit else ""
     return SerializationError(
         f"{role} cannot be sent to the workers{blame} ({type(cause).__name__}: {cause})"
     )
 
 
-def _culprit(value: Any, name: str, depth: int = 0) -> str | None:
-    """Say which part of `value` cannot be pickled, by the name that the script has for it: ``self.cluster``.
+def unloadable(value: Any, loader: str) -> str | None:
+    """Say which part of `value` a worker could not load, where a function named `loader` failed there.
+
+    The load may fail here as well. If it does not, the part is the one that this function makes: it depends
+    on the machine, as a device or a file does.
+    """
+    return _culprit(value, "", _can_be_loaded) or _culprit(value, "", lambda part: not _made_by(part, loader))
+
+
+def _culprit(value: Any, name: str, can_travel: Callable[[Any], bool], depth: int = 0) -> str | None:
+    """Say which part of `value` cannot travel, by the name that the script has for it: ``self.cluster``.
 
     The path leads through functions, containers and objects of the user's own classes. It ends at an object
     of another class: the user does not know what such an object consists of.
     """
     if depth < MAX_DEPTH:
         for part, shown in _parts(value, name):
-            if not _can_travel(part):
-                return _culprit(part, shown, depth + 1) or f"it uses {shown}, {describe(part)}"
+            if not can_travel(part):
+                return _culprit(part, shown, can_travel, depth + 1) or f"it uses {shown}, {describe(part)}"
+            if can_travel is not _can_be_pickled and (found := _culprit(part, shown, can_travel, depth + 1)):
+                return found
     return None
 
 
-def _can_travel(value: Any) -> bool:
+def _can_be_pickled(value: Any) -> bool:
     try:
         dumps(value)
     except Exception:
         return False
     return True
+
+
+def _can_be_loaded(value: Any) -> bool:
+    try:
+        loads(dumps(value))
+    except Exception:
+        return False
+    return True
+
+
+def _made_by(value: Any, loader: str) -> bool:
+    """Tell whether a function of that qualified name makes the copy of `value`, or gives it its state."""
+    kind = type(value)
+    names = {
+        f"{owner.__qualname__}.{name}" for owner in kind.__mro__ for name in _LOADING if name in vars(owner)
+    }
+    with contextlib.suppress(Exception):
+        names.add(value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[0].__qualname__)
+    return loader in names
+
+
+_LOADING = ("__setstate__", "__new__", "__init__", "__setitem__", "append", "extend", "add")
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[Any, str]]:

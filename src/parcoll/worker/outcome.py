@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
@@ -39,6 +40,7 @@ class Outcome:
     results: Payload | None = None
     failure: Failure | None = None
     unshared: str | None = None  # why shared memory could not be used; None if it could
+    unloaded: str = ""  # the name of the function that failed when the program was loaded
     unprogrammed: bool = False  # by the program, which lay there: nothing was begun
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
@@ -158,7 +160,10 @@ def unloadable_chain(error: BaseException) -> Outcome:
     """Return the outcome of a partition whose program cannot be unpickled."""
     if isinstance(error, UnreadError):
         return Outcome(complete=False, unshared=str(error), unprogrammed=True)
-    return broken("the worker could not load the chain", error)
+    outcome = broken("the worker could not load the chain", error)
+    if not isinstance(error, (WorkerSetupError, ModuleNotFoundError)):
+        outcome.unloaded = _loader(error.__traceback__)
+    return outcome
 
 
 def unloadable_partition(at: str, payload: Any, error: BaseException) -> Outcome:
@@ -167,6 +172,16 @@ def unloadable_partition(at: str, payload: Any, error: BaseException) -> Outcome
         # The elements are not to blame: they are sent once more, in the message itself.
         return Outcome(complete=False, unshared=str(error))
     return broken(f"the worker could not load the partition at {at}", error)
+
+
+def _loader(traceback: TracebackType | None) -> str:
+    """Return the name of the function that pickle called and that failed: the first that is not ours."""
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("parcoll", "cloudpickle", "pickle", "contextlib"):
+            return traceback.tb_frame.f_code.co_qualname
+        traceback = traceback.tb_next
+    return "?"
 
 
 def _this_worker() -> str:

@@ -16,12 +16,13 @@ from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
+from parcoll.wire.exceptions import Failure
 from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import Fetched, Packed, Payload, Plain, Shared, Sharing
 from parcoll.wire.script import Script, arrived, loading, running
-from parcoll.wire.unpicklable import cannot_send
+from parcoll.wire.unpicklable import cannot_send, unloadable
 from parcoll.worker.fold import Fold
-from parcoll.worker.outcome import UnreadError
+from parcoll.worker.outcome import Outcome, UnreadError
 from parcoll.worker.sinks import Results, Sink
 from parcoll.world import ending, takeover
 from parcoll.world.namespace import CODEC, pack_program
@@ -258,13 +259,31 @@ def packed_program(program: Program) -> tuple[Packed, bytes]:
     try:
         return pack_program(program)
     except Exception as error:
-        for step in program.steps:
-            _check_function(step.func, f"the function of {step.label}")
-            _check_function(step.policy.on_error, f"the on_error of {step.label}")
-            _check_function(step.policy.retry_on, f"the retry_on of {step.label}")
-        for func in program.sink.functions.values():
-            _check_function(func, f"the function of {program.sink.label}")
+        for func, role in _functions(program):
+            _check_function(func, role)
         raise cannot_send(None, "the chain", error) from error
+
+
+def with_culprit(program: Program, outcome: Outcome) -> Failure:
+    """Return an outcome's failure; if the program could not be loaded, with the captured object at fault."""
+    failure = outcome.failure
+    assert failure is not None
+    for func, role in _functions(program) if outcome.unloaded else ():
+        if func is not None and (culprit := unloadable(func, outcome.unloaded)):
+            error = failure.original()
+            named = SerializationError(f"{error}, for {role}: {culprit}")
+            named.__cause__ = error.__cause__
+            return Failure.of(named, failure.note)
+    return failure
+
+
+def _functions(program: Program) -> Iterator[tuple[Any, str]]:
+    for step in program.steps:
+        yield step.func, f"the function of {step.label}"
+        yield step.policy.on_error, f"the on_error of {step.label}"
+        yield step.policy.retry_on, f"the retry_on of {step.label}"
+    for func in program.sink.functions.values():
+        yield func, f"the function of {program.sink.label}"
 
 
 def _check_function(func: Any, role: str) -> None:

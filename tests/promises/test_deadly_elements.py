@@ -42,8 +42,15 @@ WAYS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 40, "auto"])
-@pytest.mark.parametrize("way", WAYS)
+# Each way and each size by itself; all pairs are slow.
+PAIRS = [
+    (way, size) if size == 40 or way == "segfault" else pytest.param(way, size, marks=pytest.mark.slow)
+    for way in WAYS
+    for size in (1, 40, "auto")
+]
+
+
+@pytest.mark.parametrize(("way", "size"), PAIRS)
 def test_it_is_found_and_left_out(cluster: Connection, way: str, size: Any) -> None:
     die, how = WAYS[way]
 

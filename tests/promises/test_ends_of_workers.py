@@ -95,8 +95,15 @@ def wait(results: Iterator[Any]) -> None:
         next(results)
 
 
-@pytest.mark.parametrize("where", ["", "isolated", "large", "large isolated"])
-@pytest.mark.parametrize("end", ENDS)
+# Each end and each place by itself; all pairs are slow.
+PAIRS = [
+    (end, where) if not where or end == "close" else pytest.param(end, where, marks=pytest.mark.slow)
+    for end in ENDS
+    for where in ("", "isolated", "large", "large isolated")
+]
+
+
+@pytest.mark.parametrize(("end", "where"), PAIRS)
 def test_what_functions_left_open_is_whole(scripts: Scripts, end: str, where: str) -> None:
     """Also where the function is large, so that it lies in shared memory."""
     file = scripts.write("script.py", KEEP + "\n    " + ENDS[end].replace("RUN", RUN))

@@ -311,7 +311,10 @@ def test_after_a_worker_was_killed(client: Any, func: Callable[[int], Any]) -> N
     assert killed
 
 
-@pytest.mark.parametrize("func", [plugin, clients_task, a_client, lock, actor, events])
+SLOW = [pytest.param(func, marks=pytest.mark.slow) for func in (a_client, actor, events)]
+
+
+@pytest.mark.parametrize("func", [plugin, clients_task, lock, *SLOW])
 def test_in_the_process_beside_a_worker_after_its_workers_were_killed(
     client: Any, func: Callable[[int], Any], tmp_path: Path
 ) -> None:

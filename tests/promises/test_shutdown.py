@@ -154,7 +154,11 @@ def test_ctrl_c_once_stops_the_run_and_the_cluster_stays_usable(scripts: Scripts
     assert (out, err, script.returncode) == ("interrupted\n[1, 2, 3, 4, 5]\n", "", 0)
 
 
-@pytest.mark.parametrize("place", PLACES)
+# What the one before shows up to the first Ctrl-C: every second place is enough.
+TWICE_IN = [pytest.param(place, marks=pytest.mark.slow if i % 2 else ()) for i, place in enumerate(PLACES)]
+
+
+@pytest.mark.parametrize("place", TWICE_IN)
 def test_ctrl_c_twice_ends_the_process(scripts: Scripts, place: str) -> None:
     """Whatever workers are in, for a thousand seconds. What it says then is Python's own."""
     script = started(scripts, TWICE.replace("{place}", PLACES[place]), wait=1000)
@@ -167,7 +171,12 @@ def test_ctrl_c_twice_ends_the_process(scripts: Scripts, place: str) -> None:
     assert script.returncode in (-signal.SIGINT, 130, 1)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.0, 0.1, 0.4, *(pytest.param(late, marks=SLOW) for late in (0.05, 0.2, 0.8))]
+)
 def test_ctrl_c_while_the_cluster_starts(scripts: Scripts, seconds: float) -> None:
     text = """
 try:

@@ -25,8 +25,6 @@ from parcoll import Connection, ElementError, SerializationError, WorkerLostErro
 from parcoll.evaluation.feed import StreamFeed
 from parcoll.evaluation.sizing import sizer_for
 from parcoll.evaluation.source import source_of
-from parcoll.watch.recorder import Recorder
-from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed
 from parcoll.worker import program
 from parcoll.worker.outcome import Outcome
@@ -43,11 +41,13 @@ WAYS: dict[str, tuple[Any, str]] = {
 
 
 # Each way and each size by itself; all pairs are slow.
-PAIRS = [
-    (way, size) if size == 40 or way == "segfault" else pytest.param(way, size, marks=pytest.mark.slow)
+SLOW = [
+    pytest.param(way, size, marks=pytest.mark.slow)
     for way in WAYS
-    for size in (1, 40, "auto")
+    for size in (1, "auto")
+    if way != "segfault"
 ]
+PAIRS = [*((way, 40) for way in WAYS), ("segfault", 1), ("segfault", "auto"), *SLOW]
 
 
 @pytest.mark.parametrize(("way", "size"), PAIRS)
@@ -497,11 +497,3 @@ def test_what_an_isolated_job_hands_back_stays_isolated() -> None:
         assert cut is not None
         assert cut.isolated is isolated
         assert cut.place.base == job.place.base + 1
-
-
-def test_a_lost_worker_that_several_partitions_had_is_one_death() -> None:
-    stats = Stats()
-    recorder = Recorder(stats)
-    recorder.recover(["tcp://one", "tcp://one"])
-    recorder.recover(["tcp://one", "tcp://two"])
-    assert (stats.recovered, stats.deaths) == (4, 2)

@@ -19,6 +19,7 @@ from scripts import eventually, wait_for_file
 from parcoll import Connection, connect, current, parallel
 from parcoll.text import function_words, key_words
 from parcoll.watch import table
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 
 
@@ -429,3 +430,11 @@ def test_connect_inline_tells_nobody() -> None:
     with connect("inline") as connection:
         assert parallel(range(3)).count() == 3
         assert connection.engine.follow(Stats()) is None
+
+
+def test_a_lost_worker_that_several_partitions_had_is_one_death() -> None:
+    stats = Stats()
+    recorder = Recorder(stats)
+    recorder.recover(["tcp://one", "tcp://one"])
+    recorder.recover(["tcp://one", "tcp://two"])
+    assert (stats.recovered, stats.deaths) == (4, 2)

@@ -70,7 +70,8 @@ class DistributedEngine:
         """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
-        packed, script = packed_program(program)
+        lends = self.link.sharing is not None and not keep
+        packed, script = packed_program(program, copies=not lends)
         world = current_world(of_machine=self.link.sharing is not None)
         modules = self._modules(program)
         return DistributedSession(

@@ -24,7 +24,7 @@ from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
-from parcoll.wire.payload import SHARED_BYTES, Packed, Shared
+from parcoll.wire.payload import SHARED_BYTES, Captured, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
@@ -82,10 +82,13 @@ class DistributedSession:
         self._shared = SharedProgram(packed, self._token, world, modules, script=script)
         large = self._shared.nbytes > EMBEDDED_BYTES
         self._shared.cached = not large
-        self._lent: Shared | None = None  # where a large program lies in shared memory
+        self._lent: Captured | None = None  # where a large program lies in shared memory
         # Kept results may have to be made again when the evaluation has ended, and need the program then.
+        self.program_bytes = self._shared.nbytes
         if large and link.sharing is not None and not keep:
-            self._lent = self._shared.lend(link.sharing)
+            lent = self._shared.lend(link.sharing)
+            if lent is not None:
+                self._lent, self.program_bytes = lent
         self._program: Any = None if large and self._lent is None else self._shared
         self._program_future: Any = None
         self._level = level()
@@ -259,7 +262,8 @@ class DistributedSession:
         if self._link.sharing is not None and outcome.unshared is not None:
             self._link.sharing.stop(outcome.unshared)
         if self._shared.lent is not None:
-            self._shared.lent, self._program = None, None
+            self._shared.take_back()
+            self._program = None
         self._submit([job])
 
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
@@ -283,8 +287,8 @@ class DistributedSession:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
-        if self._lent is not None and self._lent.segment is not None:
-            self._lent.segment.end_use()
+        if self._lent is not None:
+            self._lent.end_use()
         # Other tasks may have run in this thread meanwhile.
         if self._entered is not None and self._entered.leave() and self._shared.world is not None:
             enter(self._shared.world)

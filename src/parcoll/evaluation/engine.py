@@ -86,6 +86,10 @@ class Session(Protocol):
     """One program under evaluation."""
 
     @property
+    def program_bytes(self) -> int:
+        """How many bytes of the program had to be sent, or copied into shared memory."""
+
+    @property
     def waiting_for(self) -> str | None:
         """Which worker its tasks wait for, if there is none that may run them."""
 

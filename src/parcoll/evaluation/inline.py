@@ -67,6 +67,7 @@ class InlineEngine:
 class InlineSession:
     """A queue of jobs, which run one by one."""
 
+    program_bytes = 0
     waiting_for = None
 
     def __init__(self, shared: SharedProgram, keep: bool, pack: Pack) -> None:

@@ -87,7 +87,7 @@ class Window:
         outcome. What the source raised is raised here, after everything before it.
         """
         # The session first: a function that cannot be sent leaves a one-pass source unread.
-        self._session = self._engine.open(self._program, self._words, self._keep)
+        self._session = self._open()
         lost: ClusterLostError | None = None
         try:
             self._feed = self._make_feed()
@@ -130,6 +130,11 @@ class Window:
             if self._held and self._saver is not None:
                 self._saver.close(self._held)
 
+    def _open(self) -> Session:
+        session = self._engine.open(self._program, self._words, self._keep)
+        self._recorder.sent(0, session.program_bytes)
+        return session
+
     def _delivered(self, idle: bool) -> list[tuple[Job, Outcome]]:
         """Return what the consumer gets now: what was taken; if there is a saver, once it is saved.
 
@@ -170,7 +175,7 @@ class Window:
                 return error
             self._session.close()
             try:
-                self._session = self._engine.open(self._program, self._words, self._keep)
+                self._session = self._open()
                 self._feed.renew()
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))

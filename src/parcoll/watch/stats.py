@@ -170,7 +170,8 @@ class Stats:
         window: The greatest number of partitions that may be at the workers, or wait for the consumer, at
             the moment.
         sizes: `PartitionSizes`: source elements for each partition.
-        bytes_sent: Bytes of pickled source elements, through shared memory or sockets.
+        bytes_sent: Bytes of pickled source elements, and of what the functions have captured, through shared
+            memory or sockets. Captured data that lies in shared memory from the last evaluation is not sent.
         bytes_received: Bytes of pickled results that came back.
         threads: Threads of the workers, each of which runs a partition.
         worker_seconds: Time that these threads spent on partitions, added up.

@@ -1,7 +1,8 @@
 """Payload: an object in the form in which it travels between the user's process and the workers.
 
-There are four forms, which load in the same way: `Packed` is bytes, `Several` is bytes in several parts,
-`Shared` is bytes in shared memory, and `Plain` is the object itself, which stays in its process. This
+There are five forms, which load in the same way: `Packed` is bytes, `Several` is bytes in several parts,
+`Shared` is bytes in shared memory, `Captured` a program there, and `Plain` is the object itself, which stays
+in its process. This
 module runs on both sides, so it needs the standard library and cloudpickle only. `Sharing` is the shared
 memory of one engine: what is packed into it, and lent to jobs for their results.
 """
@@ -16,7 +17,17 @@ from typing import Any
 
 from parcoll.log import logger
 from parcoll.wire.codec import KeepInside, by_reference, by_value, loads, prefers_value
-from parcoll.wire.segments import HEADER, Address, Segment, Segments, Span, WrittenError, write
+from parcoll.wire.segments import (
+    HEADER,
+    Address,
+    Captures,
+    Segment,
+    Segments,
+    Span,
+    WrittenError,
+    part_of,
+    write,
+)
 
 # Buffers below this size stay inside the pickle. A buffer beside the pickle costs a frame of some
 # microseconds in dask's protocol, and copying 64 KiB costs about as much.
@@ -28,6 +39,10 @@ ByValue = Callable[[object, KeepInside], bytes]
 # calls to the kernel on either side. Through sockets, the scheduler would read and write the bytes, and
 # they would be encrypted and decrypted twice.
 SHARED_BYTES = 32 * 1024
+
+# Buffers of a program from this size on lie in memory that all workers see. Each begins a page, and to map
+# a segment costs some calls to the kernel.
+CAPTURED_BYTES = 256 * 1024
 
 
 def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[memoryview, ...]]:
@@ -180,6 +195,43 @@ class Shared:
         return Shared, (self.span,)
 
 
+class Captured:
+    """A program whose large buffers lie in shared memory that outlives its evaluation.
+
+    All workers see the same memory; a page is copied where a function writes to it. The rest is in `own`,
+    which is this evaluation's alone.
+    """
+
+    __slots__ = ("own", "segments", "spans")
+
+    def __init__(self, own: Shared, spans: Sequence[Span | None], segments: Sequence[Segment] = ()) -> None:
+        self.own = own
+        self.spans = spans  # of each buffer; None if it is in `own`
+        self.segments = segments  # in the process that owns them, as long as the evaluation goes on
+
+    def load(self) -> Any:
+        """Return a new object that is the caller's own; OSError if one of the segments is gone."""
+        head, *buffers = self.own.span.read()
+        ends: dict[Address, int] = {}
+        for span in filter(None, self.spans):
+            ends[span.address] = max(span.end, ends.get(span.address, 0))
+        views = {address: address.map_privately(end) for address, end in ends.items()}
+        small = iter(buffers)
+        return loads(head, [next(small) if span is None else part_of(views, span) for span in self.spans])
+
+    def end_use(self) -> None:
+        """Give back what is of this evaluation alone, and have those who know of it see that at once."""
+        if self.own.segment is not None:
+            self.own.segment.end_use()
+
+    def is_valid(self) -> bool:
+        """Tell whether its evaluation goes on."""
+        return self.own.span.address.is_valid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Captured, (self.own, self.spans)
+
+
 class Fetched(Packed):
     """Bytes that were copied out of shared memory: they are loaded once, without another copy."""
 
@@ -227,6 +279,7 @@ class Sharing:
 
     def __init__(self) -> None:
         self._segments = Segments()
+        self._captures = Captures(self._segments)
         self._works: bool | None = None  # not tried yet
 
     def pack(self, value: object) -> Payload:
@@ -239,6 +292,24 @@ class Sharing:
             except OSError as error:
                 self.stop(str(error))
         return Packed.copy_of(*parts)
+
+    def capture(self, value: object) -> tuple[Captured, int] | None:
+        """Put a program into shared memory; return it, and how many bytes that took. None if it cannot be."""
+        if not self._try():
+            return None
+        head, *buffers = pickled(value)
+        large = [buffer for buffer in buffers if len(buffer) >= CAPTURED_BYTES]
+        small = [buffer for buffer in buffers if len(buffer) < CAPTURED_BYTES]
+        try:
+            segment = self._segments.take()
+            placed, segments, copied = self._captures.place(large)
+            own = Shared(segment.write([head, *small]), segment)
+        except OSError as error:
+            self.stop(str(error))
+            return None
+        spans = iter(placed)
+        where = [next(spans) if len(buffer) >= CAPTURED_BYTES else None for buffer in buffers]
+        return Captured(own, where, segments), copied + own.nbytes
 
     def lend(self, elements: Payload | None, large_results: bool) -> tuple[Space, Segment | None] | None:
         """Return where a task may put its results, with the segment that is to be given back afterwards.
@@ -272,6 +343,7 @@ class Sharing:
 
     def close(self) -> None:
         """Free the segments that no job has."""
+        self._captures.clear()
         self._segments.close()
 
     def _try(self) -> bool:

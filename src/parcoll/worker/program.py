@@ -18,7 +18,7 @@ from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.modules import install, unpacked
-from parcoll.wire.payload import Fetched, Packed, Payload, Plain, Shared, Sharing
+from parcoll.wire.payload import Captured, Fetched, Packed, Payload, Plain, Sharing
 from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send, unloadable
 from parcoll.worker.fold import Fold
@@ -81,7 +81,7 @@ class SharedProgram:
         cached: bool = True,
         python: tuple[int, int] = PYTHON,
         script: bytes = b"",
-        lent: Shared | None = None,
+        lent: Captured | None = None,
     ) -> None:
         self.packed = packed
         self.token = token
@@ -94,17 +94,26 @@ class SharedProgram:
         self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
 
-    def lend(self, sharing: Sharing) -> Shared | None:
-        """Have the program travel through shared memory; return what it lies in, None if it cannot."""
-        lent = sharing.pack((self.packed, self.world, self.modules, self.script))
-        if not isinstance(lent, Shared):
-            return None
-        self.lent, self.cached = lent, False
+    def lend(self, sharing: Sharing) -> tuple[Captured, int] | None:
+        """Have the program travel through shared memory; return what it lies in, and how many bytes it took.
+
+        None if it cannot.
+        """
+        lent = sharing.capture((self.packed, self.world, self.modules, self.script))
+        if lent is not None:
+            self.lent, self.cached, self.packed = lent[0], False, None
+        elif isinstance(self.packed, Packed):  # the script may write into its buffers while this waits
+            self.packed = Packed.copy_of(self.packed.head, *self.packed.buffers)
         return lent
+
+    def take_back(self) -> None:
+        """Have the program travel in messages again; OSError if the shared memory is gone."""
+        self._fetch()
+        self.lent = None
 
     def is_wanted(self) -> bool:
         """Tell whether the evaluation of a program that was lent goes on."""
-        return self.lent is not None and self.lent.span.address.is_valid()
+        return self.lent is not None and self.lent.is_valid()
 
     def _fetch(self) -> None:
         """Copy out of shared memory what was lent; UnreadError if that cannot be read, or is gone."""
@@ -206,7 +215,7 @@ _loading = threading.local()
 _cache_lock = threading.RLock()
 
 
-def _lent(lent: Shared, token: str, python: tuple[int, int]) -> SharedProgram:
+def _lent(lent: Captured, token: str, python: tuple[int, int]) -> SharedProgram:
     """Return the program that lies in shared memory: one object in each process.
 
     It is kept until another one comes and its own evaluation has ended, which its segment tells.
@@ -251,13 +260,13 @@ if hasattr(os, "register_at_fork"):
 ending.forgets += [_cache.clear, _lent_here.clear]
 
 
-def packed_program(program: Program) -> tuple[Packed, bytes]:
-    """Pickle a program, and what else the script has.
+def packed_program(program: Program, copies: bool = True) -> tuple[Packed, bytes]:
+    """Pickle a program, and what else the script has; without `copies`, its large buffers are the script's.
 
     The SerializationError of one that cannot be sent names the function, and why.
     """
     try:
-        return pack_program(program)
+        return pack_program(program, copies)
     except Exception as error:
         for func, role in _functions(program):
             _check_function(func, role)

@@ -53,10 +53,11 @@ _PLAIN = {
 _WORD = re.compile(r"[^\W\d]\w*")
 
 
-def pack_program(value: object) -> tuple[Packed, bytes]:
-    """Pickle a program, and what else the script has."""
+def pack_program(value: object, copies: bool = True) -> tuple[Packed, bytes]:
+    """Pickle a program, and what else the script has; without `copies`, large buffers stay the script's."""
     naming = Naming()
-    packed = Packed.copy_of(*pickled(value, naming.by_value))
+    parts = pickled(value, naming.by_value)
+    packed = Packed.copy_of(*parts) if copies else Packed(*parts)
     return packed, of_main(naming.names, naming.funcs)
 
 

@@ -24,6 +24,13 @@ _SPOKEN = dict(
 )
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
+# Control characters, what breaks lines or turns their direction, and halves of characters, which no encoding
+# holds: Python has them in the place of bytes that a file's name could not be decoded from.
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = LIMIT
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = _short.maxfrozenset = 10
@@ -36,7 +43,14 @@ def short_repr(value: object) -> str:
         text = _short.repr(value)
     except Exception as error:
         return f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
+    if not text.isprintable():  # the author of a class may have any text given
+        text = escaped(" ".join(text.split()))
     return text if len(text) <= LIMIT else text[: LIMIT - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """Return a text that users chose in one line that terminals, logs and web pages show as it is."""
+    return text if text.isprintable() else _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def describe(value: object) -> str:
@@ -54,8 +68,8 @@ def function_name(func: Any) -> str:
         return function_name(func.func)
     name = getattr(func, "__name__", None)
     if not isinstance(name, str):
-        return type(func).__name__
-    return "lambda" if name == "<lambda>" else name
+        return escaped(type(func).__name__)
+    return "lambda" if name == "<lambda>" else escaped(name)
 
 
 def key_words(text: str) -> str:
@@ -87,7 +101,7 @@ def function_title(func: Any) -> str:
     if code is None or not body:
         return function_name(func)
     named = ", ".join(code.co_varnames[: code.co_argcount])
-    return f"lambda {named}: {body if len(body) <= MAX_BODY else body[: MAX_BODY - 3] + '...'}"
+    return escaped(f"lambda {named}: {body if len(body) <= MAX_BODY else body[: MAX_BODY - 3] + '...'}")
 
 
 def _code_of_lambda(func: Any) -> CodeType | None:

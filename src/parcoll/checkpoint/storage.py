@@ -28,7 +28,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # what it leads to would be emptied
 
 
 class NotAFileError(Exception):
-    """In the place of a file there is a folder, a pipe, a device: something that nobody can read to its end."""
+    """In the place of a file there is a folder, a pipe, a device: nothing that has an end."""
 
 
 class Folder(Protocol):

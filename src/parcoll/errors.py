@@ -130,8 +130,12 @@ class ElementError(ParcollError):
         of = "" if self.partition is None else f" of partition {self.partition}"
         times = "" if self.attempts == 1 else f", {self.attempts} times"
         kind = type(self.exception).__name__
+        from parcoll import text  # lazy: who only catches these needs no other module
+
         try:
-            message = str(self.exception)
+            message = text.in_time(str, self.exception)
+        except text.TooLongError:
+            message = f"<its str() takes longer than {text.DEADLINE:g} s>"
         except Exception:
             message = "<its str() failed>"
         return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {message}"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import itertools
 import linecache
 import re
 import reprlib
-from types import CodeType
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 LIMIT = 200  # characters of an element that a message quotes
 
+MOST_SORTED = 1000  # members of a dict or set that are sorted before the first ones are shown
 MAX_WORDS = 8  # of a lambda in a key
 MAX_BODY = 40  # characters of a lambda in a table
 _TOKEN = re.compile(r"[A-Za-z]+|\*\*|//|[<>=!]=|[-+*/%<>&|^@]|\d+")
@@ -24,19 +31,185 @@ _SPOKEN = dict(
 )
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = LIMIT
-_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = _short.maxfrozenset = 10
-_short.maxlevel = 4
+# Control characters, what breaks lines or turns their direction, and halves of characters, which no encoding
+# holds: Python has them in the place of bytes that a file's name could not be decoded from.
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+DEADLINE = 1.0  # seconds that a user's own `__repr__` or `__str__` may take
+_SCALARS = (int, float, complex, bool, str, bytes, type(None))
+_OF_PYTHON: tuple[Any, ...] = (
+    object.__repr__,
+    type.__repr__,
+    FunctionType.__repr__,
+    BuiltinFunctionType.__repr__,
+)
+_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray, bytes, str)
+_asked: contextvars.ContextVar[list[type]] = contextvars.ContextVar("asked")  # for its repr
+SLOW_SECONDS = 60.0  # that a class is not asked again whose repr or str has taken too long
+_slow: weakref.WeakKeyDictionary[type, float] = weakref.WeakKeyDictionary()  # and until when
+
+
+class TooLongError(Exception):
+    """What a user's class says of itself takes longer than `DEADLINE`."""
+
+
+class EndsProcessError(Exception):
+    """What a user's class says of itself ends in an exception that is no `Exception`: a `SystemExit`."""
+
+
+class _Stopped(BaseException):
+    """Ends the thread in which it takes so long, as far as that is Python's own code."""
+
+
+class _Short(reprlib.Repr):
+    """`reprlib`, for values of any size: it reads no more of them than it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = LIMIT
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 10
+        self.maxlevel = 4
+
+    def repr1(self, x: Any, level: int) -> str:
+        """Return the repr of a value, by what is shown of its class; `repr_instance` for a user's own."""
+        kind = type(x)
+        base: Any = next((base for base in _CONTAINERS if issubclass(kind, base)), None)
+        own: Any = kind.__repr__
+        if base is dict and kind.__module__ == "collections" and len(x) > MOST_SORTED:
+            return f"{kind.__name__}({self.repr_dict(dict(itertools.islice(x.items(), 11)), level)})"
+        if base is None or own is not base.__repr__:
+            known = kind.__module__ in ("builtins", "collections", "array")
+            return super().repr1(x, level) if known else self.repr_instance(x, level)
+        if base in (dict, set, frozenset) and len(x) > MOST_SORTED:
+            first = itertools.islice(x.items() if base is dict else x, self.maxdict + 1)
+            x = base(first)
+        shown: str = getattr(self, f"repr_{base.__name__}")(x, level)
+        return shown
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        """Return a row of bytes without its middle, as `repr_str` does."""
+        if len(x) <= self.maxstring:
+            text = repr(x)
+            if len(text) <= self.maxstring:
+                return text
+        head = (self.maxstring - 3) // 2
+        tail = self.maxstring - 3 - head
+        text = repr(x[:head] + x[len(x) - tail :])
+        return f"{text[:head]}...{text[len(text) - tail :]}"
+
+    def repr_bytearray(self, x: bytearray, level: int) -> str:
+        """Return what it holds, as `repr_bytes` does."""
+        return f"bytearray({self.repr_bytes(bytes(x[: self.maxstring + 1]), level)})"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Return a value's own repr, cut, or why there is none."""
+        kind = type(x)
+        if _is_slow(kind):
+            return _without_text(kind, f"takes longer than {DEADLINE:g} s")
+        asked = _asked.get([])
+        asked[:] = [kind]
+        try:
+            text = repr(x)
+        except Exception as error:
+            return _without_text(kind, f"raised {type(error).__name__}")
+        asked.clear()
+        return text if len(text) <= self.maxother else f"{text[: self.maxother - 3]}..."
+
+
+_short = _Short()
+
+
+def _without_text(kind: type, why: str) -> str:
+    return f"<{escaped(kind.__name__)} object, whose repr {escaped(why)}>"
 
 
 def short_repr(value: object) -> str:
-    """Return `repr(value)`, cut at `LIMIT` characters; raises nothing if the value's repr does."""
+    """Return `repr(value)`, cut at `LIMIT` characters, in a second or so; raises nothing of its own."""
     try:
-        text = _short.repr(value)
+        text = _short.repr(value) if _is_plain(value) else in_time(_short.repr, value)
+    except TooLongError as error:
+        return _without_text(error.args[0], f"takes longer than {DEADLINE:g} s")
+    except EndsProcessError as error:
+        return _without_text(type(value), f"raised {error}")
     except Exception as error:
-        return f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
+        return _without_text(type(value), f"raised {type(error).__name__}")
+    if not text.isprintable():  # the author of a class may have any text given
+        text = escaped(" ".join(text.split()))
     return text if len(text) <= LIMIT else text[: LIMIT - 3] + "..."
+
+
+def in_time(describe: Callable[[Any], str], value: Any) -> str:
+    """Return what `describe` says of a value; TooLongError if that takes longer than `DEADLINE`.
+
+    It runs in a thread of its own, since nothing else can be left behind: in Python's own code it is ended
+    there, in a call that waits it goes on. A class that has taken too long is not asked again soon. Where no
+    thread can be started it runs here.
+    """
+    if _is_slow(type(value)):
+        raise TooLongError(type(value))
+    asked: list[type] = []
+    said: list[tuple[str, BaseException | None]] = []
+    context = contextvars.copy_context()
+    context.run(_asked.set, asked)
+
+    def say() -> None:
+        try:
+            said.append((context.run(describe, value), None))
+        except BaseException as error:
+            said.append(("", error))
+
+    thread = threading.Thread(target=say, name="parcoll-text", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return describe(value)
+    try:
+        thread.join(DEADLINE)
+    finally:  # also where a signal's handler raises meanwhile
+        if not said:
+            _end(thread)
+    text, error = said[0] if said else ("", _Stopped())
+    if isinstance(error, _Stopped):
+        kind = next(iter(asked), type(value))
+        if kind not in _CONTAINERS:
+            _slow[kind] = time.monotonic() + SLOW_SECONDS
+        raise TooLongError(kind)
+    if error is not None:
+        raise error if isinstance(error, Exception) else EndsProcessError(type(error).__name__)
+    return str(text)
+
+
+def _is_slow(kind: type) -> bool:
+    return bool(_slow) and _slow.get(kind, 0.0) > time.monotonic()
+
+
+def _end(thread: threading.Thread) -> None:
+    import ctypes  # 10 ms, for what takes a second
+
+    ended = ctypes.py_object(_Stopped)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ended)
+
+
+def _is_plain(value: Any, level: int = 3) -> bool:
+    """Tell whether the repr of all that is shown of a value is Python's own, and fast."""
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind in (list, tuple) and level:
+        return all(_is_plain(item, level - 1) for item in itertools.islice(value, 11))
+    if kind is dict and level and len(value) <= 10:
+        return all(_is_plain(item, level - 1) for pair in value.items() for item in pair)
+    if kind.__repr__ is BaseException.__repr__ and level:
+        return all(_is_plain(item, level - 1) for item in value.args)
+    return kind.__repr__ in _OF_PYTHON
+
+
+def escaped(text: str) -> str:
+    """Return a text that users chose in one line that terminals, logs and web pages show as it is."""
+    return text if text.isprintable() else _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def describe(value: object) -> str:
@@ -54,8 +227,8 @@ def function_name(func: Any) -> str:
         return function_name(func.func)
     name = getattr(func, "__name__", None)
     if not isinstance(name, str):
-        return type(func).__name__
-    return "lambda" if name == "<lambda>" else name
+        return escaped(type(func).__name__)
+    return "lambda" if name == "<lambda>" else escaped(name)
 
 
 def key_words(text: str) -> str:
@@ -87,7 +260,7 @@ def function_title(func: Any) -> str:
     if code is None or not body:
         return function_name(func)
     named = ", ".join(code.co_varnames[: code.co_argcount])
-    return f"lambda {named}: {body if len(body) <= MAX_BODY else body[: MAX_BODY - 3] + '...'}"
+    return escaped(f"lambda {named}: {body if len(body) <= MAX_BODY else body[: MAX_BODY - 3] + '...'}")
 
 
 def _code_of_lambda(func: Any) -> CodeType | None:

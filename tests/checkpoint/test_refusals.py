@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from scripts import lines
 
 from parcoll import CheckpointError, Connection, ParallelGen, parallel
 from parcoll.checkpoint import storage
-from parcoll.checkpoint.descriptions import CHAIN
+from parcoll.checkpoint.descriptions import CHAIN, chain_file_in
 
 
 # Damage
@@ -105,7 +104,7 @@ def test_results_without_their_description_are_refused(inline: Connection, tmp_p
     (folder / CHAIN).write_text(content[:40])
     with pytest.raises(CheckpointError, match="is damaged"):
         list(numbers)
-    (folder / CHAIN).write_text(json.dumps(json.loads(content) | {"python": "cpython 2.7"}))
+    (folder / CHAIN).write_bytes(chain_file_in(content.encode())._replace(python="cpython 2.7").encoded())
     with pytest.raises(
         CheckpointError, match=r"Python cpython 2\.7.*: go on with that version, or delete the f"
     ):

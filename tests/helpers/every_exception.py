@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from parcoll.wire.exceptions import Failure, _fields
+from parcoll.wire.anatomy import fields_of as _fields
+from parcoll.wire.exceptions import Failure
 
 # They open windows or browsers, print, or are tests.
 LEFT_OUT = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "lib2to3", "test", "tkinter"}

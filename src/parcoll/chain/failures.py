@@ -13,6 +13,7 @@ from typing import Any
 from parcoll.chain.place import Place
 from parcoll.errors import ElementError
 from parcoll.text import short_repr
+from parcoll.wire.anatomy import Room
 from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
 
 KEPT = 1000  # failed elements, by an evaluation; a worker process sends no more either
@@ -69,9 +70,7 @@ class Ledger:
         """Return an element pickled, or its `repr` if it cannot be pickled or there is no more room."""
         if self.nbytes >= ELEMENT_BYTES:
             return False, short_repr(element)
-        part = encoded_part(element)
-        if self.nbytes + len(part[1]) > ELEMENT_BYTES:
-            return False, short_repr(element)
+        part = encoded_part(element, Room(nbytes=ELEMENT_BYTES - self.nbytes))
         self.nbytes += len(part[1])
         return part
 

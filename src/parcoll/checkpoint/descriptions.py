@@ -2,20 +2,26 @@
 
 `parcoll-chain.json` says which chain made the results, and in which format they are. It is read first: of a
 folder in another format nothing else is known. `parcoll-end.json` says how many elements the source had.
+Each ends with the SHA-256 of what stands before it, so that one changed bit anywhere is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from parcoll.checkpoint import fingerprint
 
-FORMAT = 2  # of all files in the folder; to be raised when pickles in pieces name other modules, too
+FORMAT = 3  # of all files in the folder; to be raised when pickles in pieces name other modules, too
 CHAIN = "parcoll-chain.json"
 END = "parcoll-end.json"
+_SEAL = b',\n "sha256": "%s"\n}'
+_NUMBER = re.compile(rb'"format": \d+')
+_HIGHEST = 10**6  # formats that there may ever be
 
 
 class ChainFile(NamedTuple):
@@ -28,7 +34,7 @@ class ChainFile(NamedTuple):
 
     def encoded(self) -> bytes:
         """Return the bytes of the file."""
-        return json.dumps(self._asdict(), indent=1).encode()
+        return _sealed(self._asdict())
 
 
 def chain_file(length: int | None, steps: Sequence[dict[str, Any]]) -> ChainFile:
@@ -39,11 +45,14 @@ def chain_file(length: int | None, steps: Sequence[dict[str, Any]]) -> ChainFile
 def chain_file_in(content: bytes) -> ChainFile:
     """Return what a file says, of another format its number only; ValueError for what no parcoll writes."""
     found = _object_in(content)
-    number, python, length, steps = (found.get(name) for name in ChainFile._fields)
-    if type(number) is not int or number < 1:
+    number = found.get("format")
+    if type(number) is not int or not 0 < number < _HIGHEST:
         raise ValueError(number)
-    if number != FORMAT:
+    if number != FORMAT and not _is_whole(_NUMBER.sub(b'"format": %d' % FORMAT, content, count=1)):
         return ChainFile(number)
+    if not _is_whole(content):
+        raise ValueError(found)
+    python, length, steps = (found.get(name) for name in ("python", "length", "steps"))
     if not isinstance(python, str) or not fingerprint.is_chain(steps):
         raise ValueError(found)
     if "length" not in found or not (length is None or _is_count(length)):
@@ -53,13 +62,13 @@ def chain_file_in(content: bytes) -> ChainFile:
 
 def end_file(elements: int) -> bytes:
     """Return the bytes of `parcoll-end.json`."""
-    return json.dumps({"elements": elements}, indent=1).encode()
+    return _sealed({"elements": elements})
 
 
 def elements_in(content: bytes) -> int:
     """Return how many elements the source had; ValueError for what no parcoll writes."""
     elements = _object_in(content).get("elements")
-    if not _is_count(elements):
+    if not _is_whole(content) or not _is_count(elements):
         raise ValueError(elements)
     return elements
 
@@ -78,13 +87,36 @@ def other_format(number: int) -> str | None:
     )
 
 
+def _sealed(found: dict[str, Any]) -> bytes:
+    """Return the bytes of a file that says this, and ends with their checksum."""
+    body = json.dumps(found, indent=1).encode()[:-2]
+    return body + _seal_of(body)
+
+
+def _is_whole(content: bytes) -> bool:
+    """Tell whether the file's last line is the checksum of the lines before it."""
+    body = content[: -len(_seal_of(b""))]
+    return content == body + _seal_of(body)
+
+
+def _seal_of(body: bytes) -> bytes:
+    return _SEAL % hashlib.sha256(body).hexdigest().encode()
+
+
 def _object_in(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        found = json.loads(content, object_pairs_hook=_each_once)
     except RecursionError:
         raise ValueError("too many brackets") from None
     if not isinstance(found, dict):
         raise ValueError(found)
+    return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
     return found
 
 

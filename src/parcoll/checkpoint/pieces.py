@@ -6,7 +6,7 @@
   (`fingerprint`), and how many elements the source had, if that was known (`descriptions`).
 * `parcoll-<first>-<end>.piece`: the results of the source elements from `first` up to, not including,
   `end`. A piece is written once and whole (`storage`), and never changed.
-* `parcoll-end.json`: how many elements the source had, once it has come to its end.
+* `parcoll-end.json`: how many elements the source had, once it has come to its end. Both end with a checksum.
 * `parcoll.lock`, on a local filesystem: the lock of the process that evaluates. The kernel releases it
   however that process ends. Elsewhere there is no lock, and two processes do the work twice. No answer gets
   wrong then: each process writes whole pieces, and their names show which pieces overlap.
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple, TypeVar
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import descriptions, fingerprint
 from parcoll.checkpoint.descriptions import CHAIN, END, FORMAT
-from parcoll.checkpoint.storage import TEMPORARY, Folder
+from parcoll.checkpoint.storage import TEMPORARY, Folder, NotAFileError
 from parcoll.errors import CheckpointError
 from parcoll.log import logger
 from parcoll.wire import codec
@@ -183,8 +183,21 @@ class Checkpoint:
             "start from the first element"
         )
 
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.folder.read(name)
+        except NotAFileError:
+            piece = name not in (CHAIN, END)
+            remedy = "remove it to run its elements again" if piece else "put it back as it was"
+            raise self.refusal(f"is damaged: {name} is not a file", remedy) from None
+        except Exception as error:  # of any class: each filesystem of fsspec's has its own
+            raise self.refusal(
+                f"cannot be used: {name} cannot be read ({type(error).__name__}: {error})",
+                "remove the cause and start again",
+            ) from error
+
     def _described(self, name: str, parsed: Callable[[bytes], _Described]) -> _Described:
-        content = self._try("read", lambda: self.folder.read(name))
+        content = self._read(name)
         try:
             return parsed(content)
         except ValueError:
@@ -200,7 +213,7 @@ class Checkpoint:
 
     def load(self, piece: Piece) -> list[Record] | None:
         """Return the records of a piece; if it is not whole, remove it and return None."""
-        content = self._try("read", lambda: self.folder.read(piece.name))
+        content = self._read(piece.name)
         records = _decoded(content)
         if not records or (records[0].first, records[-1].end) != piece:
             writer = _other_writer(content)

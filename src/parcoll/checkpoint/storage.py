@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -22,6 +23,12 @@ with contextlib.suppress(ImportError):
 
 LOCK = "parcoll.lock"
 TEMPORARY = ".parcoll-unfinished-"
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)  # of a named pipe
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # what it leads to would be emptied
+
+
+class NotAFileError(Exception):
+    """In the place of a file there is a folder, a pipe, a device: nothing that has an end."""
 
 
 class Folder(Protocol):
@@ -33,7 +40,7 @@ class Folder(Protocol):
         """Return the names of its files; none if there is no folder."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content; FileNotFoundError if there is none."""
+        """Return a file's content; FileNotFoundError if there is none, NotAFileError if it is no file."""
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Create or replace a file with these bytes; they are on the disk when this returns."""
@@ -75,14 +82,16 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """Read a file."""
-        with open(os.path.join(self._path, name), "rb") as file:
+        with open(os.path.join(self._path, name), "rb", opener=_opened_if_file) as file:
             return file.read()
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Write, sync, rename, and sync the folder."""
         temporary = os.path.join(self._path, f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
         try:
-            with open(temporary, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            with open(temporary, "xb") as file:  # never through a link that others have put there
                 for part in parts:
                     file.write(part)
                 file.flush()
@@ -108,9 +117,14 @@ class LocalFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder; the kernel ends the lock with this process, however that ends."""
+        lock = os.path.join(self._path, LOCK)
         try:
             os.makedirs(self._path, exist_ok=True)
-            descriptor = os.open(os.path.join(self._path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if os.path.lexists(lock) and not stat.S_ISREG(os.lstat(lock).st_mode):
+                raise CheckpointError(
+                    f"the checkpoint {self.url!r} cannot be opened: its {LOCK} is not a file: remove it"
+                )
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o666)
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint {self.url!r} cannot be opened: {type(error).__name__}: {error}"
@@ -138,6 +152,14 @@ class LocalFolder:
             if pid == os.getpid():
                 _descriptors.discard(descriptor)
                 os.close(descriptor)
+
+
+def _opened_if_file(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | _WITHOUT_WAITING)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise NotAFileError(path)
 
 
 _descriptors: set[int] = set()  # of the lock files that this process has locked
@@ -176,7 +198,13 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """Get an object."""
-        content: bytes = self._system.cat_file(f"{self._path}/{name}")
+        path = f"{self._path}/{name}"
+        try:
+            content: bytes = self._system.cat_file(path)
+        except Exception:
+            if self._system.isdir(path):
+                raise NotAFileError(path) from None
+            raise
         return content
 
     def write(self, name: str, parts: Sequence[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from parcoll.local import dashboard
 from parcoll.local.credentials import Credentials
 from parcoll.world import ending
 
 if TYPE_CHECKING:
-    from distributed.scheduler import Scheduler
-
     from parcoll.local.main_thread import MainThreadPoolExecutor
 
 _DASHBOARD_PORT = 8787  # dask's own; if it is taken, any other
@@ -116,7 +114,7 @@ async def _serve_scheduler(status_fd: int, options: HostOptions) -> None:
             dashboard_address=f"127.0.0.1:{_DASHBOARD_PORT}",
             local_directory=os.path.join(options.directory, "scheduler"),
         )
-    _add_dashboard(scheduler)
+    dashboard.add(scheduler)
     await scheduler
     await scheduler.register_scheduler_plugin(new_page(), idempotent=True)
     dashboard_port = scheduler.services["dashboard"].port
@@ -124,64 +122,6 @@ async def _serve_scheduler(status_fd: int, options: HostOptions) -> None:
     os.write(status_fd, json.dumps(status).encode())
     os.close(status_fd)
     await scheduler.finished()
-
-
-def _add_dashboard(scheduler: Scheduler) -> None:
-    """Serve the dashboard, but import it (1 s, most of it bokeh) only at the first visit.
-
-    The application added here gets the requests for paths that the scheduler does not know. At the first
-    one it puts the real dashboard in its own place and has the browser ask again.
-    """
-    from tornado import web
-
-    loading = asyncio.Lock()
-
-    class FirstVisit(web.RequestHandler):
-        async def get(self) -> None:
-            if self.request.headers.get("Upgrade"):  # a web page of an earlier cluster tries again
-                raise web.HTTPError(503)
-            async with loading:
-                if placeholder in scheduler.http_application.applications:
-                    await _load_dashboard(scheduler)
-                    scheduler.http_application.applications.remove(placeholder)
-            # One slash only: "//host/" would lead to another host.
-            self.redirect("/" + (self.request.uri or "").lstrip("/"))
-
-    placeholder = web.Application([(r"/.*", FirstVisit)])
-    scheduler.http_application.add_application(placeholder)
-
-
-async def _load_dashboard(scheduler: Scheduler) -> None:
-    """Connect dask's dashboard to a scheduler that was started without it.
-
-    This is what ``Scheduler.__init__`` does with ``dashboard=True``. dask has no public way to do it later;
-    ``test_the_dashboard_is_loaded_at_the_first_visit`` fails when the parts used here change.
-    """
-    from distributed.http.utils import get_handlers
-    from tornado import web
-
-    try:
-        # In a thread, so that the scheduler goes on serving its workers.
-        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
-    except ImportError:
-        routes = get_handlers(scheduler, ["distributed.http.scheduler.missing_bokeh"])
-        scheduler.http_application.add_application(web.Application(routes))
-    else:
-        _allow_this_machine_only(scheduler.services["dashboard"].port)
-        dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
-
-
-def _allow_this_machine_only(port: int) -> None:
-    """Have the dashboard's live connections refuse the pages of other web sites, which dask lets in.
-
-    Nothing changes if the user's configuration says whom to let in, or that the dashboard is behind a proxy.
-    """
-    import dask
-
-    origins = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
-    as_it_comes = dask.config.get(origins) == ["*"]
-    if as_it_comes and "{host}" in dask.config.get("distributed.dashboard.link"):
-        dask.config.set({origins: [f"127.0.0.1:{port}", f"localhost:{port}"]})
 
 
 def run_worker(number: int, address: str, options: HostOptions) -> NoReturn:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol
 
 from parcoll.log import logger
+from parcoll.text import escaped
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted
 from parcoll.watch.recorder import Recorder
@@ -48,7 +49,7 @@ class Watch:
         stats = self._stats
         state = self._state(kind)
         if state == "failed" and not stats.failures and error is not None:  # not in a worker, as the source
-            message = f"{type(error).__name__}: {error}"[:500]
+            message = escaped(f"{type(error).__name__}: {error}"[:500])[:500]
             stats.failures.append(FailureReport(time.time(), "", message, "outside of the steps"))
         Recorder(stats).end(state)
         try:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from parcoll.text import escaped
 from parcoll.watch.stats import Stats
 from parcoll.watch.table import troubles
 
@@ -25,7 +26,7 @@ class Bar:
     def __init__(self, stats: Stats, caption: str) -> None:
         self._stats = stats
         self._ended = threading.Event()
-        caption = " ".join(caption.split())
+        caption = escaped(" ".join(caption.split()))
         if len(caption) > MAX_CAPTION:
             caption = f"{caption[: MAX_CAPTION - 15]}...{caption[-12:]}"
         self._display: _Line | _Log | None = None

@@ -8,6 +8,7 @@ keeps is bounded, since a scheduler may be up for months.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import OrderedDict, deque
 from typing import Any
@@ -26,6 +27,7 @@ COUNTERS = (
     *("elements_in", "elements_out", "failed", "retries", "timeouts", "deaths", "recovered"),
     *("bytes_sent", "bytes_received", "worker_seconds"),
 )
+VERSION = re.compile(rb"[0-9]{1,15}")
 STEP_COUNTERS = ("entered", "left", "failed", "retries", "seconds")
 # The page loads nothing from elsewhere, and text that users wrote is never markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -182,11 +184,16 @@ class JSONHandler(web.RequestHandler):
 
     def get(self) -> None:
         """Answer with the numbers."""
-        since = self.get_query_argument("since", "0")
+        given = self.request.query_arguments.get("since", [b"0"])
+        if len(given) != 1 or not VERSION.fullmatch(given[0]):
+            self.set_status(400)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish("since must be a whole number, the version of an earlier answer\n")
+            return
         self.set_header("Content-Type", "application/json")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
-        self.write(json.dumps(self.page.news(int(since) if since.isdecimal() else 0)))
+        self.write(json.dumps(self.page.news(int(given[0]))))
 
 
 class Metrics:

@@ -19,6 +19,7 @@ from typing import Any
 import cloudpickle
 
 from parcoll.log import logger
+from parcoll.text import escaped
 from parcoll.watch import page
 from parcoll.watch.stats import Stats
 from parcoll.watch.table import verdict
@@ -174,4 +175,14 @@ class Publisher:
         snapshot["steps"] = snapshot["steps"][:MAX_STEPS]
         snapshot["failures"] = snapshot["failures"][-MAX_FAILURES:]
         me = {"id": self._id, "client": _who(), "client_id": self._client.id, "verdict": sentence}
-        return snapshot | me
+        shown: dict[str, Any] = _escaped(snapshot | me)
+        return shown
+
+
+def _escaped(found: Any) -> Any:
+    """Return the numbers with every text as it can be shown; dask's messages hold no other ones."""
+    if isinstance(found, str):
+        return escaped(found)
+    if isinstance(found, dict):
+        return {name: _escaped(value) for name, value in found.items()}
+    return [_escaped(value) for value in found] if isinstance(found, list) else found

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from parcoll.chain.failures import unpacked
+from parcoll.text import escaped
 from parcoll.watch.stats import FAILURES, FailureReport, State, Stats, StepStats
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
@@ -131,8 +132,8 @@ class Recorder:
             self._remember(stats.fold or "", outcome.failure)
 
     def _remember(self, step: str, failure: Failure) -> None:
-        message = failure.exception.summary[:MESSAGE]
-        self._stats.failures.append(FailureReport(time.time(), step, message, failure.note[:MESSAGE]))
+        message, note = escaped(failure.exception.summary[:MESSAGE]), escaped(failure.note[:MESSAGE])
+        self._stats.failures.append(FailureReport(time.time(), step, message[:MESSAGE], note[:MESSAGE]))
 
 
 # What is counted from partitions that have come back, or were sent.

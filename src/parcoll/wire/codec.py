@@ -50,14 +50,32 @@ def by_value(value: object, keep_inside: KeepInside = None) -> bytes:
     return _dump(ByValue, value, keep_inside)
 
 
-def dumps(value: object) -> bytes:
-    """Pickle by value, with all buffers inside the pickle."""
-    return by_value(value)
+def dumps(value: object, limit: int | None = None) -> bytes:
+    """Pickle by value, with all buffers inside the pickle; TooLargeError for more than `limit` bytes."""
+    return by_value(value) if limit is None else _dump(ByValue, value, None, _Bounded(limit))
 
 
-def dumps_in_part(value: object) -> bytes:
+def dumps_in_part(value: object, limit: int | None = None) -> bytes:
     """Pickle by value; what cannot be pickled is a lock of its own there, or its `repr`."""
-    return _dump(_InPart, value, None)
+    return _dump(_InPart, value, None, io.BytesIO() if limit is None else _Bounded(limit))
+
+
+class TooLargeError(Exception):
+    """A pickle has more bytes than there is room for."""
+
+
+class _Bounded(io.BytesIO):
+    """A file for a pickle of bounded size, so that what is too large is not copied to its end."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+
+    def write(self, part: Any) -> int:
+        self._left -= len(part)
+        if self._left < 0:
+            raise TooLargeError
+        return super().write(part)
 
 
 class Naming:
@@ -114,8 +132,10 @@ def modules_in(value: object) -> tuple[set[str], list[CodeType]]:
     return recorder.modules, recorder.codes
 
 
-def _dump(kind: type[_ByReference | ByValue], value: object, keep_inside: KeepInside) -> bytes:
-    file = io.BytesIO()
+def _dump(
+    kind: type[_ByReference | ByValue], value: object, keep_inside: KeepInside, file: io.BytesIO | None = None
+) -> bytes:
+    file = file or io.BytesIO()
     kind(file, keep_inside).dump(value)
     return file.getvalue()
 

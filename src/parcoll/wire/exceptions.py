@@ -11,19 +11,30 @@ import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
 from parcoll.text import short_repr
-from parcoll.wire.codec import dumps, dumps_in_part, loads
+from parcoll.wire.anatomy import (
+    MAX_CHAIN,
+    PLAIN,
+    Room,
+    add_notes,
+    fields_of,
+    frames_of,
+    members_of,
+    message_of,
+    notes_of,
+    set_field,
+    shortened,
+    summary_of,
+    traceback_of,
+)
+from parcoll.wire.codec import TooLargeError, by_reference, dumps, dumps_in_part, loads
 
 # A value that belongs to an exception: True with its pickle, or with what it is encoded as where it is an
 # exception itself; False with its `repr`.
 Part = tuple[bool, "bytes | str | EncodedException"]
-PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
-MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
 MAX_DEPTH = MAX_CHAIN + 4  # of exceptions that are args or attributes of one another, without their causes
-MAX_MEMBERS = 1000  # of a group that travel with their tracebacks, at 0.1 ms each; others as pickled
 
 
 @dataclass
@@ -37,13 +48,13 @@ class Failure:
     def of(cls, error: BaseException, note: str, skip_frames: int = 0) -> Failure:
         """Return `error` as a failure, without the outermost `skip_frames` frames, which are parcoll's."""
         try:
-            return cls(_encode(error, skip_frames), note)
+            return cls(_encode(error, Room(), skip_frames), note)
         except Exception as refusal:  # an attribute of the exception raised when it was read
             stand_in = Exception(
                 f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
                 f"reading it raised {refusal!r}"
             )
-            return cls(_encode(stand_in), note)
+            return cls(_encode(stand_in, Room()), note)
 
     def rebuild(self) -> BaseException:
         """Return the exception: its own type, the worker's traceback, its causes, and the note.
@@ -59,13 +70,13 @@ class Failure:
             )
             wrapper.__cause__ = error
             error = wrapper
-        _add_note(error, self.note)
+        add_notes(error, [self.note])
         return error
 
     def original(self) -> BaseException:
         """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
         error = _decode(self.exception)
-        _add_note(error, self.note)
+        add_notes(error, [self.note])
         return error
 
 
@@ -88,101 +99,112 @@ class EncodedException:
     message: str | None  # its str(), where that does not raise
     suppress_context: bool
     members: list[EncodedException]  # of an exception group
+    others: bytes = b""  # further ones: the class and the args of each, pickled
+    missing: int = 0  # how many cannot travel even so
+    cut: bool = False  # whether a part did not fit
     cause: EncodedException | None = None
     context: EncodedException | None = None
 
 
-def _encode(error: BaseException, skip_frames: int = 0, depth: int = 0) -> EncodedException:
+def _encode(error: BaseException, room: Room, skip_frames: int = 0, depth: int = 0) -> EncodedException:
     kind = type(error)
+    room.exceptions -= 1
     frames = error.__traceback__
     for _ in range(skip_frames):
         frames = frames.tb_next if frames is not None else None
-    attributes = _fields(error) | {
+    attributes = fields_of(error) | {
         name: value for name, value in getattr(error, "__dict__", {}).items() if name != "__notes__"
     }
-    members, args = _members(error), error.args
+    members, args = members_of(error), error.args
     if members:  # which are encoded one by one, and not as parts of the group too
         args = args[:1]
         attributes.pop("exceptions", None)
-    summary = _summary(error)
-    whole, exact = _round_trip(error)
-    return EncodedException(
+    message = message_of(error)
+    summary = summary_of(error, message)
+    before, room.lacked = room.lacked, False
+    whole, exact = (None, False) if members else _round_trip(error, message, room)
+    encoded = EncodedException(
         whole=whole,
         exact=exact,
-        kind=_pickled(kind),
-        bases=[p for base in kind.__mro__[1:] if (p := _pickled(base)) is not None],
+        kind=room.kind(kind),
+        bases=[p for base in kind.__mro__[1:] if (p := room.kind(base)) is not None],
         name=kind.__qualname__,
         module=kind.__module__,
-        args=[_part(value, depth) for value in args],
-        attributes={name: _part(value, depth) for name, value in attributes.items()},
-        members=[_encode(member, depth=depth + 1) for member in members[:MAX_MEMBERS]],
-        notes=_notes(error),
-        frames=_frames(frames),
+        args=[_part(value, depth, room) for value in args],
+        attributes={name: _part(value, depth, room) for name, value in attributes.items()},
+        members=[],
+        notes=notes_of(error),
+        frames=frames_of(frames),
         # Without its causes and members, which have texts of their own; there may be any number of them.
         text="".join([*traceback.format_tb(frames), summary]),
         summary=summary,
-        message=_message(error),
+        message=None if message is None else shortened(message) if room.lacked else message,
         suppress_context=error.__suppress_context__,
-        cause=_linked(error.__cause__, depth),
+        cut=room.lacked,
+        cause=_linked(error.__cause__, depth, room),
         # `raise ... from` makes the cause the context too. It is encoded once, not twice at each level.
-        context=None if error.__context__ is error.__cause__ else _linked(error.__context__, depth),
+        context=None if error.__context__ is error.__cause__ else _linked(error.__context__, depth, room),
     )
+    room.lacked |= before
+    _encode_members(members, encoded, room, depth + 1)
+    return encoded
 
 
-def _summary(error: BaseException) -> str:
-    """Return ``ValueError: the message`` in one line; a validator's message may have many lines."""
-    module, name = type(error).__module__, type(error).__qualname__
-    if module not in ("builtins", "__main__"):
-        name = f"{module}.{name}"
-    message = _message(error)
-    message = "<its str() failed>" if message is None else " ".join(message.split())
-    return f"{name}: {message}" if message else name
+def _encode_members(
+    members: Sequence[BaseException], encoded: EncodedException, room: Room, depth: int
+) -> None:
+    while len(encoded.members) < len(members) and room.has(depth):
+        encoded.members.append(_encode(members[len(encoded.members)], room, depth=depth))
+    others = members[len(encoded.members) :]
+    if others:
+        try:
+            encoded.others = room.pickled(_by_reference, [(type(other), other.args) for other in others])
+        except Exception:
+            encoded.missing = len(others)
 
 
-def _message(error: BaseException) -> str | None:
-    try:
-        return str(error)
-    except Exception:
-        return None
+def _by_reference(value: Any, limit: int) -> bytes:
+    content = by_reference(value)
+    if len(content) > limit:
+        raise TooLargeError
+    return content
 
 
-def _linked(error: BaseException | None, depth: int) -> EncodedException | None:
+def _linked(error: BaseException | None, depth: int, room: Room) -> EncodedException | None:
     # Compared with None: an exception may have a length, and so be false.
-    return None if error is None or depth >= MAX_CHAIN else _encode(error, depth=depth + 1)
+    return None if error is None or depth >= MAX_CHAIN else _encode(error, room, depth=depth + 1)
 
 
 def _decode(encoded: EncodedException) -> BaseException:
     error = _group(encoded)
     error = _whole(encoded) if error is None else error
     error = _from_parts(encoded) if error is None else error
-    for note in encoded.notes:
-        if note not in getattr(error, "__notes__", ()):
-            _add_note(error, note)
-    frames = _traceback(encoded.frames)
+    add_notes(error, encoded.notes)
+    frames = traceback_of(encoded.frames)
     if frames is None and encoded.frames is not None:
-        _add_note(error, "Traceback in the worker:\n" + encoded.text)
-    _set(error, "__traceback__", frames)
+        add_notes(error, ["Traceback in the worker:\n" + encoded.text])
+    set_field(error, "__traceback__", frames)
     if encoded.cause is not None:
         cause = _decode(encoded.cause)
-        _set(error, "__cause__", cause)
-        _set(error, "__context__", cause)
+        set_field(error, "__cause__", cause)
+        set_field(error, "__context__", cause)
     if encoded.context is not None:
-        _set(error, "__context__", _decode(encoded.context))
-    _set(error, "__suppress_context__", encoded.suppress_context)
+        set_field(error, "__context__", _decode(encoded.context))
+    set_field(error, "__suppress_context__", encoded.suppress_context)
     return error
 
 
 def _whole(encoded: EncodedException) -> BaseException | None:
     error = _loaded(encoded.whole) if encoded.exact else None
-    if not isinstance(error, BaseException):
-        return None
+    if not isinstance(error, BaseException) or encoded.cut:
+        return error if isinstance(error, BaseException) else None
     args = [decoded_part(part) for part in encoded.args]
     if _shown(error.args) != _shown(args):  # made by a `__reduce__` that calls with other ones
-        _set(error, "args", tuple(args))
+        set_field(error, "args", tuple(args))
     for name, part in encoded.attributes.items():
         value, here = decoded_part(part), getattr(error, name, None)
         if here is None or (part[0] and type(value) in PLAIN and value != here):
-            _set(error, name, value)
+            set_field(error, name, value)
     return error
 
 
@@ -201,7 +223,7 @@ def _from_parts(encoded: EncodedException) -> BaseException:
         named = type(encoded.name, (Exception,), {"__module__": encoded.module})
         error = _with_parts(named, encoded)
         assert error is not None  # an exception of Python's own
-    if encoded.message is not None and _message(error) != encoded.message:
+    if encoded.message is not None and message_of(error) != encoded.message:
         # Its text was made of what did not travel: it has the text, and is still caught as what it is.
         members = {"__module__": encoded.module, "__str__": lambda _: encoded.message}
         with contextlib.suppress(Exception):  # a class that cannot have subclasses
@@ -214,9 +236,9 @@ def _with_parts(kind: type[BaseException], encoded: EncodedException) -> BaseExc
     args = [decoded_part(part) for part in encoded.args]
     error = _blank(kind, args)
     if error is not None:
-        _set(error, "args", tuple(args))
+        set_field(error, "args", tuple(args))
         for name, part in encoded.attributes.items():
-            _set(error, name, decoded_part(part))
+            set_field(error, name, decoded_part(part))
     return error
 
 
@@ -238,61 +260,34 @@ def _blank(kind: type[BaseException], args: list[Any]) -> BaseException | None:
 
 def _group(encoded: EncodedException) -> BaseException | None:
     """Return an exception group of the members, each with its type and traceback; None without members."""
-    if not encoded.members:
+    if not (encoded.members or encoded.others):
         return None
     members = [_decode(member) for member in encoded.members]
-    if len(members) == MAX_MEMBERS:
-        members += getattr(_loaded(encoded.whole), "exceptions", ())[MAX_MEMBERS:]
+    missing = encoded.missing
+    try:
+        members += [_bare(*other) for other in loads(encoded.others)] if encoded.others else []
+    except Exception:  # a class that this process does not have
+        missing = -1
     message = str(decoded_part(encoded.args[0])) if encoded.args else ""
     for kind in (_load_kind(encoded), ExceptionGroup, BaseExceptionGroup):
         try:
             group: BaseException = kind(message, members)
         except Exception:
             continue
+        for name, part in encoded.attributes.items():
+            set_field(group, name, decoded_part(part))
+        if missing:
+            more = f"{missing:,} more" if missing > 0 else "More"
+            add_notes(group, [f"{more} exceptions of this group could not be sent from the worker"])
         return group
     return None
 
 
-def _members(error: BaseException) -> tuple[BaseException, ...]:
-    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()  # a group is no member of itself
-
-
-def _fields(error: BaseException) -> dict[str, Any]:
-    """Return what an exception holds beside its `args` and its `__dict__`: `SystemExit.code`, slots.
-
-    Classes with an `__init__` of their own, and some built-in ones, leave these out of their pickles.
-    """
-    fields: dict[str, Any] = {}
-    for kind in type(error).__mro__:
-        if kind is BaseException:
-            break
-        own = "__slots__" in vars(kind)
-        for name, field in vars(kind).items():
-            if isinstance(field, (MemberDescriptorType, GetSetDescriptorType)) and name[:2] != "__":
-                with contextlib.suppress(Exception):
-                    value = getattr(error, name)
-                    # An OSError whose `filename2` was set shows it, even if it is None.
-                    if own or value is not None:
-                        fields.setdefault(name, value)
-    return fields
-
-
-def _set(error: BaseException, name: str, value: Any) -> None:
-    try:
-        setattr(error, name, value)
-    except Exception:
-        with contextlib.suppress(Exception):  # a frozen dataclass refuses `setattr` only
-            object.__setattr__(error, name, value)
-
-
-def _notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", None)
-    return [str(note) for note in notes] if isinstance(notes, list) else []
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    notes = getattr(error, "__notes__", None)
-    _set(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
+def _bare(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    error = _blank(kind, list(args)) or Exception(kind.__qualname__)
+    if not isinstance(error, BaseExceptionGroup):
+        set_field(error, "args", args)
+    return error
 
 
 def _load_kind(encoded: EncodedException) -> type[BaseException]:
@@ -309,15 +304,7 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
     return Exception
 
 
-def _pickled(value: Any) -> bytes | None:
-    try:
-        pickled = dumps(value)
-    except Exception:
-        return None
-    return pickled
-
-
-def _round_trip(error: BaseException) -> tuple[bytes | None, bool]:
+def _round_trip(error: BaseException, message: str | None, room: Room) -> tuple[bytes | None, bool]:
     """Pickle the exception, and tell whether it survives a round trip as it is.
 
     Many with an `__init__` of their own do not. One that makes its message there would make a second one, of
@@ -326,14 +313,16 @@ def _round_trip(error: BaseException) -> tuple[bytes | None, bool]:
     near = None
     for pickle in (dumps, dumps_in_part):
         try:
-            pickled = pickle(error)
+            pickled = room.pickled(pickle, error)
             copy = loads(pickled)
+        except TooLargeError:
+            break
         except BaseException:
             continue
         if type(copy) is type(error):
             near = near or pickled
             same_args = _shown(copy.args) == _shown(error.args) or _reduces_itself(type(error))
-            if same_args and _message(copy) == _message(error):
+            if same_args and message_of(copy) == message:
                 return pickled, True
     return near, False
 
@@ -346,21 +335,27 @@ def _shown(args: Sequence[Any]) -> str:
     return " ".join(short_repr(value) if type(value) in PLAIN else type(value).__name__ for value in args)
 
 
-def _part(value: Any, depth: int) -> Part:
+def _part(value: Any, depth: int, room: Room) -> Part:
     """Return a value of an exception's as it travels: what it holds and cannot be pickled is replaced."""
     if isinstance(value, BaseException):
-        pickled, exact = _round_trip(value)
+        pickled, exact = _round_trip(value, message_of(value), room)
         if not exact and depth < MAX_DEPTH:
-            return True, _encode(value, depth=max(depth, MAX_CHAIN) + 1)
+            return True, _encode(value, room, depth=max(depth, MAX_CHAIN) + 1)
         return (False, short_repr(value)) if pickled is None else (True, pickled)
-    is_pickle, content = encoded_part(value)
-    return (True, content) if is_pickle else encoded_part(value, dumps_in_part)
+    is_pickle, content = encoded_part(value, room)
+    if is_pickle:
+        return True, content
+    if type(value) is str:  # too long; its beginning says more than its repr
+        return True, dumps(shortened(value))
+    return encoded_part(value, room, dumps_in_part)
 
 
-def encoded_part(value: Any, pickle: Callable[[Any], bytes] = dumps) -> tuple[bool, bytes | str]:
-    """Return True and the value's pickle, or False and the `repr` of a value that cannot be pickled."""
+def encoded_part(
+    value: Any, room: Room, pickle: Callable[[Any, int], bytes] = dumps
+) -> tuple[bool, bytes | str]:
+    """Return True and the value's pickle, or False and the `repr` of one that has none, or a large one."""
     try:
-        pickled = pickle(value)
+        pickled = room.pickled(pickle, value)
         loads(pickled)
     except Exception:
         return False, short_repr(value)
@@ -376,25 +371,3 @@ def decoded_part(part: Part) -> Any:
         return _decode(content) if isinstance(content, EncodedException) else loads(content)  # type: ignore[arg-type]
     except Exception as error:
         return f"<could not be unpickled: {error}>"
-
-
-def _frames(frames: TracebackType | None) -> Any:
-    if frames is None:
-        return None
-    from tblib import Traceback  # lazy: only a failure needs it
-
-    try:
-        return Traceback(frames).to_dict()
-    except Exception:
-        return ()
-
-
-def _traceback(frames: Any) -> TracebackType | None:
-    if not frames:
-        return None
-    from tblib import Traceback
-
-    try:
-        return Traceback.from_dict(frames).as_traceback()  # type: ignore[no-any-return]
-    except Exception:
-        return None

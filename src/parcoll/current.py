@@ -20,6 +20,7 @@ from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
 from parcoll.worker import program
 from parcoll.worker.program import is_loading
+from parcoll.worker.this_worker import has_worker
 
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
@@ -28,6 +29,7 @@ default: RenewingEngine | None = None  # started by the first evaluation that fi
 # The engines for addresses from dask's configuration, each with the process that made it.
 connected_engines: dict[str, tuple[int, RenewingEngine]] = {}
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
+_is_fork_of_worker = False
 _abandoned: list[Any] = []  # of the parent, in a forked child: neither used nor garbage-collected
 
 
@@ -115,9 +117,10 @@ def _must_not_wait() -> bool:
 
     This is so while a task imports a module whose top level evaluates, since other tasks wait for that
     import. It is also so in a thread that a user's function started: that thread cannot give up its place in
-    the worker's thread pool to the tasks that it would wait for.
+    the worker's thread pool to the tasks that it would wait for. And a process that it has forked has
+    nothing of its worker but a copy.
     """
-    if is_loading() or program.isolated:
+    if is_loading() or program.isolated or _is_fork_of_worker:
         return True
     if "distributed" not in sys.modules:
         return False
@@ -186,13 +189,14 @@ def local_engine() -> Engine:
         return default
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
+def _begin_as_fork() -> None:
+    global _lock, _is_fork_of_worker
+    _lock = threading.RLock()  # another thread may have held it
+    _is_fork_of_worker = _is_fork_of_worker or has_worker()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it
+    os.register_at_fork(after_in_child=_begin_as_fork)
 
 
 @atexit.register

@@ -81,7 +81,7 @@ def test_a_task_s_thread_still_has_its_key_and_its_start(tmp_path: Any) -> None:
 
 
 def test_a_process_still_knows_its_workers_and_the_clients_that_they_made(tmp_path: Any) -> None:
-    """`cluster.clients.is_of_worker` asks for them."""
+    """`cluster.clients.is_of_worker` and `worker.this_worker.has_worker` ask for them."""
 
     def known() -> tuple[bool, bool, bool, str]:
         worker = distributed.get_worker()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import multiprocessing
 import os
 import signal
 import threading
@@ -149,6 +152,42 @@ def in_two_threads(n: int) -> int:
     return n
 
 
+def in_a_copy_of_the_context(n: int) -> int:
+    """In such a thread `get_worker` answers, though it is not the task's."""
+
+    async def count() -> int:
+        return await asyncio.wait_for(asyncio.to_thread(lambda: parallel(range(n)).map(abs).count()), 20)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(contextvars.copy_context().run, total, n)
+        assert found.result(timeout=20) == n * (n + 1) // 2
+    return asyncio.run(count())
+
+
+def in_the_task_s_thread_too(n: int) -> int:
+    before = parallel(range(n)).map(abs).count()
+    assert in_a_thread(n) == before
+    return parallel(range(n)).map(abs).count()
+
+
+def in_threads_of_inner_functions(n: int) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: list(parallel([n, n]).map(in_a_thread)))
+        assert found.result(timeout=20) == [n, n]
+    return sum(parallel([n, n]).map(in_a_copy_of_the_context)) // 2
+
+
+def in_a_fork(n: int) -> int:
+    """It has a copy of its worker, which does nothing there."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found: int = pool.map_async(total, [n]).get(20)[0]
+    return found - n * (n - 1) // 2
+
+
+THREADS = [in_a_thread, in_a_task_s_own_client, in_two_threads, in_a_copy_of_the_context]
+THREADS += [in_the_task_s_thread_too, in_threads_of_inner_functions, in_a_fork]
+
+
 @pytest.fixture(scope="module", params=["local", "remote"])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Give a client of a local cluster, and of one whose only worker, with one thread, has no parcoll."""
@@ -160,7 +199,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("timeout", [None, 30])
-@pytest.mark.parametrize("func", [in_a_thread, in_a_task_s_own_client, in_two_threads])
+@pytest.mark.parametrize("func", THREADS)
 def test_in_threads_that_a_function_starts(client: Any, func: Callable[[int], int], timeout: Any) -> None:
     """They cannot leave the worker's thread to the tasks that they would wait for, and start no cluster."""
     started = time.monotonic()

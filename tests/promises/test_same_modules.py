@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,25 @@ def test_a_constant_that_was_changed_before_the_first_evaluation(one: One, make:
     settings.factor = 10
     settings.model = list(range(200_000))
     assert one(lambda x: (x * settings.factor, len(settings.model))) == (10, 200_000)
+
+
+def test_buffers_are_what_they_were(one: One, make: Make) -> None:
+    numpy = pytest.importorskip("numpy")
+    raw = make("w_raw", "weights = None\nparts = {}\nraw = bytearray(b'ab')\nrow = None\n")
+
+    def look(_: object) -> tuple[Any, ...]:
+        kinds = type(raw.weights).__name__, type(raw.raw).__name__, type(raw.row).__name__
+        return (*kinds, list(raw.weights), [[type(p).__name__, *p] for p in raw.parts.values()], raw.raw[0])
+
+    raw.weights = numpy.array([1.5, 2.5])
+    raw.parts["a"] = numpy.arange(3)
+    raw.parts["b"] = array("d", [1])
+    raw.raw[0] = 7
+    raw.row = array("i", range(5))
+    assert one(look) == look(0)
+    raw.weights[0] = -1
+    raw.parts["b"][0] = 5
+    assert one(look) == look(0)
 
 
 def test_containers_that_were_changed_in_place(one: One, make: Make) -> None:

@@ -28,6 +28,7 @@ from typing import Any, TypeGuard
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of
+from parcoll.wire import memmaps
 
 # The flags of a code object that count: *args, **kwargs, generator, coroutine, asynchronous generator.
 FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200
@@ -185,6 +186,8 @@ class _Walk(digest.Walk):
         if isinstance(value, BuiltinFunctionType):
             bound = None if isinstance(value.__self__, ModuleType) else value.__self__
             return (..., "builtin", f"{value.__module__}.{value.__qualname__}", self.apart(bound))
+        if (file := memmaps.file_of(value)) is not None:
+            return (..., "memory map", *file)  # not what is in it, which the chain may write
         if digest.is_plain_array(value):
             return digest.array(value)
         if type(value).__module__.startswith(CHANGING):

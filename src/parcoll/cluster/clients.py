@@ -23,6 +23,7 @@ import distributed.versions
 from dask.utils import parse_timedelta
 
 from parcoll.errors import ConnectError
+from parcoll.worker.this_worker import has_worker
 
 T = TypeVar("T")
 
@@ -47,24 +48,24 @@ def is_client(value: Any) -> bool:
 
 
 def in_task() -> bool:
-    """Tell whether this thread runs a dask task."""
+    """Tell whether this thread runs a dask task.
+
+    `get_worker` alone answers also in a thread that a task has started with a copy of its context, as
+    `asyncio.to_thread` does; only the task's own thread has a key.
+    """
     try:
         distributed.get_worker()
     except ValueError:
         return False
-    return True
+    return getattr(distributed.worker.thread_state, "key", None) is not None
 
 
 def is_of_worker(client: Any) -> bool:
     """Tell whether a worker in this process made the client for its tasks; of None, whether there is one.
 
-    Workers of a cluster that lives in its user's own process are none: that one may start what it likes.
-    The names are private, and tests/dask_facts fails when dask does without them.
+    The name is private, and tests/dask_facts fails when dask does without it.
     """
-    if client is not None:
-        return client in distributed.Worker._initialized_clients
-    workers = [worker for worker in list(distributed.Worker._instances) if worker.status.name == "running"]
-    return any(not worker.address.startswith("inproc:") for worker in workers)
+    return has_worker() if client is None else client in distributed.Worker._initialized_clients
 
 
 def current_client() -> Any:

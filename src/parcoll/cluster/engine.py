@@ -15,7 +15,7 @@ from parcoll.cluster.session import DistributedSession
 from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, add_page_now
 from parcoll.watch.stats import Stats
-from parcoll.wire import modules
+from parcoll.wire import memmaps, modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.program import Program, packed_program
@@ -70,9 +70,10 @@ class DistributedEngine:
         """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
-        lends = self.link.sharing is not None and not keep
-        packed, script = packed_program(program, copies=not lends)
-        world = current_world(of_machine=self.link.sharing is not None)
+        of_machine = self.link.sharing is not None
+        with memmaps.sent(here=of_machine or bool(memmaps.of_machine)):
+            packed, script = packed_program(program, copies=keep or not of_machine)
+        world = current_world(of_machine=of_machine)
         modules = self._modules(program)
         return DistributedSession(
             *(self.link, self._reports, packed, modules, script, words, keep, program.stops, world)
@@ -82,12 +83,15 @@ class DistributedEngine:
         """Return the sources to send along; within a task, those that came with the task."""
         if self._ship is None:
             return modules.packed(shipped_sources())
-        return modules.packed(sources_for(program, self._ship, own_state.homes()))
+        return modules.packed(
+            sources_for(program, self._ship, own_state.homes(self.link.sharing is not None))
+        )
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value; into shared memory, if there is some and the value is large and needed once."""
         sharing = self.link.sharing
-        return Packed.pack(value) if lasting or sharing is None else sharing.pack(value)
+        with memmaps.sent(here=sharing is not None or bool(memmaps.of_machine)):
+            return Packed.pack(value) if lasting or sharing is None else sharing.pack(value)
 
     def memory_limit(self) -> float:
         """Return what the largest worker may hold, in bytes."""

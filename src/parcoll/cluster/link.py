@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import dask
+import distributed
 from dask._task_spec import TaskRef
 
 from parcoll.errors import ClusterLostError, ParcollError
@@ -186,11 +187,25 @@ class KeptOnCluster:
         """Bring the result here, from whatever cluster keeps it. If that is gone, so is the result."""
         gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
         try:
+            if self.future.client is None:
+                return self._ask_for()
             if self.future.cancelled() or self.future.client.status != "running":
                 raise lost_for_good(gone)
             kept: Kept = self.future.result()
         except (OSError, RuntimeError, asyncio.CancelledError) as error:
             raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
+        return kept
+
+    def _ask_for(self) -> Kept:
+        """Ask the scheduler for the result, in a task to which this came with a dask bag.
+
+        dask does not tell the scheduler of a future that came so, and would wait for it for ever.
+        """
+        client: Any = distributed.get_client()
+        found = client.sync(client.scheduler.gather, keys=[self.future.key])
+        if found["status"] != "OK":
+            raise RuntimeError(f"{self.future.key} is on no worker")
+        kept: Kept = found["data"][self.future.key]
         return kept
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ class _WorldReader:
 
     def read(self) -> World:
         found = [thing.read() for thing in self._things]
-        own = own_state.read()
+        own = own_state.read(self._of_machine)
         world = self._world
         if world is None or found != self._last:
             self._last, self._packed = found, self._pack(found)

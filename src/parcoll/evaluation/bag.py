@@ -6,8 +6,10 @@ though its own collections are made of them; `tests/dask_facts` fails when they 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+import sys
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -16,9 +18,14 @@ from dask.bag import Bag
 
 from parcoll.chain.loop import Chain
 from parcoll.chain.steps import Step
+from parcoll.errors import SerializationError
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
 from parcoll.evaluation.source import Source
 from parcoll.text import key_words
+from parcoll.wire import modules
+from parcoll.wire.codec import by_value
+from parcoll.wire.own_modules import package_sources, sources_for
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Handle, elements_of
 
 _numbers = itertools.count()
@@ -47,30 +54,101 @@ def bag_of_source(source: Source) -> Bag:
     `Bag.from_sequence` is never used: it calls `list()`, and runs elements that look like tasks.
     """
     name = f"source-{next(_numbers)}"
-    layer: dict[Any, Any] = {(name, 0): Task((name, 0), source)}
+    layer: dict[Any, Any] = {(name, 0): Task((name, 0), Reading(source))}
     return Bag(layer, name, 1)
 
 
 def bag_of_kept(handles: list[Handle]) -> Bag:
     """Return a bag of results that earlier tasks keep, on a cluster or in this process."""
     name = f"kept-{next(_numbers)}"
-    layer: dict[Any, Any] = {(name, i): Task((name, i), elements_of, kept) for i, kept in enumerate(handles)}
+    layer: dict[Any, Any] = {(name, i): Task((name, i), Recalling(kept)) for i, kept in enumerate(handles)}
     return Bag(layer, name, len(handles))
 
 
-class Layer:
-    """What a layer of the bag calls: one step alone. So dask's own engines can run the bag too."""
+class Called:
+    """What a task of the bag calls. It travels so that dask's processes can load it without parcoll."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, given: Any) -> None:
+        self.given = given
 
-    def __call__(self, partition: Iterable[Any]) -> list[Any]:
-        """Apply the step to a partition."""
-        return Chain([self.step]).run_all(partition)
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Make the partition."""
+        raise NotImplementedError
 
     def __dask_tokenize__(self) -> tuple[str, int]:
         # dask would hash the function and everything it captured, and merge equal steps.
         return ("parcoll-step", next(_numbers))
+
+    def __repr__(self) -> str:
+        return repr(self.given)
+
+    def __reduce__(self) -> Any:
+        try:
+            content, others = by_value((type(self), (self.given,))), modules.packed(sources_for(self.given))
+        except Exception as error:  # of which dask would tell no more than that there was one
+            content, others = by_value((Refused, (str(self.refusal(error)),))), b""
+        settings = content, _own_sources(), others, sys.version_info[:2], repr(self)
+        return modules.Carried(modules.own_text(), *settings).__reduce__()
+
+    def refusal(self, error: Exception) -> Exception:
+        """Return the error of what cannot be sent."""
+        return error
+
+
+@functools.cache
+def _own_sources() -> bytes:
+    """Return the packed sources of parcoll, of which this process may have the text alone."""
+    shipped = {
+        name: text for name, text in modules.finder().sources.items() if name.partition(".")[0] == "parcoll"
+    }
+    return modules.packed(shipped or package_sources("parcoll", map(Path, sys.modules["parcoll"].__path__)))
+
+
+class Refused(Called):
+    """Stands for what cannot be sent, and says so where it is called."""
+
+    given: str
+
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Say so."""
+        raise SerializationError(self.given)
+
+
+class Reading(Called):
+    """All elements of a source."""
+
+    given: Source
+
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Read them."""
+        return self.given()
+
+
+class Recalling(Called):
+    """The elements of a result that an earlier task keeps."""
+
+    given: Handle
+
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Bring them here."""
+        return elements_of(self.given)
+
+
+class Layer(Called):
+    """One step alone. So dask's own engines can run the bag too."""
+
+    given: Step
+
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Apply the step to a partition."""
+        return Chain([self.given]).run_all(*partition)
+
+    def refusal(self, error: Exception) -> Exception:
+        """Name the function."""
+        return cannot_send(self.given.func, f"the function of {self.given.label}", error)
+
+    def __repr__(self) -> str:
+        return self.given.label
 
 
 def extend(bag: Bag, step: Step) -> Bag:
@@ -85,7 +163,7 @@ def plan_of(bag: Bag) -> Plan:
     steps: list[Step] = []
     name, node = bag.name, graph.get((bag.name, 0))
     while isinstance(node, Task) and isinstance(node.func, Layer):
-        steps.append(node.func.step)
+        steps.append(node.func.given)
         ((name, _),) = node.dependencies
         node = graph[(name, 0)]
     steps.reverse()
@@ -94,10 +172,10 @@ def plan_of(bag: Bag) -> Plan:
 
 def _origin(bag: Bag, graph: dict[Any, Any], name: str, node: Any) -> Any:
     if isinstance(node, Task):
-        if isinstance(node.func, Source):
-            return node.func
-        if node.func is elements_of:
-            return KeptPartitions([graph[(name, i)].args[0] for i in range(bag.npartitions)])
+        if isinstance(node.func, Reading):
+            return node.func.given
+        if isinstance(node.func, Recalling):
+            return KeptPartitions([graph[(name, i)].func.given for i in range(bag.npartitions)])
     # Our layers on top of the user's bag are cut off: a scheduler may have no parcoll to read them.
     keys = [(name, i) for i in range(bag.npartitions)]
     return bag_partitions(Bag(bag.dask.cull(keys), name, bag.npartitions))

@@ -9,6 +9,7 @@ from typing import Any
 
 from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
+from parcoll.wire import memmaps
 from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
@@ -37,11 +38,12 @@ class InlineEngine:
         """Start an evaluation."""
         if not self._copies:
             return InlineSession(in_process(program), keep, Plain)
-        return InlineSession(copied(program), keep, Packed.pack)
+        with memmaps.sent(here=True):
+            return InlineSession(copied(program), keep, _packed)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value, so that it is loaded as a copy; without `copies`, hold it as it is."""
-        return Packed.pack(value) if self._copies else Plain(value)
+        return _packed(value) if self._copies else Plain(value)
 
     def memory_limit(self) -> float:
         """Return infinity: nothing is sent."""
@@ -62,6 +64,11 @@ class InlineEngine:
 
     def close(self) -> None:
         """Do nothing: nothing was started."""
+
+
+def _packed(value: Any) -> Packed:
+    with memmaps.sent(here=True):
+        return Packed.pack(value)
 
 
 class InlineSession:

@@ -37,6 +37,7 @@ from parcoll.evaluation.source import Source
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
+from parcoll.wire import memmaps
 from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.worker.outcome import Outcome
 
@@ -361,7 +362,8 @@ def _parts(job: Job, outcome: Outcome) -> list[Any]:
     results: Any = outcome.results
     if results is None:
         return []
-    if not isinstance(results, Packed):  # values in this process, or packed in pieces
+    # Values in this process, or packed in pieces, or in files that others may write into.
+    if not isinstance(results, Packed) or memmaps.refers(results.head):
         try:
             results = Packed.pack(results.load())
         except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -185,6 +186,62 @@ def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:
     """Return the sources that were packed."""
     plain = json.loads(zlib.decompress(content))
     return {name: (is_package, filename, text) for name, (is_package, filename, text) in plain.items()}
+
+
+# Run by `eval` where a callable arrives: executes this module's text, the first time, and makes the callable.
+_MAKE = """(lambda modules: (
+    modules.get(name) or (lambda made: exec(compile(text, 'parcoll/wire/modules.py', 'exec'), vars(made))
+    or modules.setdefault(name, made))(type(modules['sys'])(name))
+).Carried(text, *arguments))(__import__('sys').modules)"""
+_here: dict[bytes, ModuleText | None] = {}  # sources that were installed, and what parcoll was then
+
+
+class Carried:
+    """A callable of parcoll's as dask carries it: a scheduler and workers that lack parcoll can load it.
+
+    It is made where it is called, after the sources have been installed that come with it.
+    """
+
+    def __init__(
+        self, text: str, content: bytes, parcoll: bytes, others: bytes, python: tuple[int, int], label: str
+    ) -> None:
+        self._text = text  # of this module
+        self._content = content  # the pickle of a class and its arguments
+        self._sources = parcoll, others  # packed: parcoll's, and those of the user's own modules
+        self._python = python
+        self._label = label
+        self._made: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Make what was packed, the first time, and call it."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made(*arguments)
+
+    def _make(self) -> Any:
+        if sys.version_info[:2] != self._python:
+            raise RuntimeError(
+                f"this worker runs Python {'.'.join(map(str, sys.version_info[:2]))} and {self._label} comes "
+                f"from Python {'.'.join(map(str, self._python))}: use the same minor version on both"
+            )
+        for content in filter(None, self._sources):
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            if digest not in _here or _here[digest] is not finder().sources.get("parcoll"):
+                install(unpacked(content))
+                _here[digest] = finder().sources.get("parcoll")
+        kind, arguments = importlib.import_module("parcoll.wire.codec").loads(self._content)
+        return kind(*arguments)
+
+    def __dask_tokenize__(self) -> tuple[str, bytes]:
+        return "parcoll", self._content
+
+    def __repr__(self) -> str:
+        return self._label
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = "parcoll_carried_" + hashlib.blake2b(self._text.encode(), digest_size=8).hexdigest()
+        arguments = (self._content, *self._sources, self._python, self._label)
+        return eval, (_MAKE, {"text": self._text, "name": name, "arguments": arguments})
 
 
 class AtImport(MetaPathFinder):

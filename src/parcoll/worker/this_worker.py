@@ -72,6 +72,18 @@ def task_key() -> Any:
         return None
 
 
+def has_worker() -> bool:
+    """Tell whether a worker runs in this process.
+
+    Workers of a cluster that lives in its user's own process are none: that one may start what it likes.
+    `Worker._instances` is private, and tests/dask_facts fails when dask does without it.
+    """
+    distributed = sys.modules.get("distributed")
+    found = list(getattr(getattr(distributed, "Worker", None), "_instances", ()))
+    running = [worker for worker in found if worker.status.name == "running"]
+    return any(not worker.address.startswith("inproc:") for worker in running)
+
+
 class Slot:
     """The place in the worker's thread pool of a task whose functions run beside the worker.
 

@@ -12,26 +12,37 @@ import functools
 import importlib
 import io
 import marshal
-import pickle
 import sys
 from collections import deque
 from collections.abc import Set
 from enum import Enum
 from operator import is_
-from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
 
+from parcoll.wire import memmaps
 from parcoll.wire.codec import by_value, loads
 from parcoll.wire.own_modules import is_own_module, outline_of
+from parcoll.world.mocks import Mock
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
 MOST = 16 * 2**20  # bytes that travel where it has
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
+PLAIN = {*ATOMS, CodeType, type(...)}  # what marshal knows beside containers
 WRAPPED = (staticmethod, classmethod, property)
 # Whose instances are data, beside the user's own classes.
-DATA_MODULES = {"argparse", "collections", "configparser", "datetime", "decimal", "fractions", "functools"}
+DATA_MODULES = {
+    "argparse",
+    "array",
+    "collections",
+    "configparser",
+    "datetime",
+    "decimal",
+    "fractions",
+    "functools",
+}
 DATA_MODULES |= {"ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "uuid", "zoneinfo"}
 CONTAINERS = (dict, list, set, frozenset, tuple)
 CODE = (FunctionType, BuiltinFunctionType, functools.partial)
@@ -87,7 +98,7 @@ class Content:
         if self.kind == "reference":
             return _referred(self.data.decode())
         found = loads(self.data)
-        return found.make() if isinstance(found, _Mock) else found
+        return found.make() if isinstance(found, Mock) else found
 
 
 def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> Content | None:
@@ -102,8 +113,8 @@ def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> 
         if isinstance(value, ModuleType):
             name = value.__name__
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
-        if kind is FunctionType and _Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
-            return Content("pickle", by_value(_Mock.of(value.mock)))
+        if kind is FunctionType and Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
+            return Content("pickle", by_value(Mock.of(value.mock)))
         if isinstance(value, (*CODE, type)):
             if not is_own_function(value, module, path):
                 return _code(value)
@@ -113,8 +124,8 @@ def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> 
             return None if is_own_function(inner, module, path) else Content("pickle", by_value(value))
         if (found := _plain(value)) is not None:
             return found
-        if _Mock.is_one(value):
-            return Content("pickle", by_value(_Mock.of(value)))
+        if Mock.is_one(value):
+            return Content("pickle", by_value(Mock.of(value)))
         if plain_only or not _is_data(kind):
             return None
         return _pickled_data(value, CARRIED)
@@ -220,8 +231,10 @@ class Names:
 
 def _plain(value: Any) -> Content | None:
     try:
-        data = marshal.dumps(value, 2)  # of exact built-in types only; the quickest there is
+        data = marshal.dumps(value, 2)  # of exact built-in types; the quickest there is
     except ValueError:
+        return None
+    if not _is_built_in(value):  # an array: marshal makes bytes of all that has a buffer
         return None
     if len(data) > LOOKED_AT and hasattr(value, "__len__"):
         if len(data) > CARRIED:
@@ -232,6 +245,15 @@ def _plain(value: Any) -> Content | None:
         hash(value)
         changes = False
     return Content("plain", data, changes)
+
+
+def _is_built_in(value: Any) -> bool:
+    kind = type(value)
+    if kind not in CONTAINERS:
+        return kind in PLAIN
+    parts = [*value, *value.values()] if kind is dict else value
+    kinds = set(map(type, parts))
+    return kinds <= PLAIN or (kinds <= {*PLAIN, *CONTAINERS} and all(map(_is_built_in, parts)))
 
 
 def _code(value: Any) -> Content:
@@ -255,7 +277,7 @@ def _referred(text: str) -> Any:
 
 
 def _is_data(kind: type) -> bool:
-    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS:
+    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS or kind is bytearray:
         return True
     module = kind.__module__
     return (
@@ -287,7 +309,7 @@ class _Bounded(io.RawIOBase):
 def _pickled_data(value: Any, most: int) -> Content:
     file = _Bounded(most)
     try:
-        pickle.Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+        memmaps.dump(value, file)
         data = b"".join(file.parts)
     except _TooLargeError:
         if most == MOST:
@@ -304,9 +326,11 @@ def _pickled_data(value: Any, most: int) -> Content:
 
 def _pickled(value: Any) -> bytes:
     with contextlib.suppress(Exception):
-        data = b"__main__" if isinstance(value, CODE) else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        if b"__main__" not in data:
-            return data
+        file = io.BytesIO()
+        if not isinstance(value, CODE):
+            memmaps.dump(value, file)
+            if b"__main__" not in file.getvalue():
+                return file.getvalue()
     return by_value(value)
 
 
@@ -347,48 +371,3 @@ def _is_record(value: Any) -> bool:
     own_pickle = any(name in vars(base) for base in kind.__mro__[:-1] for name in _PICKLE_METHODS)
     is_value = "__hash__" in vars(kind) and kind.__hash__ is not None
     return type(getattr(value, "__dict__", None)) is dict and not own_pickle and not is_value
-
-
-# Mocks --------------------------------------------------------------------------------------------
-
-
-class _Mock(NamedTuple):
-    """What a mock does, of `unittest.mock`, which cannot be pickled; the calls that it has had stay here."""
-
-    kind: str
-    returns: Any
-    effect: Any
-    attributes: dict[str, Any]
-
-    @staticmethod
-    def is_one(value: Any) -> bool:
-        """Tell whether a value is a mock."""
-        mock = sys.modules.get("unittest.mock")
-        return mock is not None and isinstance(value, mock.NonCallableMock)
-
-    @classmethod
-    def of(cls, value: Any) -> _Mock:
-        """Describe a mock."""
-        mock = sys.modules["unittest.mock"]
-        state = vars(value)
-        found = {name: part for name, part in state["_mock_children"].items() if name[:2] != "__"}
-        found |= {
-            k: v for k, v in state.items() if not k.startswith(("_mock", "_spec")) and k != "method_calls"
-        }
-        attributes = {name: cls.of(part) if cls.is_one(part) else part for name, part in found.items()}
-        returns = state.get("_mock_return_value", mock.DEFAULT)
-        returns = cls.of(returns) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
-        return cls(type(value).__mro__[1].__name__, returns, state.get("_mock_side_effect"), attributes)
-
-    def make(self) -> Any:
-        """Make a mock that does the same."""
-        from unittest import mock
-
-        made = getattr(mock, self.kind)()
-        if self.returns is not None:
-            made.return_value = self.returns.make() if isinstance(self.returns, _Mock) else self.returns[0]
-        if self.effect is not None:
-            made.side_effect = self.effect
-        for name, part in self.attributes.items():
-            setattr(made, name, part.make() if isinstance(part, _Mock) else part)
-        return made

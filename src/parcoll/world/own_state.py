@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from parcoll.log import logger
+from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
 from parcoll.wire.own_modules import is_own_module, outline_of, stamp_of
 from parcoll.world.content import Content, Names
@@ -137,23 +138,24 @@ class _Modules:
         return found
 
 
-_modules = _Modules()
+# As workers on this machine get it, and as others do, who have no files of this one.
+_modules = {of_machine: _Modules() for of_machine in (False, True)}
 _lock = threading.Lock()
 given: OwnState | None = None  # what a worker has taken over
 
 
-def read() -> OwnState | None:
+def read(of_machine: bool) -> OwnState | None:
     """Return what the script has; in a worker what it was given, without what functions left there."""
     if given is not None:
         return given
-    with _lock:
-        return _modules.read()
+    with _lock, memmaps.sent(here=of_machine):
+        return _modules[of_machine].read()
 
 
-def homes() -> dict[str, set[str]]:
+def homes(of_machine: bool) -> dict[str, set[str]]:
     """Return where what modules refer to was defined, by top-level module; as it was at the last reading."""
     found: dict[str, set[str]] = {}
-    for name, module in list(_modules.modules.items()):
+    for name, module in list(_modules[of_machine].modules.items()):
         contents = module.state.contents.values()
         homes = {c.data.decode().partition(":")[0] for c in contents if c.kind == "reference"}
         found.setdefault(name.partition(".")[0], set()).update(homes)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from parcoll.log import logger
+from parcoll.wire import memmaps
 from parcoll.wire.boot import import_path
 from parcoll.wire.codec import loads
 from parcoll.world import own_state, records
@@ -304,6 +305,7 @@ def enter(world: World, anew: bool = False) -> None:
     with _setting:
         wanted = _wanted(world)
         given = world
+        memmaps.of_machine = world.of_machine
         for name, value in wanted.items():
             thing = _BY_NAME[name]
             if thing.once:

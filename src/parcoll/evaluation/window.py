@@ -242,6 +242,9 @@ class Window:
 
     def _collect(self, session: Session, block: bool) -> None:
         for job, outcome in session.completed(block) if self._running else ():
+            if outcome.early:
+                self._return_rest(self._by_job[job], outcome)
+                continue
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome
@@ -252,13 +255,18 @@ class Window:
                 self._recorder.recover(job.losses)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
-                if not outcome.complete:
-                    rest = _Slot(rest=self._feed.rest_of(job, outcome))
-                    self._slots.insert(self._slots.index(slot) + 1, rest)
-                    self._rests = deque(other for other in self._slots if other.rest is not None)
+                if not outcome.complete and outcome.read != job.begun:
+                    self._return_rest(slot, outcome)
             else:
                 self._failed = True
             job.release()
+
+    def _return_rest(self, slot: _Slot, outcome: Outcome) -> None:
+        """Make a slot for the elements that a worker handed back, behind that of its job."""
+        assert slot.job is not None
+        rest = _Slot(rest=self._feed.rest_of(slot.job, outcome))
+        self._slots.insert(self._slots.index(slot) + 1, rest)
+        self._rests = deque(other for other in self._slots if other.rest is not None)
 
     def _head_ready(self) -> bool:
         return bool(self._slots) and self._slots[0].outcome is not None

@@ -184,8 +184,8 @@ class ParallelGen(Generic[T_co]):
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.
 
-        For iteration, `take` and `first`: a slow partition then holds up no other. `reduce`, `fold` and
-        `foreach` keep the order of the source.
+        For iteration, `take` and `first`: a slow partition then holds up no other. Elements behind a slow one
+        go to other workers; those before it in its partition come with it. The others keep the order.
 
         >>> from parcoll import parallel
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())

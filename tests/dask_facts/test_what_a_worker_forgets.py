@@ -13,7 +13,7 @@ import distributed
 import pytest
 from bare import bare_cluster
 from schedulers import client_of
-from scripts import eventually
+from scripts import eventually, wait_for_file
 
 from parcoll import Connection, parallel
 
@@ -86,3 +86,55 @@ def test_it_is_given_out_again_where_parcoll_was(bare: distributed.Client) -> No
 def test_it_is_given_out_again_on_a_local_cluster(cluster: Connection) -> None:
     assert awaited(client_of(cluster), 60) == 3_000_000
     assert list(parallel(range(10)).map(abs)) == list(range(10))
+
+
+def test_dask_s_worker_forgets_tasks_that_it_has_not_begun_and_the_scheduler_gives_them_out_again(
+    cluster: Connection, tmp_path: Path
+) -> None:
+    """As `worker.outcome.Watch` does: `state.ready`, `state.executing`, `FreeKeysEvent`, `RescheduleMsg`."""
+    client = client_of(cluster)
+    holder, other = client.scheduler_info(n_workers=-1)["workers"]
+    gates = {worker: tmp_path / str(number) for number, worker in enumerate((holder, other))}
+
+    def hand_back(dask_worker: Any) -> tuple[int, list[str], bool]:
+        from distributed.worker_state_machine import FreeKeysEvent, RescheduleMsg
+
+        state = dask_worker.state
+        keys = [ts.key for ts in state.ready]
+        dask_worker.handle_stimulus(FreeKeysEvent(keys=keys, stimulus_id="test"))
+        for key in keys:
+            dask_worker.batched_send(RescheduleMsg(key=key, stimulus_id="test").to_dict())
+        return len(state.executing), keys, any(key in state.tasks for key in keys)
+
+    held = [
+        client.submit(wait_for_file, str(gates[worker]), workers=[worker], pure=False) for worker in gates
+    ]
+    assert eventually(lambda: all(client.processing().values()))
+    waiting = client.map(abs, range(4), pure=False)
+    assert eventually(lambda: len(client.processing()[holder]) > 1)
+    gates[other].touch()
+    executing, keys, known = client.run(hand_back, workers=[holder])[holder]
+    assert (executing, known) == (1, False)
+    assert client.gather(waiting) == [0, 1, 2, 3]
+    assert not held[0].done()
+    gates[holder].touch()
+    client.gather(held)
+    assert set(keys) <= {future.key for future in waiting}
+
+
+def test_tasks_are_handed_back_on_a_remote_cluster_too(bare: distributed.Client, tmp_path: Path) -> None:
+    """Quick elements do not wait behind a slow one that the scheduler had put before them."""
+    gate = str(tmp_path / "gate")
+
+    def held(x: int) -> int:
+        if x == 1:
+            import time
+
+            while not os.path.exists(gate):
+                time.sleep(0.02)
+        return x
+
+    given = iter(parallel(range(8), partition_size=1, client=bare).map(held).unordered())
+    assert sorted(next(given) for _ in range(7)) == [0, 2, 3, 4, 5, 6, 7]
+    Path(gate).touch()
+    assert list(given) == [1]

@@ -14,6 +14,7 @@ import pytest
 from scripts import append, lines
 
 from parcoll import Connection, parallel
+from parcoll.evaluation import sizing
 from parcoll.evaluation.feed import StreamFeed
 from parcoll.evaluation.sizing import Adaptive, Fixed, sizer_for
 from parcoll.worker.outcome import Outcome
@@ -28,9 +29,9 @@ def ran(sizer: Any, elements: int, seconds_each: float, bytes_each: float = 0, s
 
 
 def begun(limit: int | None = None) -> Adaptive:
-    """Return a sizer whose first partition is under way."""
+    """Return a sizer whose first partitions are under way, one element for each of two threads."""
     sizer = Adaptive(limit)
-    assert sizer.next_size(None, 2) == 1
+    assert [sizer.next_size(None, 2) for _ in range(2)] == [1, 1]
     return sizer
 
 
@@ -46,20 +47,23 @@ def after(elements: int, seconds_each: float, bytes_each: float = 0) -> Adaptive
 
 
 @pytest.mark.parametrize("remaining", [None, 1, 10, 10**9])
-@pytest.mark.parametrize("threads", [1, 2, 64])
-def test_the_first_element_goes_alone(remaining: int | None, threads: int) -> None:
-    assert Adaptive().next_size(remaining, threads) == 1
+@pytest.mark.parametrize(("threads", "alone"), [(1, 1), (2, 2), (64, 8)])
+def test_the_first_elements_go_alone(remaining: int | None, threads: int, alone: int) -> None:
+    """One for each thread, up to eight: each of them may take long."""
+    sizer = Adaptive()
+    assert [sizer.next_size(remaining, threads) for _ in range(alone)] == [1] * alone
+    assert sizer.next_size(10**9, threads) == 2048
 
 
 @pytest.mark.parametrize(
     ("remaining", "threads", "size"),
     [
-        (None, 2, 2048),
+        (None, 2, 16),  # a stream that goes on: of a slow function few elements are to be read ahead
         (10**9, 2, 2048),
-        (10_000, 2, 312),  # a sixteenth of what a thread gets
-        (10_000, 64, 9),
-        (100, 2, 3),
-        (20, 2, 1),
+        (10_000, 2, 1250),  # a quarter of what a thread gets
+        (10_000, 64, 39),
+        (100, 2, 12),
+        (15, 2, 1),
         (1, 64, 1),
     ],
 )
@@ -68,6 +72,8 @@ def test_those_behind_it_are_small_until_one_comes_back(
 ) -> None:
     """So that a short source is shared by all threads, whatever its function turns out to cost."""
     sizer = begun()
+    for _ in range(6):  # of 64 threads, eight get one element
+        sizer.next_size(remaining, threads)
     assert [sizer.next_size(remaining, threads) for _ in range(5)] == [size] * 5
 
 
@@ -79,9 +85,9 @@ def test_at_the_start_a_worker_gives_back_soon_and_little_is_read() -> None:
 
 
 @pytest.mark.parametrize(("limit", "size"), [(1, 64), (100, 100), (10**6, 2048), (None, 2048)])
-def test_where_few_results_are_wanted_few_elements_are_read(limit: int | None, size: int) -> None:
+def test_where_few_results_are_wanted_few_elements_go_out(limit: int | None, size: int) -> None:
     assert Adaptive(limit).next_size(None, 2) == 1
-    assert begun(limit).next_size(None, 2) == size
+    assert begun(limit).next_size(10**9, 2) == size
 
 
 def test_where_few_results_are_wanted_the_next_partitions_are_small_too() -> None:
@@ -163,7 +169,7 @@ def test_a_partition_of_which_nothing_was_begun_says_nothing() -> None:
     assert sizer.next_size(None, 2) == pytest.approx(500, abs=1)
     empty = begun()
     empty.observe(Outcome(read=0, complete=False), 0)
-    assert (empty.next_size(None, 2), empty.budget()) == (2048, 0.05)
+    assert (empty.next_size(None, 2), empty.budget()) == (16, 0.05)
 
 
 # Towards the end ----------------------------------------------------------------------------------
@@ -204,6 +210,29 @@ def test_the_last_partitions_are_no_larger_than_others(remaining: int) -> None:
     """Elements of 1 µs and 8 kB: 1,048 of them are 8 MiB, however soon all of the rest would be done."""
     assert after(2048, 1e-6, 8000).next_size(remaining, 2) <= 1048
     assert after(131_072, 1e-8).next_size(100 * remaining, 2) <= 131_072
+
+
+@pytest.mark.parametrize("seconds_each", [1e-6, 1e-4, 0.01, 0.3, 60])
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_streams_are_read_ahead_so_far_that_their_ends_are_seen_in_time(
+    seconds_each: float, threads: int
+) -> None:
+    """With so many at hand, the next partition has the size that it would have in mid-stream."""
+    sizer = after(2048, seconds_each)
+    ahead = sizer.ahead(threads)
+    assert ahead <= 131_072
+    if ahead < 131_072:
+        assert sizer.next_size(ahead, threads) == sizer.next_size(None, threads)
+        assert sizer.next_size(ahead // 2, threads) < sizer.next_size(None, threads) or seconds_each > 0.25
+
+
+def test_how_far_a_stream_is_read_ahead_in_plain_numbers() -> None:
+    """Before anything is known: one element, then enough for the partitions that go out together."""
+    assert [Adaptive().ahead(threads) for threads in (2, 64)] == [1, 1]
+    assert [begun().ahead(threads) for threads in (2, 64)] == [32, 256]
+    assert [after(2048, 0.01).ahead(threads) for threads in (2, 64)] == [150, 4800]  # 0.75 s for each thread
+    assert after(131_072, 1e-8).ahead(2) == 131_072
+    assert Fixed(3).ahead(2) == 0
 
 
 # The window ---------------------------------------------------------------------------------------
@@ -252,7 +281,8 @@ def test_a_fixed_size_is_what_was_asked_for() -> None:
 
 @pytest.fixture
 def rests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Collect how many elements of a partition were begun, and how many handed back."""
+    """Collect how many elements of a partition were begun, and how many handed back: after 0.1 s here."""
+    monkeypatch.setattr(sizing, "TARGET_SECONDS", 0.05)
     found: list[tuple[int, int]] = []
     rest_of = StreamFeed.rest_of
 
@@ -267,7 +297,7 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def unsized(length: int) -> Callable[[], Iterator[int]]:
-    """Return a source whose length nobody knows: START elements go in the second partition."""
+    """Return a source whose length nobody knows."""
     return lambda: iter(range(length))
 
 
@@ -310,10 +340,9 @@ def test_slow_elements_at_the_start_are_handed_back(
 
 
 def test_everything_slow_is_shared_out(cluster: Connection, rests: list[Any]) -> None:
-    """300 elements of 10 ms: one worker hands back what it was given, and both go on with it."""
+    """300 elements of 10 ms: each worker hands back what it was given, and both go on with it."""
     assert list(parallel(unsized(300)).map(slow_from(0, 300))) == [-x for x in range(300)]
-    assert rests[0][1] > 200
-    assert rests[0][0] < 100
+    assert rests[0][0] + rests[0][1] == sizing.START_STREAM
 
 
 def test_what_was_handed_back_may_be_filtered_and_multiplied(cluster: Connection, rests: list[Any]) -> None:

@@ -61,8 +61,7 @@ class Chain:
         """
         if timed and not self._timed_loops:
             self._timed_loops = self._compiled(timed=True)
-        stream = draw(iter(elements))
-        self.tally.begin(elements, stream, place)
+        stream = self.tally.begin(elements, place, draw)
         self._streams = []
         for loop in self._timed_loops if timed else self._loops:
             stream = generator = loop(stream)

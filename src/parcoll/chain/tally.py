@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +45,55 @@ class Tally:
         self._ledger = ledger or Ledger()
         self._place = START
         self._source: Sequence[Any] = ()
+        self._own: list[Any] = []  # the elements that are left, in a list that nobody else has
+        self._draws: Iterator[Any] = iter(self._own)
+        self._lock = threading.Lock()  # held while another thread takes elements away
+        self._drawn: int | None = None  # by then
+        self.cut = False  # what was not begun has been taken away
 
-    def begin(self, elements: Sequence[Any], iterator: Iterator[Any], place: Place) -> None:
-        """Note the elements that are drawn from now on, and their iterator; the first stands at `place`."""
-        self._source, self.iterator, self._place = elements, iterator, place
-        self.after = place.base + len(elements)
+    def begin(
+        self,
+        elements: Sequence[Any],
+        place: Place,
+        draw: Callable[[Iterator[Any]], Iterator[Any]] = lambda iterator: iterator,
+    ) -> Iterator[Any]:
+        """Return an iterator over elements, the first of which stands at `place`; `draw` wraps it."""
+        with self._lock:
+            self._own = [] if self.cut else list(elements)
+            self._drawn = 0 if self.cut else None
+            self._draws = iter(self._own)
+            self._source, self._place = elements, place
+            self.iterator = draw(self._draws)
+            self.after = place.base + len(elements)
+            return self.iterator
 
     @property
     def drawn(self) -> int:
         """How many of these elements have been drawn."""
-        return len(self._source) - operator.length_hint(self.iterator)
+        with self._lock:
+            if self._drawn is not None:
+                return self._drawn
+            return len(self._source) - operator.length_hint(self.iterator)
+
+    @property
+    def position(self) -> int:
+        """The index in the source behind the element that was drawn last."""
+        return self._place.base + self.drawn
+
+    def hand_back(self, end: int) -> int | None:
+        """Take away, from another thread, what has not been drawn of a partition that ends before `end`.
+
+        Returns the index in the source of the first of these elements; None if there is none.
+        """
+        with self._lock:
+            if self.cut or not len(self._source):
+                return None
+            # No bytecode runs between these two calls, so that no element is drawn meanwhile.
+            left, _ = map(operator.call, (self._draws.__length_hint__, self._own.clear))  # type: ignore[attr-defined]
+            self._drawn = len(self._source) - left
+            self.cut = True
+            begun = self._place.base + self._drawn
+            return begun if begun < end else None
 
     def where(self) -> str:
         """Name the source element that was drawn last."""

@@ -58,13 +58,14 @@ class ReportReader:
             waiting = self.waiting.get(key) or next(iter(self.waiting.values()), None)
             (waiting.results if waiting is not None else self.late).put(list(records[0]))
             return
-        receiving = self.waiting.pop(key, None)
-        if receiving is None:
-            return  # a second report: the task ran again after the first
         outcome = None
         if pickled is not None:
             with contextlib.suppress(Exception):  # dask would only log it; the outcome is fetched instead
                 outcome = pickle.loads(pickled)
+        early = outcome is not None and outcome.early
+        receiving = self.waiting.get(key) if early else self.waiting.pop(key, None)
+        if receiving is None:
+            return  # a second report: the task ran again after the first
         receiving.reported(key, outcome)
 
 
@@ -131,10 +132,13 @@ class Receiving:
 
     def reported(self, key: str, outcome: Outcome | None) -> None:
         """Take an outcome that a worker sent, or fetch one too large for that. In the client's loop."""
+        early = outcome is not None and outcome.early
         with self._adding:
-            future = self._by_key.pop(key, None)
+            future = self._by_key.get(key) if early else self._by_key.pop(key, None)
         if outcome is None:
             self._fetch([future])
+        elif early and future in self._pending:
+            self.results.put((self._pending[future], outcome))
         elif (job := self._pending.pop(future, None)) is not None:
             self.results.put((job, outcome))
             if not self._keep:  # a kept result's future is its handle too

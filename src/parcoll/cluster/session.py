@@ -156,7 +156,7 @@ class DistributedSession:
 
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
         link = self._link
-        ticket = Ticket(self._topic, key) if self._topic is not None else None
+        ticket = Ticket(self._topic, key, job.patience)
         isolated = job.isolated or self._isolated
         if isinstance(job, Join):
             self._check_parts(job)
@@ -170,6 +170,9 @@ class DistributedSession:
             if lent is not None:
                 space, job.segment = lent
         elements: Any = (self._ahead and self._ahead.reference(job)) or job.elements
+        if job.begun is not None:  # its worker handed back the rest, and was lost
+            assert job.elements is not None
+            elements = Packed.pack(job.elements.load()[: job.begun])
         if job.graph is not None:
             tasks, last = job.graph
             graph.update(tasks)
@@ -208,6 +211,9 @@ class DistributedSession:
                 continue
             self._placement.came()
             job, outcome = item
+            if isinstance(outcome, Outcome) and outcome.early:
+                found.append((job, outcome))
+                continue
             sent_ahead = self._ahead is not None and self._ahead.forget(job)
             if isinstance(outcome, Outcome) and outcome.unprogrammed:
                 self._send_otherwise(job, outcome)

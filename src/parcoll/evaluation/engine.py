@@ -28,6 +28,8 @@ class Job:
     place: Place = START
     size: int | None = None  # how many elements it has; None if nobody knows yet
     budget: float | None = None  # seconds; then a worker hands back the elements that it has not begun
+    patience: float = 1.0  # seconds; then it hands back the tasks that wait behind this one
+    begun: int | None = None  # how many elements it has, if its worker handed back those behind them
     isolated: bool = False  # it runs beside its worker, since one of its elements may have ended others
     lost_workers: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
@@ -99,7 +101,8 @@ class Session(Protocol):
     def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
         """Return the jobs that ended since the last call; with `block`, at least one.
 
-        None even so, if what it waits for has changed.
+        None even so, if what it waits for has changed. Also those that go on, and hand back elements, with an
+        outcome that is `early`.
         """
 
     def close(self) -> None:

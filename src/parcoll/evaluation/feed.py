@@ -26,9 +26,12 @@ class Feed(Protocol):
     """Where jobs come from."""
 
     ended: bool
-    slow: bool  # the source was slow: deliver what is ready before reading on
     error: BaseException | None  # raised once everything before it was delivered
     reading: float  # seconds that the source took
+
+    @property
+    def slow(self) -> bool:
+        """Whether the source was slow: deliver what is ready before reading on."""
 
     def total(self) -> int | None:
         """Return how many elements there are; None if nobody knows."""
@@ -78,9 +81,10 @@ class StreamFeed:
         memory_limit: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.ended = False
-        self.slow = False
         self.error: BaseException | None = None
         self.reading = 0.0
+        self._slow = False  # the source was, when it was read last
+        self._more = True  # so many elements are at hand that the source might as well be endless
         self._reader = reader
         self._sizer = sizer
         self._pack = pack
@@ -92,18 +96,28 @@ class StreamFeed:
         unread = self._reader.remaining()
         return None if unread is None else self._reader.position + unread
 
+    @property
+    def slow(self) -> bool:
+        """Whether the source was slow, and nothing is left of what it gave."""
+        return self._slow and not self._reader.at_hand
+
     def next_job(self, threads: int) -> Job | None:
         """Read as many elements as the sizer says, and pack them."""
-        size = self._sizer.next_size(self._remaining(), threads)
-        place = Place(self._reader.position)
+        reader, sizer, max_bytes = self._reader, self._sizer, self._sizer.max_bytes(threads)
         started = time.perf_counter()
-        elements = self._reader.read(size, self._sizer.max_bytes(threads), self._sizer.exact)
-        took = time.perf_counter() - started
+        if not (sizer.exact or (self._slow and reader.at_hand)):  # else what is here goes first
+            self._more = reader.look_ahead(sizer.ahead(threads), max_bytes)
+        looked = time.perf_counter() - started
+        size = sizer.next_size(self._remaining(), threads)
+        place = Place(reader.position)
+        started = time.perf_counter()
+        elements = reader.read(size, max_bytes, sizer.exact)
+        took = looked + time.perf_counter() - started
         self.reading += took
-        self.slow = took > FLUSH_SECONDS / 2
-        if self._reader.ended:
+        self._slow = took > FLUSH_SECONDS / 2 or (self._slow and reader.at_hand > 0)
+        if reader.ended:
             self.ended = True
-            self.error = self._reader.error
+            self.error = reader.error
         return self._job(elements, place) if len(elements) else None
 
     def nears_end(self, threads: int) -> bool:
@@ -113,14 +127,18 @@ class StreamFeed:
     def rest_of(self, job: Job, outcome: Outcome) -> Rest:
         """Unpickle what the worker did not begin."""
         assert job.elements is not None
-        rest = Rest(job.elements.load()[outcome.read :], job.place.after(outcome.read))
+        rest = Rest(job.elements.load()[outcome.read : job.begun], job.place.after(outcome.read))
+        job.begun = outcome.read
         rest.isolated = job.isolated  # more of its elements may end a worker
         self._handed_back += len(rest)
         return rest
 
     def job_of(self, rest: Rest, threads: int) -> Job | None:
         """Cut a partition of the size that now seems right."""
-        size = min(self._sizer.next_size(self._remaining(), threads), len(rest))
+        remaining = self._remaining()
+        if remaining is None:  # what was handed back takes long, as a rule, and is to be shared
+            remaining = self._handed_back + self._reader.at_hand
+        size = min(self._sizer.next_size(remaining, threads), len(rest))
         part = rest.elements[rest.begun : rest.begun + size]
         place = rest.place.after(rest.begun)
         rest.begun += size
@@ -160,7 +178,13 @@ class StreamFeed:
         """Do nothing: the elements are here."""
 
     def _remaining(self) -> int | None:
+        """Return how many elements are left; None if that is unknown, and there are enough for all workers.
+
+        Of a slow source only those count that are here: no worker can have more now.
+        """
         unread = self._reader.remaining()
+        if unread is None and not self._more:
+            unread = self._reader.at_hand or None
         return None if unread is None else unread + self._handed_back
 
     def _job(self, elements: Any, place: Place) -> Job | None:
@@ -168,8 +192,10 @@ class StreamFeed:
             packed = self._pack(elements)
             if packed.nbytes > LARGE_BYTES and packed.nbytes > UNPACKABLE * self._memory_limit():
                 return self._too_large(packed, elements, place)
-            budget = self._sizer.budget()
-            return self.makes(elements=packed, place=place, size=len(elements), budget=budget)
+            budget, patience = self._sizer.budget(), self._sizer.patience()
+            return self.makes(
+                elements=packed, place=place, size=len(elements), budget=budget, patience=patience
+            )
         except Exception as error:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)

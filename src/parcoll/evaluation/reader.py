@@ -18,14 +18,24 @@ SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 class Reader:
     """The elements of one evaluation, in partitions. `error` is what the source raised, if it did."""
 
+    at_hand = 0  # elements that were read ahead, which `read` gives first
+
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self.ended = False
+        self.ended = False  # nothing is left, not even of what was read ahead
         self.position = 0
 
     def remaining(self) -> int | None:
         """Return how many elements are left; None if the source does not know."""
         return None
+
+    def look_ahead(self, size: int, max_bytes: int = MAX_READ_BYTES) -> bool:
+        """Read until `size` elements are at hand; tell whether they are, or as many as hold `max_bytes`.
+
+        They are fewer where the source is slow, or ends. If there is none yet, waits for one. Where
+        the source knows how many are left, there is nothing to look for.
+        """
+        return True
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return up to `size` elements; none only at the end.
@@ -100,9 +110,18 @@ class StreamReader(Reader):
         super().__init__()
         self._stream: Iterator[Any] | None = None
         self._iterable = stream
+        self._exhausted = False
+        self._ahead: list[Any] = []
+
+    @property
+    def at_hand(self) -> int:  # type: ignore[override]
+        """How many elements were read ahead."""
+        return len(self._ahead)
 
     def remaining(self) -> int | None:
-        """Return the length that is left if the iterable has one (a set, the items of a dict)."""
+        """Return what is left once the source has ended, or if it has a length (a set, a dict's items)."""
+        if self._exhausted:
+            return len(self._ahead)
         if isinstance(self._iterable, Iterator):
             return None
         try:
@@ -110,32 +129,49 @@ class StreamReader(Reader):
         except Exception:
             return None
 
+    def look_ahead(self, size: int, max_bytes: int = MAX_READ_BYTES) -> bool:
+        """Read what the source gives within `FLUSH_SECONDS`, at least one element if none is at hand."""
+        if self.remaining() is not None:
+            return True
+        held = _size(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
+        return self._draw(self._ahead, size, max_bytes - held, exact=False)
+
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
-        """Return what the source gives within `FLUSH_SECONDS`, at least one element."""
-        elements: list[Any] = []
+        """Return what is at hand, and if that is too little what the source gives within `FLUSH_SECONDS`."""
+        elements = self._ahead[:size]
+        del self._ahead[:size]
+        if not elements or (exact and len(elements) < size):
+            self._draw(elements, size, max_bytes, exact)
+        self.position += len(elements)
+        self.ended = self._exhausted and not self._ahead
+        return elements
+
+    def _draw(self, elements: list[Any], size: int, max_bytes: int, exact: bool) -> bool:
+        """Draw until there are `size` elements; returns whether there are, or as many as hold `max_bytes`."""
         started = clock = time.perf_counter()
         run, nbytes = 1, 0
         try:
             if self._stream is None:
                 self._stream = iter(self._iterable)
-            while len(elements) < size:
+            while len(elements) < size and not self._exhausted:
+                if not exact and nbytes > max_bytes:
+                    return True
                 wanted = min(run, size - len(elements))
                 before = len(elements)
                 elements.extend(itertools.islice(self._stream, wanted))
                 if len(elements) - before < wanted:
-                    self.ended = True
+                    self._exhausted = True
                     break
                 nbytes += _size(elements[-1]) * wanted
                 now = time.perf_counter()
-                if not exact and (now - started > FLUSH_SECONDS or nbytes > max_bytes):
+                if not exact and now - started > FLUSH_SECONDS:
                     break
                 run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
                 clock = now
         except Exception as error:  # not Ctrl-C: that stops the evaluation at once
             self.error = error
-            self.ended = True
-        self.position += len(elements)
-        return elements
+            self._exhausted = True
+        return len(elements) >= size
 
 
 def _size(element: Any) -> int:

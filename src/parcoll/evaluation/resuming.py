@@ -105,6 +105,17 @@ class SavedReader(Reader):
         saved = sum(piece.end - piece.first for piece in self._checkpoint.pieces if piece.first >= position)
         return max(total - position - saved, 0)
 
+    @property
+    def at_hand(self) -> int:  # type: ignore[override]
+        """How many elements were read ahead, up to those that have saved results."""
+        following = self._next_piece()
+        known = len(self._ahead) + self._reader.at_hand
+        return known if following is None else min(known, following.first - self.position)
+
+    def look_ahead(self, size: int, max_bytes: int = sys.maxsize) -> bool:
+        """Have the source read ahead."""
+        return self._reader.look_ahead(size - len(self._ahead), max_bytes)
+
     def read(self, size: int, max_bytes: int = sys.maxsize, exact: bool = False) -> Sequence[Any]:
         """Return elements that have no saved results, up to those that do."""
         following = self._next_piece()

@@ -16,17 +16,23 @@ WINDOW_BYTES = 128 * 2**20  # of all partitions in the window, if that leaves `L
 LEAST_BYTES = 2**19
 MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
-LAST_SECONDS = 0.05  # partitions shrink towards the end of a sized source, down to this
+LAST_SECONDS = 0.05  # partitions shrink towards the end of the source, down to this
+MAX_AHEAD = 2**17  # elements of a stream that are read ahead to see whether it ends
 BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
+FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 SURER = 4  # a partition of so many times the elements is believed at once
 
-# Before anything is known of a function, the first element goes alone, so that its result comes at once.
-# Those behind it go in partitions of START elements, and a worker hands back the rest after START_SECONDS. So
-# the next partitions have their final size one round trip (15 ms) after the start.
+# Before anything is known of a function, the first element goes alone, so that its result comes at once, and
+# so do as many more as there are idle threads. Those behind them go in partitions of START elements, and a
+# worker hands back the rest after START_SECONDS. So the next partitions have their final size one round trip
+# (15 ms) after the start. Of a stream that goes on, they have START_STREAM elements: more might last a slow
+# function for minutes.
 START = 2048
+START_STREAM = 16
 START_SECONDS = 0.05
-START_SHARE = 16  # for each thread: at the start at most that part of a source whose length is known
+START_ALONE = 8  # elements, at most: if there are more threads, tasks of one element cost too much
+START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
@@ -40,11 +46,17 @@ class Sizer(Protocol):
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
 
+    def ahead(self, threads: int) -> int:
+        """Return how many elements of a stream should be at hand before a partition is cut off."""
+
     def max_bytes(self, threads: int) -> int:
         """Return how many bytes the next partition may read."""
 
     def budget(self) -> float | None:
         """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
+
+    def patience(self) -> float:
+        """Return the seconds after which a worker hands back the partitions that wait behind this one."""
 
     def window(self, threads: int) -> int:
         """Return how many partitions may be at the workers, or wait for the consumer."""
@@ -53,7 +65,7 @@ class Sizer(Protocol):
         """Return how many places in the window should be free before more are filled, all at once."""
 
     def nears_end(self, remaining: int | None, threads: int) -> bool:
-        """Tell whether the next partition is one of the last ones of a source whose length is known."""
+        """Tell whether the next partition is one of the last ones, as far as is known."""
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
@@ -77,6 +89,10 @@ class Fixed:
         """Return the fixed size."""
         return self._size
 
+    def ahead(self, threads: int) -> int:
+        """Return 0: the size does not depend on what is left."""
+        return 0
+
     def window(self, threads: int) -> int:
         """Return a constant number of partitions for each thread."""
         return _window(threads)
@@ -88,6 +104,10 @@ class Fixed:
     def budget(self) -> float | None:
         """Return no bound: a partition stays as it is."""
         return None
+
+    def patience(self) -> float:
+        """Return little: how long partitions take is not known."""
+        return FIXED_PATIENCE
 
     def refill(self, threads: int) -> int:
         """Return 1: a place is filled as soon as it is free."""
@@ -104,8 +124,9 @@ class Fixed:
 class Adaptive:
     """Sizes by time and bytes: `partition_size="auto"`.
 
-    Partitions grow as fast as results come back. Towards the end of a source whose length is known they
-    shrink, so that the workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    Partitions grow as fast as results come back. Towards the end of a source they shrink, so that the
+    workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987). A stream is read ahead
+    so far that its end is seen in time.
 
     `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
@@ -118,7 +139,7 @@ class Adaptive:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting else start
         self._lasting = lasting
-        self._begun = False  # the first partition is under way
+        self._begun = 0  # partitions that were cut before anything was known
         self._target = TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
@@ -127,18 +148,30 @@ class Adaptive:
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
         self._target = max(TARGET_SECONDS, threads / TASKS_A_SECOND)
-        if not self._begun:
-            self._begun = True
-            return 1
         if not self._largest:
-            share = START_SHARE * threads
-            return max(1, self._start if remaining is None else min(self._start, remaining // share))
+            self._begun += 1
+            if self._begun <= self._alone(threads):
+                return 1
+            if remaining is None:
+                return min(self._start, START_STREAM)
+            return max(1, min(self._start, remaining // (START_SHARE * threads)))
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
             if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
                 size = remaining  # else the last partition would be next to nothing
         return max(size, 1)
+
+    def _alone(self, threads: int) -> int:
+        return min(threads, START_ALONE)
+
+    def ahead(self, threads: int) -> int:
+        """Return as many as keep the next partition from being more than a worker's share of what is left."""
+        if not self._largest:
+            return min(threads, START_WINDOW) * min(self._start, START_STREAM) if self._begun else 1
+        if self._least >= self._wanted(threads):
+            return self._wanted(threads)
+        return min(-(-3 * threads * self._wanted(threads) // 2), MAX_AHEAD)
 
     @property
     def _least(self) -> int:
@@ -167,8 +200,10 @@ class Adaptive:
 
     def budget(self) -> float | None:
         """Return little at the start, and then more than any partition should need."""
-        if self._lasting:
-            return None
+        return None if self._lasting else self.patience()
+
+    def patience(self) -> float:
+        """Return as much, for any partition."""
         return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
 
     def window(self, threads: int) -> int:

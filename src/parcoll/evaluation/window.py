@@ -254,6 +254,9 @@ class Window:
         completed = session.completed(block) if self._running else ()
         self._stats.waiting_for = session.waiting_for
         for job, outcome in completed:
+            if outcome.early:
+                self._return_rest(self._by_job[job], outcome)
+                continue
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome
@@ -264,14 +267,19 @@ class Window:
                 self._recorder.recover(job.lost_workers)
             if outcome.failure is None:
                 self._sizer.observe(outcome, job.sent_bytes)
-                if not outcome.complete:
-                    rest = _Slot(rest=self._feed.rest_of(job, outcome))
-                    self._slots.insert(self._slots.index(slot) + 1, rest)
-                    self._rests = deque(other for other in self._slots if other.rest is not None)
+                if not outcome.complete and outcome.read != job.begun:
+                    self._return_rest(slot, outcome)
             else:
                 self._failed = True
                 outcome.failure = with_culprit(self._program, outcome)
             job.release()
+
+    def _return_rest(self, slot: _Slot, outcome: Outcome) -> None:
+        """Make a slot for the elements that a worker handed back, behind that of its job."""
+        assert slot.job is not None
+        rest = _Slot(rest=self._feed.rest_of(slot.job, outcome))
+        self._slots.insert(self._slots.index(slot) + 1, rest)
+        self._rests = deque(other for other in self._slots if other.rest is not None)
 
     def _head_ready(self) -> bool:
         return bool(self._slots) and self._slots[0].outcome is not None

@@ -59,10 +59,12 @@ class Bootstrap(WorkerPlugin):
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Ask for a task that the worker was to run, and forgets."""
         ask_again(self._worker, key, start, finish)
+        if self._watch is not None:
+            self._watch.transition(key, finish)
 
     def setup(self, worker: Any) -> None:
         """Install the sources, unless the worker has the very same ones."""
-        self._worker = worker
+        self._worker, self._watch = worker, None
         if sys.version_info[:2] != self.python:
             return  # each task raises an error that says so
         names: dict[str, Any] = {"__name__": "parcoll_bootstrap"}
@@ -70,8 +72,10 @@ class Bootstrap(WorkerPlugin):
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
         names["install"](self.sources)
         from parcoll.system import leave_sigterm_to_forks  # lazy: it may have come just now
+        from parcoll.worker.outcome import Watch  # lazy: as above
 
         leave_sigterm_to_forks()
+        self._watch = Watch(worker)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.text, self.installer, self.sources, self.python)

@@ -1,22 +1,29 @@
 """Outcome: what comes back from a partition: results, counts, seconds, and errors as values.
 
-This module also says how a worker describes what it could not do, and where it leaves outcomes that are sent
-from there.
+This module also says how a worker describes what it could not do, where it leaves outcomes that are sent
+from there, and when it hands back what it has not begun.
 """
 
 from __future__ import annotations
 
+import pickle
+import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.failures import FailedElement
+from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError, WorkerSetupError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
 
+SLACK = 0.03  # seconds: by itself, a task that is late hands elements back between two of them
+LOOK_AGAIN = 0.1  # seconds between two looks at a task that is late
+OUR_KEY = re.compile(r"-\d+-\d+-\d+-\d+$")  # as `local.levels` makes them
 RECORDS_SECONDS = 0.05  # that records wait for others, where the task goes on
 
 
@@ -42,6 +49,7 @@ class Outcome:
     unshared: str | None = None  # why shared memory could not be used; None if it could
     unloaded: str = ""  # the name of the function that failed when the program was loaded
     unprogrammed: bool = False  # by the program, which lay there: nothing was begun
+    early: bool = False  # the task goes on; it only tells that elements from `read` on are handed back
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
     records: bytes = b""  # packed; what was logged and not sent before
@@ -82,13 +90,94 @@ class Handle(Protocol):
 class Ticket(NamedTuple):
     """What a task needs to have its outcome sent: its own key, and the topic that its client reads."""
 
-    topic: str
+    topic: str | None  # None if the client asks for the outcome
     key: str
+    # Seconds after which what waits behind the task is handed back: the elements that it has not begun, if
+    # they may be, and the tasks that its worker has not begun.
+    patience: float = 1.0
 
 
 # The outcomes of tasks that ended in this worker, by key and with their topic, until `worker.reports` sends
 # them.
 mailbox: dict[str, tuple[str, Outcome]] = {}
+
+
+@dataclass
+class UnderWay:
+    """A task that a thread of this worker runs."""
+
+    ticket: Ticket
+    started: float = field(default_factory=time.monotonic)
+    tally: Tally | None = None  # of its elements, if those that are not begun may be handed back
+    base: int = 0  # the index in the source of the first of them
+    end: int = 0  # and behind the last
+    seen: int = -1  # where it stood when it was looked at last
+
+
+under_way: dict[str, UnderWay] = {}  # by key
+
+
+class Watch:
+    """Hands back what waits behind a task that takes long, so that no idle worker waits beside it.
+
+    That is what the task has not begun of its elements, if it is still at the same element as when it was
+    looked at last; and tasks that this worker has not begun, if all its threads are late. The scheduler
+    gives these to another worker. In the worker's loop only.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def transition(self, key: Any, finish: str) -> None:
+        """Begin to watch a task that begins."""
+        if finish == "executing" and _is_ours(key):
+            self._worker.loop.call_later(SLACK, self._look, key)
+
+    def _look(self, key: str) -> None:
+        known = self._worker.state.tasks.get(key)
+        if known is None or known.state != "executing":
+            return
+        task = under_way.get(key)
+        late = -LOOK_AGAIN if task is None else _late(task)
+        if task is not None and late >= 0:
+            self._hand_back_elements(task)
+            self._hand_back_tasks()
+        self._worker.loop.call_later(max(-late, LOOK_AGAIN), self._look, key)
+
+    def _hand_back_elements(self, task: UnderWay) -> None:
+        tally, ticket = task.tally, task.ticket
+        if tally is None or ticket.topic is None:
+            return
+        position = tally.position
+        if position != task.seen:  # it may be done soon, or hand back what is left by itself
+            task.seen = position
+        elif (begun := tally.hand_back(task.end)) is not None:
+            outcome = Outcome(read=begun - task.base, complete=False, early=True)
+            self._worker.log_event(ticket.topic, (ticket.key, pickle.dumps(outcome)))
+
+    def _hand_back_tasks(self) -> None:
+        state = self._worker.state
+        tasks = [under_way.get(running.key) for running in state.executing]
+        if any(task is None or _late(task) < 0 for task in tasks):
+            return  # its thread will soon be free
+        from distributed.worker_state_machine import FreeKeysEvent, RescheduleMsg  # lazy: distributed
+
+        waiting = [ts.key for ts in state.ready if _is_ours(ts.key)]
+        stimulus = f"parcoll-handed-back-{time.time()}"
+        # Forgotten here first, so that it cannot begin here while the scheduler gives it to another worker.
+        if waiting:
+            self._worker.handle_stimulus(FreeKeysEvent(keys=waiting, stimulus_id=stimulus))
+        for key in waiting:
+            self._worker.batched_send(RescheduleMsg(key=key, stimulus_id=stimulus).to_dict())
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and OUR_KEY.search(key) is not None
+
+
+def _late(task: UnderWay) -> float:
+    """Return for how many seconds a task has been late; negative if it is not."""
+    return time.monotonic() - task.started - task.ticket.patience - SLACK
 
 
 class Events:
@@ -111,7 +200,7 @@ class Events:
 def events_of(ticket: Ticket | None) -> Events | None:
     """Return what sends what a task logs; None where it goes with the outcome."""
     distributed = sys.modules.get("distributed")
-    if ticket is None or distributed is None:
+    if ticket is None or ticket.topic is None or distributed is None:
         return None
     try:
         return Events(distributed.get_worker(), ticket)

@@ -15,7 +15,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from parcoll.wire.payload import SHARED_BYTES, Packed, Several
 from parcoll.worker.bootstrap import ask_again
-from parcoll.worker.outcome import Outcome, mailbox
+from parcoll.worker.outcome import Outcome, Watch, mailbox
 
 
 class ReportSender(WorkerPlugin):
@@ -26,10 +26,12 @@ class ReportSender(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Remember the worker."""
         self._worker = worker
+        self._watch = Watch(worker)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; drop that of a task which nobody waits for."""
         ask_again(self._worker, key, start, finish)
+        self._watch.transition(key, finish)
         if not mailbox or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = mailbox.pop(key, ("", None))

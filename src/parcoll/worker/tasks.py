@@ -20,12 +20,14 @@ from parcoll.worker.outcome import (
     Kept,
     Outcome,
     Ticket,
+    UnderWay,
     broken,
     elements_of,
     events_of,
     kept_of,
     mailbox,
     report,
+    under_way,
     unloadable_chain,
     unloadable_partition,
 )
@@ -58,7 +60,8 @@ def run_partition(
     """
     pack = space.pack if space is not None else Packed.pack
     what = f"the partition at {place.element(0)} could not be finished"
-    return finished(lambda: run(shared, place, elements, budget, pack), what, keep, ticket, space)
+    watched = ticket if budget is not None else None
+    return finished(lambda: run(shared, place, elements, budget, pack, watched), what, keep, ticket, space)
 
 
 def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
@@ -80,6 +83,8 @@ def finished(
 
     `what` begins the message if the work raises outside of the user's functions.
     """
+    if ticket is not None:
+        under_way[ticket.key] = UnderWay(ticket)
     with collecting(events_of(ticket)) as collected, borrowed():
         try:
             result = work()
@@ -92,7 +97,9 @@ def finished(
     if space is not None and space.failure is not None:
         outcome.unshared = space.failure
     if ticket is not None:
-        mailbox[ticket.key] = ticket.topic, outcome
+        under_way.pop(ticket.key, None)
+        if ticket.topic is not None:
+            mailbox[ticket.key] = ticket.topic, outcome
     return result
 
 
@@ -108,8 +115,18 @@ def join_here(
         return join(fold, previous, parts, pack)
 
 
-def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, pack: Pack) -> Outcome:
-    """Load the program and the partition, and run one on the other, in this process."""
+def run(
+    shared: SharedProgram,
+    place: Place,
+    given: Any,
+    budget: float | None,
+    pack: Pack,
+    ticket: Ticket | None = None,
+) -> Outcome:
+    """Load the program and the partition, and run one on the other, in this process.
+
+    With a `ticket`, another thread may take away what has not been begun.
+    """
     try:
         program = shared.load()
     except BaseException as error:
@@ -121,6 +138,9 @@ def run(shared: SharedProgram, place: Place, given: Any, budget: float | None, p
         except BaseException as error:
             return unloadable_partition(place.element(0), given, error)
         tally = Tally(program.steps, program.ledger)
+        if ticket is not None:
+            watched = under_way[ticket.key]
+            watched.base, watched.end, watched.tally = place.base, place.base + len(elements), tally
         outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -167,7 +187,7 @@ def _run_in_chunks(
     tally, timing = chain.tally, Timing(chain, program.pace)
     position, size, total = 0, 1, len(elements)
     started = clock = time.perf_counter()
-    while position < total and not _ended(chain, sink):
+    while position < total and not (tally.cut or _ended(chain, sink)):
         # Without a budget the rest may be one chunk.
         taken, timed = timing.begin(size if budget is not None else total)
         _take(sink, chain.run(elements[position : position + taken], place.after(position), timed))

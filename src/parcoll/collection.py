@@ -17,7 +17,7 @@ from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Explanation, explanation
-from parcoll.watch import table
+from parcoll.watch import handlers, table
 from parcoll.watch.stats import Stats
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ Word = Literal["raise", "skip"] | None
 Else = Callable[[ElementError], D]
 
 
+@handlers.methods_reaching
 class ParallelGen(Generic[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
@@ -274,10 +275,9 @@ class ParallelGen(Generic[T_co]):
         arguments.no_checkpoint(self._options.checkpoint, "foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, settings)._run()
         self._own = run.stats
-        references = evaluation.keep_results(run)
         from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
-        self._node = Node(source=bag_of_kept(references))
+        self._node = Node(source=bag_of_kept(evaluation.keep_results(run)))
 
     def take(self, n: int) -> list[T_co]:
         """Evaluate, and return a list of the first `n` elements, or of all if there are fewer.

@@ -18,6 +18,7 @@ from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
+from parcoll.watch import handlers
 
 ALLOWED = (
     'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
@@ -58,6 +59,7 @@ class Connection:
         link = self.engine.dashboard_link
         return None if link is None else _page_link(link)
 
+    @handlers.reaching
     def close(self) -> None:
         """End the connection: evaluations run where they ran before it. May be called twice.
 
@@ -103,6 +105,7 @@ def _page_link(dashboard: str) -> str:
     return f"{dashboard.removesuffix('/status')}/parcoll" if dashboard.endswith("/status") else dashboard
 
 
+@handlers.reaching
 def connect(
     target: Any = None,
     *,

@@ -25,6 +25,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
+from parcoll.watch import handlers
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
@@ -203,7 +204,7 @@ class ResultIterator(itertools.chain[Any]):
 
     def close(self) -> None:
         """End the evaluation: no more results come."""
-        self._parts.close()
+        handlers.reached(self._parts.close)
         deque(self, maxlen=0)  # what is left of the part that was begun
 
 
@@ -216,14 +217,18 @@ class _OneAtATime:
 
     def __init__(self, parts: Generator[list[Any], None, None]) -> None:
         self._parts = parts
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __iter__(self) -> _OneAtATime:
         return self
 
     def __next__(self) -> list[Any]:
         with self._lock:
-            return next(self._parts)
+            try:
+                return handlers.reached(next, self._parts)
+            except BaseException:  # where a handler's came late, the generator is not at its end
+                self._parts.close()
+                raise
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:

@@ -15,6 +15,7 @@ from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
+from parcoll.watch import handlers
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
@@ -144,6 +145,7 @@ class Window:
 
     def _turn(self, session: Session) -> None:
         """Take in what has come, wait for it if there is nothing else to do, and submit more."""
+        handlers.look()
         started = time.perf_counter()
         self._collect(session, block=self._waiting)
         if self._waiting:

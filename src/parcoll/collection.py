@@ -17,8 +17,9 @@ from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Explanation, explanation
-from parcoll.watch import handlers, table
+from parcoll.watch import table
 from parcoll.watch.stats import Stats
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from dask.bag import Bag

@@ -18,7 +18,7 @@ from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
-from parcoll.watch import handlers
+from parcoll.world import handlers
 
 ALLOWED = (
     'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '

@@ -15,7 +15,7 @@ from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
 from parcoll.text import describe, short_repr
-from parcoll.watch import handlers
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from dask.bag import Bag

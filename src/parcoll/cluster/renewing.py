@@ -99,7 +99,7 @@ class RenewingEngine:
 
     def follow(self, stats: Stats) -> Follower:
         """Publish the evaluation on the web page of its cluster, and on that of the next one."""
-        follower = _RenewedFollower(stats, self._last())
+        follower = _RenewedFollower(stats, self._last(), self._followers)
         self._followers.add(follower)
         return follower
 
@@ -119,7 +119,10 @@ class RenewingEngine:
 class _RenewedFollower:
     """A follower that stands for those of all the clusters that one evaluation has."""
 
-    def __init__(self, stats: Stats, engine: DistributedEngine) -> None:
+    def __init__(
+        self, stats: Stats, engine: DistributedEngine, others: weakref.WeakSet[_RenewedFollower]
+    ) -> None:
+        self._others = others  # of one engine, this one among them
         self._stats = stats
         self._now = engine.follow(stats)
         self._ended = False
@@ -133,4 +136,6 @@ class _RenewedFollower:
     def end(self) -> None:
         """Show the final numbers."""
         self._ended = True
+        # Else it would be removed wherever it is dropped: what a signal's handler raises then is lost.
+        self._others.discard(self)
         self._now.end()

@@ -29,6 +29,7 @@ from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
 from parcoll.worker.tasks import join_kept, run_partition
+from parcoll.world import handlers
 from parcoll.world.records import replay
 from parcoll.world.world import World, enter
 
@@ -123,13 +124,14 @@ class DistributedSession:
             # Without a priority for each, the last task of a group runs first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
-        with self._receiving.expecting(outcome_keys, jobs) as expected:
+        with handlers.postponed, self._receiving.expecting(outcome_keys, jobs) as expected:
             futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
             expected += futures[: len(jobs)]
             if self._keep:
                 for job, future in zip(jobs, futures[len(jobs) :] or futures, strict=True):
                     job.handle = KeptOnCluster(future, self._link)
-        self._receiving.release(RELEASED)
+        with handlers.postponed:
+            self._receiving.release(RELEASED)
         time.sleep(REST_SECONDS)
 
     def _share_program(self) -> None:
@@ -265,7 +267,9 @@ class DistributedSession:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        if self._receiving.close() and was_interrupted():
+        with handlers.postponed:
+            any_left = self._receiving.close()
+        if any_left and was_interrupted():
             self._link.interrupted = True
         self._replay_left()
         if self._ahead is not None:

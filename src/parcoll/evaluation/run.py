@@ -25,7 +25,6 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
-from parcoll.watch import handlers
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
@@ -33,6 +32,7 @@ from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Count, Results, Sink
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver

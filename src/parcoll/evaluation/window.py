@@ -15,11 +15,11 @@ from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
-from parcoll.watch import handlers
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import Saver

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FunctionType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -26,12 +26,14 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 # Whose `except` is not the script's own.
-FOREIGN = frozenset(
-    "parcoll dask distributed cloudpickle tornado tblib tqdm fsspec toolz msgpack zict locket psutil".split()
-)
+FOREIGN = {
+    *("parcoll", "dask", "distributed", "cloudpickle", "tornado", "tblib", "tqdm"),
+    *("fsspec", "toolz", "msgpack", "zict", "locket", "psutil"),
+}
 # Of others than the script. The first raises KeyboardInterrupt, which nobody takes for an error; asyncio asks
 # whether it is there. The second is asyncio's, does nothing, and would lose its `siginterrupt`.
 LEFT_ALONE = ("default_int_handler", "_sighandler_noop")
+FINALIZERS = ("__del__", "_remove", "_cb")  # of dask's futures, and of weak references in `weakref`
 
 _numbers = [int(number) for number in signal.valid_signals()]
 _noted: list[BaseException] = []  # what handlers have raised since the main thread called
@@ -57,6 +59,8 @@ class _Noting:
         except BaseException as error:
             if _active:
                 _noted.append(error)
+                if _in_finalizer(frame):  # Python would write the exception to standard error
+                    return
             raise
 
 
@@ -111,8 +115,11 @@ def methods_reaching(kind: type[T]) -> type[T]:
 
 
 def look() -> None:
-    """Raise what a handler has raised, if it was swallowed. For loops that may go on for long."""
-    if _noted and _in_main_thread() and (swallowed := _swallowed(sys.exc_info()[1])) is not None:
+    """Raise what a handler has raised, if it was swallowed.
+
+    For loops that may go on for long, and where something is kept of an exception that was caught.
+    """
+    if _noted and _in_main_thread() and (swallowed := _swallowed(None)) is not None:
         raise swallowed
 
 
@@ -177,12 +184,23 @@ def _script_caught(error: BaseException) -> bool:
 
     The first frame of a traceback is the last one that the exception has come to.
     """
-    if error.__traceback__ is None:
-        return False
-    frame = error.__traceback__.tb_frame
-    module = frame.f_globals.get("__name__") or frame.f_code.co_filename.strip("<")  # a compiled loop has none
+    return error.__traceback__ is not None and not _is_foreign(error.__traceback__.tb_frame)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name in FINALIZERS and _is_foreign(frame):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__") or frame.f_code.co_filename.strip(
+        "<"
+    )  # a compiled loop has none
     package = module.partition(".")[0].partition(" ")[0]
-    return package not in FOREIGN and package not in sys.stdlib_module_names
+    return package in FOREIGN or package in sys.stdlib_module_names
 
 
 def _renew() -> None:

@@ -13,14 +13,17 @@ import threading
 from types import FrameType
 from typing import Any
 
-from parcoll.cluster.renewing import RenewingEngine
+from parcoll.cluster.renewing import RenewingEngine, at_work, is_at_work
 from parcoll.cluster.ways import AtAddress, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
+from parcoll.local.shutdown import refuse_at_end
 from parcoll.worker import program
 from parcoll.worker.program import is_loading
 
+# By their names: the loop of a client, and where it packs and unpacks large messages.
+THREADS_OF_DASK = ("IO loop", "Dask-Offload")
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
@@ -28,11 +31,13 @@ default: RenewingEngine | None = None  # started by the first evaluation that fi
 # The engines for addresses from dask's configuration, each with the process that made it.
 connected_engines: dict[str, tuple[int, RenewingEngine]] = {}
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
+_all_closed = False  # the exit handler has run: what evaluates after it starts no cluster that nobody ends
 _abandoned: list[Any] = []  # of the parent, in a forked child: neither used nor garbage-collected
 
 
 def engine_for(client: Any) -> Engine:
     """Return the engine for an evaluation; `client` is what its collection was given, or None."""
+    refuse_at_end()
     if _must_not_wait():
         return InlineEngine()
     innermost = current_connection() if client is None else None
@@ -44,7 +49,7 @@ def engine_for(client: Any) -> Engine:
         return InlineEngine()
     if found is not None:
         return _engine_of_client(found)
-    return _from_config() or local_engine()
+    return _from_config() or (InlineEngine() if _all_closed else local_engine())
 
 
 def describe_engine(client: Any) -> str:
@@ -116,8 +121,12 @@ def _must_not_wait() -> bool:
     This is so while a task imports a module whose top level evaluates, since other tasks wait for that
     import. It is also so in a thread that a user's function started: that thread cannot give up its place in
     the worker's thread pool to the tasks that it would wait for.
+
+    In the script's process it is so where a signal's handler, one of the log or a callback of the garbage
+    collector evaluates: in a thread that starts or ends a cluster, and in those threads of dask's that
+    bring the results.
     """
-    if is_loading() or program.isolated:
+    if is_loading() or program.isolated or is_at_work() or _in_thread_of_dask():
         return True
     if "distributed" not in sys.modules:
         return False
@@ -126,6 +135,10 @@ def _must_not_wait() -> bool:
     if in_task():
         return _importing(sys._getframe())
     return "parcoll.local.host_main" in sys.modules
+
+
+def _in_thread_of_dask() -> bool:
+    return threading.current_thread().name.startswith(THREADS_OF_DASK)
 
 
 def _in_thread_of_task(client: Any) -> bool:
@@ -161,19 +174,27 @@ def _from_config() -> Engine | None:
 
 
 def _engine_at(address: str) -> Engine:
+    lost: RenewingEngine | None = None
     with _lock:
         pid, engine = connected_engines.get(address, (0, None))
         if engine is not None and pid != os.getpid():
             _abandoned.append(engine)
             engine = None
-        if engine is None or engine.current is None or not engine.current.link.connected:
-            if engine is not None:
-                del connected_engines[address]
-                engine.close()
+        if engine is not None and engine.current is not None and not engine.current.link.connected:
+            engine, lost = None, engine
+        if engine is None:
             engine = RenewingEngine(AtAddress(lambda: address))
-            engine.connected()
             connected_engines[address] = (os.getpid(), engine)
-        return engine
+    if lost is not None:
+        lost.close()
+    try:
+        engine.connected()  # without the lock, which others may want meanwhile
+    except BaseException:
+        with _lock:
+            if connected_engines.get(address, (0, None))[1] is engine and engine.current is None:
+                del connected_engines[address]
+        raise
+    return engine
 
 
 def local_engine() -> Engine:
@@ -182,7 +203,8 @@ def local_engine() -> Engine:
         if default is None or not default.usable:
             if default is not None:
                 _abandoned.append(default)
-            default = RenewingEngine(StartedHere())
+            with at_work():
+                default = RenewingEngine(StartedHere())
         return default
 
 
@@ -197,6 +219,8 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _close_all() -> None:
+    global _all_closed
+    _all_closed = True
     for pid, connection in list(_connected):
         if pid == os.getpid():
             connection.close()

@@ -7,6 +7,7 @@ client, the scheduler in dask's configuration, a local cluster.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ from parcoll.worker import program
 from parcoll.worker.program import is_loading
 
 # By their names: the loop of a client, and where it packs and unpacks large messages.
+LOG_S_FILE = logging.Logger.callHandlers.__code__.co_filename
 THREADS_OF_DASK = ("IO loop", "Dask-Offload")
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
@@ -122,18 +124,20 @@ def _must_not_wait() -> bool:
     import. It is also so in a thread that a user's function started: that thread cannot give up its place in
     the worker's thread pool to the tasks that it would wait for.
 
-    In the script's process it is so where a signal's handler, one of the log or a callback of the garbage
-    collector evaluates: in a thread that starts or ends a cluster, and in those threads of dask's that
-    bring the results.
+    In the script's process it is so in a thread that starts or ends a cluster, and in those threads of dask's
+    that bring the results: there a signal's handler or a callback of the garbage collector evaluates. It is
+    also so within a handler of the log, which has a lock that any of these threads may want.
     """
     if is_loading() or program.isolated or is_at_work() or _in_thread_of_dask():
+        return True
+    if _is_within(LOG_S_FILE, "callHandlers"):
         return True
     if "distributed" not in sys.modules:
         return False
     from parcoll.cluster.clients import in_task  # lazy: distributed
 
     if in_task():
-        return _importing(sys._getframe())
+        return _is_within("<frozen importlib._bootstrap>")
     return "parcoll.local.host_main" in sys.modules
 
 
@@ -154,9 +158,11 @@ def _in_thread_of_task(client: Any) -> bool:
     return not in_task() and is_of_worker(client)
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _is_within(file: str, function: str | None = None) -> bool:
+    """Tell whether this was called by code of the file, if need be by one function there."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename == file and function in (None, frame.f_code.co_name):
             return True
         frame = frame.f_back
     return False

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -98,13 +97,12 @@ def unregister(client: Any, lose: Lose) -> None:
 
 def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, Any]]) -> None:
     _, lost = event
+    logger.warning(
+        "the cluster lost the worker %s, with %d tasks: they run again", lost["worker"], lost["tasks"]
+    )
     for method in list(told):
         if (lose := method()) is not None:
             lose(lost["worker"], lost["keys"])
-    # Not in this loop: a handler of the script's may hold its lock while it waits for an evaluation.
-    text = "the cluster lost the worker %s, with %d tasks: they run again"
-    log = functools.partial(logger.warning, text, lost["worker"], lost["tasks"])
-    threading.Thread(target=log, name="parcoll-log", daemon=True).start()
 
 
 async def _install(client: Any, installed: Future[None]) -> None:

@@ -17,7 +17,6 @@ from parcoll.cluster.ways import Way
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.local.shutdown import refuse_at_end
-from parcoll.log import Beside
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload
@@ -85,17 +84,15 @@ class RenewingEngine:
             return engine
         refuse_at_end()
         while True:
-            turn, beside = _Turn(), Beside()
+            turn = _Turn()
             try:
                 first = self._turns.setdefault("now", turn)
                 if first is turn:
-                    with beside.instead():
-                        return self._connected(since)
+                    return self._connected(since)
             finally:
                 if self._turns.get("now") is turn:
                     del self._turns["now"]
                 turn.over.set()
-                beside.wait()
             if first.thread == turn.thread:
                 raise ConnectError("this thread is connecting to the cluster already, below this evaluation")
             first.over.wait()
@@ -108,10 +105,10 @@ class RenewingEngine:
         with at_work():
             try:
                 found = self.way.connect(self.current, since, self._closed)
-            except Exception as error:
+            except Exception:
                 if self._closed.is_set():  # by another thread, which has ended what this one waited for
                     self.way.close(None)
-                    raise lost_for_good(self.way.gone(self.current)) from error
+                    raise lost_for_good(self.way.gone(self.current)) from None
                 raise
             self.current = found
             if self._closed.is_set():

@@ -20,6 +20,7 @@ from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
+from parcoll.local.imports import without_collections
 from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
@@ -144,7 +145,9 @@ class DistributedSession:
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
         threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
         quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
-        with self._link.errors(), quiet:
+        # dask holds a lock here that its loop wants too. So nothing may evaluate here, no callback of the
+        # garbage collector either.
+        with self._link.errors(), quiet, without_collections():
             if not self._link.connected:
                 raise self._link.lost()
             # A callable is asked for each key on the scheduler; this one is a builtin's method, so

@@ -20,8 +20,8 @@ def refuse_at_end() -> None:
     """Raise an error in the last stage."""
     if sys.is_finalizing():
         raise ClusterStartError(
-            "nothing can be evaluated any more, since the interpreter is ending: evaluate before the last line "
-            "of the script or in a function that atexit calls, not in a __del__ that runs at the end"
+            "nothing can be evaluated any more, since the interpreter is ending: evaluate before the last "
+            "line of the script or in a function that atexit calls, not in a __del__ that runs at the end"
         )
 
 

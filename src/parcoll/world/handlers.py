@@ -38,7 +38,7 @@ FINALIZERS = ("__del__", "_remove", "_cb")  # of dask's futures, and of weak ref
 _numbers = [int(number) for number in signal.valid_signals()]
 _noted: list[BaseException] = []  # what handlers have raised since the main thread called
 _active = False  # the main thread has called, and handlers are replaced
-_postponing = False  # handlers wait until what runs now is done
+_postponing = 0  # so many contexts within each other have handlers wait until they end
 _postponed: list[tuple[_Noting, int, Any]] = []
 
 
@@ -79,13 +79,13 @@ def reached(call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         ended = error
         raise
     finally:
-        _postponing = True
+        _postponing = 1
         try:
             _restore()
             swallowed = None if ended is not None and not isinstance(ended, Exception) else _swallowed(ended)
             _noted.clear()
         finally:
-            _active = _postponing = False
+            _active, _postponing = False, 0
         _run_postponed()
         if swallowed is not None:
             raise swallowed
@@ -129,14 +129,14 @@ class _Postponed:
     def __enter__(self) -> None:
         global _postponing
         if _active and _in_main_thread():
-            _postponing = True
+            _postponing += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         global _postponing
-        if _in_main_thread():
-            _postponing = False
+        if _postponing and _in_main_thread():
+            _postponing -= 1
             _run_postponed()
 
 
@@ -206,7 +206,7 @@ def _is_foreign(frame: FrameType) -> bool:
 def _renew() -> None:
     """In a fork, which may be a process of `multiprocessing` and never come back: begin anew."""
     global _active, _postponing
-    _active = _postponing = False
+    _active, _postponing = False, 0
     _noted.clear()
     _postponed.clear()
     if _in_main_thread():

@@ -28,6 +28,7 @@ from parcoll.log import logger
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
+from parcoll.wire import script
 from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
@@ -63,6 +64,7 @@ class Run:
         self.options = options
         self.stats = stats
         self._choose = choose
+        script.name_as_main()
         self._reads = False  # the source has been read
         self._watch = Watch(stats, options.progress)
         if options.checkpoint is None:  # with one there may be nothing to run

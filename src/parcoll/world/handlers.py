@@ -12,6 +12,7 @@ source has set while parcoll worked.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` makes an enum of each handler, in 1 µs
+import contextlib
 import functools
 import os
 import signal
@@ -36,6 +37,7 @@ LEFT_ALONE = ("default_int_handler", "_sighandler_noop")
 FINALIZERS = ("__del__", "_remove", "_cb")  # of dask's futures, and of weak references in `weakref`
 
 _numbers = [int(number) for number in signal.valid_signals()]
+_replaced: list[int] = []  # the signals whose handlers are
 _noted: list[BaseException] = []  # what handlers have raised since the main thread called
 _active = False  # the main thread has called, and handlers are replaced
 _postponing = 0  # so many contexts within each other have handlers wait until they end
@@ -156,20 +158,19 @@ def _in_main_thread() -> bool:
 def _replace() -> None:
     for number in _numbers:
         handler = _signal.getsignal(number)
-        if callable(handler) and not isinstance(handler, _Noting):
-            if getattr(handler, "__name__", None) in LEFT_ALONE:
-                continue
-            try:
-                _signal.signal(number, _Noting(handler))
-            except ValueError:  # not the main interpreter
-                return
+        if callable(handler) and getattr(handler, "__name__", None) not in LEFT_ALONE:
+            _replaced.append(number)
+            if not isinstance(handler, _Noting):  # as one is that the script has put back later
+                with contextlib.suppress(ValueError):  # this is not the main interpreter
+                    _signal.signal(number, _Noting(handler))
 
 
 def _restore() -> None:
-    for number in _numbers:
+    for number in _replaced:
         handler = _signal.getsignal(number)
         if isinstance(handler, _Noting):
             _signal.signal(number, handler.handler)
+    _replaced.clear()
 
 
 def _swallowed(ended: BaseException | None) -> BaseException | None:

@@ -290,8 +290,7 @@ class ParallelGen(Generic[T_co]):
         >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
         [0, 1, 4]
         """
-        number = arguments.taken(n)
-        if number == 0:
+        if (number := arguments.taken(n)) == 0:
             return []
         stream = evaluation.iterate(self._run, number)
         try:

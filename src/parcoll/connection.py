@@ -16,6 +16,7 @@ from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
+from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
@@ -186,6 +187,7 @@ def connect(
         raise TypeError(f"copies must be True or False, got {describe(copies)}")
     if not copies and not (isinstance(target, str) and target == "inline"):
         raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
+    refuse_at_end()
     if target is None:
         return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):

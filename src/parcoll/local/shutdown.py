@@ -33,16 +33,25 @@ def registering_late() -> Iterator[None]:
     run. Afterwards Python refuses that. It is called at once then: its executors take no work any more, as if
     they had been imported before. The names are private; `tests/dask_facts` fails when they change.
     """
-    if not getattr(threading, "_SHUTTING_DOWN", False):
-        yield
-        return
-    register = threading._register_atexit  # type: ignore[attr-defined]
-
-    def call_now(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        function(*arguments, **named)
-
-    threading._register_atexit = call_now  # type: ignore[attr-defined]
+    with _changing:  # other threads may import as well
+        _imports.append(None)
+        threading._register_atexit = _register_or_call  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        threading._register_atexit = register  # type: ignore[attr-defined]
+        with _changing:
+            _imports.pop()
+            if not _imports:
+                threading._register_atexit = _register  # type: ignore[attr-defined]
+
+
+_changing = threading.Lock()
+_imports: list[None] = []  # as many as are under way
+_register = threading._register_atexit  # type: ignore[attr-defined]
+
+
+def _register_or_call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    try:
+        _register(function, *arguments, **named)
+    except RuntimeError:  # too late
+        function(*arguments, **named)

@@ -19,6 +19,7 @@ from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Explanation, explanation
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from dask.bag import Bag
@@ -32,6 +33,7 @@ Word = Literal["raise", "skip"] | None
 Else = Callable[[ElementError], D]
 
 
+@handlers.methods_reaching
 class ParallelGen(Generic[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
@@ -274,10 +276,9 @@ class ParallelGen(Generic[T_co]):
         arguments.no_checkpoint(self._options.checkpoint, "foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, settings)._run()
         self._own = run.stats
-        references = evaluation.keep_results(run)
         from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
-        self._node = Node(source=bag_of_kept(references))
+        self._node = Node(source=bag_of_kept(evaluation.keep_results(run)))
 
     def take(self, n: int) -> list[T_co]:
         """Evaluate, and return a list of the first `n` elements, or of all if there are fewer.
@@ -289,8 +290,7 @@ class ParallelGen(Generic[T_co]):
         >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
         [0, 1, 4]
         """
-        number = arguments.taken(n)
-        if number == 0:
+        if (number := arguments.taken(n)) == 0:
             return []
         stream = evaluation.iterate(self._run, number)
         try:

@@ -16,8 +16,10 @@ from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
+from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
+from parcoll.world import handlers
 
 ALLOWED = (
     'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
@@ -58,6 +60,7 @@ class Connection:
         link = self.engine.dashboard_link
         return None if link is None else _page_link(link)
 
+    @handlers.reaching
     def close(self) -> None:
         """End the connection: evaluations run where they ran before it. May be called twice.
 
@@ -103,6 +106,7 @@ def _page_link(dashboard: str) -> str:
     return f"{dashboard.removesuffix('/status')}/parcoll" if dashboard.endswith("/status") else dashboard
 
 
+@handlers.reaching
 def connect(
     target: Any = None,
     *,
@@ -183,6 +187,7 @@ def connect(
         raise TypeError(f"copies must be True or False, got {describe(copies)}")
     if not copies and not (isinstance(target, str) and target == "inline"):
         raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
+    refuse_at_end()
     if target is None:
         return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
     if isinstance(target, (str, os.PathLike)):

@@ -7,21 +7,26 @@ client, the scheduler in dask's configuration, a local cluster.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
 from types import FrameType
 from typing import Any
 
-from parcoll.cluster.renewing import RenewingEngine
+from parcoll.cluster.renewing import RenewingEngine, at_work, is_at_work
 from parcoll.cluster.ways import AtAddress, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
+from parcoll.local.shutdown import refuse_at_end
 from parcoll.worker import program
 from parcoll.worker.program import is_loading
 from parcoll.worker.this_worker import has_worker
 
+# By their names: the loop of a client, and where it packs and unpacks large messages.
+LOG_S_FILE = logging.Logger.callHandlers.__code__.co_filename
+THREADS_OF_DASK = ("IO loop", "Dask-Offload")
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
@@ -30,11 +35,13 @@ default: RenewingEngine | None = None  # started by the first evaluation that fi
 connected_engines: dict[str, tuple[int, RenewingEngine]] = {}
 _connected: list[tuple[int, Any]] = []  # the connections in force, innermost last
 _is_fork_of_worker = False
+_all_closed = False  # the exit handler has run: what evaluates after it starts no cluster that nobody ends
 _abandoned: list[Any] = []  # of the parent, in a forked child: neither used nor garbage-collected
 
 
 def engine_for(client: Any) -> Engine:
     """Return the engine for an evaluation; `client` is what its collection was given, or None."""
+    refuse_at_end()
     if _must_not_wait():
         return InlineEngine()
     innermost = current_connection() if client is None else None
@@ -46,7 +53,7 @@ def engine_for(client: Any) -> Engine:
         return InlineEngine()
     if found is not None:
         return _engine_of_client(found)
-    return _from_config() or local_engine()
+    return _from_config() or (InlineEngine() if _all_closed else local_engine())
 
 
 def describe_engine(client: Any) -> str:
@@ -119,16 +126,26 @@ def _must_not_wait() -> bool:
     import. It is also so in a thread that a user's function started: that thread cannot give up its place in
     the worker's thread pool to the tasks that it would wait for. And a process that it has forked has
     nothing of its worker but a copy.
+
+    In the script's process it is so in a thread that starts or ends a cluster, and in those threads of dask's
+    that bring the results: there a signal's handler or a callback of the garbage collector evaluates. It is
+    also so within a handler of the log, which has a lock that any of these threads may want.
     """
-    if is_loading() or program.isolated or _is_fork_of_worker:
+    if is_loading() or program.isolated or _is_fork_of_worker or is_at_work() or _in_thread_of_dask():
+        return True
+    if _is_within(LOG_S_FILE, "callHandlers"):
         return True
     if "distributed" not in sys.modules:
         return False
     from parcoll.cluster.clients import in_task  # lazy: distributed
 
     if in_task():
-        return _importing(sys._getframe())
+        return _is_within("<frozen importlib._bootstrap>")
     return "parcoll.local.host_main" in sys.modules
+
+
+def _in_thread_of_dask() -> bool:
+    return threading.current_thread().name.startswith(THREADS_OF_DASK)
 
 
 def _in_thread_of_task(client: Any) -> bool:
@@ -144,9 +161,11 @@ def _in_thread_of_task(client: Any) -> bool:
     return not in_task() and is_of_worker(client)
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _is_within(file: str, function: str | None = None) -> bool:
+    """Tell whether this was called by code of the file, if need be by one function there."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename == file and function in (None, frame.f_code.co_name):
             return True
         frame = frame.f_back
     return False
@@ -164,19 +183,27 @@ def _from_config() -> Engine | None:
 
 
 def _engine_at(address: str) -> Engine:
+    lost: RenewingEngine | None = None
     with _lock:
         pid, engine = connected_engines.get(address, (0, None))
         if engine is not None and pid != os.getpid():
             _abandoned.append(engine)
             engine = None
-        if engine is None or engine.current is None or not engine.current.link.connected:
-            if engine is not None:
-                del connected_engines[address]
-                engine.close()
+        if engine is not None and engine.current is not None and not engine.current.link.connected:
+            engine, lost = None, engine
+        if engine is None:
             engine = RenewingEngine(AtAddress(lambda: address))
-            engine.connected()
             connected_engines[address] = (os.getpid(), engine)
-        return engine
+    if lost is not None:
+        lost.close()
+    try:
+        engine.connected()  # without the lock, which others may want meanwhile
+    except BaseException:
+        with _lock:
+            if connected_engines.get(address, (0, None))[1] is engine and engine.current is None:
+                del connected_engines[address]
+        raise
+    return engine
 
 
 def local_engine() -> Engine:
@@ -185,7 +212,8 @@ def local_engine() -> Engine:
         if default is None or not default.usable:
             if default is not None:
                 _abandoned.append(default)
-            default = RenewingEngine(StartedHere())
+            with at_work():
+                default = RenewingEngine(StartedHere())
         return default
 
 
@@ -201,6 +229,8 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _close_all() -> None:
+    global _all_closed
+    _all_closed = True
     for pid, connection in list(_connected):
         if pid == os.getpid():
             connection.close()

@@ -15,6 +15,7 @@ from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
 from parcoll.text import describe, short_repr
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from dask.bag import Bag
@@ -52,6 +53,7 @@ def parallel(source: Iterable[T], **settings: Unpack[Settings]) -> ParallelGen[T
 def parallel(source: Callable[[], Iterable[T]], **settings: Unpack[Settings]) -> ParallelGen[T]: ...
 @overload
 def parallel(source: Bag, **settings: Unpack[Settings]) -> ParallelGen[Any]: ...
+@handlers.reaching
 def parallel(
     source: Any,
     *,
@@ -138,6 +140,7 @@ def _is_bag(source: Any) -> bool:
     return kind is not None and isinstance(source, kind)
 
 
+@handlers.reaching
 def read_text(
     urlpath: Path | Sequence[Path],
     *,

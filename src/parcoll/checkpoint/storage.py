@@ -176,7 +176,7 @@ if hasattr(os, "register_at_fork"):
 
 
 _urls_in_use: set[str] = set()  # URLs of the folders without locks that this process uses
-_urls_lock = threading.Lock()
+_urls_lock = threading.RLock()
 
 
 class RemoteFolder:

@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import dask
@@ -227,8 +228,17 @@ async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
 
 def _in_own_thread(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, even if this thread has an event loop already."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+    told: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            told.set_result(asyncio.run(work))
+        except BaseException as error:
+            told.set_exception(error)
+
+    # Not one of an executor, which takes no work when the script's last line has run.
+    threading.Thread(target=run, name="parcoll-greet", daemon=True).start()
+    return told.result()
 
 
 def close_lost(client: Any) -> None:

@@ -22,7 +22,7 @@ from parcoll.errors import ClusterLostError, ParcollError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.log import logger
 from parcoll.wire.payload import Sharing
-from parcoll.worker.outcome import Handle, Kept
+from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
 QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
 START_SECONDS = 30.0  # the same on a local cluster: its workers may be just starting, on a busy machine
@@ -217,3 +217,41 @@ def _same_scheduler(one: Any, other: Any) -> bool:
         return True
     closed = one.scheduler is None or other.scheduler is None
     return not closed and bool(one.scheduler.address == other.scheduler.address)
+
+
+class WorkerLostMeanwhileError(Exception):
+    """A worker was lost while outcomes were asked for."""
+
+
+class Gathering:
+    """Asks dask for the outcomes of tasks that are done; does not wait for one that is lost with its worker.
+
+    In the client's loop only.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._loss = asyncio.Event()  # of any worker; a new event after each loss
+
+    def lose(self) -> None:
+        """End what is being asked: a worker was lost."""
+        self._loss.set()
+        self._loss = asyncio.Event()
+
+    async def outcomes(self, futures: list[Any], direct: bool | None) -> list[Outcome]:
+        """Return the outcomes of some futures, or raise `WorkerLostMeanwhileError`.
+
+        If the lost worker is one of those that are asked, dask goes on calling it for 30 s, and holds back
+        the outcomes of the others.
+        """
+        asked = self._client.gather(futures, direct=direct, asynchronous=True)
+        gathering, losing = asyncio.ensure_future(asked), asyncio.ensure_future(self._loss.wait())
+        try:
+            await asyncio.wait({gathering, losing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            losing.cancel()
+        if not gathering.done():
+            # Not cancelled: the client shares it with other evaluations. Nobody needs to know how it ends.
+            gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise WorkerLostMeanwhileError
+        return [report(result) for result in gathering.result()]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -55,7 +54,6 @@ Lose = Callable[[str, list[str]], None]  # gets the worker's address, and the ke
 # By the client's stream to its scheduler: a client may come back to a new one, which lacks the plugin.
 _added: weakref.WeakKeyDictionary[Any, Future[None]] = weakref.WeakKeyDictionary()
 _told: weakref.WeakKeyDictionary[Any, list[weakref.WeakMethod[Lose]]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 def listen(client: Any, add_plugin: bool = True) -> None:
@@ -65,11 +63,11 @@ def listen(client: Any, add_plugin: bool = True) -> None:
     by the client that sent the task.
     """
     stream = client.scheduler_comm
-    with _lock:
-        if stream is None or stream in _added:
-            return
-        added = _added[stream] = Future()
-        told = _told.setdefault(client, [])
+    added: Future[None] = Future()
+    # No lock: the client's loop would wait for whoever holds it, and that may be an evaluation in a handler.
+    if stream is None or _added.setdefault(stream, added) is not added:
+        return
+    told = _told.setdefault(client, [])
     client.subscribe_topic(LOST_TOPIC, functools.partial(_heard, told))
     if add_plugin:
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
@@ -79,17 +77,22 @@ def listen(client: Any, add_plugin: bool = True) -> None:
 
 
 def register(client: Any, lose: Lose) -> None:
-    """Have a session's method called when its client hears of a lost worker, as long as the session lives.
+    """Have a session's method called when its client hears of a lost worker, until `unregister`.
 
     It is called in the client's loop. Returns when the plugin is in the scheduler.
     """
-    with _lock:
-        _told.setdefault(client, []).append(weakref.WeakMethod(lose))
-        stream = client.scheduler_comm  # None where the scheduler was lost just now
-        added = None if stream is None else _added.get(stream)
+    _told.setdefault(client, []).append(weakref.WeakMethod(lose))
+    stream = client.scheduler_comm  # None where the scheduler was lost just now
+    added = None if stream is None else _added.get(stream)
     if added is not None:
         with contextlib.suppress(TimeoutError):
             added.result(PLUGIN_SECONDS)
+
+
+def unregister(client: Any, lose: Lose) -> None:
+    """Have the method called no more."""
+    with contextlib.suppress(ValueError):
+        _told.setdefault(client, []).remove(weakref.WeakMethod(lose))
 
 
 def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, Any]]) -> None:
@@ -97,11 +100,8 @@ def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, A
     logger.warning(
         "the cluster lost the worker %s, with %d tasks: they run again", lost["worker"], lost["tasks"]
     )
-    with _lock:
-        told[:] = [method for method in told if method() is not None]
-        found = [method() for method in told]
-    for lose in found:
-        if lose is not None:
+    for method in list(told):
+        if (lose := method()) is not None:
             lose(lost["worker"], lost["keys"])
 
 

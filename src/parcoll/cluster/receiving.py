@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import os
 import pickle
 import queue
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -22,15 +22,18 @@ import distributed
 from distributed.scheduler import KilledWorker
 
 from parcoll.cluster import losses, nesting
-from parcoll.cluster.link import Link
+from parcoll.cluster.link import Gathering, Link, WorkerLostMeanwhileError
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.wire.exceptions import Failure
-from parcoll.worker.outcome import Outcome, report
+from parcoll.worker.outcome import Outcome
 
 LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
 GATHER_ATTEMPTS = 3  # for a result whose worker died just when the result was asked for
 REPORT = "report-"  # before the key of the task that reports another one's outcome
+
+
+MISSING: Any = object()
 
 
 class Lost(enum.Enum):
@@ -83,9 +86,15 @@ class Receiving:
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         # The jobs whose outcome is being fetched; in the client's loop only.
         self._delivering: dict[Any, Job] = {}
-        self._gathering = _Gathering(self._client)
-        self._adding = threading.Lock()  # held while tasks are sent whose futures are not here yet
+        self._gathering = Gathering(self._client)
         self._by_key: dict[str, Any] = {}  # futures whose outcome a worker will send
+        # What came while tasks were sent whose futures were not here yet. There is no lock: the client's loop
+        # would wait for a thread that may itself evaluate in the meantime, in a callback of the garbage
+        # collector, and wait for the loop.
+        self._too_soon: dict[int, tuple[str, Outcome | None]] = {}
+        self._numbers = itertools.count()
+        self._losses_too_soon: list[tuple[str, list[str]]] = []
+        self._sending = False
         self._reported: list[Any] = []  # futures whose outcome was sent, to be released
         self._looked = time.monotonic()
         self._finished: set[Any] = set()  # futures that were done at the last look, without a report
@@ -97,23 +106,35 @@ class Receiving:
     def expecting(self, keys: Sequence[str], jobs: Sequence[Job]) -> Any:
         """Wait for the outcomes of tasks that the block submits. Gives the list to put their futures into.
 
-        A report may come before the futures are here, so whoever reads it waits for the block to end.
+        A report may come before the futures are here, and is looked at when the block ends.
         """
         futures: list[Any] = []
-        with self._adding:
-            if self._reports is not None:
-                self._reports.waiting.update(dict.fromkeys(keys, self))
-            try:
-                yield futures
-            except BaseException:
-                self._forget(keys)
-                raise
+        if self._reports is not None:
+            self._reports.waiting.update(dict.fromkeys(keys, self))
+        self._sending = True
+        try:
+            yield futures
             for job, key, future in zip(jobs, keys, futures, strict=True):
                 self._pending[future] = job
                 if self._reports is not None:
                     self._by_key[key] = future
+        except BaseException:
+            self._forget(keys)
+            raise
+        finally:
+            self._sending = False
+        self._take_what_came()
         if self._collector is not None:
             self._collector.add(futures)
+
+    def _take_what_came(self) -> None:
+        loop = self._client.loop
+        for number in _snapshot(self._too_soon):
+            if (report := self._too_soon.pop(number, None)) is not None:
+                loop.add_callback(self.reported, *report)
+        with contextlib.suppress(IndexError):
+            while True:
+                loop.add_callback(self.lose, *self._losses_too_soon.pop())
 
     def _forget(self, keys: Sequence[str]) -> None:
         for key in keys if self._reports is not None else ():
@@ -132,13 +153,21 @@ class Receiving:
 
     def reported(self, key: str, outcome: Outcome | None) -> None:
         """Take an outcome that a worker sent, or fetch one too large for that. In the client's loop."""
-        early = outcome is not None and outcome.early
-        with self._adding:
-            future = self._by_key.get(key) if early else self._by_key.pop(key, None)
+        goes_on = outcome is not None and outcome.early
+        future = self._by_key.get(key) if goes_on else self._by_key.pop(key, None)
+        if future is None:  # not here yet; or it came just now, and then one of two threads takes the outcome
+            number = next(self._numbers)
+            self._too_soon[number] = key, outcome
+            if self._sending or self._too_soon.pop(number, None) is None:
+                return
+            future = self._by_key.get(key) if goes_on else self._by_key.pop(key, None)
+            if future is None:
+                return  # nobody waits for it any more
         if outcome is None:
             self._fetch([future])
-        elif early and future in self._pending:
-            self.results.put((self._pending[future], outcome))
+        elif goes_on:
+            if (job := self._pending.get(future)) is not None:
+                self.results.put((job, outcome))
         elif (job := self._pending.pop(future, None)) is not None:
             self.results.put((job, outcome))
             if not self._keep:  # a kept result's future is its handle too
@@ -161,12 +190,13 @@ class Receiving:
         self._gathering.lose()
         self._reported.clear()  # else dask would run tasks again that the worker had done
         wanted = set(keys)
-        with self._adding:
-            known = [*self._pending, *self._delivering]
-            lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
-            for future in lost:
-                self._by_key.pop(future.key, None)
-            self._forget([future.key for future in lost])
+        if self._sending:  # perhaps one of these
+            self._losses_too_soon.append((worker, keys))
+        known = [*_snapshot(self._pending), *self._delivering]
+        lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
+        for future in lost:
+            self._by_key.pop(future.key, None)
+        self._forget([future.key for future in lost])
         for future in lost:
             job = self._pending.pop(future, None) or self._delivering.pop(future, None)
             if job is not None:
@@ -208,19 +238,19 @@ class Receiving:
         if now - self._looked < LIVENESS_SECONDS:
             return
         self._looked = now
-        with self._adding:
-            done = {future for future in self._by_key.values() if future.status != "pending"}
-            ended = [future for future in done if future.status != "finished" or future in self._finished]
-            self._finished = done.difference(ended)
-            for future in ended:
-                del self._by_key[future.key]
-            self._forget([future.key for future in ended])
+        known = (self._by_key.get(key) for key in _snapshot(self._by_key))
+        done = {future for future in known if future is not None and future.status != "pending"}
+        ended = [future for future in done if future.status != "finished" or future in self._finished]
+        self._finished = done.difference(ended)
+        ended = [future for future in ended if self._by_key.pop(future.key, None) is not None]
+        self._forget([future.key for future in ended])
         if ended:
             self._client.loop.add_callback(self._fetch, ended)
 
     def close(self) -> bool:
         """Release all futures, which cancels tasks that have not begun; tell whether any were under way."""
         self.closed = True
+        losses.unregister(self._client, self.lose)
         any_left = bool(self._pending)
         if self._collector is not None:
             self._collector.stop()
@@ -271,8 +301,15 @@ class Receiving:
             try:
                 return (await self._gathering.outcomes([future], self._link.direct))[0]
             except Exception as error:  # if it was lost with its worker, `lose` takes the job away
-                attempts += not isinstance(error, _WorkerLostMeanwhile)
+                attempts += not isinstance(error, WorkerLostMeanwhileError)
         return Lost.CANCELLED
+
+
+def _snapshot(of: dict[Any, Any]) -> list[Any]:
+    """Return the keys, while another thread may add some."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # of iterating over what has changed
+            return list(of)
 
 
 def _failed(error: BaseException, job: Job) -> Outcome:
@@ -287,44 +324,6 @@ def _failed(error: BaseException, job: Job) -> Outcome:
         lost = error
     lost.__cause__ = error if lost is not error else error.__cause__
     return Outcome(failure=Failure.of(lost, f"in {job.name}"), lost=True)
-
-
-class _WorkerLostMeanwhile(Exception):
-    """A worker was lost while outcomes were asked for."""
-
-
-class _Gathering:
-    """Asks dask for the outcomes of tasks that are done; does not wait for one that is lost with its worker.
-
-    In the client's loop only.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._loss = asyncio.Event()  # of any worker; a new event after each loss
-
-    def lose(self) -> None:
-        """End what is being asked: a worker was lost."""
-        self._loss.set()
-        self._loss = asyncio.Event()
-
-    async def outcomes(self, futures: list[Any], direct: bool | None) -> list[Outcome]:
-        """Return the outcomes of some futures, or raise `_WorkerLostMeanwhile`.
-
-        If the lost worker is one of those that are asked, dask goes on calling it for 30 s, and holds back
-        the outcomes of the others.
-        """
-        asked = self._client.gather(futures, direct=direct, asynchronous=True)
-        gathering, losing = asyncio.ensure_future(asked), asyncio.ensure_future(self._loss.wait())
-        try:
-            await asyncio.wait({gathering, losing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            losing.cancel()
-        if not gathering.done():
-            # Not cancelled: the client shares it with other evaluations. Nobody needs to know how it ends.
-            gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
-            raise _WorkerLostMeanwhile
-        return [report(result) for result in gathering.result()]
 
 
 class _Collector:

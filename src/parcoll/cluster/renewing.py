@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.ways import Way
+from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import lost_for_good
+from parcoll.local.shutdown import refuse_at_end
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload
@@ -21,6 +25,40 @@ from parcoll.worker.program import Program
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
     from parcoll.cluster.session import DistributedSession
+
+
+CLOSING_SECONDS = 10.0  # that a thread which connects may take to notice that all is closed
+
+
+class _Turn:
+    """One thread's turn to look for a cluster. Others wait for its end; no lock is held meanwhile."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.over = threading.Event()
+
+
+_at_work = threading.local()  # how deep this thread is in the start or the end of a cluster
+
+
+def is_at_work() -> bool:
+    """Tell whether this thread is starting or ending a cluster.
+
+    So an evaluation here is one of a signal's handler, of one of the log or of a callback of the garbage
+    collector. It cannot wait for the cluster, nor start another: dask may hold locks of its own here.
+    """
+    return getattr(_at_work, "depth", 0) > 0
+
+
+@contextlib.contextmanager
+def at_work() -> Iterator[None]:
+    """Note that this thread starts or ends a cluster."""
+    depth = getattr(_at_work, "depth", 0)
+    try:
+        _at_work.depth = depth + 1
+        yield
+    finally:
+        _at_work.depth = depth
 
 
 class RenewingEngine:
@@ -33,7 +71,7 @@ class RenewingEngine:
         self.renews = way.renews
         self.current: DistributedEngine | None = None  # the last one
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._turns: dict[str, _Turn] = {}  # at most one; a dict, since its methods cannot be interrupted
         self._closed = threading.Event()
         self._followers: weakref.WeakSet[_RenewedFollower] = weakref.WeakSet()
 
@@ -43,15 +81,42 @@ class RenewingEngine:
         if os.getpid() != self._pid:  # a fork, which has no threads of the client
             raise lost_for_good(self.way.gone(engine))
         if engine is not None and engine.link.connected and not self._closed.is_set():
-            return engine  # without the lock, which a waiting thread may hold
-        with self._lock:
-            if self._closed.is_set():
-                raise lost_for_good(self.way.gone(self.current))
-            if self.current is None or not self.current.link.connected:
-                self.current = self.way.connect(self.current, since, self._closed)
-                for follower in list(self._followers):
-                    follower.renew(self.current)
+            return engine
+        refuse_at_end()
+        while True:
+            turn = _Turn()
+            try:
+                first = self._turns.setdefault("now", turn)
+                if first is turn:
+                    return self._connected(since)
+            finally:
+                if self._turns.get("now") is turn:
+                    del self._turns["now"]
+                turn.over.set()
+            if first.thread == turn.thread:
+                raise ConnectError("this thread is connecting to the cluster already, below this evaluation")
+            first.over.wait()
+
+    def _connected(self, since: float) -> DistributedEngine:
+        if self._closed.is_set():
+            raise lost_for_good(self.way.gone(self.current))
+        if self.current is not None and self.current.link.connected:
             return self.current
+        with at_work():
+            try:
+                found = self.way.connect(self.current, since, self._closed)
+            except Exception:
+                if self._closed.is_set():  # by another thread, which has ended what this one waited for
+                    self.way.close(None)
+                    raise lost_for_good(self.way.gone(self.current)) from None
+                raise
+            self.current = found
+            if self._closed.is_set():
+                self.way.close(found)
+                raise lost_for_good(self.way.gone(found))
+            for follower in list(self._followers):
+                follower.renew(found)
+        return found
 
     def _last(self) -> DistributedEngine:
         """Return the engine for an evaluation under way.
@@ -99,7 +164,7 @@ class RenewingEngine:
 
     def follow(self, stats: Stats) -> Follower:
         """Publish the evaluation on the web page of its cluster, and on that of the next one."""
-        follower = _RenewedFollower(stats, self._last())
+        follower = _RenewedFollower(stats, self._last(), self._followers)
         self._followers.add(follower)
         return follower
 
@@ -112,14 +177,20 @@ class RenewingEngine:
         first = not self._closed.is_set()
         self._closed.set()
         if first and os.getpid() == self._pid:
-            with self._lock:
+            with at_work():
                 self.way.close(self.current)
+            turn = self._turns.get("now")
+            if turn is not None and turn.thread != threading.get_ident():
+                turn.over.wait(CLOSING_SECONDS)
 
 
 class _RenewedFollower:
     """A follower that stands for those of all the clusters that one evaluation has."""
 
-    def __init__(self, stats: Stats, engine: DistributedEngine) -> None:
+    def __init__(
+        self, stats: Stats, engine: DistributedEngine, others: weakref.WeakSet[_RenewedFollower]
+    ) -> None:
+        self._others = others  # of one engine, this one among them
         self._stats = stats
         self._now = engine.follow(stats)
         self._ended = False
@@ -133,4 +204,6 @@ class _RenewedFollower:
     def end(self) -> None:
         """Show the final numbers."""
         self._ended = True
+        # Else it would be removed wherever it is dropped: what a signal's handler raises then is lost.
+        self._others.discard(self)
         self._now.end()

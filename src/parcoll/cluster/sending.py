@@ -25,7 +25,7 @@ from parcoll.log import logger
 from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
 from parcoll.worker.tasks import Awaited, Body
-from parcoll.world import own_state
+from parcoll.world import handlers, own_state
 from parcoll.world import world as worlds
 from parcoll.world.world import THINGS, World
 
@@ -108,6 +108,7 @@ class _WorldReader:
         self._last: list[Any] = []
         self._packed = b""
         self._world: World | None = None
+        self._refused: list[tuple[str, Exception]] = []
 
     def read(self) -> World:
         found = [thing.read() for thing in self._things]
@@ -127,8 +128,14 @@ class _WorldReader:
             try:
                 parts[thing.name] = _pickled(thing.pack(value))
             except Exception as error:  # a handler or a warning's class that cannot travel
-                logger.warning("%s cannot be sent to the workers: %s", thing.name, error)
+                handlers.look()
+                self._refused.append((thing.name, error))
         return by_reference(parts)
+
+    def tell(self) -> None:
+        """Log what could not be packed. Not while others wait: a handler of the log may evaluate too."""
+        while self._refused:
+            logger.warning("%s cannot be sent to the workers: %s", *self._refused.pop())
 
 
 def _pickled(value: Any) -> bytes:
@@ -140,7 +147,7 @@ def _pickled(value: Any) -> bytes:
 
 
 _readers = {of_machine: _WorldReader(of_machine) for of_machine in (False, True)}
-_reading = threading.Lock()
+_reading = threading.RLock()
 
 
 def current_world(of_machine: bool) -> World:
@@ -149,13 +156,16 @@ def current_world(of_machine: bool) -> World:
     Within a task it is for such workers as this process was given its own for.
     """
     given = worlds.given
+    reader = _readers[of_machine if given is None else given.of_machine]
     with _reading:
-        return _readers[of_machine if given is None else given.of_machine].read()
+        world = reader.read()
+    reader.tell()
+    return world
 
 
 def _renew_lock() -> None:
     global _reading
-    _reading = threading.Lock()
+    _reading = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,6 +20,7 @@ from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import Ahead, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
+from parcoll.local.imports import without_collections
 from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
@@ -29,6 +30,7 @@ from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
 from parcoll.worker.tasks import join_kept, run_partition
+from parcoll.world import handlers
 from parcoll.world.records import replay
 from parcoll.world.world import World, enter
 
@@ -127,13 +129,14 @@ class DistributedSession:
             # Without a priority for each, the last task of a group runs first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
-        with self._receiving.expecting(outcome_keys, jobs) as expected:
+        with handlers.postponed, self._receiving.expecting(outcome_keys, jobs) as expected:
             futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
             expected += futures[: len(jobs)]
             if self._keep:
                 for job, future in zip(jobs, futures[len(jobs) :] or futures, strict=True):
                     job.handle = KeptOnCluster(future, self._link)
-        self._receiving.release(RELEASED)
+        with handlers.postponed:
+            self._receiving.release(RELEASED)
         time.sleep(REST_SECONDS)
 
     def _share_program(self) -> None:
@@ -146,7 +149,9 @@ class DistributedSession:
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
         threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
         quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
-        with self._link.errors(), quiet:
+        # dask holds a lock here that its loop wants too. So nothing may evaluate here, no callback of the
+        # garbage collector either.
+        with self._link.errors(), quiet, without_collections():
             if not self._link.connected:
                 raise self._link.lost()
             # A callable is asked for each key on the scheduler; this one is a builtin's method, so
@@ -286,7 +291,9 @@ class DistributedSession:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        if self._receiving.close() and was_interrupted():
+        with handlers.postponed:
+            any_left = self._receiving.close()
+        if any_left and was_interrupted():
             self._link.interrupted = True
         self._replay_left()
         if self._ahead is not None:

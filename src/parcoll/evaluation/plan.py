@@ -28,7 +28,7 @@ class Node:
         self.step = step
         self.bag: Any = None  # made once: `bag.bag_of` sets it when it is first asked for
         self.stats: Stats | None = None  # of the last evaluation that went through this node
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may evaluate the same chain
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as a row, without bag and lock: a function may use a collection."""

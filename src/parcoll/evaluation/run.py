@@ -28,10 +28,12 @@ from parcoll.log import logger
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
+from parcoll.wire import script
 from parcoll.wire.payload import Payload
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Count, Results, Sink
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
@@ -62,6 +64,7 @@ class Run:
         self.options = options
         self.stats = stats
         self._choose = choose
+        script.name_as_main()
         self._reads = False  # the source has been read
         self._watch = Watch(stats, options.progress)
         if options.checkpoint is None:  # with one there may be nothing to run
@@ -203,7 +206,7 @@ class ResultIterator(itertools.chain[Any]):
 
     def close(self) -> None:
         """End the evaluation: no more results come."""
-        self._parts.close()
+        handlers.reached(self._parts.close)
         deque(self, maxlen=0)  # what is left of the part that was begun
 
 
@@ -216,14 +219,18 @@ class _OneAtATime:
 
     def __init__(self, parts: Generator[list[Any], None, None]) -> None:
         self._parts = parts
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __iter__(self) -> _OneAtATime:
         return self
 
     def __next__(self) -> list[Any]:
         with self._lock:
-            return next(self._parts)
+            try:
+                return handlers.reached(next, self._parts)
+            except BaseException:  # where a handler's came late, the generator is not at its end
+                self._parts.close()
+                raise
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:

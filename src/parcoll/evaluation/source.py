@@ -48,7 +48,7 @@ class OnePassSource(Source):
     def __init__(self, iterator: Iterator[Any], description: str) -> None:
         super().__init__(lambda: iterator, description)
         self._consumed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def open(self) -> Reader:
         """Start reading, the first time."""
@@ -160,7 +160,7 @@ class _FunctionSource(Source):
         super().__init__(self._next_stream, f"{_name(func)}()")
         self._func = func
         self._first: list[Iterable[Any]] = [self._call()]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _call(self) -> Iterable[Any]:
         stream = self._func()

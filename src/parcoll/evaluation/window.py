@@ -19,6 +19,7 @@ from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program, with_culprit
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import Saver
@@ -149,6 +150,7 @@ class Window:
 
     def _turn(self, session: Session) -> None:
         """Take in what has come, wait for it if there is nothing else to do, and submit more."""
+        handlers.look()
         started = time.perf_counter()
         self._collect(session, block=self._waiting)
         if self._waiting:

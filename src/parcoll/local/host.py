@@ -18,6 +18,7 @@ from parcoll.errors import ClusterStartError
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.text import describe, short_repr
+from parcoll.world import handlers
 from parcoll.world.world import THREAD_POOLS
 
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
@@ -79,8 +80,9 @@ class Host:
         }
         _check_system()
         forget_ended()
-        self._process = HostProcess(_environment(threads_per_worker))
-        weakref.finalize(self, self._process.hang_up).atexit = False
+        with handlers.postponed:  # else a process may be started that nobody has
+            self._process = HostProcess(_environment(threads_per_worker))
+            weakref.finalize(self, self._process.hang_up).atexit = False
         try:
             self._process.boot(with_numpy="numpy" in sys.modules)
             self._credentials = Credentials.generate()

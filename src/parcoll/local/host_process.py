@@ -19,6 +19,7 @@ from typing import Any
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
 from parcoll.wire import boot
+from parcoll.world import handlers
 from parcoll.world.family import adopt
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
@@ -41,6 +42,7 @@ class HostProcess:
         status, self._status_of_child = _pipe()
         # Lists, since pop() gives each descriptor to one thread only, so that none is closed twice.
         self._keep_alive, self._pipe_of_status = [keep_alive], [status]
+        os.set_blocking(status, False)
         try:
             self.popen = subprocess.Popen(
                 boot.command(0, "-u"),
@@ -100,11 +102,9 @@ class HostProcess:
     @property
     def alive(self) -> bool:
         """Whether the host runs."""
-        # A thread that holds the lock is reading the same pipe, so what it found is fresh.
-        while not self.closed and not self.ended and self._reading.acquire(blocking=False):
-            self._reading.release()
-            if not self._read_status(0):
-                break
+        # A thread that is reading the same pipe has found what is fresh.
+        while not self.closed and not self.ended and not self._in_turn and self._read_status(0):
+            pass
         return not self.closed and not self.ended
 
     def hang_up(self) -> None:
@@ -141,7 +141,9 @@ class HostProcess:
         self.popen.returncode = 0  # not a child of this process: nothing to wait for or warn of
 
     def _renew_locks(self) -> None:
-        self._reading, self._closing = threading.Lock(), threading.Lock()
+        # Reentrant: a signal's handler may close what its own thread waits for.
+        self._reading, self._closing = threading.RLock(), threading.RLock()
+        self._in_turn = False
 
     def _read_status(self, seconds: float) -> bool:
         """Take what the host tells within that time; return whether it has told something."""
@@ -149,14 +151,25 @@ class HostProcess:
             if not self._pipe_of_status:
                 return False
             selector.register(self._pipe_of_status[0], selectors.EVENT_READ)
-            ready = bool(selector.select(seconds))
-            if ready:
-                data = os.read(self._pipe_of_status[0], 65536)
-                *lines, self._unread = (self._unread + data).split(b"\n")
-                for line in lines:
-                    self.status.update(json.loads(line))
-                self.ended = not data
+            self._in_turn = True
+            try:
+                ready = bool(selector.select(seconds))
+            finally:
+                self._in_turn = False
+            with handlers.postponed:  # what was read is not lost
+                if ready and self._pipe_of_status:
+                    self._take(self._pipe_of_status[0])
             return ready
+
+    def _take(self, pipe: int) -> None:
+        try:
+            data = os.read(pipe, 65536)
+        except BlockingIOError:  # a signal's handler, while this thread waited, has taken it
+            return
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self.status.update(json.loads(line))
+        self.ended = not data
 
     def why_ended(self) -> str:
         """Say how the host ended, for a message."""
@@ -192,6 +205,7 @@ class HostProcess:
         adopt(self.status.pop("segments", []))
         with self._reading:
             _close_all_of(self._pipe_of_status)
+        self.ended = True
         _live.discard(self)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
+from parcoll.local.shutdown import refuse_at_end, registering_late
+
 LEFT_OUT = "numpy"
 
 
@@ -38,13 +40,22 @@ def lean_imports() -> Iterator[None]:
     asks for numpy when the first array comes. `tests/dask_facts` fails when that changes.
     """
     finder = _Absent()
-    collects = gc.isenabled()
     sys.meta_path.insert(0, finder)
+    try:
+        with without_collections():
+            yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage. A callback of the collector's that evaluates would find modules half done."""
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
         if collects:
             gc.enable()
 
@@ -55,13 +66,14 @@ def import_whole(*names: str, lean: bool = False) -> None:
     An interrupted import leaves modules half done, and each later import of them fails. At a prompt or in a
     notebook no evaluation would work any more.
     """
-    if all(name in sys.modules for name in names):
+    if all(name in sys.modules and not _is_under_way(sys.modules[name]) for name in names):
         return
+    refuse_at_end()
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            with lean_imports() if lean else contextlib.nullcontext():
+            with registering_late(), lean_imports() if lean else without_collections():
                 for name in names:
                     importlib.import_module(name)
         except BaseException as error:
@@ -75,3 +87,8 @@ def import_whole(*names: str, lean: bool = False) -> None:
         work()
     if errors:
         raise errors[0]
+
+
+def _is_under_way(module: ModuleType) -> bool:
+    """Tell whether a thread is importing the module, which is in `sys.modules` from the start."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))

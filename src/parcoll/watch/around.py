@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from types import TracebackType
 from typing import Protocol
@@ -15,6 +16,7 @@ from parcoll.watch.progress import wanted
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import FailureReport, State, Stats
 from parcoll.watch.table import headline
+from parcoll.world import handlers
 
 
 class Follower(Protocol):
@@ -35,11 +37,16 @@ class Watch:
         self._pid = os.getpid()
 
     def __enter__(self) -> None:
-        Recorder(self._stats).begin()
-        logger.info("%s: started", self._stats.name)
-        if wanted(self._progress):
-            caption = self._progress if isinstance(self._progress, str) else self._stats.name
-            self._bar = Bar(self._stats, caption)
+        try:
+            Recorder(self._stats).begin()
+            logger.info("%s: started", self._stats.name)
+            if wanted(self._progress):
+                caption = self._progress if isinstance(self._progress, str) else self._stats.name
+                with handlers.postponed:  # else nobody would have the bar, whose thread goes on
+                    self._bar = Bar(self._stats, caption)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None

@@ -27,6 +27,7 @@ from parcoll.watch.table import verdict
 FIRST_SECONDS = 0.25  # shorter evaluations are not published, unless they fail
 NEXT_SECONDS = 0.5
 LAST_SECONDS = 1.0  # that the end of an evaluation waits until the scheduler has its numbers
+BUSY_SECONDS = 0.01  # between two looks whether the numbers can be read
 MAX_STEPS = 50  # in a message; further steps are left out
 MAX_FAILURES = 5  # in a message, the latest
 MAX_TEXT = 300  # characters
@@ -162,7 +163,19 @@ class Publisher:
     async def _send(self) -> None:
         with contextlib.suppress(Exception):
             if await add_page(self._client, self._has_page):
-                await self._client.scheduler.log_event(topic=page.TOPIC, msg=self._message())
+                message = await self._message_when_free()
+                await self._client.scheduler.log_event(topic=page.TOPIC, msg=message)
+
+    async def _message_when_free(self) -> dict[str, Any]:
+        # This loop does not wait for the lock: the thread that has it may be evaluating, in a callback of the
+        # garbage collector, and wait for this loop.
+        lock = self._stats._lock.lock
+        while not lock.acquire(blocking=False):
+            await asyncio.sleep(BUSY_SECONDS)
+        try:
+            return self._message()
+        finally:
+            lock.release()
 
     def _message(self) -> dict[str, Any]:
         snapshot = self._stats.snapshot()

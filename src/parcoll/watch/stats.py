@@ -132,7 +132,7 @@ class _Lock:
     """A lock that a copy, or a pickle, has anew."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may look while this thread counts
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Lock, ()

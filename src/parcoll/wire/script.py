@@ -302,6 +302,27 @@ def module_named(name: str) -> ModuleType:
 
 # Child processes ----------------------------------------------------------------------------------
 
+
+def name_as_main() -> None:
+    """Have the script's functions and classes be those of `__main__` in a child of `multiprocessing` too.
+
+    A child that is started anew imports the script as `__mp_main__`, and has that module as `__main__` as
+    well. Its parent, workers and whatever else unpickles know the script as `__main__` alone.
+    """
+    main = sys.modules.get("__main__")
+    if main is None or main.__name__ != CHILD_S_MAIN:
+        return
+    todo = list(names_of(main).values())
+    while todo:
+        value = todo.pop()
+        if isinstance(value, (type, FunctionType)) and value.__module__ == CHILD_S_MAIN:
+            with contextlib.suppress(AttributeError, TypeError):  # a metaclass may refuse
+                value.__module__ = "__main__"
+                todo += vars(value).values() if isinstance(value, type) else ()
+
+
+CHILD_S_MAIN = "__mp_main__"
+
 # What a child that `multiprocessing` starts anew has as its `__main__`. It runs before the child's search
 # path is set: so it imports nothing but the standard library until somebody looks for a name.
 _CHILD = """

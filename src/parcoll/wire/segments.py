@@ -107,7 +107,7 @@ class Address(NamedTuple):
 _READ_WRITE = getattr(mmap, "PROT_READ", 0) | getattr(mmap, "PROT_WRITE", 0)  # Windows has neither
 # The segments that this process has mapped; the one that was used last stands at the end.
 _mappings: OrderedDict[tuple[int, int], mmap.mmap] = OrderedDict()
-_mapping_lock = threading.Lock()
+_mapping_lock = threading.RLock()
 
 
 class Span(NamedTuple):
@@ -282,7 +282,7 @@ class Segments:
 
     def __init__(self) -> None:
         self._idle: list[Segment] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
         self._pid = os.getpid()
 
@@ -378,7 +378,7 @@ def _equal(one: memoryview, other: memoryview) -> bool:
 def _forget() -> None:
     """In a fork: start with nothing and a new lock, since another thread may have held the old one."""
     global _mapping_lock
-    _mapping_lock = threading.Lock()
+    _mapping_lock = threading.RLock()
     _mappings.clear()
     _arenas.clear()
 

@@ -24,6 +24,7 @@ from parcoll.wire.codec import ByValue, Naming, loads
 from parcoll.wire.payload import Packed, pickled
 from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, script_of
+from parcoll.world import handlers
 
 ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is
 ALL_BYTES = 2**20
@@ -133,7 +134,7 @@ def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
         try:
             pickler.dump(value)
         except Exception:  # of a value that no function names: nobody asked for it
-            pass
+            handlers.look()  # unless a signal's handler raised it: the value would be left out for good
         else:
             needs = pickler.needs - {"builtins", "__main__"}
             uses = {

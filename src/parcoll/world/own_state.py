@@ -20,6 +20,7 @@ from parcoll.log import logger
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
 from parcoll.wire.own_modules import is_own_module, outline_of, stamp_of
+from parcoll.world import handlers
 from parcoll.world.content import Content, Names
 
 
@@ -50,20 +51,23 @@ class _Module:
     def _look(self) -> None:
         spec = self.module.__spec__
         names = Names(self.module.__name__, "", self.module)
+        handlers.look()  # else what was swallowed there would be remembered as what the module has
         if spec is not self._spec:  # a reload makes another spec
             self._spec = spec
             self._stamp = self._stamp_now()
             self._first, self._first_names = names.contents, names.names
-        self._names = names
         self._edited = self._stamp_now() != self._stamp
         travels = {path: found for path, found in names.contents.items() if self._travels(path, found)}
-        self.state = ModuleState({}, frozenset(self._first_names - names.names))
+        state = ModuleState({}, frozenset(self._first_names - names.names))
         for path, content in travels.items():
             try:
-                self.state.contents[path] = content.full()
+                state.contents[path] = content.full()
             except Exception:
                 name = self.module.__name__
                 logger.warning("%s.%s has changed, and is too large to be sent to the workers", name, path)
+        handlers.look()
+        # Last: what a signal's handler raises may end all this, and the next evaluation looks again.
+        self.state, self._names = state, names
 
     def _travels(self, path: str, content: Content) -> bool:
         if self._first.get(path) != content:
@@ -79,10 +83,11 @@ class _Module:
         except OSError:
             return None
 
-    def changed(self) -> bool:
-        """Look at the module; tell whether it has changed."""
+    def changed(self, found: set[str]) -> bool:
+        """Look at the module; tell whether it has changed, and add its name then."""
         if self._names.unchanged() and (self._stamp_now() != self._stamp) == self._edited:
             return False
+        found.add(self.module.__name__)
         self._look()
         return True
 
@@ -95,12 +100,13 @@ class _Modules:
         self._seen: tuple[int, str] = (0, "")
         self._state: OwnState | None = None
         self._packed: dict[str, bytes] = {}
+        self._changed: set[str] = set()  # and not packed yet
 
     def read(self) -> OwnState | None:
-        changed = self._find()
-        for name, module in self.modules.items():
-            if name in changed or module.changed():
-                changed.add(name)
+        changed = self._changed
+        self._find(changed)
+        for name, module in list(self.modules.items()):
+            if name in changed or module.changed(changed):
                 self._packed.pop(name, None)
                 if module.state.contents or module.state.removed:
                     self._packed[name] = by_reference(module.state)
@@ -109,16 +115,15 @@ class _Modules:
             digest = hashlib.blake2b(content, digest_size=16).hexdigest()
             if self._state is None or digest != self._state.digest:
                 self._state = OwnState(digest, content)
+            changed.clear()
         return self._state
 
-    def _find(self) -> set[str]:
-        """Find the modules; return the names of those that are new, or gone."""
+    def _find(self, found: set[str]) -> None:
+        """Find the modules; add the names of those that are new, or gone."""
         loaded = sys.modules
         seen = len(loaded), next(reversed(loaded))
         if seen == self._seen and all(loaded.get(name) is m.module for name, m in self.modules.items()):
-            return set()
-        self._seen = seen
-        found: set[str] = set()
+            return
         for name, module in list(loaded.items()):
             known = self.modules.get(name)
             if known is not None and known.module is module:
@@ -126,7 +131,7 @@ class _Modules:
             is_whole = not getattr(getattr(module, "__spec__", None), "_initializing", False)
             is_ours = is_own_module(name, module) and is_whole
             if known is not None:
-                del self.modules[name]
+                self.modules.pop(name, None)
             if known is not None or is_ours:
                 found.add(name)
             if is_ours:
@@ -135,12 +140,12 @@ class _Modules:
             del self.modules[name]
             self._packed.pop(name, None)
             found.add(name)
-        return found
+        self._seen = seen
 
 
 # As workers on this machine get it, and as others do, who have no files of this one.
 _modules = {of_machine: _Modules() for of_machine in (False, True)}
-_lock = threading.Lock()
+_lock = threading.RLock()
 given: OwnState | None = None  # what a worker has taken over
 
 
@@ -164,7 +169,7 @@ def homes(of_machine: bool) -> dict[str, set[str]]:
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

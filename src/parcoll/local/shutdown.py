@@ -1,0 +1,57 @@
+"""Shutdown: what can still be done when the script's last line has run.
+
+Python ends in three stages. First it waits for the threads that are no daemons. Then it calls exit handlers.
+In both, evaluations and new clusters work. At last it takes everything apart and calls `__del__`: a thread
+that is started then never runs, and whoever waits for it waits for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from parcoll.errors import ClusterStartError
+
+
+def refuse_at_end() -> None:
+    """Raise an error in the last stage."""
+    if sys.is_finalizing():
+        raise ClusterStartError(
+            "nothing can be evaluated any more, since the interpreter is ending: evaluate before the last "
+            "line of the script or in a function that atexit calls, not in a __del__ that runs at the end"
+        )
+
+
+@contextlib.contextmanager
+def registering_late() -> Iterator[None]:
+    """Let modules be imported in the first two stages.
+
+    As `concurrent.futures` is imported, it registers what ends its threads when the script's last line has
+    run. Afterwards Python refuses that. It is called at once then: its executors take no work any more, as if
+    they had been imported before. The names are private; `tests/dask_facts` fails when they change.
+    """
+    with _changing:  # other threads may import as well
+        _imports.append(None)
+        threading._register_atexit = _register_or_call  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with _changing:
+            _imports.pop()
+            if not _imports:
+                threading._register_atexit = _register  # type: ignore[attr-defined]
+
+
+_changing = threading.Lock()
+_imports: list[None] = []  # as many as are under way
+_register = threading._register_atexit  # type: ignore[attr-defined]
+
+
+def _register_or_call(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    try:
+        _register(function, *arguments, **named)
+    except RuntimeError:  # too late
+        function(*arguments, **named)

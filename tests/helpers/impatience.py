@@ -7,6 +7,6 @@ def no_pause() -> None:
     """Have this process, and those that it starts beside it, not wait before a retry."""
     import impatient  # noqa: F401
 
-    from parcoll.wire import boot
+    from parcoll.world import boot
 
     boot.also_import.append("impatient")

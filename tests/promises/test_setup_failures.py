@@ -46,7 +46,7 @@ def no_processes() -> None:
 
 
 def processes_that_do_not_start() -> None:
-    from parcoll.wire import boot
+    from parcoll.world import boot
 
     boot.also_import.append("os.no_such_module")
 

@@ -33,9 +33,6 @@ GATHER_ATTEMPTS = 3  # for a result whose worker died just when the result was a
 REPORT = "report-"  # before the key of the task that reports another one's outcome
 
 
-MISSING: Any = object()
-
-
 class Lost(enum.Enum):
     """Why a job has no outcome."""
 

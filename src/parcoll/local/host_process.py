@@ -18,8 +18,7 @@ from typing import Any
 
 from parcoll.errors import ClusterStartError
 from parcoll.system import how_ended
-from parcoll.wire import boot
-from parcoll.world import handlers
+from parcoll.world import boot, handlers
 from parcoll.world.family import adopt
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.

@@ -26,7 +26,6 @@ import cloudpickle
 from parcoll.chain.marks import Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import MemoryFile
-from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.modules import AtImport
 from parcoll.worker.this_worker import (
     CONNECT,
@@ -39,6 +38,7 @@ from parcoll.worker.this_worker import (
     is_plain,
     referred,
 )
+from parcoll.world.boot import LENGTH_BYTES, message
 
 CLOSE_SECONDS = 1.0  # that a client has to say goodbye
 OWN = ("_channel", "_client", "_lock", "_files")  # attributes of the stand-in itself

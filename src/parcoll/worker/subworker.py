@@ -29,9 +29,8 @@ import psutil
 from parcoll.chain.marks import SETTING_UP, Mark, Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import descriptor_of, how_ended, kill_descendants, resident_bytes, wait_for_stop
-from parcoll.wire import boot
 from parcoll.worker.this_worker import Answers, Slot
-from parcoll.world import ending, family, records
+from parcoll.world import boot, ending, family, records
 from parcoll.world.world import FAMILY
 
 IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load

@@ -26,7 +26,6 @@ from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
-from parcoll.wire.boot import LENGTH_BYTES
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.script import Script, make_main
@@ -38,6 +37,7 @@ from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.sinks import Sink
 from parcoll.worker.tasks import as_sequence, run_elements
 from parcoll.world import ending, records
+from parcoll.world.boot import LENGTH_BYTES
 from parcoll.world.family import track_with
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.

@@ -26,8 +26,8 @@ from typing import Any
 import cloudpickle
 
 from parcoll.system import IN_MEMORY, resident_bytes
-from parcoll.wire.boot import LENGTH_BYTES, message
 from parcoll.wire.exceptions import Failure
+from parcoll.world.boot import LENGTH_BYTES, message
 
 LEAST_PART = 0.5  # of the limit, at least: a worker that holds kept results must still run something
 

@@ -1,7 +1,7 @@
 """Family: what `multiprocessing` knows of the process that started this one.
 
 Processes of one family tell one process, the tracker, which shared memory and semaphores they have, so that
-what is left is removed. Their key, with which they speak to each other's managers, comes with `wire.boot`.
+what is left is removed. Their key, with which they speak to each other's managers, comes with `boot`.
 """
 
 from __future__ import annotations

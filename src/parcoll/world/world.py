@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 from parcoll.log import logger
 from parcoll.wire import memmaps
-from parcoll.wire.boot import import_path
 from parcoll.wire.codec import loads
 from parcoll.world import own_state, records
+from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
 # cluster sets them, unless the script has them.

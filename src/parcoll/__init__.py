@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     )
     from parcoll.sources import parallel, read_text
     from parcoll.watch.progress import progress
+    from parcoll.world.broadcasts import Broadcast, broadcast
 
 __all__ = [
+    "Broadcast",
     "CheckpointError",
     "ClusterLostError",
     "ClusterStartError",
@@ -38,6 +40,7 @@ __all__ = [
     "VersionWarning",
     "WorkerLostError",
     "WorkerSetupError",
+    "broadcast",
     "connect",
     "parallel",
     "progress",
@@ -49,11 +52,13 @@ __all__ = [
 # or the package's: a dask worker unpickles two first tasks at once). And processes that run functions need
 # none of the modules that only the script's process does.
 _HOMES = {
+    "Broadcast": "parcoll.world.broadcasts",
     "ParallelGen": "parcoll.collection",
     "Connection": "parcoll.connection",
     "connect": "parcoll.connection",
     "parallel": "parcoll.sources",
     "read_text": "parcoll.sources",
+    "broadcast": "parcoll.world.broadcasts",
     "progress": "parcoll.watch.progress",
 }
 

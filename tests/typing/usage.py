@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, assert_type
 
 from dask.bag import Bag
 
-from parcoll import ElementError, ParallelGen, connect, parallel, progress, read_text
+from parcoll import Broadcast, ElementError, ParallelGen, broadcast, connect, parallel, progress, read_text
 
 
 def count_up() -> Iterator[int]:
@@ -194,3 +194,9 @@ def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     numbers.take("3")  # type: ignore[arg-type]
     read_text(3)  # type: ignore[arg-type]
     read_text("a.txt", partition_size=10)  # type: ignore[call-arg]
+
+
+def broadcasts() -> None:
+    names = broadcast({1: "one"})
+    assert_type(names, Broadcast[dict[int, str]])
+    assert_type(list(parallel([1]).map(lambda n: names.value[n])), list[str])

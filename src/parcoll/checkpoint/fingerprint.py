@@ -29,6 +29,7 @@ from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of
 from parcoll.wire import memmaps
+from parcoll.world.broadcasts import Broadcast
 
 # The flags of a code object that count: *args, **kwargs, generator, coroutine, asynchronous generator.
 FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200
@@ -174,6 +175,8 @@ class _Walk(digest.Walk):
             return (..., "method", self.apart(value.__func__), self.apart(value.__self__))
         if isinstance(value, functools.partial):
             return (..., "partial", *map(self.apart, (value.func, value.args, value.keywords)))
+        if isinstance(value, Broadcast):
+            return (..., "broadcast", self.apart(value.value))
         if isinstance(value, enum.Enum):
             return (..., "member", self.apart(type(value)), value.name, self.apart(value.value))
         if is_own_module(type(value).__module__):

@@ -7,6 +7,7 @@ import functools
 import operator
 import os
 import queue
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_a_failure_in_such_a_fold_says_how_it_was_called(cluster: Connection):
     with pytest.raises((TypeError, ValueError)) as raised:
         parallel([str(n) for n in range(3000)]).fold(lambda n, word: n + len(word), 0)
     assert "pass combine=" in "".join([str(raised.value), *raised.value.__notes__])
+
+
+def test_random_numbers_from_a_seed_and_the_element_are_distinct_and_come_again(cluster: Connection):
+    """As docs/world.md says, where a generator that is captured repeats itself."""
+    chain = parallel(range(60), partition_size=7).map(lambda i: random.Random(f"7 {i}").random())
+    found = list(chain)
+    assert len(set(found)) == 60
+    assert list(chain) == found
+    captured = random.Random(1)
+    drawn = list(parallel(range(60), partition_size=7).map(lambda _: captured.random()))
+    assert len(set(drawn)) < 60
 
 
 # Culprits ----------------------------------------------------------------------------------------

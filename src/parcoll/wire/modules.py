@@ -1,5 +1,8 @@
 """Shipped modules: Python modules that reach a worker as source text, and are imported from it.
 
+Data files that stand beside them come too, under names with a slash: ``package/table.json``. Modules that
+have some are written into a folder of the worker's, where they find them by `__file__` and as resources.
+
 This module also runs on workers that have no parcoll yet (`worker.bootstrap` sends its text). So it needs
 the standard library only, and imports nothing of parcoll.
 """
@@ -7,6 +10,9 @@ the standard library only, and imports nothing of parcoll.
 from __future__ import annotations
 
 import ast
+import atexit
+import base64
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,22 +20,29 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.abc import InspectLoader, MetaPathFinder
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 
 class ModuleText(NamedTuple):
-    """One module: its text, and the name of the file that it came from, for tracebacks."""
+    """One module: its text, and its file's name, for tracebacks. Or a data file, in base 64."""
 
     is_package: bool
     filename: str
     text: str
+
+
+def is_data(name: str) -> bool:
+    """Tell whether this is the name of a data file beside a module."""
+    return "/" in name
 
 
 class ShippedModules(MetaPathFinder, InspectLoader):
@@ -37,6 +50,9 @@ class ShippedModules(MetaPathFinder, InspectLoader):
 
     def __init__(self) -> None:
         self.sources: dict[str, ModuleText] = {}
+        self.folder: str | None = None  # where modules are written that have data files
+        self._written: dict[str, str] = {}  # what is in these files
+        self._placed: dict[str, str] = {}  # where the modules are, by top-level name
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -45,11 +61,66 @@ class ShippedModules(MetaPathFinder, InspectLoader):
         source = self.sources.get(fullname)
         if source is None:
             return None
+        path = self._path_of(fullname)
         spec = importlib.machinery.ModuleSpec(
-            fullname, self, origin=source.filename, is_package=source.is_package
+            fullname, self, origin=path or source.filename, is_package=source.is_package
         )
         spec.has_location = True  # sets __file__, which tracebacks and users read
+        if path is not None and spec.submodule_search_locations is not None:
+            spec.submodule_search_locations.append(os.path.dirname(path))
         return spec
+
+    def _path_of(self, fullname: str) -> str | None:
+        """Return the file of a module that has data files beside it, once all of them are written."""
+        top, *rest = fullname.split(".")
+        if not any(_top(name) == top and is_data(name) for name in list(self.sources)):
+            return None
+        tail = [*rest, "__init__"] if self.sources[fullname].is_package else rest or [top]
+        is_package = self.sources[top].is_package if top in self.sources else True
+        return os.path.join(self.write(top), *([top] if is_package else []), *tail) + ".py"
+
+    def write(self, top: str) -> str:
+        """Write a module or package with its data files, as far as it is not there yet; return the folder."""
+        sources = {name: source for name, source in list(self.sources.items()) if _top(name) == top}
+        texts = [(name, source.text) for name, source in sorted(sources.items()) if not is_data(name)]
+        folder = os.path.join(
+            self._own_folder(), hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
+        )
+        is_package = top not in sources or sources[top].is_package
+        for name, source in sources.items():
+            parts = name.split("/") if is_data(name) else name.split(".")
+            if is_data(name):
+                path = os.path.join(folder, *(parts if is_package else parts[1:]))
+            else:
+                path = os.path.join(folder, *parts, *(["__init__"] if source.is_package else [])) + ".py"
+            if self._written.get(path) != source.text:
+                content = base64.b64decode(source.text) if is_data(name) else source.text.encode()
+                _replace(path, content)
+                self._written[path] = source.text
+        self._placed[top] = folder
+        return folder
+
+    def is_placed(self, top: str) -> bool:
+        """Tell whether a module has been written."""
+        return top in self._placed
+
+    def _own_folder(self) -> str:
+        if self.folder is None:
+            self.folder = tempfile.mkdtemp(prefix="parcoll-modules-", dir=_worker_folder())
+            atexit.register(_remove, self.folder, os.getpid())
+        return self.folder
+
+    def get_data(self, path: str) -> bytes:
+        """Return what is in a file, for `pkgutil.get_data`."""
+        with open(path, "rb") as file:
+            return file.read()
+
+    def get_resource_reader(self, fullname: str) -> Any:
+        """Return what `importlib.resources` reads a package's files with; None if it has none."""
+        path = self._path_of(fullname)
+        if path is None:
+            return None
+        return importlib.import_module("importlib.readers").FileReader(SimpleNamespace(path=path))
 
     def is_package(self, fullname: str) -> bool:
         """Tell whether a shipped module is a package."""
@@ -63,6 +134,28 @@ class ShippedModules(MetaPathFinder, InspectLoader):
         """Compile the text under the name of the file that the user knows."""
         source = self.sources[fullname]
         return compile(source.text, source.filename, "exec", dont_inherit=True)
+
+
+def _worker_folder() -> str | None:
+    """Return the folder of this process's worker, which dask removes; None for the system's own."""
+    try:
+        folder: str = sys.modules["distributed"].get_worker().local_directory
+    except Exception:  # not in a task, or no worker's process
+        return None
+    return folder if os.path.isdir(folder) else None
+
+
+def _replace(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path))
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    os.replace(name, path)
+
+
+def _remove(folder: str, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 _lock = threading.Lock()
@@ -93,7 +186,13 @@ def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
         tops = set(map(_top, missing))
         shipped = finder().sources
         shipped.update({name: source for name, source in wanted.items() if _top(name) in tops})
-        anew = _with_importers({_top(name) for name in missing if name in sys.modules}, shipped)
+        changed = {_top(name) for name in missing if name in sys.modules}
+        for top in {_top(name) for name in missing if is_data(name)} - changed:
+            if finder().is_placed(top):  # the module stays, and finds the new file where the old one was
+                finder().write(top)
+            elif top in sys.modules:
+                changed.add(top)
+        anew = _with_importers(changed, shipped)
         for name in shipped:
             if _top(name) in anew:
                 sys.modules.pop(name, None)
@@ -101,7 +200,7 @@ def install(sources: Mapping[str, tuple[bool, str, str]]) -> None:
 
 
 def _top(name: str) -> str:
-    return name.partition(".")[0]
+    return name.partition("/")[0].partition(".")[0]
 
 
 def _with_importers(tops: set[str], shipped: Mapping[str, ModuleText]) -> set[str]:
@@ -111,6 +210,8 @@ def _with_importers(tops: set[str], shipped: Mapping[str, ModuleText]) -> set[st
         return found
     imports: dict[str, set[str]] = {}
     for name, source in shipped.items():
+        if is_data(name):
+            continue
         imports.setdefault(_top(name), set()).update(imported_by(source.text))
     while todo:
         changed = todo.pop()
@@ -140,12 +241,24 @@ def _is_here(name: str, source: ModuleText) -> bool:
     shipped = finder().sources.get(name)
     if shipped is not None:
         return shipped[1:] == source[1:]
+    if is_data(name):
+        return _is_data_here(name, source.text)
     path = _own_file(name, source.is_package)
     try:
         with open(path or "", encoding="utf-8", errors="replace") as file:
             return file.read() == source.text
     except OSError:
         return False
+
+
+def _is_data_here(name: str, text: str) -> bool:
+    top, *rest = name.split("/")
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        spec = importlib.machinery.PathFinder.find_spec(top)
+        if spec is not None and spec.origin is not None:
+            with open(os.path.join(os.path.dirname(spec.origin), *rest), "rb") as file:
+                return file.read() == base64.b64decode(text)
+    return False
 
 
 def _own_file(name: str, is_package: bool) -> str | None:
@@ -178,8 +291,14 @@ def own_text() -> str:
 
 def packed(sources: Mapping[str, tuple[bool, str, str]]) -> bytes:
     """Pack sources for travel; no bytes for no sources."""
+    global _last_packed
     plain = {name: tuple(source) for name, source in sorted(sources.items())}
-    return zlib.compress(json.dumps(plain).encode(), 1) if plain else b""
+    if plain != _last_packed[0]:
+        _last_packed = plain, zlib.compress(json.dumps(plain).encode(), 1)
+    return _last_packed[1]
+
+
+_last_packed: tuple[dict[str, Any], bytes] = {}, b""
 
 
 def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:

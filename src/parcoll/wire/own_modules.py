@@ -8,27 +8,36 @@ In a worker, where one evaluation may run within another, the shipped modules ar
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dis
 import functools
 import importlib.util
 import os
 import pkgutil
+import re
 import site
+import stat
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from parcoll.errors import SerializationError
+from parcoll.log import logger
 from parcoll.text import describe, short_repr
 from parcoll.wire.codec import modules_in
-from parcoll.wire.modules import ModuleText, ShippedModules, finder, imported_by
+from parcoll.wire.modules import ModuleText, ShippedModules, finder, imported_by, is_data
 
 # A folder that is a package by accident (a home folder with an __init__.py) must not travel.
 MAX_BYTES = 32 * 2**20
+# Data files travel up to so many bytes a package, or a module: the small ones first.
+DATA_BYTES = 8 * 2**20
+MOST_FILES = 5_000  # of a folder that are looked at
+CODE = (".py", ".pyc", ".pyo", ".so", ".pyd")
+LOOKS_BESIDE = ("__file__", "__spec__", "__loader__", "get_data", "resources")
 
 ModuleTexts = dict[str, ModuleText]
 
@@ -57,10 +66,10 @@ def sources_for(
         if top in seen:
             continue
         seen.add(top)
-        sources = _sources_of(top, asked_for=top in added)
+        sources = _sources_of(top, asked_for=top in added, with_data=True)
         found |= sources
-        for source in sources.values():
-            todo += imported_by(source.text)
+        for name, source in sources.items():
+            todo += imported_by(source.text) if not is_data(name) else ()
         if sources and homes is not None:
             todo += homes.get(top, ())
     return found
@@ -154,7 +163,7 @@ def imported_sources(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
+def _sources_of(top: str, asked_for: bool = False, with_data: bool = False) -> ModuleTexts:
     """Return a top-level module's or package's sources: none unless it is the user's own or `asked_for`."""
     spec = _spec(top)
     if spec is None:
@@ -162,14 +171,19 @@ def _sources_of(top: str, asked_for: bool = False) -> ModuleTexts:
     if spec.submodule_search_locations is not None:
         folders = [Path(folder) for folder in spec.submodule_search_locations]
         own = [folder for folder in folders if asked_for or is_own(folder)]
-        return package_sources(top, own) or (_zipped(top, spec) if own else {})
+        found = package_sources(top, own)
+        if found:
+            return found | (_data_in(top, own) if with_data else {})
+        return _zipped(top, spec) if own else {}
     if not spec.origin or not spec.has_location:
         return {}
     path = Path(spec.origin)
     if path.suffix != ".py" or not (asked_for or is_own(path)):
         return {}
     try:
-        return {top: ModuleText(False, str(path), _read(path, stamp_of(path)))}
+        text = text_of(path, stamp_of(path))
+        beside = _data_in(top, [path.parent], _words_of(text)) if with_data else {}
+        return {top: ModuleText(False, str(path), text)} | beside
     except OSError as error:  # the file is within a zip file, gone since it was imported, or another user's
         found = _zipped(top, spec)
         if asked_for and not found:
@@ -212,7 +226,7 @@ def package_sources(top: str, folders: Iterable[Path]) -> ModuleTexts:
             is_package = parts[-1] == "__init__"
             name = ".".join([top, *(parts[:-1] if is_package else parts)])
             try:
-                text = _read(path, stamp_of(path))
+                text = text_of(path, stamp_of(path))
             except OSError:  # a link to nowhere, a folder, another user's file: no import reads it
                 continue
             total += len(text)
@@ -223,6 +237,70 @@ def package_sources(top: str, folders: Iterable[Path]) -> ModuleTexts:
                 )
             found.setdefault(name, ModuleText(is_package, str(path), text))
     return _with_parents(top, found)
+
+
+def _data_in(top: str, folders: Iterable[Path], words: Set[str] | None = None) -> ModuleTexts:
+    """Return the data files of a package, or those beside a module of which it has one of `words`."""
+    if words is not None and not words:
+        return {}
+    sizes: list[tuple[int, str, Path]] = []
+    for folder in folders:
+        for path, parts in _files_in(folder):
+            known = words is None or words & {*parts, path.stem, path.suffix, f"*{path.suffix}"} - {""}
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if known and stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
+                    sizes.append((status.st_size, "/".join((top, *parts)), path))
+    found: ModuleTexts = {}
+    left, room = [], DATA_BYTES
+    for size, name, path in sorted(sizes):
+        if size > room:
+            left.append(str(path))
+        elif name not in found:
+            room -= size
+            found[name] = ModuleText(False, str(path), _content(path, stamp_of(path)))
+    if left and top not in _told:
+        _told.add(top)
+        logger.warning(
+            "the data files of the module %r are more than %d MiB, so these do not go to the workers: %s",
+            *(top, DATA_BYTES >> 20, ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")),
+        )
+    return found
+
+
+_told: set[str] = set()
+
+
+def _files_in(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the files of a folder that are no code, with the parts of their path in it."""
+    seen = 0
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__pycache__")
+        for name in files:
+            if name[0] != "." and not name.endswith(CODE):
+                path = Path(here, name)
+                yield path, path.relative_to(folder).parts
+        seen += len(folders) + len(files)
+        if seen > MOST_FILES:
+            return
+
+
+@functools.lru_cache(maxsize=256)
+def _words_of(text: str) -> frozenset[str]:
+    """Return the names of files in a module's text; none if it does not look beside itself."""
+    if not any(word in text for word in LOOKS_BESIDE):
+        return frozenset()
+    with contextlib.suppress(SyntaxError, ValueError):
+        texts = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+        return frozenset(
+            part for value in texts if isinstance(value, str) for part in re.split(r"[/\\]", value)
+        )
+    return frozenset()
+
+
+@functools.lru_cache(maxsize=1024)
+def _content(path: Path, stamp: tuple[int, int]) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _with_parents(top: str, found: ModuleTexts) -> ModuleTexts:
@@ -241,49 +319,13 @@ def stamp_of(path: str | Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(path: Path, stamp: tuple[int, int]) -> str:
+def text_of(path: Path, stamp: tuple[int, int]) -> str:
     """Return a file's text; it is read again when its stamp (time of change, size) is another."""
     content = path.read_bytes()
     try:
         return importlib.util.decode_source(content)
     except (SyntaxError, UnicodeDecodeError):
         return content.decode("latin-1")
-
-
-class Outline(NamedTuple):
-    """What the text of a module says of what an import gives."""
-
-    literals: frozenset[str]  # names to which it gives plain values, and no others
-    undecorated: frozenset[str]  # functions and methods that are what their `def` makes
-
-
-@functools.lru_cache(maxsize=256)
-def _outline(text: str) -> Outline:
-    literals: dict[str, bool] = {}
-    undecorated: set[str] = set()
-    for node in ast.parse(text).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                value = getattr(node, "value", None)
-                is_literal = isinstance(value, ast.Constant) or not any(
-                    ast.iter_child_nodes(value) if value is not None else ()
-                )
-                literals[target.id] = is_literal and literals.get(target.id, True)
-        inside = [(f"{node.name}.", inner) for inner in node.body] if isinstance(node, ast.ClassDef) else []
-        for prefix, inner in [("", node), *inside]:
-            if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inner.decorator_list:
-                undecorated.add(prefix + inner.name)
-    return Outline(frozenset(name for name, is_one in literals.items() if is_one), frozenset(undecorated))
-
-
-def outline_of(module: ModuleType) -> Outline:
-    """Return what the text of a module says; nothing where there is no text."""
-    try:
-        path = Path(module.__file__ or "")
-        return _outline(_read(path, stamp_of(path)))
-    except (OSError, SyntaxError, ValueError, AttributeError):
-        return Outline(frozenset(), frozenset())
 
 
 def is_own_module(name: str, module: Any) -> bool:

@@ -38,6 +38,7 @@ try:
         names = {"__name__": "parcoll_bootstrap"}
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")
         exec(compile(first["installer"], "parcoll/wire/modules.py", "exec"), names)
+        names["finder"]().folder = first["folder"]
         names["install"](first["sources"])
     for name in first["also"]:
         __import__(name)
@@ -93,6 +94,7 @@ def first_message(module: str, arguments: Sequence[Any], status: int | None = No
         # With it, processes speak to the managers of `multiprocessing` that others of them have started.
         "authkey": bytes(multiprocessing.current_process().authkey),
         "sources": {name: tuple(source) for name, source in found.items()},
+        "folder": modules.finder().folder if found else None,
         "installer": modules.own_text() if found else "",
         "also": also_import,
         "module": module,

@@ -22,8 +22,9 @@ from typing import Any
 
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_value, loads
-from parcoll.wire.own_modules import is_own_module, outline_of
+from parcoll.wire.own_modules import is_own_module
 from parcoll.world.mocks import Mock
+from parcoll.world.outlines import outline_of
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 from parcoll.log import logger
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
-from parcoll.wire.own_modules import is_own_module, outline_of, stamp_of
+from parcoll.wire.own_modules import is_own_module, stamp_of
 from parcoll.world import handlers
 from parcoll.world.content import Content, Names
+from parcoll.world.outlines import outline_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,9 @@ class ModuleState(NamedTuple):
 class _Module:
     """One module of the user's own, in the script."""
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: ModuleType, of_machine: bool) -> None:
         self.module = module
+        self._of_machine = of_machine
         self._path = getattr(module, "__file__", None)
         self._spec: ModuleSpec | None = None
         self._look()
@@ -74,8 +76,17 @@ class _Module:
             return True
         if self._edited:  # workers have the new code, and this is of the old
             return False
+        if not self._of_machine and self._names_folder(path, content):
+            return False
         # What is large travels where it is not what the import gave.
         return content.travels or path in outline_of(self.module).literals
+
+    def _names_folder(self, path: str, content: Content) -> bool:
+        """Tell whether a value has been made of the module's `__file__`, which is another elsewhere."""
+        if self._path is None or path not in outline_of(self.module).computed:
+            return False
+        parts = os.path.dirname(os.path.abspath(self._path)).split(os.sep)
+        return all(part.encode(errors="surrogateescape") in content.data for part in parts)
 
     def _stamp_now(self) -> Any:
         try:
@@ -95,7 +106,8 @@ class _Module:
 class _Modules:
     """All modules of the user's own in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, of_machine: bool) -> None:
+        self._of_machine = of_machine
         self.modules: dict[str, _Module] = {}
         self._seen: tuple[int, str] = (0, "")
         self._state: OwnState | None = None
@@ -135,7 +147,7 @@ class _Modules:
             if known is not None or is_ours:
                 found.add(name)
             if is_ours:
-                self.modules[name] = _Module(module)
+                self.modules[name] = _Module(module, self._of_machine)
         for name in [name for name in self.modules if name not in loaded]:
             del self.modules[name]
             self._packed.pop(name, None)
@@ -144,7 +156,7 @@ class _Modules:
 
 
 # As workers on this machine get it, and as others do, who have no files of this one.
-_modules = {of_machine: _Modules() for of_machine in (False, True)}
+_modules = {of_machine: _Modules(of_machine) for of_machine in (False, True)}
 _lock = threading.RLock()
 given: OwnState | None = None  # what a worker has taken over
 

@@ -10,7 +10,6 @@ import tempfile
 import pytest
 from scripts import SECONDS, Scripts
 
-STARTS = ["spawn", "forkserver", "fork"]
 SHORT = {"TMPDIR": tempfile.gettempdir()}  # forkserver's socket is there, whose path must be short
 
 SCRIPT = """
@@ -58,7 +57,7 @@ SCRIPT = """
     """
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_a_pool_of_processes(scripts: Scripts, start: str) -> None:
     """Its processes are daemons."""
     text = f"""{SCRIPT}
@@ -70,7 +69,7 @@ def test_a_pool_of_processes(scripts: Scripts, start: str) -> None:
     assert scripts.run_with(scripts.write("script.py", text), env=SHORT) == (found, "")
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_an_executor_beside_a_cluster_of_the_parent_s(scripts: Scripts, start: str) -> None:
     text = f"""{SCRIPT}
     if __name__ == "__main__":
@@ -84,7 +83,7 @@ def test_an_executor_beside_a_cluster_of_the_parent_s(scripts: Scripts, start: s
     assert scripts.run_with(scripts.write("script.py", text), env=SHORT) == (found, "")
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["forkserver"])
 def test_single_processes_and_a_module_run_by_name(scripts: Scripts, start: str) -> None:
     text = f"""{SCRIPT}
     def tell(queue, n):

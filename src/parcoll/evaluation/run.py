@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNSET: Any = object()
+DRAWN_WITHIN = (
+    "the next result was asked for while it was being made: by a signal's handler, say, that draws from the "
+    "iterator which it interrupted"
+)
 
 
 @dataclass(frozen=True)
@@ -220,17 +224,27 @@ class _OneAtATime:
     def __init__(self, parts: Generator[list[Any], None, None]) -> None:
         self._parts = parts
         self._lock = threading.RLock()
+        self._draws = self._drawn_within = False
 
     def __iter__(self) -> _OneAtATime:
         return self
 
     def __next__(self) -> list[Any]:
         with self._lock:
+            if self._draws:
+                self._drawn_within = True
+                raise ValueError(DRAWN_WITHIN)
             try:
-                return handlers.reached(next, self._parts)
+                self._draws = True
+                part = handlers.reached(next, self._parts)
+                if self._drawn_within:  # the chain around this has ended with the error there
+                    raise ValueError(DRAWN_WITHIN)
+                return part
             except BaseException:  # where a handler's came late, the generator is not at its end
                 self._parts.close()
                 raise
+            finally:
+                self._draws = False
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:

@@ -88,9 +88,13 @@ def reached(call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
             _noted.clear()
         finally:
             _active, _postponing = False, 0
+        ended = None  # else the exception would be in a cycle with this frame
         _run_postponed()
         if swallowed is not None:
-            raise swallowed
+            try:
+                raise swallowed
+            finally:
+                swallowed = None
 
 
 def reaching(function: Callable[P, R]) -> Callable[P, R]:

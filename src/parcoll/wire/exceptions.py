@@ -51,22 +51,11 @@ class Failure:
         A `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479). Raised as it
         is, it would end the consumer's loop and lose the rest without a word.
         """
-        error = _decode(self.exception)
-        if isinstance(error, StopIteration):
-            wrapper = RuntimeError(
-                f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
-                "another exception, or return"
-            )
-            wrapper.__cause__ = error
-            error = wrapper
-        _add_note(error, self.note)
-        return error
+        return _noted(_raisable(_decode(self.exception)), self.note)
 
     def original(self) -> BaseException:
         """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
-        error = _decode(self.exception)
-        _add_note(error, self.note)
-        return error
+        return _noted(_decode(self.exception), self.note)
 
 
 @dataclass
@@ -151,23 +140,42 @@ def _linked(error: BaseException | None, depth: int) -> EncodedException | None:
     return None if error is None or depth >= MAX_CHAIN else _encode(error, depth=depth + 1)
 
 
+def _raisable(error: BaseException) -> BaseException:
+    if not isinstance(error, StopIteration):
+        return error
+    wrapper = RuntimeError(
+        f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
+        "another exception, or return"
+    )
+    wrapper.__cause__ = error
+    return wrapper
+
+
 def _decode(encoded: EncodedException) -> BaseException:
-    error = _group(encoded)
+    # The frames of a traceback know this one and its callers: none of these has an exception in a variable.
+    return _put_together(
+        *(encoded, _traceback(encoded.frames)),
+        _group(encoded, [_decode(member) for member in encoded.members]) if encoded.members else None,
+        *(None if linked is None else _decode(linked) for linked in (encoded.cause, encoded.context)),
+    )
+
+
+def _put_together(
+    encoded: EncodedException, frames: TracebackType | None, *found: BaseException | None
+) -> BaseException:
+    error, cause, context = found
     error = _whole(encoded) if error is None else error
     error = _from_parts(encoded) if error is None else error
     for note in encoded.notes:
         if note not in getattr(error, "__notes__", ()):
-            _add_note(error, note)
-    frames = _traceback(encoded.frames)
+            _noted(error, note)
     if frames is None and encoded.frames is not None:
-        _add_note(error, "Traceback in the worker:\n" + encoded.text)
+        _noted(error, "Traceback in the worker:\n" + encoded.text)
     _set(error, "__traceback__", frames)
-    if encoded.cause is not None:
-        cause = _decode(encoded.cause)
+    if cause is not None:
         _set(error, "__cause__", cause)
-        _set(error, "__context__", cause)
-    if encoded.context is not None:
-        _set(error, "__context__", _decode(encoded.context))
+    if (context := cause if context is None else context) is not None:
+        _set(error, "__context__", context)
     _set(error, "__suppress_context__", encoded.suppress_context)
     return error
 
@@ -236,20 +244,14 @@ def _blank(kind: type[BaseException], args: list[Any]) -> BaseException | None:
     return None
 
 
-def _group(encoded: EncodedException) -> BaseException | None:
-    """Return an exception group of the members, each with its type and traceback; None without members."""
-    if not encoded.members:
-        return None
-    members = [_decode(member) for member in encoded.members]
+def _group(encoded: EncodedException, members: list[BaseException]) -> BaseException | None:
+    """Return an exception group of the members, each with its type and traceback, if there can be one."""
     if len(members) == MAX_MEMBERS:
         members += getattr(_loaded(encoded.whole), "exceptions", ())[MAX_MEMBERS:]
     message = str(decoded_part(encoded.args[0])) if encoded.args else ""
     for kind in (_load_kind(encoded), ExceptionGroup, BaseExceptionGroup):
-        try:
-            group: BaseException = kind(message, members)
-        except Exception:
-            continue
-        return group
+        with contextlib.suppress(Exception):
+            return kind(message, members)
     return None
 
 
@@ -290,9 +292,10 @@ def _notes(error: BaseException) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-def _add_note(error: BaseException, note: str) -> None:
+def _noted(error: BaseException, note: str) -> BaseException:
     notes = getattr(error, "__notes__", None)
     _set(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
+    return error
 
 
 def _load_kind(encoded: EncodedException) -> type[BaseException]:
@@ -379,22 +382,18 @@ def decoded_part(part: Part) -> Any:
 
 
 def _frames(frames: TracebackType | None) -> Any:
-    if frames is None:
-        return None
     from tblib import Traceback  # lazy: only a failure needs it
 
     try:
-        return Traceback(frames).to_dict()
+        return None if frames is None else Traceback(frames).to_dict()
     except Exception:
         return ()
 
 
 def _traceback(frames: Any) -> TracebackType | None:
-    if not frames:
-        return None
     from tblib import Traceback
 
-    try:
+    try:  # in vain if there are none
         return Traceback.from_dict(frames).as_traceback()  # type: ignore[no-any-return]
     except Exception:
         return None

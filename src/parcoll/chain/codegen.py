@@ -37,7 +37,9 @@ class Part(NamedTuple):
 
 
 Shape = tuple[Part, ...]
-StepOfLine = dict[int, tuple[int, str]]  # for a line that calls code of the user: the step, and a variable
+StepOfLine = dict[
+    int, tuple[int, int]
+]  # for a line that calls code of the user: the step, and which variable
 
 
 @functools.lru_cache(maxsize=512)
@@ -57,7 +59,9 @@ def loop_factory(shape: Shape, timed: bool) -> tuple[Any, StepOfLine]:
     lines = [f"def factory(functions, handlers, skip, record, count{', clock, spend' if timed else ''}):"]
     lines += [f" f{i} = functions[{i}]" for i in range(len(shape))]
     lines += [f" h{i} = handlers[{i}]" for i, part in enumerate(shape) if part.guarded]
-    lines += [" def loop(stream):"]
+    # The variables for elements: not `locals()`, which would hold the exception that they are asked for.
+    variables = ["x", *(f"x{i}" for i, part in enumerate(shape) if part.multiplies)]
+    lines += [" def loop(stream):", f"  {' = '.join(variables)} = None"]
     lines += [f"  {name} = 0" for name in counted]
     lines += [f"  {name} = 0.0" for name in spent] + ["  t = clock()"] if timed else []
     lines += ["  try:", "   for x in stream:"] + (["    t = clock()"] if timed else [])
@@ -65,28 +69,30 @@ def loop_factory(shape: Shape, timed: bool) -> tuple[Any, StepOfLine]:
     indent, element = " " * 4, "x"
     inner: list[tuple[str, int]] = []  # the indentation of each inner loop, and its step
     for i, part in enumerate(shape):
-        made = f"x{i}"
+        # What a step makes takes the place of its element, so that nothing is held of elements before.
+        made = f"v{i}" if part.filters else f"x{i}" if part.multiplies else element
         line = (part.timed_line if timed else part.line).format(func=f"f{i}", x=element, new=made)
-        target = element if part.filters else made
         if part.guarded:
             lines += [f"{indent}try:", f"{indent} {line}", f"{indent}except BaseException as error:"]
-            lines += [f"{indent} {target} = h{i}(error, {element})"]
+            lines += [f"{indent} {element} = h{i}(error, {element})"]
             lines += [f"{indent} {made} = False"] if timed and part.filters else []
-            lines += [f"{indent} if {target} is skip:", *tick(f"{indent}  ", i), f"{indent}  continue"]
+            lines += [f"{indent} if {element} is skip:", *tick(f"{indent}  ", i), f"{indent}  continue"]
         else:
             lines.append(indent + line)
-            step_of_line[len(lines)] = (i, element)
-        element = target
+            step_of_line[len(lines)] = (i, variables.index(element))
         if part.multiplies:
             inner.append((indent, i))
             indent += " "
+            element = made
         lines += tick(indent, i)
         lines += [f"{indent}if {made}: continue"] if timed and part.filters else []
         lines += [f"{indent}n{i} += 1"] if part.counts else []
     lines += [f"{indent}yield {element}", *tick(indent, len(shape))]
+    lines += [f"{indent}{element} = None"] if inner else []  # while the next one is drawn
     for before, i in reversed(inner):  # the time of the draw that found the end
         lines += tick(before, i)
-    lines += ["  except BaseException as error:", "   if not record(error, locals()): raise"]
+    given = f"({', '.join(variables)},), {'t' if timed else '0.0'}"
+    lines += ["  except BaseException as error:", f"   if not record(error, {given}): raise"]
     at_end = [f"   count({', '.join(counted)})"] if counted else []
     at_end += [f"   spend({', '.join(spent)})"] if timed else []
     lines += ["  finally:", *at_end] if at_end else []

@@ -90,7 +90,7 @@ class Chain:
         steps, tally = self.steps[start:stop], self.tally
         factory, step_of_line = loop_factory(tuple(map(Part.of, steps)), timed)
 
-        def record(error: BaseException, variables: dict[str, Any]) -> bool:
+        def record(error: BaseException, variables: tuple[Any, ...], since: float) -> bool:
             frames = error.__traceback__
             line = frames.tb_lineno if frames is not None else -1
             if isinstance(error, Stopped):
@@ -98,13 +98,11 @@ class Chain:
             elif line in step_of_line:
                 local, variable = step_of_line[line]
                 position = start + local
-                tally.stopped(
-                    error, position, variables.get(variable), attempts_of(self.steps[position].func)
-                )
+                tally.stopped(error, position, variables[variable], attempts_of(self.steps[position].func))
             else:
                 return False  # the consumer closed the loop, or the loop before this one has failed
             if timed:
-                self.seconds[position] += time.perf_counter() - variables["t"]
+                self.seconds[position] += time.perf_counter() - since
             return True
 
         def count(*passed: int) -> None:

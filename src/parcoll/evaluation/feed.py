@@ -33,6 +33,9 @@ class Feed(Protocol):
     def slow(self) -> bool:
         """Whether the source was slow: deliver what is ready before reading on."""
 
+    def take_error(self) -> BaseException | None:
+        """Return it, and let go of it: who raises it holds the feed."""
+
     def total(self) -> int | None:
         """Return how many elements there are; None if nobody knows."""
 
@@ -90,6 +93,12 @@ class StreamFeed:
         self._pack = pack
         self._memory_limit = memory_limit
         self._handed_back = 0  # elements
+
+    def take_error(self) -> BaseException | None:
+        """Take it from the source too."""
+        error, self.error = self.error, None
+        self._reader.take_error()
+        return error
 
     def total(self) -> int | None:
         """Ask the source."""
@@ -205,6 +214,7 @@ class StreamFeed:
             f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
         )
         self.error.__cause__ = cause
+        del bad, cause  # whose traceback refers to this frame
         return self._job(elements[:position], place) if position else None
 
 
@@ -224,6 +234,9 @@ class PartitionFeed:
         self._renewed = renewed
         self._all = jobs if renewed is not None else []
         self.ended = not jobs
+
+    def take_error(self) -> None:
+        """Return None: there is none."""
 
     def total(self) -> int | None:
         """Return None: only those who have the partitions know their lengths."""

@@ -25,6 +25,11 @@ class Reader:
         self.ended = False  # nothing is left, not even of what was read ahead
         self.position = 0
 
+    def take_error(self) -> Exception | None:
+        """Return what the source raised, and let go of it: its traceback refers to the reader."""
+        error, self.error = self.error, None
+        return error
+
     def remaining(self) -> int | None:
         """Return how many elements are left; None if the source does not know."""
         return None
@@ -51,7 +56,7 @@ class Reader:
         while not self.ended:
             elements += self.read(MAX_READ_BYTES)
         if self.error is not None:
-            raise self.error
+            raise self.take_error()  # type: ignore[misc]
         return elements
 
 

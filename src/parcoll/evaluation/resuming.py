@@ -67,7 +67,7 @@ def outcomes(
             with closing(missing):  # type: ignore[type-var]
                 yield from missing
         if reader.error is not None:
-            raise reader.error
+            raise reader.take_error()  # type: ignore[misc]
         checkpoint.finish(reader.position)
 
 
@@ -91,6 +91,10 @@ class SavedReader(Reader):
     def error(self) -> Exception | None:  # type: ignore[override]
         """What the source raised."""
         return self._reader.error if self._reader.ended and not self._ahead else None
+
+    def take_error(self) -> Exception | None:
+        """Take it from the source."""
+        return self._reader.take_error()
 
     def total(self) -> int | None:
         """Return how many elements the source has, where it knows."""
@@ -193,7 +197,7 @@ class SavedReader(Reader):
             elements += whole
             whole = elements
         if self._reader.error is not None and len(whole) < record.count:
-            raise self._reader.error
+            raise self._reader.take_error()  # type: ignore[misc]
         if len(whole) < record.count:
             raise self._checkpoint.refusal(
                 f"has the results of another source: it had {record.end:,} elements or more, and ends after "

@@ -9,7 +9,7 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +45,9 @@ DRAWN_WITHIN = (
     "the next result was asked for while it was being made: by a signal's handler, say, that draws from the "
     "iterator which it interrupted"
 )
+
+ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live
+SAMPLE = 64  # results, of which the type of one is looked at
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ class ResultIterator(itertools.chain[Any]):
 
 
 class _OneAtATime:
-    """An iterator that several threads may share.
+    """An iterator that several threads may share. What it gives lets go of each result that is taken.
 
     A generator that one thread is in raises an error in another, and a chain whose source raises has ended
     for good.
@@ -229,22 +232,25 @@ class _OneAtATime:
     def __iter__(self) -> _OneAtATime:
         return self
 
-    def __next__(self) -> list[Any]:
+    def __next__(self) -> Iterable[Any]:
         with self._lock:
             if self._draws:
                 self._drawn_within = True
                 raise ValueError(DRAWN_WITHIN)
             try:
                 self._draws = True
-                part = handlers.reached(next, self._parts)
+                results = handlers.reached(next, self._parts)
                 if self._drawn_within:  # the chain around this has ended with the error there
                     raise ValueError(DRAWN_WITHIN)
-                return part
             except BaseException:  # where a handler's came late, the generator is not at its end
                 self._parts.close()
                 raise
             finally:
                 self._draws = False
+        if ATOMS.issuperset(map(type, results[::SAMPLE])):
+            return results  # four times as fast
+        results.reverse()
+        return map(results.pop, itertools.repeat(-1, len(results)))
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:
@@ -261,7 +267,7 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
                 results: list[Any] = []
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"
-                    results = loaded(outcome.results, what)
+                    results, outcome.results = loaded(outcome.results, what), None
                 yielded += len(results)
                 yield results
                 if outcome.failure is not None:

@@ -125,7 +125,7 @@ class Window:
                 elif (self._feed.ended or self._failed) and not self._slots:
                     break
             if self._feed.error is not None:
-                raise self._feed.error
+                raise self._feed.take_error()  # type: ignore[misc]
         finally:
             self._session.close()
             if self._held and self._saver is not None:

@@ -283,6 +283,13 @@ class _Loader(pickle.Unpickler):
         self._refresh = refresh
         self._here_before: set[Any] = set()
 
+    def load(self) -> Any:
+        """Return the object, and let go of all that it consists of."""
+        try:
+            return super().load()
+        finally:
+            self.memo = {}  # where methods of this loader are too: a cycle
+
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         if found is set_class_state:

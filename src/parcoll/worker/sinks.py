@@ -143,6 +143,7 @@ class Results(Sink):
             f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
             f"({type(cause).__name__}: {cause})"
         )
+        del bad, cause  # whose traceback refers to this frame
         if inspect.iscoroutine(self._results[position]):
             message = (
                 f"{whose} is a coroutine, which nobody has run: call an `async def` function through a plain "

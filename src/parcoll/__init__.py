@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parcoll.chain.broadcasts import Broadcast, broadcast
     from parcoll.collection import ParallelGen
     from parcoll.connection import Connection, connect
     from parcoll.errors import (
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     )
     from parcoll.sources import parallel, read_text
     from parcoll.watch.progress import progress
-    from parcoll.world.broadcasts import Broadcast, broadcast
 
 __all__ = [
     "Broadcast",
@@ -52,13 +52,13 @@ __all__ = [
 # or the package's: a dask worker unpickles two first tasks at once). And processes that run functions need
 # none of the modules that only the script's process does.
 _HOMES = {
-    "Broadcast": "parcoll.world.broadcasts",
+    "Broadcast": "parcoll.chain.broadcasts",
     "ParallelGen": "parcoll.collection",
     "Connection": "parcoll.connection",
     "connect": "parcoll.connection",
     "parallel": "parcoll.sources",
     "read_text": "parcoll.sources",
-    "broadcast": "parcoll.world.broadcasts",
+    "broadcast": "parcoll.chain.broadcasts",
     "progress": "parcoll.watch.progress",
 }
 

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeGuard
 
+from parcoll.chain.broadcasts import Broadcast
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of
 from parcoll.wire import memmaps
-from parcoll.world.broadcasts import Broadcast
 
 # The flags of a code object that count: *args, **kwargs, generator, coroutine, asynchronous generator.
 FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x200

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from parcoll.chain import broadcasts
 from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
@@ -257,7 +258,7 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-ending.forgets += [_cache.clear, _lent_here.clear]
+ending.forgets += [_cache.clear, _lent_here.clear, broadcasts.forget]
 
 
 def packed_program(program: Program, copies: bool = True) -> tuple[Packed, bytes]:

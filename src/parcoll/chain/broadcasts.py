@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 from parcoll.errors import SerializationError
 from parcoll.text import describe
 from parcoll.wire.codec import by_value, loads
-from parcoll.world import ending
 
 T = TypeVar("T")
 
@@ -106,6 +105,11 @@ def _arrived(digest: str, packed: Any) -> Broadcast[Any]:
     return found
 
 
+def forget() -> None:
+    """Let go of all that is loaded here."""
+    _loaded.clear()
+
+
 def _renew_lock() -> None:
     global _lock
     _lock = threading.RLock()
@@ -113,4 +117,3 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-ending.forgets += [_loaded.clear]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import pkgutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -133,6 +134,20 @@ def test_a_module_that_is_no_package(bare: BareCluster, folder: Path) -> None:
     module = importlib.import_module("d_module")
     assert one(lambda _: (module.table(), module.of("one"), module.own_text())) == ([1, 2], "first", MODULE)
     assert not any(name.endswith("results.csv") for name in sources_for(module.table))
+
+
+def test_a_function_that_looks_beside_a_module_of_which_it_is_not(bare: BareCluster, folder: Path) -> None:
+    write(folder / "d_bare.py", "x = 1\n")
+    write(folder / "d_beside.txt", "beside")
+    write(folder / "d_inner/deep.txt", "deep")
+    module = importlib.import_module("d_bare")
+
+    def read(_: object) -> tuple[Any, ...]:
+        deep = Path(module.__file__ or "").parent / "d_inner" / "deep.txt"
+        return module.x, pkgutil.get_data("d_bare", "d_beside.txt"), deep.read_text()
+
+    assert one(read) == (1, b"beside", "deep")
+    assert one(lambda _: Path(module.__file__ or "").is_relative_to(folder)) is False
 
 
 def test_a_file_that_changes_is_the_new_one_and_the_module_stays(bare: BareCluster, package: Path) -> None:

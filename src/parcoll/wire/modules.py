@@ -75,9 +75,8 @@ class ShippedModules(MetaPathFinder, InspectLoader):
         top, *rest = fullname.split(".")
         if not any(_top(name) == top and is_data(name) for name in list(self.sources)):
             return None
-        tail = [*rest, "__init__"] if self.sources[fullname].is_package else rest or [top]
-        is_package = self.sources[top].is_package if top in self.sources else True
-        return os.path.join(self.write(top), *([top] if is_package else []), *tail) + ".py"
+        tail = ["__init__"] if self.sources[fullname].is_package else []
+        return os.path.join(self.write(top), top, *rest, *tail) + ".py"
 
     def write(self, top: str) -> str:
         """Write a module or package with its data files, as far as it is not there yet; return the folder."""
@@ -146,6 +145,9 @@ def _worker_folder() -> str | None:
 
 
 def _replace(path: str, content: bytes) -> None:
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # written by the worker beside this process
+        if file.read() == content:
+            return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path))
     with os.fdopen(descriptor, "wb") as file:

@@ -59,14 +59,16 @@ def sources_for(
     """
     added, left_out = names_of(ship)
     found: ModuleTexts = {}
-    todo = [*added, *_roots(program)]
+    names, codes = modules_in(program)
+    words = frozenset[str]().union(*map(_words_in, codes))
+    todo = [*added, *_roots(names, codes)]
     seen = set(left_out) | {"__main__", "parcoll"}
     while todo:
         top = todo.pop().partition(".")[0]
         if top in seen:
             continue
         seen.add(top)
-        sources = _sources_of(top, asked_for=top in added, with_data=True)
+        sources = _sources_of(top, asked_for=top in added, words=words)
         found |= sources
         for name, source in sources.items():
             todo += imported_by(source.text) if not is_data(name) else ()
@@ -94,9 +96,8 @@ def names_of(ship: Sequence[Any]) -> tuple[list[str], list[str]]:
     return added, left_out
 
 
-def _roots(program: Any) -> Iterator[str]:
-    """Yield the modules that the program names, those its functions import, and those the script uses."""
-    names, codes = modules_in(program)
+def _roots(names: set[str], codes: list[CodeType]) -> Iterator[str]:
+    """Yield the modules that a program names, those its functions import, and those the script uses."""
     yield from names
     for code in codes:
         yield from _imported_by(code)
@@ -163,8 +164,11 @@ def imported_sources(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _sources_of(top: str, asked_for: bool = False, with_data: bool = False) -> ModuleTexts:
-    """Return a top-level module's or package's sources: none unless it is the user's own or `asked_for`."""
+def _sources_of(top: str, asked_for: bool = False, words: Set[str] | None = None) -> ModuleTexts:
+    """Return a top-level module's or package's sources: none unless it is the user's own or `asked_for`.
+
+    With `words` there are data files too: beside a module those that it names, or one of these words.
+    """
     spec = _spec(top)
     if spec is None:
         return {}
@@ -173,7 +177,7 @@ def _sources_of(top: str, asked_for: bool = False, with_data: bool = False) -> M
         own = [folder for folder in folders if asked_for or is_own(folder)]
         found = package_sources(top, own)
         if found:
-            return found | (_data_in(top, own) if with_data else {})
+            return found | (_data_in(top, own) if words is not None else {})
         return _zipped(top, spec) if own else {}
     if not spec.origin or not spec.has_location:
         return {}
@@ -182,7 +186,7 @@ def _sources_of(top: str, asked_for: bool = False, with_data: bool = False) -> M
         return {}
     try:
         text = text_of(path, stamp_of(path))
-        beside = _data_in(top, [path.parent], _words_of(text)) if with_data else {}
+        beside = _data_in(top, [path.parent], words | _words_of(text)) if words is not None else {}
         return {top: ModuleText(False, str(path), text)} | beside
     except OSError as error:  # the file is within a zip file, gone since it was imported, or another user's
         found = _zipped(top, spec)
@@ -291,11 +295,20 @@ def _words_of(text: str) -> frozenset[str]:
     if not any(word in text for word in LOOKS_BESIDE):
         return frozenset()
     with contextlib.suppress(SyntaxError, ValueError):
-        texts = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
-        return frozenset(
-            part for value in texts if isinstance(value, str) for part in re.split(r"[/\\]", value)
-        )
+        return _parts_of(node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
     return frozenset()
+
+
+def _words_in(code: CodeType) -> frozenset[str]:
+    """Return the names of files in a function's code; none if it does not look beside a module."""
+    inner = [_words_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    looks = not {*LOOKS_BESIDE, "files"}.isdisjoint(code.co_names)
+    return frozenset().union(*inner, _parts_of(code.co_consts) if looks else ())
+
+
+def _parts_of(constants: Iterable[Any]) -> frozenset[str]:
+    texts = (constant for constant in constants if isinstance(constant, str))
+    return frozenset(part for text in texts for part in re.split(r"[/\\]", text))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -45,7 +45,7 @@ def registering_late() -> Iterator[None]:
                 threading._register_atexit = _register  # type: ignore[attr-defined]
 
 
-_changing = threading.Lock()
+_changing = threading.RLock()
 _imports: list[None] = []  # as many as are under way
 _register = threading._register_atexit  # type: ignore[attr-defined]
 

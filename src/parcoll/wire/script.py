@@ -136,7 +136,7 @@ def script_of(module: Any) -> Script | None:
 _thread = threading.local()
 _running: list[tuple[int, Script]] = []  # by the threads that run tasks, the last to begin at the end
 _others: ModuleType | None = None  # the `__main__` of a worker that others use too, while tasks of ours run
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal's handler may evaluate in this process
 
 
 @contextlib.contextmanager

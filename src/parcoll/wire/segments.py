@@ -330,7 +330,7 @@ class Captures:
     def __init__(self, segments: Segments) -> None:
         self._pool = segments
         self._held: list[tuple[Segment, list[Span]]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may evaluate while this thread compares
 
     def place(self, buffers: Sequence[memoryview]) -> tuple[list[Span], list[Segment], int]:
         """Return where the buffers lie, the segments, and how many bytes were copied there just now."""
@@ -349,7 +349,7 @@ class Captures:
             room = IDLE_BYTES
             for held in self._held[::-1]:
                 room -= held[0].nbytes
-                if held[0].address not in used and room < 0:
+                if held[0].address not in used and room < 0 and held in self._held:
                     self._held.remove(held)
             return [span for span in found if span is not None], segments, sum(map(len, new))
 

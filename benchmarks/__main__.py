@@ -21,6 +21,7 @@ import overhead
 import report
 import scaling
 import scheduler_load
+import short
 import startup
 from children import RUN, ChildError, kill, marked
 from measuring import Bench, WrongAnswer, tell
@@ -28,6 +29,7 @@ from peers import PEERS
 
 QUESTIONS: dict[str, ModuleType] = {
     "overhead": overhead,
+    "short": short,
     "arrays": arrays,
     "startup": startup,
     "memory": memory,

@@ -44,9 +44,9 @@ class Peer:
     def run(self, workload: Workload, chunk: int | None) -> Any:
         """Return the workload's answer. This is what is timed."""
         if workload.merge:
-            results = self.each(workload.func, workload.source, chunk)
+            results = self.each(workload.func, workload.given, chunk)
             return functools.reduce(workload.merge, results, Counter())
-        return self.map(workload.func, workload.source, chunk)
+        return self.map(workload.func, workload.given, chunk)
 
     def warm(self, workload: Workload) -> None:
         """Bring all processes up, with the function's module loaded."""
@@ -147,7 +147,7 @@ class Parcoll(Peer):
         return list(self.parallel(source).map(func))
 
     def run(self, workload: Workload, chunk: int | None) -> Any:
-        collection = self.parallel(workload.source)
+        collection = self.parallel(workload.given)
         for _ in range(workload.steps):
             collection = collection.map(workload.func)
         if workload.merge:  # its partitions' totals are joined by the same function
@@ -381,7 +381,7 @@ class DaskBag(Peer):
         if workload.merge:
             bag = self.bag.from_sequence(workload.source).map(workload.func)
             return bag.fold(workload.merge, workload.merge, initial=Counter()).compute()
-        return self.map(workload.func, workload.source, chunk)
+        return self.map(workload.func, workload.given, chunk)
 
     def warm(self, workload: Workload) -> None:
         pass

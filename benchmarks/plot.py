@@ -38,7 +38,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> bool:
 def contests(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the median seconds of each contender, by panel."""
     panels = {}
-    for question in ("overhead", "arrays"):
+    for question in ("overhead", "short", "arrays"):
         for row in results.get(question, {}).values():
             best = {label: best_of(row, label) for label in map(label_of, row["contenders"])}
             panels[row["title"].replace("`x", "(x").replace("1`", "1)").replace("`", "")] = {

@@ -6,6 +6,7 @@ This module imports the standard library only, since every worker of every peer 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -36,6 +37,12 @@ class Workload:
     # Joins a result to the total, where the answer is a total and not the list of results.
     merge: Callable[[Any, Any], Any] | None = None
     steps: int = 1  # how many times the function is mapped, one after the other
+    stream: bool = False  # the source is given as a generator
+
+    @property
+    def given(self) -> Any:
+        """What is mapped over."""
+        return (element for element in self.source) if self.stream else self.source
 
 
 def increment(x: int) -> int:
@@ -105,6 +112,16 @@ def build_spin(count: int, microseconds: int, speed: float, sizes: tuple[int, in
     return Workload(f"{count:,} x {work}", func, list(range(count)), want.__eq__, sizes)
 
 
+def build_job(
+    scale: int = 1, speed: float = 0, length: float = 0.4, milliseconds: int = 1, stream: bool = False
+) -> Workload:
+    """A job of so many seconds for one process, of elements that all cost the same."""
+    count = max(1, round(length * 1000 / milliseconds / scale))
+    built = build_spin(count, 1000 * milliseconds, speed, (1, max(1, count // 16), max(1, count // 4)))
+    of = "generator" if stream else "list"
+    return dataclasses.replace(built, title=f"{length:g} s of {milliseconds} ms, {of}", stream=stream)
+
+
 def build_skewed(scale: int = 1, speed: float = 0) -> Workload:
     """600 elements of 6 ms, one in 97 of 240 ms: 5 s of work for one process, a quarter of it in six."""
     count = max(SLOW_EVERY, 600 // scale)
@@ -150,6 +167,7 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "steps": build_steps,
     "short": build_short,
     "long": build_long,
+    "job": build_job,
     "skewed": build_skewed,
     "words": build_words,
     "arrays": build_arrays,

@@ -46,6 +46,11 @@ def partition_size(given: Any) -> int | str:
     return whole_number(given, 'partition_size must be "auto" or a whole number')
 
 
+def buffersize(given: Any) -> int | None:
+    """Return a `buffersize`: None or a number of elements."""
+    return None if given is None else whole_number(given, "buffersize must be None or a whole number")
+
+
 def whole_number(given: Any, wanted: str, least: int = 1) -> int:
     """Return a whole number from `least` up; `wanted` begins the message that refuses anything else."""
     try:

@@ -35,6 +35,7 @@ class Settings(TypedDict, total=False):
     """What `parallel` may be told beside its source; its docstring explains each setting."""
 
     partition_size: int | Literal["auto"]
+    buffersize: int | None
     client: Client | None
     name: str | None
     progress: bool | str | None
@@ -58,6 +59,7 @@ def parallel(
     source: Any,
     *,
     partition_size: int | Literal["auto"] = "auto",
+    buffersize: int | None = None,
     client: Client | None = None,
     name: str | None = None,
     progress: bool | str | None = None,
@@ -80,6 +82,9 @@ def parallel(
             now, to see that it does. The partitions of a `dask.bag.Bag` stay where they are.
         partition_size: How many elements go to a worker together. "auto" starts with one, and aims at some
             tenths of a second of work and a few MiB.
+        buffersize: How many elements of the source may have been read whose results were not taken yet, as in
+            Python's `Executor.map`. None bounds it by time: what keeps all workers busy for some seconds.
+            Partitions get smaller with it; below two elements for each worker thread, workers wait.
         client: A `distributed.Client` to run on, instead of the one that `connect` or dask would give.
         name: What the dashboard calls the tasks and the pipeline.
         progress: True shows a progress bar, also in a log file; a text shows one with this label. None does
@@ -122,6 +127,7 @@ def parallel(
         arguments.partition_size(partition_size),
         arguments.client(client),
         arguments.name(name),
+        buffersize=arguments.buffersize(buffersize),
         progress=arguments.progress(progress),
         policy=arguments.policy(on_error, retries, retry_on, timeout),
         checkpoint=arguments.checkpoint(checkpoint),
@@ -130,6 +136,11 @@ def parallel(
         raise TypeError(
             f"checkpoint= needs a source that is read here, so that its elements can be compared: {source!r} "
             "is a dask bag, whose partitions are read by the workers"
+        )
+    if _is_bag(source) and options.buffersize is not None:
+        raise TypeError(
+            f"buffersize= needs a source that is read here: {source!r} is a dask bag, whose partitions are "
+            "read by the workers"
         )
     return ParallelGen(Node(source if _is_bag(source) else source_of(source)), options)
 

@@ -145,6 +145,7 @@ def name(x: int) -> str:
 
 LAZY: dict[str, Callable[[Any], ParallelGen[Any]]] = {
     "parallel partition_size": lambda v: parallel([1, 2, 3], partition_size=v),
+    "parallel buffersize": lambda v: parallel([1, 2, 3], buffersize=v),
     "parallel name": lambda v: parallel([1, 2, 3], name=v),
     "parallel on_error": lambda v: parallel([1, 2, 3], on_error=v),
     "parallel retries": lambda v: parallel([1, 2, 3], retries=v),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dask.bag
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -424,3 +425,64 @@ def test_counts_add_up_for_any_elements(numbers: list[int], size: Any, bad: int)
     filtered = true.entered - true.left + positive.entered - positive.left
     assert chain.stats.elements_in == chain.stats.elements_out + filtered + chain.stats.failed
     assert checked.entered == checked.left + checked.failed
+
+
+# buffersize ---------------------------------------------------------------------------------------
+
+CHAINS: dict[str, Callable[[Any], Any]] = {
+    "map": lambda numbers: numbers.map(abs),
+    "filter": lambda numbers: numbers.filter(lambda x: x % 3),
+    "flatmap": lambda numbers: numbers.flatmap(lambda x: [x] * (x % 3)),
+    "unordered": lambda numbers: numbers.map(abs).unordered(),
+    "skipping": lambda numbers: numbers.map(lambda x: x // (x % 3), on_error="skip"),
+}
+
+
+@pytest.mark.parametrize(("buffersize", "size"), [(1, "auto"), (5, 1), (20, "auto"), (20, 7)])
+def test_no_more_than_the_buffersize_is_read_and_not_yielded(
+    cluster: Connection, buffersize: int, size: Any
+) -> None:
+    """As in `Executor.map`: counted in elements of the source, however many results are made of them."""
+    read: list[int] = []
+
+    def source() -> Iterator[int]:
+        for x in range(60):
+            read.append(x)
+            yield x
+
+    for chain in CHAINS.values():
+        results, read[:] = [], []
+        for x in chain(parallel(source, buffersize=buffersize, partition_size=size)):
+            if chain is CHAINS["map"] or chain is CHAINS["unordered"]:
+                assert len(read) - len(results) <= buffersize
+            results.append(x)
+        assert sorted(results) == sorted(chain(parallel(range(60))))
+        assert read == list(range(60))
+
+
+def test_a_buffersize_holds_whatever_takes_the_results(cluster: Connection, tmp_path: Path) -> None:
+    numbers = parallel(range(100), buffersize=3)
+    assert numbers.reduce(lambda a, b: a + b) == numbers.fold(lambda a, b: a + b, 0) == 4950
+    assert (numbers.count(), numbers.take(5), numbers.first()) == (100, [0, 1, 2, 3, 4], 0)
+    assert list(parallel(range(100), buffersize=3, checkpoint=tmp_path / "saved").map(abs)) == [*range(100)]
+    assert list(parallel(range(100), buffersize=3, checkpoint=tmp_path / "saved").map(abs)) == [*range(100)]
+    numbers.foreach(lambda x: -x)
+    assert list(numbers) == [-x for x in range(100)]
+    with pytest.raises(TypeError, match="buffersize= needs a source that is read here"):
+        parallel(dask.bag.from_sequence([1]), buffersize=3)
+
+
+def test_a_buffersize_holds_inline_too(inline: Connection) -> None:
+    source = Counted()
+    stream = iter(parallel(source, buffersize=2).map(abs))
+    for x in range(20):
+        assert next(stream) == x
+        assert source.read - x <= 2
+
+
+def test_few_elements_of_a_slow_function_are_read_ahead(cluster: Connection) -> None:
+    """What keeps two workers busy for some seconds, and not what would do so for a cheap function."""
+    source = Counted()
+    stream = iter(parallel(source).map(lambda x: time.sleep(0.01)))
+    for _ in itertools.islice(stream, 20):
+        assert source.read <= 1500

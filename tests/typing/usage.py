@@ -69,6 +69,8 @@ def text(paths: list[Path]) -> None:
 
 def options() -> None:
     assert_type(parallel([1], partition_size=100), ParallelGen[int])
+    assert_type(parallel([1], buffersize=100), ParallelGen[int])
+    parallel([1], buffersize="100")  # type: ignore[call-overload]
     assert_type(parallel([1], partition_size="auto", name="numbers"), ParallelGen[int])
     assert_type(parallel([1], client=None), ParallelGen[int])
 

@@ -33,6 +33,13 @@ class Feed(Protocol):
     def slow(self) -> bool:
         """Whether the source was slow: deliver what is ready before reading on."""
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing may be read until results were taken."""
+
+    def taken(self, elements: int) -> None:
+        """Note that the results of so many elements were taken."""
+
     def take_error(self) -> BaseException | None:
         """Return it, and let go of it: who raises it holds the feed."""
 
@@ -82,6 +89,7 @@ class StreamFeed:
         sizer: Sizer,
         pack: Callable[[Any], Any],
         memory_limit: Callable[[], float] = lambda: math.inf,
+        buffersize: int | None = None,
     ) -> None:
         self.ended = False
         self.error: BaseException | None = None
@@ -93,6 +101,8 @@ class StreamFeed:
         self._pack = pack
         self._memory_limit = memory_limit
         self._handed_back = 0  # elements
+        self._buffersize = buffersize
+        self._may_read_to = math.inf if buffersize is None else reader.position + buffersize
 
     def take_error(self) -> BaseException | None:
         """Take it from the source too."""
@@ -110,14 +120,27 @@ class StreamFeed:
         """Whether the source was slow, and nothing is left of what it gave."""
         return self._slow and not self._reader.at_hand
 
+    @property
+    def full(self) -> bool:
+        """Whether `buffersize` elements were read whose results were not taken."""
+        return self._reader.position >= self._may_read_to
+
+    def taken(self, elements: int) -> None:
+        """Have as many more read."""
+        self._may_read_to += elements
+
     def next_job(self, threads: int) -> Job | None:
-        """Read as many elements as the sizer says, and pack them."""
+        """Read as many elements as the sizer says and `buffersize` allows, and pack them."""
         reader, sizer, max_bytes = self._reader, self._sizer, self._sizer.max_bytes(threads)
         started = time.perf_counter()
+        room = self._may_read_to - reader.position
         if not (sizer.exact or (self._slow and reader.at_hand)):  # else what is here goes first
-            self._more = reader.look_ahead(sizer.ahead(threads), max_bytes)
+            ahead = sizer.ahead(threads)
+            self._more = reader.look_ahead(int(min(ahead, room)), max_bytes) and ahead <= room
         looked = time.perf_counter() - started
-        size = sizer.next_size(self._remaining(), threads)
+        size = int(min(sizer.next_size(self._remaining(), threads), room))
+        if self._buffersize is not None and not sizer.exact:
+            size = min(size, max(1, self._buffersize // (2 * threads)))
         place = Place(reader.position)
         started = time.perf_counter()
         elements = reader.read(size, max_bytes, sizer.exact)
@@ -221,7 +244,7 @@ class StreamFeed:
 class PartitionFeed:
     """Partitions that exist already: those of a bag, or kept results."""
 
-    slow = False
+    slow = full = False
     error: BaseException | None = None
     reading = 0.0
 
@@ -234,6 +257,9 @@ class PartitionFeed:
         self._renewed = renewed
         self._all = jobs if renewed is not None else []
         self.ended = not jobs
+
+    def taken(self, elements: int) -> None:
+        """Do nothing: the partitions are not read here."""
 
     def take_error(self) -> None:
         """Return None: there is none."""

@@ -57,6 +57,7 @@ class Options:
     partition_size: int | str = "auto"
     client: Any = None
     name: str | None = None
+    buffersize: int | None = None
     ordered: bool = True
     progress: bool | str | None = None
     policy: Policy = PLAIN  # of steps that were told nothing else
@@ -144,12 +145,13 @@ class Run:
         self._reads = True
         origin, engine = self.plan.origin, self.engine
         pack = functools.partial(engine.pack, lasting=lasting)
+        settings = (sizer, pack, engine.memory_limit, self.options.buffersize)
         if reader is not None:
             from parcoll.evaluation.resuming import ResumingFeed  # lazy: only with a checkpoint
 
-            return ResumingFeed(reader, self.plan.steps, limit, sizer, pack, engine.memory_limit)
+            return ResumingFeed(reader, self.plan.steps, limit, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(origin.open(), sizer, pack, engine.memory_limit)
+            return StreamFeed(origin.open(), *settings)
         if isinstance(origin, KeptPartitions):
             jobs = [Job(kept=handle, place=Place(0, i)) for i, handle in enumerate(origin.handles)]
             return PartitionFeed(jobs, origin)

@@ -114,6 +114,7 @@ class Window:
                         yield delivery
                     finally:  # a fold waits for workers in the meantime, which is not the consumer's time
                         waited.consumer += time.perf_counter() - started - (waited.workers - by_then)
+                    self._feed.taken(delivery[1].read)
                 if slot is not None:
                     continue
                 if lost is not None:  # what had come by then has been given
@@ -240,7 +241,7 @@ class Window:
 
     def _may_read(self) -> bool:
         # After a failure, nothing that is read would ever be delivered.
-        return not self._feed.ended and not self._failed
+        return not (self._feed.ended or self._failed or self._feed.full)
 
     def _submit(self, session: Session, group: list[Job]) -> None:
         if group:

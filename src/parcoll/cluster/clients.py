@@ -24,6 +24,7 @@ import distributed.versions
 from dask.utils import parse_timedelta
 
 from parcoll.errors import ConnectError
+from parcoll.local import limits
 from parcoll.worker.this_worker import has_worker
 
 T = TypeVar("T")
@@ -103,6 +104,8 @@ def client_of(address: str, security: Any = None, seconds: float | None = None) 
     started = time.monotonic()
     seconds = JOIN_SECONDS if seconds is None else seconds
     address = _checked(address)
+    if why := limits.patches():
+        raise ConnectError(why)
     try:
         server = _in_own_thread(_greet(address, security or distributed.Security(), seconds))
         if server["type"] != "Scheduler":

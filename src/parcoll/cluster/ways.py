@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError
 from parcoll.evaluation.engine import lost_for_good
+from parcoll.local import limits
 from parcoll.local.host import Host
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
@@ -62,7 +63,8 @@ class StartedHere:
         memory_limit: int | float | str | None = "auto",
     ) -> None:
         self._settings = (n_workers, threads_per_worker, memory_limit)
-        self.host = Host(*self._settings)
+        with limits.told():
+            self.host = Host(*self._settings)
         self.sharing = Sharing()
         self._closed = False
 
@@ -80,6 +82,10 @@ class StartedHere:
             if before is not None:
                 _close_client(before)
             self._start_again()
+        with limits.told():
+            return self._connected()
+
+    def _connected(self) -> DistributedEngine:
         for _ in range(MAX_KILLED):
             try:
                 return self._connect()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parcoll.local import dashboard
+from parcoll.local import dashboard, limits
 from parcoll.local.credentials import Credentials
 from parcoll.world import ending
 
@@ -82,7 +82,8 @@ def run_scheduler(status_fd: int, options: HostOptions) -> None:
     try:
         asyncio.run(_serve_scheduler(status_fd, options), debug=False)  # also with -X dev
     except Exception as error:
-        status = {"error": f"{type(error).__name__}: {error}", "note": traceback.format_exc()}
+        why = limits.reason(error) or f"{type(error).__name__}: {error}"
+        status = {"error": why, "note": traceback.format_exc()}
         with contextlib.suppress(OSError):
             os.write(status_fd, json.dumps(status).encode())
         raise

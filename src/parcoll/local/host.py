@@ -13,8 +13,10 @@ import re
 import sys
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 from parcoll.errors import ClusterStartError
+from parcoll.local import limits
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.text import describe, short_repr
@@ -73,12 +75,13 @@ class Host:
         threads_per_worker: int = 1,
         memory_limit: int | float | str | None = "auto",
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "n_workers": None if n_workers is None else _check_count("n_workers", n_workers),
             "threads_per_worker": _check_count("threads_per_worker", threads_per_worker),
             "memory_limit": _check_size(memory_limit),
         }
         _check_system()
+        limits.check(options["n_workers"])
         forget_ended()
         with handlers.postponed:  # else a process may be started that nobody has
             self._process = HostProcess(_environment(threads_per_worker))

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from parcoll.local import limits
 from parcoll.local.children import (
     NOT_STARTED,
     most_memory,
@@ -196,7 +197,8 @@ class _Template:
             else:
                 code = 0
         except BaseException as error:
-            self._tell(error=f"{type(error).__name__}: {error}", note=traceback.format_exc())
+            why = limits.reason(error) or f"{type(error).__name__}: {error}"
+            self._tell(error=why, note=traceback.format_exc())
         finally:
             remains = self._end_children()
             self._hand_over()

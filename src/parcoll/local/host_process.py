@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parcoll.errors import ClusterStartError
+from parcoll.local import limits
 from parcoll.system import how_ended
 from parcoll.world import boot, handlers
 from parcoll.world.family import adopt
@@ -56,7 +57,7 @@ class HostProcess:
             _close_all_of(self._keep_alive)
             _close_all_of(self._pipe_of_status)
             raise ClusterStartError(
-                f"the local cluster did not start: {sys.executable!r} could not be run ({error})"
+                f"the local cluster did not start: {sys.executable!r} could not be run ({limits.reason(error) or error})"
             ) from error
         finally:
             os.close(stdin)

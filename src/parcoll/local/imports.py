@@ -81,8 +81,12 @@ def import_whole(*names: str, lean: bool = False) -> None:
 
     if threading.current_thread() is threading.main_thread():
         thread = threading.Thread(target=work, name="parcoll-import", daemon=True)
-        thread.start()
-        thread.join()
+        try:
+            thread.start()
+        except RuntimeError:  # this process may have no more threads
+            work()
+        else:
+            thread.join()
     else:  # signals interrupt the main thread only
         work()
     if errors:

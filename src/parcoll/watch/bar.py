@@ -34,7 +34,8 @@ class Bar:
             self._display = _Line(caption) if _is_terminal() else _Log(caption)
         self._draw()
         self._thread = threading.Thread(target=self._keep_fresh, name="parcoll-progress", daemon=True)
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # no more threads: it is drawn at its end
+            self._thread.start()
 
     def _keep_fresh(self) -> None:
         while self._display is not None and not self._ended.wait(self._display.seconds):
@@ -59,7 +60,7 @@ class Bar:
     def end(self) -> None:
         """Draw the final numbers, and leave the line as it is."""
         self._ended.set()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._thread.join()
         self._draw()
         with self._shown():

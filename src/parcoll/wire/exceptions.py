@@ -11,6 +11,7 @@ import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from parcoll.text import short_repr
@@ -62,22 +63,11 @@ class Failure:
         A `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479). Raised as it
         is, it would end the consumer's loop and lose the rest without a word.
         """
-        error = _decode(self.exception)
-        if isinstance(error, StopIteration):
-            wrapper = RuntimeError(
-                f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
-                "another exception, or return"
-            )
-            wrapper.__cause__ = error
-            error = wrapper
-        add_notes(error, [self.note])
-        return error
+        return _noted(_raisable(_decode(self.exception)), self.note)
 
     def original(self) -> BaseException:
         """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
-        error = _decode(self.exception)
-        add_notes(error, [self.note])
-        return error
+        return _noted(_decode(self.exception), self.note)
 
 
 @dataclass
@@ -175,21 +165,45 @@ def _linked(error: BaseException | None, depth: int, room: Room) -> EncodedExcep
     return None if error is None or depth >= MAX_CHAIN else _encode(error, room, depth=depth + 1)
 
 
+def _noted(error: BaseException, note: str) -> BaseException:
+    add_notes(error, [note])
+    return error
+
+
+def _raisable(error: BaseException) -> BaseException:
+    if not isinstance(error, StopIteration):
+        return error
+    wrapper = RuntimeError(
+        f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
+        "another exception, or return"
+    )
+    wrapper.__cause__ = error
+    return wrapper
+
+
 def _decode(encoded: EncodedException) -> BaseException:
-    error = _group(encoded)
+    # The frames of a traceback know this one and its callers: none of these has an exception in a variable.
+    return _put_together(
+        *(encoded, traceback_of(encoded.frames)),
+        _group(encoded, [_decode(member) for member in encoded.members]),
+        *(None if linked is None else _decode(linked) for linked in (encoded.cause, encoded.context)),
+    )
+
+
+def _put_together(
+    encoded: EncodedException, frames: TracebackType | None, *found: BaseException | None
+) -> BaseException:
+    error, cause, context = found
     error = _whole(encoded) if error is None else error
     error = _from_parts(encoded) if error is None else error
     add_notes(error, encoded.notes)
-    frames = traceback_of(encoded.frames)
     if frames is None and encoded.frames is not None:
         add_notes(error, ["Traceback in the worker:\n" + encoded.text])
     set_field(error, "__traceback__", frames)
-    if encoded.cause is not None:
-        cause = _decode(encoded.cause)
+    if cause is not None:
         set_field(error, "__cause__", cause)
-        set_field(error, "__context__", cause)
-    if encoded.context is not None:
-        set_field(error, "__context__", _decode(encoded.context))
+    if (context := cause if context is None else context) is not None:
+        set_field(error, "__context__", context)
     set_field(error, "__suppress_context__", encoded.suppress_context)
     return error
 
@@ -258,11 +272,10 @@ def _blank(kind: type[BaseException], args: list[Any]) -> BaseException | None:
     return None
 
 
-def _group(encoded: EncodedException) -> BaseException | None:
+def _group(encoded: EncodedException, members: list[BaseException]) -> BaseException | None:
     """Return an exception group of the members, each with its type and traceback; None without members."""
     if not (encoded.members or encoded.others):
         return None
-    members = [_decode(member) for member in encoded.members]
     missing = encoded.missing
     try:
         members += [_bare(*other) for other in loads(encoded.others)] if encoded.others else []

@@ -202,14 +202,15 @@ def test_what_was_handed_back_is_not_made_again_when_its_worker_dies(
     given, quick = iter(chain), []
     while not {*range(101, 300)} <= set(quick):
         quick.append(next(given))
-    gate.touch()
     os.kill(int(victim.read_text()), signal.SIGKILL)
+    gate.touch()
     assert sorted([*quick, *given]) == list(range(300))
     assert chain.stats.elements_in == 300
     ran = Counter(map(int, lines(trace)))
     assert sorted(ran) == list(range(300))
     assert all(ran[x] <= 2 for x in range(101, 300))
     assert chain.stats.recovered >= 1
+    assert eventually(lambda: cluster.engine.threads() == 2, PATIENCE), "the next test needs two workers"
 
 
 def test_an_error_behind_what_was_handed_back_comes_in_its_place(cluster: Connection, tmp_path: Path) -> None:

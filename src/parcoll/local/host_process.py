@@ -160,16 +160,15 @@ class HostProcess:
                 self._in_turn = False
             with handlers.postponed:  # what was read is not lost
                 if ready and self._pipe_of_status:
-                    self._take(self._pipe_of_status[0])
+                    # A signal's handler, while this thread waited, may have read what there was.
+                    with contextlib.suppress(BlockingIOError):
+                        self._chunks.extend(map(os.read, self._pipe_of_status, (65536,)))
+                self._take()
             return ready
 
-    def _take(self, pipe: int) -> None:
-        # Ctrl-C may come between any two steps of Python's. What was read is in the list by then, and is
-        # taken in once more where it comes while that is done.
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # a signal's handler, while this thread waited, has read it
-            self._chunks.extend(map(os.read, (pipe,), (65536,)))
+    def _take(self) -> None:
+        # Ctrl-C may come between any two steps of Python's. What was read is in the list by then, and if it
+        # was not taken in to its end, it is once more.
         while (taken := self._taken[0]) < len(self._chunks):
             chunk = self._chunks[taken]
             *lines, rest = (self._taken[1] + chunk).split(b"\n")

@@ -93,6 +93,9 @@ class RenewingEngine:
                 if self._turns.get("now") is turn:
                     del self._turns["now"]
                 turn.over.set()
+            if first.thread == turn.thread and not is_at_work():  # Ctrl-C has left it behind
+                self._turns.pop("now", None)
+                continue
             if first.thread == turn.thread:
                 raise ConnectError("this thread is connecting to the cluster already, below this evaluation")
             first.over.wait()

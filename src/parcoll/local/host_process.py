@@ -35,7 +35,8 @@ class HostProcess:
         self.closed = False
         self.ended = False  # the status pipe is at its end: the host is gone
         self.status: dict[str, Any] = {}
-        self._unread = b""
+        self._chunks: list[bytes] = []  # all that was read
+        self._taken = 0, b""  # how many of these are in the status, and the part of a line at their end
         self.owner = os.getpid()
         self._renew_locks()
         stdin, keep_alive = _pipe()
@@ -159,18 +160,22 @@ class HostProcess:
                 self._in_turn = False
             with handlers.postponed:  # what was read is not lost
                 if ready and self._pipe_of_status:
-                    self._take(self._pipe_of_status[0])
+                    # A signal's handler, while this thread waited, may have read what there was.
+                    with contextlib.suppress(BlockingIOError):
+                        self._chunks.extend(map(os.read, self._pipe_of_status, (65536,)))
+                self._take()
             return ready
 
-    def _take(self, pipe: int) -> None:
-        try:
-            data = os.read(pipe, 65536)
-        except BlockingIOError:  # a signal's handler, while this thread waited, has taken it
-            return
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        for line in lines:
-            self.status.update(json.loads(line))
-        self.ended = not data
+    def _take(self) -> None:
+        # Ctrl-C may come between any two steps of Python's. What was read is in the list by then, and if it
+        # was not taken in to its end, it is once more.
+        while (taken := self._taken[0]) < len(self._chunks):
+            chunk = self._chunks[taken]
+            *lines, rest = (self._taken[1] + chunk).split(b"\n")
+            for line in lines:
+                self.status.update(json.loads(line))
+            self.ended = self.ended or not chunk
+            self._taken = taken + 1, rest
 
     def why_ended(self) -> str:
         """Say how the host ended, for a message."""

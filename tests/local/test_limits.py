@@ -59,8 +59,8 @@ def test_each_limit_of_open_files_gives_the_results_or_a_sentence_with_numbers()
     for line in told:
         assert re.fullmatch(
             r"ClusterStartError a local cluster of 2 workers needs \d+ (more here|in its scheduler) of the "
-            r"files that a process may have open \(this process has \d+ of \d+\): raise the limit \(`ulimit -n 1024`\), "
-            rf"close some, connect\(n_workers=1\), {INLINE}",
+            r"files that a process may have open \(this process has \d+ of \d+\): raise the limit "
+            rf"\(`ulimit -n 1024`\), close some, connect\(n_workers=1\), {INLINE}",
             line,
         )
     assert len(told) >= 2

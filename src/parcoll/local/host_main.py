@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parcoll.local import limits
+from parcoll.local import clocks, limits
 from parcoll.local.children import (
     NOT_STARTED,
     most_memory,
@@ -126,6 +126,7 @@ def _import_dask() -> None:
 
     for name in _PRELOADED:
         importlib.import_module(name)
+    clocks.for_process()
     dask.config.set(_CONFIG)
     if not any("logging" in place for place in (dask.config.config, dask.config.get("distributed"))):
         _quiet_logs()

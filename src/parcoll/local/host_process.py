@@ -56,8 +56,9 @@ class HostProcess:
         except OSError as error:
             _close_all_of(self._keep_alive)
             _close_all_of(self._pipe_of_status)
+            why = limits.reason(error) or error
             raise ClusterStartError(
-                f"the local cluster did not start: {sys.executable!r} could not be run ({limits.reason(error) or error})"
+                f"the local cluster did not start: {sys.executable!r} could not be run ({why})"
             ) from error
         finally:
             os.close(stdin)

@@ -1,4 +1,4 @@
-"""Which clock dask's messages and tornado's loops wait by: `local/clocks.py` puts another in its place."""
+"""Which clock dask's messages and tornado's loops wait by: `local/imports.py` puts another in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from parcoll import Connection, connect, parallel
-from parcoll.local import clocks
+from parcoll.local import imports
 
 
 def test_batches_go_by_a_function_of_their_module() -> None:
@@ -41,9 +41,9 @@ def test_all_that_a_loop_does_later_goes_by_its_own_clock() -> None:
 
 def test_the_clock_of_a_loop_that_is_not_ours_stays() -> None:
     async def both() -> tuple[float, float]:
-        theirs = clocks.of_loop()
+        theirs = imports.time_of_loop()
         IOLoop.current().time = lambda: 1000.0  # type: ignore[method-assign]
-        return theirs, clocks.of_loop()
+        return theirs, imports.time_of_loop()
 
     theirs, ours = asyncio.run(both())
     assert theirs == pytest.approx(time.time(), abs=60)
@@ -69,4 +69,4 @@ def test_the_processes_of_a_local_cluster_go_by_a_steady_clock() -> None:
         assert list(client.run(wall_clocks).values()) == [[]]
         assert client.loop.time() == pytest.approx(time.time(), abs=60)
         assert "time" in vars(client.loop)
-        assert distributed.batched.time is clocks.of_loop  # type: ignore[comparison-overlap]
+        assert distributed.batched.time is imports.time_of_loop  # type: ignore[comparison-overlap]

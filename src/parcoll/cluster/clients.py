@@ -25,6 +25,7 @@ from dask.utils import parse_timedelta
 
 from parcoll.errors import ConnectError
 from parcoll.local import limits
+from parcoll.local.imports import steady_client
 from parcoll.worker.this_worker import has_worker
 
 T = TypeVar("T")
@@ -309,6 +310,7 @@ def _started(address: str, **settings: Any) -> Any:
         close_lost(client)
         raise
     _quiet.expected.add(client.scheduler.address)  # the one given may have had a name, or no protocol
+    steady_client(client)
     client.loop.add_callback(_watch_silence, client)
     return _prompt(client)
 

@@ -34,7 +34,7 @@ from parcoll.local.children import (
     run_worker,
     worker_directory,
 )
-from parcoll.local.imports import lean_imports
+from parcoll.local.imports import lean_imports, steady_process
 from parcoll.local.tracker import Tracker
 from parcoll.system import adopt_orphans, die_with, how_ended, leave_to_forks, reap, resident_bytes
 from parcoll.wire.own_modules import is_own
@@ -126,6 +126,7 @@ def _import_dask() -> None:
 
     for name in _PRELOADED:
         importlib.import_module(name)
+    steady_process()
     dask.config.set(_CONFIG)
     if not any("logging" in place for place in (dask.config.config, dask.config.get("distributed"))):
         _quiet_logs()

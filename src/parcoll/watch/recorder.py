@@ -24,13 +24,14 @@ class Recorder:
         """Note the start."""
         with self._stats._lock.lock:
             self._stats.state, self._stats.started = "running", time.time()
+            self._stats._began = time.monotonic()
 
     def end(self, state: State) -> None:
         """Note the end, and how it came; only the first call counts."""
         stats = self._stats
         with stats._lock.lock:
             if stats.ended is None:
-                stats.state, stats.ended = state, time.time()
+                stats.state, stats.ended = state, (stats.started or 0.0) + stats.seconds
 
     def lose(self) -> None:
         """Note that the cluster was lost."""

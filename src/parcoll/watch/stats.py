@@ -215,6 +215,7 @@ class Stats:
     started: float | None = None
     ended: float | None = None
     failures: deque[FailureReport] = field(default_factory=lambda: deque(maxlen=FAILURES))
+    _began: float | None = field(init=False, default=None, repr=False, compare=False)  # by no wall clock
     _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
     _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
     _failed_elements: FailedElements = field(
@@ -228,6 +229,8 @@ class Stats:
         """Seconds from the start to the end, or until now."""
         if self.started is None:
             return 0.0
+        if self.ended is None and self._began is not None:
+            return time.monotonic() - self._began
         return max((self.ended or time.time()) - self.started, 0.0)
 
     @property

@@ -102,9 +102,9 @@ def _is_under_way(module: ModuleType) -> bool:
 
 # The clock that dask goes by ----------------------------------------------------------------------
 # dask batches its messages by `time.time()`, and so do tornado's loops with timeouts and with what comes
-# again and again. Set back by two hours, they would wait for two hours. So the loops of parcoll's clients, and
-# all of the local cluster's processes, go by a clock that nobody can set: it begins as the wall clock, and
-# goes on evenly. In the user's process nothing else of dask's changes. `tests/dask_facts/` fails when the
+# again and again. Set back by two hours, they would wait for two hours. So the loops of parcoll's clients,
+# and all of the local cluster's processes, go by a clock that nobody can set: it begins as the wall clock,
+# and goes on evenly. In the user's process nothing else of dask's changes. `tests/dask_facts/` fails when the
 # private parts change.
 
 

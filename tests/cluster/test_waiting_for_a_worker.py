@@ -16,7 +16,7 @@ from bare import BareCluster, bare_cluster
 from scripts import eventually
 
 from parcoll import connect, parallel
-from parcoll.cluster import link
+from parcoll.cluster import link, session
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +59,26 @@ def test_a_cluster_without_workers_is_told(bare: BareCluster, caplog: pytest.Log
     assert collection.stats.waiting_for is None
 
 
+@pytest.mark.parametrize("embedded", [session.EMBEDDED_BYTES, 1], ids=["within tasks", "as a task"])
 def test_a_resource_that_no_worker_has_is_told(
-    bare: BareCluster, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    bare: BareCluster,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    embedded: int,
 ) -> None:
+    """Whether the program lies within the tasks, or is a task that they wait for."""
+    monkeypatch.setattr(session, "EMBEDDED_BYTES", embedded)
     with caplog.at_level(logging.WARNING, "parcoll"):
         collection, result = waits(bare, lambda: dask.annotate(resources={"GPU": 1, "TPU": 2}), progress=True)
     assert collection.stats.waiting_for == "a worker with the resources GPU=1, TPU=2"
     assert "waits for a worker with the resources GPU=1, TPU=2" in str(collection.stats)
     assert "2 tasks wait for a worker with the resources GPU=1, TPU=2" in caplog.text
     assert "dask worker --resources" in caplog.text
-    bare.add_worker("--resources", "GPU=1 TPU=2")
+    worker = bare.add_worker("--resources", "GPU=1 TPU=2")
     assert result() == list(range(10))
+    worker.terminate()
+    worker.wait(20)
     assert "waits" not in str(collection.stats)
     assert "10/10" in capfd.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import operator
 import os
@@ -81,7 +82,7 @@ def test_results_travel_as_one_opaque_object(cluster: Connection, monkeypatch: p
 
     async def noted(*args: Any, **kwargs: Any) -> Any:
         values = await gather(*args, **kwargs)
-        gathered.extend(values)
+        gathered.extend(map(copy.copy, values))  # the evaluation lets go of results that were taken
         return values
 
     monkeypatch.setattr(client_of(cluster), "gather", noted)

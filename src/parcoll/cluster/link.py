@@ -107,6 +107,7 @@ class Placement:
 
     def __init__(self, client: Any, name: str, starts_workers: bool) -> None:
         self.waiting_for: str | None = None  # for example "a worker with the resources GPU=1"
+        self.program = ""  # the key of the program, where it is a task of its own
         self._client = client
         self._name = name
         self._wanted = _wanted(dask.get_annotations())
@@ -134,7 +135,9 @@ class Placement:
             not await scheduler.ncores()
         ):  # then most tasks are "queued", as those are that wait for their turn
             return len(keys)
-        states = await scheduler.get_task_status(keys=keys)
+        states = await scheduler.get_task_status(keys=[*keys, self.program])
+        if states.pop(self.program, None) == "no-worker":  # what all tasks wait for
+            return len(keys)
         return sum(state == "no-worker" for state in states.values())
 
     def _take(self, asked: Future[int]) -> None:

@@ -140,7 +140,7 @@ class DistributedSession:
         time.sleep(REST_SECONDS)
 
     def _share_program(self) -> None:
-        key = f"program-{self._token}"
+        key = self._placement.program = f"program-{self._token}"
         _, arguments = self._shared.__reduce__()
         task = opaque_task(key, SharedProgram, *arguments)
         (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.nbytes)

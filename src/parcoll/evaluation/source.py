@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,8 +129,16 @@ def _refuse_what_cannot_be_meant(given: Any) -> None:
             f"parallel({short_repr(given)}) gives the characters of this text, which is the path of a file: "
             "read_text() gives the lines of the file",
             UserWarning,
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller() -> int:
+    """Return how many calls lie between the caller of this and the script."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "parcoll":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _source_of_function(func: Callable[..., Any]) -> Source:

@@ -41,7 +41,7 @@ SHARED_OUT = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
 
 nox.needs_version = ">=2025.2.9"
 # Both ends of what parcoll is for: the oldest Python with the oldest dask, and the newest with the newest.
-nox.options.sessions = ["lint", "types", "oldest", f"tests-{PYTHONS[-1]}", "guard"]
+nox.options.sessions = ["lint", "types", "oldest", "newest", "guard"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -74,7 +74,13 @@ def oldest(session: nox.Session) -> None:
     run_tests(session, *(pin.replace(">=", "==") for pin in PYPROJECT["project"]["dependencies"]))
 
 
-def run_tests(session: nox.Session, *pins: str) -> None:
+@nox.session(python=PYTHONS[-1])
+def newest(session: nox.Session) -> None:
+    """Test it with the newest Python that is here, but for what does not depend on Python's version."""
+    run_tests(session, chosen="not slow and not failing")
+
+
+def run_tests(session: nox.Session, *pins: str, chosen: str = "not slow") -> None:
     """Run the tests: together, and those that fail once more, alone."""
     wheel = build_wheel(session)
     session.install(f"{wheel}[dashboard]", *pins, *group("test"))
@@ -88,7 +94,7 @@ def run_tests(session: nox.Session, *pins: str) -> None:
         return
     session.run("pytest", "--doctest-modules", "--pyargs", "parcoll")
     # Exit code 1: tests failed, which run once more, alone (5: none did). tests/README.md says why.
-    session.run("pytest", "tests", "--cache-clear", *SHARED_OUT, success_codes=[0, 1])
+    session.run("pytest", "tests", "-m", chosen, "--cache-clear", *SHARED_OUT, success_codes=[0, 1])
     session.run("pytest", "tests", "--last-failed", "--last-failed-no-failures=none", success_codes=[0, 5])
 
 

@@ -19,7 +19,7 @@ from parcoll.cluster.ways import AtAddress, StartedHere
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.imports import import_whole
-from parcoll.local.shutdown import refuse_at_end
+from parcoll.local.shutdown import daemons_may_end, refuse_at_end
 from parcoll.worker import program
 from parcoll.worker.program import is_loading
 from parcoll.worker.this_worker import has_worker
@@ -231,11 +231,12 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     global _all_closed
     _all_closed = True
-    for pid, connection in list(_connected):
-        if pid == os.getpid():
-            connection.close()
-    for pid, engine in list(connected_engines.values()):
-        if pid == os.getpid():
-            engine.close()
-    if default is not None and default.usable:
-        default.close()
+    with daemons_may_end():
+        for pid, connection in list(_connected):
+            if pid == os.getpid():
+                connection.close()
+        for pid, engine in list(connected_engines.values()):
+            if pid == os.getpid():
+                engine.close()
+        if default is not None and default.usable:
+            default.close()

@@ -163,5 +163,6 @@ def test_a_daemon_that_evaluates_to_the_end_is_told_that_the_cluster_is_closed(
         """
     out, errors = finalized(scripts, text)
     assert out == "end\n"
-    allowed = (AT_THE_END, "parcoll.errors.ClusterLostError: the local cluster is closed")
+    closed = "the local cluster is closed"
+    allowed = (AT_THE_END, *(f"parcoll.errors.Cluster{kind}Error: {closed}" for kind in ("Lost", "Start")))
     assert all(error.startswith(allowed) for error in errors), errors

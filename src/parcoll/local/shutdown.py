@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from parcoll.errors import ClusterStartError
+
+DAEMONS_SECONDS = 1.0  # more than a thread needs to print a traceback on a busy machine
 
 
 def refuse_at_end() -> None:
@@ -23,6 +27,30 @@ def refuse_at_end() -> None:
             "nothing can be evaluated any more, since the interpreter is ending: evaluate before the last "
             "line of the script or in a function that atexit calls, not in a __del__ that runs at the end"
         )
+
+
+@contextlib.contextmanager
+def daemons_may_end() -> Iterator[None]:
+    """Wait a moment for daemon threads that evaluate, whose cluster the block closes.
+
+    Each gets an error, which Python prints if nobody catches it. A thread that prints while the interpreter
+    is taken apart would end the process with a fatal error of Python's own.
+    """
+    frames = sys._current_frames()
+    evaluating = [thread for thread in threading.enumerate() if thread.daemon and _evaluates(thread, frames)]
+    yield
+    deadline = time.monotonic() + DAEMONS_SECONDS
+    for thread in evaluating:
+        thread.join(max(deadline - time.monotonic(), 0))
+
+
+def _evaluates(thread: threading.Thread, frames: dict[int, FrameType]) -> bool:
+    frame = frames.get(thread.ident or 0) if thread is not threading.current_thread() else None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("parcoll.evaluation."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextvars
 import functools
 import itertools
@@ -284,4 +285,21 @@ def _body(code: CodeType) -> str:
     if not columns or not line:
         return ""
     start, end = min(start for start, _ in columns), max(end for _, end in columns)
-    return line.encode()[start:end].decode(errors="replace")
+    body = line.encode()[start:end].decode(errors="replace")
+    return body if code.co_filename != "<string>" or _may_be(body, code) else ""
+
+
+def _may_be(body: str, code: CodeType) -> bool:
+    """Tell whether an expression has the names of the code.
+
+    Python 3.13 knows the text of `python -c` as that of the file "<string>", which is also the name of what
+    `exec` compiles.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(body, mode="eval")))
+    except (SyntaxError, ValueError):
+        return False
+    spoken = {node.id for node in nodes if isinstance(node, ast.Name)}
+    spoken |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    known = {*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars}
+    return spoken <= known and spoken >= {*code.co_names}

@@ -302,13 +302,16 @@ def unsized(length: int) -> Callable[[], Iterator[int]]:
 
 
 def slow_from(first: int, last: int, trace: Path | None = None) -> Callable[[int], int]:
-    """Return a function that takes 30 ms for some elements, and next to nothing for the others."""
+    """Return a function that takes 10 ms for some elements, 0.4 s for the first, and nothing for the others.
+
+    However its partition is cut, the others of it are handed back during the first.
+    """
 
     def func(x: int) -> int:
         if trace is not None:
             append(trace, x)
         if first <= x < last:
-            time.sleep(0.03)
+            time.sleep(0.4 if x == first else 0.01)
         return -x
 
     return func

@@ -188,11 +188,22 @@ def test_a_process_that_is_really_patched(library: str, patch: str) -> None:
     assert here == "4950"
 
 
+def refusal(workers: int) -> str | None:
+    """Return the sentence with which a cluster of so many workers is refused; None if it may start."""
+    try:
+        limits.check(workers)
+    except ClusterStartError as error:
+        return str(error)
+    return None
+
+
 def test_a_library_that_has_patched_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("gevent.monkey")
     module.is_module_patched = ("time", "ssl").__contains__  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gevent.monkey", module)
-    limits.check(1)
+    assert refusal(1) is None
+    module.is_module_patched = ("thread", "socket").__contains__  # type: ignore[attr-defined]
+    assert "gevent has patched" in (refusal(1) or "")
 
 
 def test_errors_of_other_kinds_stay_what_they_are() -> None:

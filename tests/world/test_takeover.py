@@ -6,21 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
-def test_the_first_import_noted_may_be_that_of_python_s_own_tables() -> None:
-    """Python 3.13 imports a module while it fills the table that tells which modules are the user's own."""
-    script = """
-import sys
-from parcoll.world.takeover import watch_imports
-watch_imports()
-import json.tool, sysconfig
-assert sysconfig.get_path("stdlib")
-from parcoll.wire.own_modules import is_own_spec
-assert not is_own_spec(json.tool.__spec__)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-
-
 HELPERS = """
 import importlib, sys, threading, types, zlib
 from parcoll.wire.codec import by_reference, by_value
@@ -37,15 +22,31 @@ def state(**contents):
 """
 
 
-def run(folder: Path, script: str) -> None:
-    subprocess.run([sys.executable, "-c", HELPERS + script], check=True, timeout=60, cwd=folder)
+def run(folder: Path, script: str, helpers: str = HELPERS) -> str:
+    """Run a script that must succeed; return what it prints."""
+    command = [sys.executable, "-c", helpers + script]
+    done = subprocess.run(command, check=True, timeout=60, cwd=folder, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+def test_the_first_import_noted_may_be_that_of_python_s_own_tables(tmp_path: Path) -> None:
+    """Python 3.13 imports a module while it fills the table that tells which modules are the user's own."""
+    script = """
+import sys
+from parcoll.world.takeover import watch_imports
+watch_imports()
+import json.tool, sysconfig
+from parcoll.wire.own_modules import is_own_spec
+print(bool(sysconfig.get_path("stdlib")), is_own_spec(json.tool.__spec__))
+"""
+    assert run(tmp_path, script, helpers="") == "True False\n"
 
 
 def test_a_second_thread_waits_until_the_first_has_taken_over(tmp_path: Path) -> None:
     """Both have the same program; else its function would see what the import gave."""
     (tmp_path / "one.py").write_text("value = 1\n")
     (tmp_path / "slow.py").write_text("import shared\nshared.begun.set()\nshared.may_end.wait()\nthing = 2\n")
-    run(
+    out = run(
         tmp_path,
         """
 import one
@@ -57,19 +58,20 @@ seen = []
 second = threading.Thread(target=lambda: (takeover.take_over(given), seen.append(one.value)))
 second.start()
 second.join(0.5)
-assert not seen, seen
+print(seen)
 may_end.set()
 second.join()
-assert seen == [2], seen
+print(seen)
 """,
     )
+    assert out == "[]\n[2]\n"
 
 
 def test_a_module_that_is_imported_meanwhile_is_waited_for_by_nobody_who_waits_for_it(tmp_path: Path) -> None:
     """Who imports it holds its import lock; who takes over asks for this module."""
     (tmp_path / "one.py").write_text("value = 1\n")
     (tmp_path / "slow.py").write_text("import shared\nshared.begun.set()\nshared.may_end.wait()\nthing = 2\n")
-    run(
+    out = run(
         tmp_path,
         """
 import one
@@ -85,6 +87,7 @@ taking.join(0.3)
 may_end.set()
 taking.join(20)
 importing.join(20)
-assert one.value == 2 and not importing.is_alive()
+print(one.value, importing.is_alive())
 """,
     )
+    assert out == "2 False\n"

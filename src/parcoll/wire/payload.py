@@ -2,9 +2,8 @@
 
 There are five forms, which load in the same way: `Packed` is bytes, `Several` is bytes in several parts,
 `Shared` is bytes in shared memory, `Captured` a program there, and `Plain` is the object itself, which stays
-in its process. This
-module runs on both sides, so it needs the standard library and cloudpickle only. `Sharing` is the shared
-memory of one engine: what is packed into it, and lent to jobs for their results.
+in its process. This module runs on both sides, so it needs the standard library and cloudpickle only.
+`Sharing` is the shared memory of one engine: what is packed into it, and lent to jobs for their results.
 """
 
 from __future__ import annotations

@@ -47,15 +47,21 @@ def test_what_has_not_changed_is_not_sent_again(cluster: Connection, settings: d
 
 def test_each_evaluation_begins_with_what_the_script_has(cluster: Connection) -> None:
     """A worker that writes into its array changes neither the script's, nor another's, nor the next one."""
-    data = numbers(4)
+    data = numbers(12)
 
-    def write(i: int) -> float:
-        data[i] += 1
-        return float(data[i])
+    def write(i: int) -> tuple[int, float]:
+        data[0] += 1
+        time.sleep(0.002)
+        return os.getpid(), float(data[0])
 
-    for _ in range(3):
-        assert list(parallel(range(100), partition_size=10).map(write)) == [i + 1.0 for i in range(100)]
-    assert data[:100].tolist() == list(range(100))
+    chain = parallel(range(100), partition_size=5).map(write)
+    for number in range(3):
+        found = list(chain)
+        for worker in {pid for pid, _ in found}:
+            counts = sorted(count for pid, count in found if pid == worker)
+            assert counts == [n + 1.0 for n in range(len(counts))], "of this worker alone, from the start"
+        assert number == 0 or chain.stats.bytes_sent < OTHERS, "what lies there is as it was"
+    assert data[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parcoll.chain.broadcasts import Broadcast, broadcast
+    from parcoll.calls.broadcasts import Broadcast, broadcast
     from parcoll.collection import ParallelGen
     from parcoll.connection import Connection, connect
     from parcoll.errors import (
@@ -52,13 +52,13 @@ __all__ = [
 # or the package's: a dask worker unpickles two first tasks at once). And processes that run functions need
 # none of the modules that only the script's process does.
 _HOMES = {
-    "Broadcast": "parcoll.chain.broadcasts",
+    "Broadcast": "parcoll.calls.broadcasts",
     "ParallelGen": "parcoll.collection",
     "Connection": "parcoll.connection",
     "connect": "parcoll.connection",
     "parallel": "parcoll.sources",
     "read_text": "parcoll.sources",
-    "broadcast": "parcoll.chain.broadcasts",
+    "broadcast": "parcoll.calls.broadcasts",
     "progress": "parcoll.watch.progress",
 }
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeGuard
 
-from parcoll.chain.broadcasts import Broadcast
+from parcoll.calls.broadcasts import Broadcast
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of

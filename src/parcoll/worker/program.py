@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from parcoll.chain import broadcasts
+from parcoll.calls import broadcasts
 from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace

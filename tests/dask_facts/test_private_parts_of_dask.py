@@ -64,11 +64,20 @@ def test_dask_s_client_still_takes_a_graph_with_a_priority_for_each_key(cluster:
 
 
 def test_dask_s_client_still_sends_in_intervals_which_are_short_for_ours(cluster: Connection) -> None:
-    """`engine.clients._prompt` sets an attribute of what the client sends with."""
+    """`cluster.clients` and `local.children` set an attribute of what all send with."""
     stream = distributed.batched.BatchedSend(interval="10ms")
     assert stream.interval == 0.01
     ours = client_of(cluster).scheduler_comm
     assert (type(ours), ours.interval) == (type(stream), 0.001)
+
+    def intervals(dask_scheduler: Any) -> set[float]:
+        streams = [*dask_scheduler.stream_comms.values(), *dask_scheduler.client_comms.values()]
+        return {stream.interval for stream in streams}
+
+    assert client_of(cluster).run_on_scheduler(intervals) == {0.001}
+    assert set(client_of(cluster).run(lambda dask_worker: dask_worker.batched_stream.interval).values()) == {
+        0.001
+    }
 
 
 def test_dask_s_as_completed_still_works_in_a_coroutine_of_the_client_s_loop(cluster: Connection) -> None:

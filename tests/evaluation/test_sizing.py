@@ -46,7 +46,7 @@ def after(elements: int, seconds_each: float, bytes_each: float = 0) -> Adaptive
 # Nothing is known ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("remaining", [None, 1, 10, 10**9])
+@pytest.mark.parametrize("remaining", [None, 10**5, 10**9])
 @pytest.mark.parametrize(("threads", "alone"), [(1, 1), (2, 2), (64, 8)])
 def test_the_first_elements_go_alone(remaining: int | None, threads: int, alone: int) -> None:
     """One for each thread, up to eight: each of them may take long."""
@@ -95,6 +95,44 @@ def test_where_few_results_are_wanted_the_next_partitions_are_small_too() -> Non
     sizer = begun(limit=10)
     ran(sizer, 1, 1e-7)
     assert sizer.next_size(None, 2) == 64
+
+
+# The same functions ran before ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pace", "remaining", "sizes"),
+    [
+        (1e-6, 10, [10]),  # one message there and one back
+        (1e-3, 10, [5, 5]),
+        (1e-3, 99, [50, 50]),
+        (1e-3, 101, [1, 1, 12]),  # as if nothing were known
+        (1.0, 2, [1, 1]),
+    ],
+)
+def test_a_short_source_of_known_functions_goes_at_once(
+    pace: float, remaining: int, sizes: list[int]
+) -> None:
+    sizer = Adaptive(pace=pace)
+    for size in sizes:
+        assert sizer.next_size(remaining, 2) == size
+        remaining -= size
+
+
+def test_a_function_that_has_become_slow_gives_back_soon() -> None:
+    sizer = Adaptive(pace=1e-6)
+    assert sizer.next_size(10, 2) == 10
+    assert sizer.budget() == 0.05
+    ran(sizer, 1, 1.0)
+    assert sizer.next_size(9, 2) == 1
+
+
+def test_what_cannot_be_given_back_is_shared_out() -> None:
+    assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
+
+
+def test_few_elements_go_out_for_few_results_of_known_functions() -> None:
+    assert Adaptive(limit=3, pace=1e-9).next_size(10**6, 2) == 64
 
 
 # One partition has come back ----------------------------------------------------------------------

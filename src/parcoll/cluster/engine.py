@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parcoll.cluster import losses
-from parcoll.cluster.link import Link
+from parcoll.cluster.link import Link, ThreadCount
 from parcoll.cluster.preparing import is_ready_here, prepare
 from parcoll.cluster.receiving import ReportReader
 from parcoll.cluster.sending import current_world
@@ -46,6 +46,7 @@ class DistributedEngine:
         self._ship = ship
         self._reports = ReportReader(link) if reporting else None
         self._worker_memory = worker_memory
+        self._counted = ThreadCount(link.client)
         losses.listen(link.client, add_plugin=ship is not None or reporting)
 
     @property
@@ -105,10 +106,14 @@ class DistributedEngine:
         return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
 
     def threads(self) -> int:
-        """Ask the scheduler how many threads its workers have."""
+        """Return how many threads the workers have, as the scheduler said last, a second ago at most.
+
+        It is asked again meanwhile, and nobody waits for that: a small evaluation would spend a quarter of
+        its time with it.
+        """
         link = self.link
         with link.errors():
-            threads: int = sum(link.client.nthreads().values())
+            threads = self._counted.threads()
             if threads and link.direct is None and link.reach is not None:
                 link.direct = link.reach()
         return threads

@@ -25,6 +25,7 @@ from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
 QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
+COUNTED_FOR = 1.0  # seconds, after which threads are counted again
 START_SECONDS = 30.0  # the same on a local cluster: its workers may be just starting, on a busy machine
 
 
@@ -151,6 +152,36 @@ class Placement:
                 ": start one that has them (`dask worker --resources`)" if "resources" in self._wanted else ""
             )
             logger.warning("%s: %d tasks wait for %s%s", self._name, count, self._wanted, advice)
+
+
+class ThreadCount:
+    """How many threads the workers of a cluster have. Any thread may ask."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._threads = 0
+        self._since = 0.0
+        self._asked: Future[dict[str, int]] | None = None
+
+    def threads(self) -> int:
+        """Return what is known; wait for the scheduler's answer only while it knows of no worker."""
+        asked = self._asked
+        if asked is not None and asked.done():
+            with contextlib.suppress(Exception):  # a scheduler that is gone is found out elsewhere
+                self._threads = sum(asked.result().values())
+            self._asked, self._since = None, time.monotonic()
+        if not self._threads:
+            self._threads = sum(self._client.nthreads().values())
+            self._since = time.monotonic()
+        elif self._asked is None and time.monotonic() - self._since >= COUNTED_FOR:
+            loop = self._client.loop.asyncio_loop
+            with contextlib.suppress(RuntimeError):  # it has been closed
+                self._asked = asyncio.run_coroutine_threadsafe(self._ask(), loop)
+        return self._threads
+
+    async def _ask(self) -> dict[str, int]:
+        found: dict[str, int] = await self._client.scheduler.ncores()
+        return found
 
 
 def _wanted(annotations: dict[str, Any]) -> str:

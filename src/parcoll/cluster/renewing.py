@@ -163,7 +163,7 @@ class RenewingEngine:
 
     def threads(self) -> int:
         """Return how many threads the workers have."""
-        return self._last().threads()
+        return (self.current or self.connected()).threads()
 
     def follow(self, stats: Stats) -> Follower:
         """Publish the evaluation on the web page of its cluster, and on that of the next one."""

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import queue
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
-from parcoll.cluster.sending import Ahead, opaque_task
+from parcoll.cluster.sending import Ahead, Graph, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.imports import without_collections
@@ -43,10 +42,6 @@ MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, 
 # Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
 # they are released so many at a time.
 RELEASED = 32
-# To send, the client's thread needs the GIL several times. The caller's thread goes on to pickle the next
-# partition, and holds the GIL for milliseconds at a time. Without a rest, tasks came 20 ms late to the
-# scheduler.
-REST_SECONDS = 0.001
 
 
 class DistributedSession:
@@ -111,7 +106,7 @@ class DistributedSession:
         self._submit(jobs)
 
     def _submit(self, jobs: Sequence[Job]) -> None:
-        graph: dict[Any, Any] = {}
+        graph = Graph()
         priority: dict[Any, float] = {}
         if self._program is None:
             self._share_program()
@@ -137,13 +132,12 @@ class DistributedSession:
                     job.handle = KeptOnCluster(future, self._link)
         with handlers.postponed:
             self._receiving.release(RELEASED)
-        time.sleep(REST_SECONDS)
 
     def _share_program(self) -> None:
         key = self._placement.program = f"program-{self._token}"
         _, arguments = self._shared.__reduce__()
         task = opaque_task(key, SharedProgram, *arguments)
-        (self._program_future,) = self._get({key: task}, [key], {key: 1.0}, self._shared.nbytes)
+        (self._program_future,) = self._get(Graph({key: task}), [key], {key: 1.0}, self._shared.nbytes)
         self._program = TaskRef(key)
 
     def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:

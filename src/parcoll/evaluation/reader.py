@@ -10,6 +10,7 @@ from typing import Any
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
+FIRST_SECONDS = 0.002  # and no longer than this at the start, while all workers are idle
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
 SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
@@ -135,11 +136,12 @@ class StreamReader(Reader):
             return None
 
     def look_ahead(self, size: int, max_bytes: int = MAX_READ_BYTES) -> bool:
-        """Read what the source gives within `FLUSH_SECONDS`, at least one element if none is at hand."""
+        """Read what the source gives in a moment, at least one element if none is at hand."""
         if self.remaining() is not None:
             return True
         held = _size(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
-        return self._draw(self._ahead, size, max_bytes - held, exact=False)
+        seconds = FLUSH_SECONDS if self.position else FIRST_SECONDS
+        return self._draw(self._ahead, size, max_bytes - held, exact=False, seconds=seconds)
 
     def read(self, size: int, max_bytes: int = MAX_READ_BYTES, exact: bool = False) -> Sequence[Any]:
         """Return what is at hand, and if that is too little what the source gives within `FLUSH_SECONDS`."""
@@ -151,7 +153,14 @@ class StreamReader(Reader):
         self.ended = self._exhausted and not self._ahead
         return elements
 
-    def _draw(self, elements: list[Any], size: int, max_bytes: int, exact: bool) -> bool:
+    def _draw(
+        self,
+        elements: list[Any],
+        size: int,
+        max_bytes: int,
+        exact: bool,
+        seconds: float = FLUSH_SECONDS,
+    ) -> bool:
         """Draw until there are `size` elements; returns whether there are, or as many as hold `max_bytes`."""
         started = clock = time.perf_counter()
         run, nbytes = 1, 0
@@ -169,7 +178,7 @@ class StreamReader(Reader):
                     break
                 nbytes += _size(elements[-1]) * wanted
                 now = time.perf_counter()
-                if not exact and now - started > FLUSH_SECONDS:
+                if not exact and now - started > seconds:
                     break
                 run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
                 clock = now

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError
@@ -128,7 +129,8 @@ class Run:
         saver: Saver | None = None,
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
-        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep)
+        pace = remembered(self.plan.steps)
+        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace)
         return Window(
             self.engine,
             Program(self.plan.steps, sink),

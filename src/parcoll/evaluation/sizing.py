@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Protocol
 
@@ -34,6 +35,9 @@ START_SECONDS = 0.05
 START_ALONE = 8  # elements, at most: if there are more threads, tasks of one element cost too much
 START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
+# If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
+# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does.
+TRIVIAL_SECONDS = 0.001
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
 
@@ -70,6 +74,10 @@ class Sizer(Protocol):
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
 
+    @property
+    def pace(self) -> float | None:
+        """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
+
 
 def _window(threads: int) -> int:
     # Two a thread keep the workers busy while the first result travels; as many again let them go
@@ -81,6 +89,7 @@ class Fixed:
     """The same number of elements in every partition: `partition_size=1000`."""
 
     exact = True
+    pace = None
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -131,25 +140,33 @@ class Adaptive:
     `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
     the same elements. So they start small, from one element on.
+
+    `pace` is what an element took when the same functions ran last.
     """
 
     exact = False
 
-    def __init__(self, limit: int | None = None, lasting: bool = False) -> None:
+    def __init__(self, limit: int | None = None, lasting: bool = False, pace: float | None = None) -> None:
         start = START if limit is None else min(START, max(64, limit))
-        self._start = 1 if lasting else start
+        self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
         self._begun = 0  # partitions that were cut before anything was known
         self._target = TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
+        self._pace = pace
+        self._known: int | None = None  # the size of partitions, if the pace says it
         self._bytes = _Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
         self._target = max(TARGET_SECONDS, threads / TASKS_A_SECOND)
         if not self._largest:
+            if not self._begun and remaining is not None:
+                self._known = self._known_size(remaining, threads)
             self._begun += 1
+            if self._known is not None:
+                return self._known
             if self._begun <= self._alone(threads):
                 return 1
             if remaining is None:
@@ -162,13 +179,22 @@ class Adaptive:
                 size = remaining  # else the last partition would be next to nothing
         return max(size, 1)
 
+    def _known_size(self, remaining: int, threads: int) -> int | None:
+        """Return a size for functions that ran before; None if that, or what is left, is not known enough."""
+        seconds = remaining * self._pace if self._pace is not None else math.inf
+        if seconds > START_SECONDS * threads:
+            return None
+        one = seconds <= TRIVIAL_SECONDS and not self._lasting  # which nobody can hand back
+        return max(1, min(remaining if one else -(-remaining // threads), self._start, START))
+
     def _alone(self, threads: int) -> int:
         return min(threads, START_ALONE)
 
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""
         if not self._largest:
-            return min(threads, START_WINDOW) * min(self._start, START_STREAM) if self._begun else 1
+            few = min(threads, START_WINDOW) * min(self._start, START_STREAM)
+            return few if self._begun or self._known_size(few, threads) else 1
         if self._least >= self._wanted(threads):
             return self._wanted(threads)
         return min(-(-3 * threads * self._wanted(threads) // 2), MAX_AHEAD)
@@ -228,6 +254,11 @@ class Adaptive:
         self._seconds.see(max(outcome.seconds / outcome.read, SMALLEST_TIME), outcome.read)
         self._bytes.see(max(sent_bytes, outcome.nbytes) / outcome.read, outcome.read)
 
+    @property
+    def pace(self) -> float | None:
+        """Return what sizes are made from, once a partition has come back."""
+        return self._seconds.value if self._largest else None
+
 
 class _Estimate:
     """What one element takes: the most seen lately, if it was worth measuring."""
@@ -249,6 +280,8 @@ class _Estimate:
             self.value = (self.value + value) / 2
 
 
-def sizer_for(partition_size: int | str, limit: int | None = None, lasting: bool = False) -> Sizer:
+def sizer_for(
+    partition_size: int | str, limit: int | None = None, lasting: bool = False, pace: float | None = None
+) -> Sizer:
     """Return the sizer for a checked `partition_size`."""
-    return Adaptive(limit, lasting) if isinstance(partition_size, str) else Fixed(partition_size)
+    return Adaptive(limit, lasting, pace) if isinstance(partition_size, str) else Fixed(partition_size)

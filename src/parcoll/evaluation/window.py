@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from parcoll.chain.paces import remember
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 GROUP_JOBS = 8
 GROUP_BYTES = 2**20
 GROUP_SECONDS = 0.005  # for reading and packing a group, since workers wait for it
+# To send, the client's thread needs the GIL several times. The caller's thread goes on to pickle the next
+# partition, and holds the GIL for milliseconds at a time. Without a rest, tasks came 20 ms late to the
+# scheduler.
+REST_SECONDS = 0.001
 POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
-THREADS_FOR = 1.0  # seconds; then the engine's threads are counted again
 MAX_CLUSTERS_LOST = 5  # clusters that are lost one after the other before any of them has done what was asked
 
 
@@ -78,8 +82,6 @@ class Window:
         self._waiting = False  # nothing can be done until an outcome comes
         self._lost_clusters = 0  # clusters lost in a row, without an outcome from any of them
         self._failed = False
-        self._threads = 1
-        self._threads_at = -THREADS_FOR
 
     def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's job and outcome, in source order unless unordered.
@@ -129,6 +131,8 @@ class Window:
                 raise self._feed.take_error()  # type: ignore[misc]
         finally:
             self._session.close()
+            if (pace := self._sizer.pace) is not None:
+                remember(self._program.steps, pace)
             if self._held and self._saver is not None:
                 self._saver.close(self._held)
 
@@ -189,7 +193,6 @@ class Window:
             except ClusterLostError as again:  # this one too
                 error = again
             else:
-                self._threads_at = -THREADS_FOR
                 return None
 
     def _fill(self, session: Session) -> None:
@@ -248,6 +251,8 @@ class Window:
             self._running += len(group)
             self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
+            if self._engine.in_background and self._may_read():
+                time.sleep(REST_SECONDS)
 
     def _slot(self, job: Job) -> _Slot:
         slot = self._by_job[job] = _Slot(job)
@@ -298,8 +303,5 @@ class Window:
         return None
 
     def _count_threads(self) -> int:
-        now = time.monotonic()
-        if now - self._threads_at >= THREADS_FOR:
-            self._threads, self._threads_at = max(self._engine.threads(), 1), now
-            self._stats.threads = self._threads
-        return self._threads
+        threads = self._stats.threads = max(self._engine.threads(), 1)
+        return threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -36,11 +37,25 @@ left_behind: list[str] = []
 
 # What takes a minute and more, on two cores: that begins first where several processes share the tests out.
 LONGEST = (
-    *("cluster/test_hosts.py", "cluster/test_reconnect.py", "promises/test_timeouts.py"),
-    *("promises/test_shutdown.py", "promises/test_resuming.py", "faults/test_faults.py"),
-    *("promises/test_scripts.py", "cluster/test_lost_cluster.py", "promises/test_deadly_elements.py"),
-    *("promises/test_ends_of_scripts.py", "cluster/test_bare_cluster.py", "promises/test_memory.py"),
+    *("promises/test_same_modules.py", "promises/test_second_try.py", "cluster/test_reconnect.py"),
+    *("cluster/test_hosts.py", "promises/test_script_classes.py", "faults/test_faults.py"),
+    *("promises/test_streaming.py", "promises/test_deadly_elements.py", "promises/test_timeouts.py"),
+    *("promises/test_sources.py", "promises/test_ends_of_workers.py", "promises/test_traces.py"),
+    *("wire/test_exceptions_of_packages.py", "cluster/test_lost_cluster.py", "cluster/test_bare_cluster.py"),
+    *("watch/test_progress.py", "promises/test_same_world.py", "promises/test_resuming.py"),
+    *("promises/test_shutdown.py", "promises/test_ends_of_scripts.py", "promises/test_memory.py"),
 )
+
+# Cases of long tests that other cases of the same test show too: `nox -s slow` runs them.
+REPEATED = {
+    "promises/test_same_modules.py": r"\[bare--timeout\]",
+    "promises/test_same_world.py": r"\[bare--timeout\]|\[no_debug_ranges\]",
+    "promises/test_same_logging.py": r"\[bare--timeout\]",
+    "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]",
+    "promises/test_script_classes.py": r"\[(-c|-m|stdin)-world\]|\[timeout-classes\]|\[-m-classes\]",
+    "promises/test_resuming.py": r"until_it_is_done\[(0|25)\]",
+    "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]",
+}
 
 
 # Processes, hosts and disks that fail: what the kernel and dask do then does not depend on Python's version.
@@ -52,15 +67,29 @@ FAILING = (
 )
 
 
+# What any Python answers alike: which numbers are shown, random chains, what evaluations leave in memory.
+ALIKE = (
+    *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
+    *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
+    *("promises/test_properties.py", "promises/test_sources.py", "promises/test_traces.py"),
+    *("promises/test_clocks.py", "wire/test_without_shared_memory.py", "local/test_dashboard.py"),
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before the cases are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Have the longest files begin first where pytest-xdist shares them out: all end at the same time."""
-    failing = {Path(__file__).parent / name for name in FAILING}
+    here = Path(__file__).parent
     for item in items:
-        if item.path in failing:
+        name = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
+        if name in FAILING:
             item.add_marker(pytest.mark.failing)
+        if name in ALIKE:
+            item.add_marker(pytest.mark.alike)
+        if name in REPEATED and re.search(REPEATED[name], item.name):
+            item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
-        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+        ranks = {here / name: rank for rank, name in enumerate(LONGEST)}
         items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 

@@ -136,7 +136,7 @@ TEXTS = st.lists(st.tuples(st.text("aé漢\U0001f600 |", max_size=5), LINE_ENDS)
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(first=TEXTS, second=TEXTS, size=st.integers(1, 40))
 def test_any_text_in_blocks_of_any_size(first: str, second: str, size: int) -> None:
     name = uuid.uuid4().hex

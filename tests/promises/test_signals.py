@@ -299,7 +299,7 @@ def _works(folder: Path) -> dict[str, tuple[Callable[[], object], object]]:
     }
 
 
-@pytest.mark.parametrize("alarms_each", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("alarms_each", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_alarms_at_random_moments_all_arrive(
     cluster: Connection, tmp_path: Path, capfd: pytest.CaptureFixture[str], alarms_each: int
 ) -> None:

@@ -275,7 +275,7 @@ def test_leaving_one_iterator_again_and_again_does_not_disturb_another(cluster: 
 
     thread = threading.Thread(target=consume, daemon=True)
     thread.start()
-    for _ in range(60):
+    for _ in range(25):
         for x in parallel(itertools.count(), partition_size=10).map(lambda x: bytes(100_000)):
             assert len(x) == 100_000
             break

@@ -18,6 +18,7 @@ import dask
 import distributed
 from dask._task_spec import TaskRef
 
+from parcoll.cluster.sending import SentBuffers
 from parcoll.errors import ClusterLostError, ParcollError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.log import logger
@@ -49,6 +50,7 @@ class Link:
         self.direct = direct
         self.reach: Callable[[], bool | None] | None = None
         self.sharing = sharing
+        self.captured = SentBuffers(client)
         self.interrupted = False  # by Ctrl-C: workers may be busy with what nobody waits for
         self.address: str = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one

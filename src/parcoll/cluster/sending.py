@@ -101,6 +101,42 @@ class Ahead:
         self._futures.clear()
 
 
+class SentBuffers:
+    """Large data that functions capture, which lies on the workers of one client's cluster.
+
+    Each buffer is known by its content. It is sent to one worker, dask brings it to each other one that needs
+    it, and there it stays until an evaluation captures other data, or the connection is closed.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._futures: dict[bytes, Any] = {}  # of the evaluation that sent or used some last
+
+    def place(self, buffers: Sequence[Any]) -> tuple[list[Any], int] | None:
+        """Return futures of these buffers, and how many bytes were sent now; None if that did not work."""
+        known = self._futures
+        names = [hashlib.sha256(buffer).digest() for buffer in buffers]  # 1.7 GB/s, twice as fast as blake2b
+        there = {name: future for name, future in known.items() if future.status == "finished"}
+        missing = {name: buffer for name, buffer in zip(names, buffers, strict=True) if name not in there}
+        keys = {name: f"captured-{_number(os.urandom(8))}" for name in missing}
+        data = {keys[name]: Packed(b"", buffer) for name, buffer in missing.items()}
+        try:
+            sent = self._client.scatter(data, direct=True, hash=False, timeout=WAIT_SECONDS) if data else {}
+        except (OSError, TimeoutError):  # no worker is there, or one left just now
+            return None
+        there |= {name: sent[key] for name, key in keys.items()}
+        self._futures = {name: there[name] for name in names}
+        return [there[name] for name in names], sum(memoryview(part).nbytes for part in missing.values())
+
+    def clear(self) -> None:
+        """Let go of all of it."""
+        self._futures = {}
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(content, "big")
+
+
 class _WorldReader:
     """What was read of this process's state last, and what was packed of it."""
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
@@ -16,7 +16,7 @@ from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
-from parcoll.cluster.sending import Ahead, Graph, opaque_task
+from parcoll.cluster.sending import LARGE_BYTES, Ahead, Graph, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.imports import without_collections
@@ -24,11 +24,11 @@ from parcoll.local.levels import key_of
 from parcoll.text import key_words
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
-from parcoll.wire.payload import SHARED_BYTES, Captured, Packed, Shared
+from parcoll.wire.payload import CAPTURED_BYTES, SHARED_BYTES, Captured, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
 from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
-from parcoll.worker.tasks import join_kept, run_partition
+from parcoll.worker.tasks import join_kept, run_partition, with_buffers
 from parcoll.world import handlers
 from parcoll.world.records import replay
 from parcoll.world.world import World, enter
@@ -88,6 +88,9 @@ class DistributedSession:
                 self._lent, self.program_bytes = lent
         self._program: Any = None if large and self._lent is None else self._shared
         self._program_future: Any = None
+        self._captured: list[Any] = []  # futures of large data that the program captures
+        if large and not keep and link.sharing is None and link.direct is True:
+            self._send_captured(packed)
         self._level = level()
         self._receiving = Receiving(link, reports, keep)
         self._placement = Placement(self._client, self._words, starts_workers=link.sharing is not None)
@@ -133,9 +136,22 @@ class DistributedSession:
         with handlers.postponed:
             self._receiving.release(RELEASED)
 
+    def _send_captured(self, packed: Packed) -> None:
+        """Send large data that the program captures past the scheduler, unless it is on a worker already."""
+        sizes = [memoryview(buffer).nbytes for buffer in packed.buffers]
+        positions = [at for at, size in enumerate(sizes) if size >= CAPTURED_BYTES]
+        if sum(sizes[at] for at in positions) < LARGE_BYTES:
+            return
+        with self._link.errors():
+            placed = self._link.captured.place([packed.buffers[at] for at in positions])
+        if placed is not None:
+            self._captured, sent = placed
+            self._apart = self._shared.without(positions)
+            self.program_bytes = self._apart.nbytes + sent
+
     def _share_program(self) -> None:
-        key = self._placement.program = f"program-{self._token}"
-        _, arguments = self._shared.__reduce__()
+        key = self._placement.program = f"program-{self._token}-{next(self._numbers)}"
+        _, arguments = (self._apart if self._captured else self._shared).__reduce__()
         task = opaque_task(key, SharedProgram, *arguments)
         (self._program_future,) = self._get(Graph({key: task}), [key], {key: 1.0}, self._shared.nbytes)
         self._program = TaskRef(key)
@@ -162,7 +178,7 @@ class DistributedSession:
             previous = None if job.previous is None else link.resolve(job.previous)
             parts = [link.resolve(part) for part in job.parts]
             join = join_isolated if isolated else join_kept
-            return opaque_task(key, join, self._program, ticket, previous, *parts)
+            return self._calling(key, join, ticket, previous, *parts)
         space = None
         if link.sharing is not None and not self._keep:
             lent = link.sharing.lend(job.elements, self._large_results and not isolated)
@@ -181,9 +197,16 @@ class DistributedSession:
         settings: tuple[Any, ...]
         if isolated:  # without `space`, since the results come in slices
             settings = (job.place, self._keep, elements, job.budget, ticket)
-            return opaque_task(key, run_isolated, self._program, *settings)
+            return self._calling(key, run_isolated, *settings)
         settings = (job.place, self._keep, elements, job.budget, space, ticket)
-        return opaque_task(key, run_partition, self._program, *settings)
+        return self._calling(key, run_partition, *settings)
+
+    def _calling(self, key: str, func: Callable[..., Any], *arguments: Any) -> Task:
+        """Return the task that calls `func` with the program and these arguments."""
+        if not self._captured:
+            return opaque_task(key, func, self._program, *arguments)
+        buffers = [TaskRef(future.key) for future in self._captured]
+        return opaque_task(key, with_buffers, func, len(buffers), self._program, *buffers, *arguments)
 
     @property
     def waiting_for(self) -> str | None:
@@ -226,7 +249,7 @@ class DistributedSession:
                         raise
                     self._receiving.fail(error)  # after what has come
                     return found
-            elif sent_ahead:  # its elements were lost with their worker
+            elif self._captured_is_lost() or sent_ahead:  # with the worker that had it
                 self._submit([job])
             elif job.graph is not None and self._link.connected:
                 raise lost_for_good(
@@ -237,6 +260,13 @@ class DistributedSession:
                 raise self._restarted()
             else:
                 raise self._link.lost()
+
+    def _captured_is_lost(self) -> bool:
+        """Tell whether data that the program captures is gone; from then on it travels with the program."""
+        if not self._captured or all(future.status == "finished" for future in self._captured):
+            return False
+        self._captured, self._program = [], None
+        return True
 
     def _restarted(self) -> ClusterLostError:
         return ClusterLostError(
@@ -294,6 +324,7 @@ class DistributedSession:
             self._ahead.clear()
         if self._program_future is not None:
             self._program_future.release()
+        self._captured = []
         if self._lent is not None:
             self._lent.end_use()
         # Other tasks may have run in this thread meanwhile.

@@ -218,8 +218,9 @@ class _AtScheduler:
         """Do nothing: its workers are not ours to end, and have folders of their own."""
 
     def close(self, engine: DistributedEngine | None) -> None:
-        """Let go of the client."""
+        """Let go of the client, and of what lies on its workers for our functions."""
         if engine is not None:
+            engine.link.captured.clear()
             self.leave(engine.client)
 
     def gone(self, engine: DistributedEngine | None) -> str:

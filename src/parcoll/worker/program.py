@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,12 +65,13 @@ class SharedProgram:
 
     A small one travels inside each task. A large one lies in shared memory, where the workers have that.
     Elsewhere, and where results are kept, it is a dask key of its own (`cached=False`): dask moves its value
-    to each worker once, and drops it with the evaluation.
+    to each worker once, and drops it with the evaluation. Its large buffers may be keys too, which outlive
+    it: then they are `apart` of it, and `whole` puts them in their places.
     """
 
     __slots__ = (
-        *("_loaded", "cached", "lent", "main", "modules", "packed", "python", "script", "token"),
-        "world",
+        *("_loaded", "_whole", "apart", "cached", "lent", "main", "modules", "packed", "python", "script"),
+        *("token", "world"),
     )
 
     def __init__(
@@ -83,8 +84,10 @@ class SharedProgram:
         python: tuple[int, int] = PYTHON,
         script: bytes = b"",
         lent: Captured | None = None,
+        apart: tuple[int, ...] = (),
     ) -> None:
         self.packed = packed
+        self.apart = apart  # the positions of the buffers that are not here
         self.token = token
         self.world = world  # what the user's process had when the evaluation began
         self.modules = modules  # the user's own, packed, if the workers have no such folders
@@ -94,6 +97,28 @@ class SharedProgram:
         self.lent = lent  # all of this, in shared memory
         self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
+        self._whole: SharedProgram | None = None
+
+    def without(self, positions: Sequence[int]) -> SharedProgram:
+        """Return this program without the buffers at these positions."""
+        assert isinstance(self.packed, Packed)
+        left = [buffer for at, buffer in enumerate(self.packed.buffers) if at not in positions]
+        return self._with(Packed(self.packed.head, *left), tuple(positions))
+
+    def whole(self, buffers: Sequence[Packed]) -> SharedProgram:
+        """Return the program with the buffers that were apart of it; the same object for all tasks here."""
+        with _cache_lock:
+            if self._whole is None:
+                assert isinstance(self.packed, Packed)
+                placed = list(self.packed.buffers)
+                for position, buffer in zip(self.apart, buffers, strict=True):
+                    placed.insert(position, buffer.buffers[0])
+                self._whole = self._with(Packed(self.packed.head, *placed), ())
+            return self._whole
+
+    def _with(self, packed: Packed, apart: tuple[int, ...]) -> SharedProgram:
+        settings = (self.token, self.world, self.modules, self.cached, self.python, self.script)
+        return SharedProgram(packed, *settings, apart=apart)
 
     def lend(self, sharing: Sharing) -> tuple[Captured, int] | None:
         """Have the program travel through shared memory; return what it lies in, and how many bytes it took.
@@ -132,7 +157,7 @@ class SharedProgram:
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Have tasks that share this object load it one after the other."""
-        return contextlib.nullcontext() if self.lent is None else _cache_lock
+        return contextlib.nullcontext() if self.lent is None and self.cached else _cache_lock
 
     def _load(self) -> Program:
         if self.lent is not None and self.packed is None and self._loaded is None:
@@ -202,7 +227,7 @@ class SharedProgram:
         if self.lent is not None:
             return _lent, (self.lent, self.token, self.python)
         arguments = (self.packed, self.token, self.world, self.modules, self.cached, self.python)
-        return SharedProgram, (*arguments, self.script)
+        return SharedProgram, (*arguments, self.script, None, self.apart)
 
 
 def _dotted(version: tuple[int, int]) -> str:

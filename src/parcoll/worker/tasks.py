@@ -69,6 +69,11 @@ def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | Non
     return finished(lambda: join_here(shared, previous, parts), JOINING, True, ticket)  # type: ignore[return-value]
 
 
+def with_buffers(func: Callable[..., Any], count: int, shared: SharedProgram, *arguments: Any) -> Any:
+    """Call one of these functions with a program of which the first `count` arguments are large buffers."""
+    return func(shared.whole(arguments[:count]), *arguments[count:])
+
+
 JOINING = "the value folded so far could not be finished"
 
 

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import json
 import os
-import selectors
+import select
 import shutil
 import signal
 import subprocess
@@ -149,13 +149,14 @@ class HostProcess:
 
     def _read_status(self, seconds: float) -> bool:
         """Take what the host tells within that time; return whether it has told something."""
-        with self._reading, selectors.DefaultSelector() as selector:
+        with self._reading:
             if not self._pipe_of_status:
                 return False
-            selector.register(self._pipe_of_status[0], selectors.EVENT_READ)
+            poll = select.poll()  # a selector takes 40 µs, and each evaluation looks five times
+            poll.register(self._pipe_of_status[0], select.POLLIN)
             self._in_turn = True
             try:
-                ready = bool(selector.select(seconds))
+                ready = bool(poll.poll(seconds * 1000))
             finally:
                 self._in_turn = False
             with handlers.postponed:  # what was read is not lost

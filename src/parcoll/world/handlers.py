@@ -162,6 +162,8 @@ def _in_main_thread() -> bool:
 def _replace() -> None:
     for number in _numbers:
         handler = _signal.getsignal(number)
+        if type(handler) is int:  # the default, or ignored: of 62 signals, as a rule, all but one
+            continue
         if callable(handler) and getattr(handler, "__name__", None) not in LEFT_ALONE:
             _replaced.append(number)
             if not isinstance(handler, _Noting):  # as one is that the script has put back later

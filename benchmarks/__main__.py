@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import arrays
+import captured
 import latency
 import memory
 import overhead
@@ -22,6 +23,7 @@ import report
 import scaling
 import scheduler_load
 import short
+import small
 import startup
 from children import RUN, ChildError, kill, marked
 from measuring import Bench, WrongAnswer, tell
@@ -30,6 +32,8 @@ from peers import PEERS
 QUESTIONS: dict[str, ModuleType] = {
     "overhead": overhead,
     "short": short,
+    "small": small,
+    "captured": captured,
     "arrays": arrays,
     "startup": startup,
     "memory": memory,

@@ -59,6 +59,39 @@ def live(peer: Peer, interval: float, count: int) -> dict[str, Any]:
     return {"delays": delays, "right": results == list(range(1, count + 1))}
 
 
+def small(peer: Peer, call: str, times: int) -> dict[str, Any]:
+    """Time evaluations of ten quick elements, one after the other."""
+    ten = list(range(-5, 5))
+    evaluate, right = peer.small_calls(ten)[call]
+    found = [evaluate() for _ in range(3)]  # all processes are up, and what is learned is known
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        found.append(evaluate())
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "right": all(answer == right for answer in found)}
+
+
+def captured(peer: Peer, mebibytes: int, start: float, again: int) -> dict[str, Any]:
+    """Time evaluations of a function that holds an array, which no evaluation has had before."""
+    import numpy as np
+
+    assert peer.map(abs, list(range(-4, 4)), 1) == [4, 3, 2, 1, 0, 1, 2, 3]
+    array = np.arange(start, start + mebibytes * 2**17)
+    source = list(range(8))
+    seconds, right = [], True
+    for _ in range(1 + again):
+        started = time.perf_counter()
+        found = peer.map(partial(look_up, array), source, 1)
+        seconds.append(time.perf_counter() - started)
+        right = right and found == [start + x for x in source]
+    return {"first": seconds[0], "again": seconds[1:], "right": right}
+
+
+def look_up(array: Any, x: int) -> float:
+    return float(array[x])
+
+
 def warm_stream(peer: Peer) -> None:
     """Bring all processes up, in the way that is measured then."""
     assert list(peer.stream(increment, range(4 * CORES))) == list(range(1, 4 * CORES + 1))
@@ -77,6 +110,8 @@ def main() -> None:
             "run": partial(run, peer),
             "first": partial(first, peer),
             "live": partial(live, peer),
+            "small": partial(small, peer),
+            "captured": partial(captured, peer),
         }
         serve(channel, handlers)
     finally:

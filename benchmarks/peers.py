@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import multiprocessing
+import operator
 import os
 import subprocess
 import sys
@@ -51,6 +52,10 @@ class Peer:
     def warm(self, workload: Workload) -> None:
         """Bring all processes up, with the function's module loaded."""
         self.map(workload.func, workload.source[: 4 * CORES], 1)
+
+    def small_calls(self, ten: list[int]) -> dict[str, tuple[Callable[[], Any], Any]]:
+        """Return evaluating calls on these elements, each with its answer."""
+        return {"list": (lambda: self.map(abs, ten, None), list(map(abs, ten)))}
 
     def stream(self, func: Callable[[Any], Any], source: Iterable[Any]) -> Iterator[Any]:
         """Give the results in order, each as soon as it can be had, from any iterable."""
@@ -153,6 +158,18 @@ class Parcoll(Peer):
         if workload.merge:  # its partitions' totals are joined by the same function
             return collection.fold(workload.merge, Counter(), workload.merge)
         return list(collection)
+
+    def small_calls(self, ten: list[int]) -> dict[str, tuple[Callable[[], Any], Any]]:
+        right = list(map(abs, ten))
+        chain = self.parallel(ten).map(abs)
+        return {
+            "list": (lambda: list(self.parallel(ten).map(abs)), right),
+            "take": (lambda: chain.take(3), right[:3]),
+            "first": (chain.first, right[0]),
+            "count": (chain.count, len(right)),
+            "reduce": (lambda: chain.reduce(operator.add), sum(right)),
+            "fold": (lambda: chain.fold(operator.add, 0), sum(right)),
+        }
 
     def stream(self, func: Callable[[Any], Any], source: Iterable[Any]) -> Iterator[Any]:
         return iter(self.parallel(source).map(func))

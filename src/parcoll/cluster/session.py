@@ -127,8 +127,9 @@ class DistributedSession:
             # Without a priority for each, the last task of a group runs first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
+        at = "" if dask.get_annotations() else next((job.at for job in jobs if isinstance(job, Join)), "")
         with handlers.postponed, self._receiving.expecting(outcome_keys, jobs) as expected:
-            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes)
+            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes, at)
             expected += futures[: len(jobs)]
             if self._keep:
                 for job, future in zip(jobs, futures[len(jobs) :] or futures, strict=True):
@@ -156,7 +157,7 @@ class DistributedSession:
         (self._program_future,) = self._get(Graph({key: task}), [key], {key: 1.0}, self._shared.nbytes)
         self._program = TaskRef(key)
 
-    def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int) -> list[Any]:
+    def _get(self, graph: Any, keys: list[Any], priority: Any, nbytes: int, at: str = "") -> list[Any]:
         threshold = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}
         quiet = dask.config.set(threshold) if nbytes > QUIET_BYTES else contextlib.nullcontext()
         # dask holds a lock here that its loop wants too. So nothing may evaluate here, no callback of the
@@ -166,7 +167,8 @@ class DistributedSession:
                 raise self._link.lost()
             # A callable is asked for each key on the scheduler; this one is a builtin's method, so
             # that a scheduler without parcoll can unpickle it.
-            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority.get)
+            where: dict[str, Any] = {"workers": [at], "allow_other_workers": True} if at else {}
+            futures: list[Any] = self._client.get(graph, keys, sync=False, priority=priority.get, **where)
         return futures
 
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
@@ -178,7 +180,7 @@ class DistributedSession:
             previous = None if job.previous is None else link.resolve(job.previous)
             parts = [link.resolve(part) for part in job.parts]
             join = join_isolated if isolated else join_kept
-            return self._calling(key, join, ticket, previous, *parts)
+            return self._calling(key, join, ticket, job.before, job.stays, previous, *parts)
         space = None
         if link.sharing is not None and not self._keep:
             lent = link.sharing.lend(job.elements, self._large_results and not isolated)

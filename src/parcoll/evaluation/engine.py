@@ -72,6 +72,9 @@ class Join(Job):
     previous: Handle | None = None  # the value so far
     parts: Sequence[Handle] = ()
     number: int = 0  # of the joins of one evaluation
+    before: int = 0  # without a value so far: how many values come before those of the parts
+    stays: bool = False  # the value is to be used where it is made
+    at: str = ""  # the worker that has the value so far, if only that has it
 
     @property
     def order(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-from parcoll.evaluation.engine import Join, Session
+from parcoll.calls.held import Held
+from parcoll.evaluation.engine import Job, Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
 from parcoll.watch.recorder import Recorder
@@ -82,7 +84,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     program = Program((), fold)
     session = run.engine.open(program, label, keep=True)
-    joining = _Joining(session, program, run.stats)
+    joins = (_Tree if isinstance(sink, Fold) else _Chain)(session, program, run.stats)
     try:
         with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
             while True:
@@ -91,15 +93,17 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
                 except StopIteration:
                     break
                 except Exception:
-                    joining.finish()  # an error of `func` on the elements before the source's comes first
+                    joins.finish()  # an error of `func` on the elements before the source's comes first
                     raise
                 if not outcome.lost and job.handle is not None:
-                    joining.add(job.handle)
+                    joins.add(job.handle, outcome)
                 if outcome.failure is not None:
-                    joining.finish()
+                    joins.finish()
                     raise outcome.failure.rebuild()
-            handle = joining.finish()
+            handle = joins.finish()
         payload = handle.fetch().content if handle is not None else None
+        if isinstance(payload, Held):  # inline: the value comes as it would from a worker
+            payload = payload.packed()
     finally:
         session.close()
     if payload is not None:
@@ -111,18 +115,13 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     return packed.load()
 
 
-class _Joining:
-    """The chain of joins. Each join takes the value so far and all partitions that are ready by then.
+class _Joins:
+    """The joins of one evaluation: what has been sent, and what came of it.
 
-    One join runs at a time, since each needs the one before. Up to `WAITING` partitions gather behind it;
-    then reading waits.
-
-    The scheduler remembers all tasks that the value was made of, and their data, so that it can make the
-    value again if its worker dies. So every `MEMORY` partitions the value is brought here and sent on as
-    data.
+    The scheduler remembers all tasks that a value was made of, and their data, so that it can make the value
+    again if its worker dies. So the value of `MEMORY` partitions is brought here, and sent on as data.
     """
 
-    WAITING = 16
     MEMORY = 64
 
     def __init__(self, session: Session, program: Program, stats: Stats) -> None:
@@ -130,48 +129,193 @@ class _Joining:
         self._program = program
         self._stats = stats
         self._recorder = Recorder(stats)
-        self._joined = 0
-        self._value: Handle | None = None
-        self._parts: list[Handle] = []
-        self._busy = False
+        self._under_way = 0
         self._numbers = itertools.count()
 
-    def add(self, part: Handle) -> None:
+    def add(self, part: Handle, outcome: Outcome) -> None:
+        """Take one more kept partition, and what is known of it."""
+        raise NotImplementedError
+
+    def finish(self) -> Handle | None:
+        """Join what is left, and return the handle of the last value; None if nothing was joined."""
+        raise NotImplementedError
+
+    def _joined(self, job: Join, outcome: Outcome) -> None:
+        """Take the value that a join has made."""
+        raise NotImplementedError
+
+    def _submit(self, job: Join) -> None:
+        job.number = next(self._numbers)
+        self._under_way += 1
+        self._session.submit([job])
+
+    def _settle(self, block: bool) -> None:
+        """Take in the joins that have ended; with `block`, at least one if any is under way.
+
+        Where several have failed, the first in the order of the source raises.
+        """
+        failed: list[tuple[Join, Outcome]] = []
+        while self._under_way:
+            for job, outcome in self._ended(block or bool(failed)):
+                if outcome.failure is not None:
+                    failed.append((job, outcome))
+                    continue
+                self._recorder.add_join(outcome)
+                if not failed:
+                    self._joined(job, outcome)
+                job.previous, job.parts = None, ()
+            if not failed:
+                return
+        if failed:
+            _, outcome = min(failed, key=lambda found: found[0].before)
+            self._recorder.add_join(outcome)
+            raise with_culprit(self._program, outcome).rebuild()
+
+    def _settle_all(self) -> None:
+        while self._under_way:
+            self._settle(block=True)
+
+    def _ended(self, block: bool) -> list[tuple[Join, Outcome]]:
+        started = time.perf_counter()
+        ended = self._session.completed(block)
+        self._stats.waited.workers += time.perf_counter() - started
+        self._under_way -= len(ended)
+        for job, _ in ended:
+            if job.lost_workers:
+                self._recorder.recover(job.lost_workers)
+        return [(job, outcome) for job, outcome in ended if isinstance(job, Join)]
+
+
+class _Chain(_Joins):
+    """One join after the other: each takes the value so far and all partitions that are ready by then.
+
+    Up to `WAITING` partitions gather behind the one that is under way; then reading waits. The value stays
+    with the worker that has it as an object, and is packed when it is to come here.
+    """
+
+    WAITING = 16
+
+    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
+        super().__init__(session, program, stats)
+        self._partitions = 0  # that the scheduler remembers
+        self._value: Handle | None = None
+        self._held_at = ""  # the worker that has the value as an object, if it is not packed
+        self._parts: list[Handle] = []
+
+    def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition."""
         self._parts.append(part)
         self._settle(block=len(self._parts) >= self.WAITING)
         self._start()
 
     def finish(self) -> Handle | None:
-        """Join what is left, and return the handle of the last value; None if nothing was joined."""
-        self._settle(block=True)
-        self._start()
-        self._settle(block=True)
+        """Join what is left."""
+        self._settle_all()
+        self._start(last=True)
+        self._settle_all()
         return self._value
 
-    def _start(self) -> None:
-        if self._parts and not self._busy:
-            job = Join(previous=self._value, parts=self._parts, number=next(self._numbers))
-            self._joined += len(self._parts)
-            self._session.submit([job])
-            self._parts, self._busy = [], True
-
-    def _settle(self, block: bool) -> None:
-        if not self._busy:
+    def _start(self, last: bool = False) -> None:
+        if self._under_way or not (self._parts or (last and self._held_at)):
             return
-        started = time.perf_counter()
-        joined = self._session.completed(block)
-        self._stats.waited.workers += time.perf_counter() - started
-        for job, outcome in joined:
-            self._busy = False
-            self._value = job.handle
-            self._recorder.add_join(outcome)
-            if job.lost_workers:
-                self._recorder.recover(job.lost_workers)
-            if outcome.failure is not None:
-                raise with_culprit(self._program, outcome).rebuild()
-            assert isinstance(job, Join)
-            job.previous, job.parts = None, ()
-            if self._joined >= self.MEMORY and self._value is not None:
-                self._joined = 0
-                self._value = Kept(Outcome(), self._value.fetch().content, folded=outcome.produced)
+        self._partitions += len(self._parts)
+        parts, self._parts = self._parts, []
+        stays = not last and self._partitions < self.MEMORY
+        self._submit(Join(previous=self._value, parts=parts, stays=stays, at=self._held_at))
+
+    def _joined(self, job: Join, outcome: Outcome) -> None:
+        self._value, self._held_at = job.handle, outcome.held_at
+        if self._partitions >= self.MEMORY and self._value is not None:
+            self._partitions = 0
+            self._value = Kept(Outcome(), self._value.fetch().content, folded=outcome.produced)
+
+
+@dataclass(eq=False)
+class _Run:
+    """The value of a run of neighbouring partitions: made already, or made by a join of shorter runs."""
+
+    level: int
+    before: int  # how many values come before it
+    values: int  # how many it is made of
+    partitions: int  # how many of them the scheduler remembers
+    handle: Handle | None = None  # None until it is made
+    shorter: Sequence[_Run] = ()  # what is to be joined; () once that is under way
+
+
+class _Tree(_Joins):
+    """Joins of neighbours: runs of equal length become a longer one, as digits carry when one counts.
+
+    So a value is packed for each level of the tree, and the workers hold a few values for each level. Which
+    runs are joined depends on the partitions alone, not on which of them ended first. Several joins run at
+    the same time; if there are more than the workers have threads, reading waits.
+    """
+
+    WIDTH = 16  # values that one join takes
+
+    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
+        super().__init__(session, program, stats)
+        self._runs: list[_Run] = []  # in order; the longer ones first
+        self._waiting: list[_Run] = []  # whose shorter ones are not made yet
+        self._made_by: dict[Job, _Run] = {}
+        self._values = 0
+
+    def add(self, part: Handle, outcome: Outcome) -> None:
+        """Take one more kept partition, if it has a value."""
+        if outcome.failure is not None or not _has_value(part, outcome):
+            return
+        self._runs.append(_Run(0, self._values, 1, 1, part))
+        self._values += 1
+        while len(carried := self._carried()) > 1:
+            self._replace(carried)
+        self._settle(block=False)
+        while self._under_way > max(self._stats.threads, 2):
+            self._settle(block=True)
+
+    def finish(self) -> Handle | None:
+        """Join what is left: the last runs first, which are the shortest."""
+        while len(self._runs) > 1:
+            self._replace(self._runs[-self.WIDTH :])
+        self._settle_all()
+        return self._runs[0].handle if self._runs else None
+
+    def _carried(self) -> Sequence[_Run]:
+        """Return the last runs, if there are as many of one level as a join takes."""
+        level = self._runs[-1].level
+        # Runs that were brought here (`MEMORY`) travel within the task that joins them, so these are two.
+        width = (self.WIDTH, self.MEMORY // self.WIDTH, 2)[min(level, 2)]
+        last = self._runs[-width:]
+        return last if len(last) == width and last[0].level == level else ()
+
+    def _replace(self, shorter: Sequence[_Run]) -> None:
+        """Put the run that a join of these makes into their place."""
+        values, partitions = (sum(getattr(run, of) for run in shorter) for of in ("values", "partitions"))
+        longer = _Run(shorter[0].level + 1, shorter[0].before, values, partitions, shorter=shorter)
+        del self._runs[-len(shorter) :]
+        self._runs.append(longer)
+        self._waiting.append(longer)
+        self._start()
+
+    def _start(self) -> None:
+        """Submit the joins whose values are all made."""
+        for run in list(self._waiting):
+            parts = [shorter.handle for shorter in run.shorter if shorter.handle is not None]
+            if len(parts) == len(run.shorter):
+                self._waiting.remove(run)
+                run.shorter = ()
+                job = Join(parts=parts, before=run.before)
+                self._made_by[job] = run
+                self._submit(job)
+
+    def _joined(self, job: Join, outcome: Outcome) -> None:
+        run = self._made_by.pop(job)
+        run.handle = job.handle
+        assert run.handle is not None
+        if run.partitions >= self.MEMORY:
+            run.partitions = 1
+            run.handle = Kept(Outcome(), run.handle.fetch().content)
+        self._start()
+
+
+def _has_value(part: Handle, outcome: Outcome) -> bool:
+    """Tell whether a partition has a value: not if no element reached the fold, and it had no start."""
+    return part.content is not None if isinstance(part, Kept) else outcome.nbytes > 0

@@ -95,7 +95,7 @@ class InlineSession:
         if isinstance(job, Join):
             previous = None if job.previous is None else job.previous.fetch()
             parts = [part.fetch() for part in job.parts]
-            job.handle = kept = join_here(self._shared, previous, parts, self._pack)
+            job.handle = kept = join_here(self._shared, previous, parts, job.before, self._pack)
             return [(job, kept.outcome)]
         outcome = run(self._shared, job.place, self._elements(job), job.budget, self._pack)
         if self._keep:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parcoll.calls.held import LARGE_BYTES, Held, Home, UnsentError, UsedError, beside, is_own
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
@@ -37,6 +40,8 @@ class Grouping:
     seconds: float = 0.0  # that the last check took
     differ: bool = False  # what it has found
     values: list[Packed] = field(default_factory=list)  # of partitions, the first that this process joined
+    packed_bytes: int = 0  # of the value that was packed last
+    element_seconds: float = 0.0  # that checking a whole value took last, by element of its partition
 
     @property
     def worth_it(self) -> bool:
@@ -82,6 +87,13 @@ class Grouping:
             f"{shown[1]} and {shown[2]}, {name} makes {found}, as f(f(a, b), c) and as f(a, f(b, c)); pass "
             "combine=, a function that joins the values of two partitions, or use reduce()"
         )
+
+
+def _shallow_copy(value: Any) -> Any:
+    try:
+        return copy.copy(value)
+    except Exception:
+        return None
 
 
 def _small_copy(element: Any) -> Packed | None:
@@ -172,24 +184,32 @@ class Fold(Sink):
             self.failure = packed
             return None
         if self.combine is not None and self.failure is None and self._tally.failure is None:
-            # A copy, since `combine` may write into its arguments.
-            self.failure = self._check_neutral(
-                packed if isinstance(packed, Packed) else Packed.pack(self._value)
-            )
-        return packed
+            self.failure = self._check_neutral(packed)
+        return beside(self._value, packed)
 
     def _check_neutral(self, packed: Payload) -> Failure | None:
         """Fail if the value that every partition starts from changes the value of this partition.
 
         `combine` may leave {"depth": 0} as it is when both its arguments are that, and still overwrite the
-        depth of 5 that was found in another partition.
+        depth of 5 that was found in another partition. It gets a copy, since it may write into its arguments.
+        Where a whole copy would take long, it gets the value itself, which is packed already, and a shallow
+        copy tells whether that has changed.
         """
         assert self.combine is not None
         assert self.initial is not None
+        started, whole = time.perf_counter(), self.grouping.element_seconds * self.taken < MOST_CHECK_SECONDS
         value = self._value[0]
+        shallow = None if whole or type(packed) is not Packed else _shallow_copy(value)
         try:
-            joined = self.combine(packed.load()[0], self.initial.load())
+            if shallow is None:
+                copied = packed if isinstance(packed, Packed) else Packed.pack(self._value)
+                joined = self.combine(copied.load()[0], self.initial.load())
+            else:
+                value = shallow
+                joined = self._value[0] = self.combine(self._value[0], self.initial.load())
             if not differs(joined, value):
+                if shallow is None:
+                    self.grouping.element_seconds = (time.perf_counter() - started) / max(self.taken, 1)
                 return None
             raise ValueError(
                 f"{self.label}: the initial value {short_repr(self.initial.load())} is not neutral: combined "
@@ -219,10 +239,21 @@ class Fold(Sink):
         return super().name_call(function, number + (not self._starts(place)), place, in_place)
 
 
-def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -> Kept:
-    """Fold the elements of kept partitions, in order, into the value that `previous` holds."""
+def join(
+    fold: Fold,
+    previous: Kept | None,
+    parts: Sequence[Kept],
+    before: int,
+    pack: Pack,
+    home: Home | None = None,
+) -> Kept:
+    """Fold the elements of kept partitions, in order, into the value that `previous` holds.
+
+    If there is none, `before` tells how many elements come before theirs. `home` is where the new value
+    stays, and is wanted next: once values of this fold are large there, they are no longer packed.
+    """
     started = time.perf_counter()
-    taken = previous.folded if previous is not None else 0
+    taken = previous.folded if previous is not None else before
     outcome = Outcome()
     element: Any = None
     value: list[Any] = []
@@ -231,6 +262,10 @@ def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -
             value = previous.content.load()
         elif previous is None and fold.initial is not None:
             value = [fold.initial.load()]
+    except UsedError:
+        raise
+    except UnsentError as error:
+        return Kept(Outcome(failure=error.failure), None, taken)
     except BaseException as error:
         return Kept(broken("the worker could not load the value folded so far", error), None, taken)
     try:
@@ -240,21 +275,33 @@ def join(fold: Fold, previous: Kept | None, parts: Sequence[Kept], pack: Pack) -
                     fold.grouping.see(fold.func, element)
                 value = [fold.func(value[0], element)] if value else [element]
                 taken += 1
+    except UsedError:
+        raise
     except BaseException as error:
         note = f"in {fold.label}, at element {taken} of those that reached it: {short_repr(element)}"
         if fold.associative:
             note = f"in {fold.label}" if fold.grouping.differ else note + HOW_CALLED
         outcome.failure = Failure.of(error, note, own_frames(error))
-    outcome.produced = taken
+    outcome.produced, element = taken, None
     content: Payload | None = None
     if value and not outcome.failure:
-        packed = _packed_value(value, fold.label, pack)
-        if isinstance(packed, Failure):
-            outcome.failure = packed
+        if home is not None and fold.grouping.packed_bytes >= LARGE_BYTES and is_own(value):
+            how = functools.partial(_packed_value, label=fold.label, pack=pack)
+            content, outcome.held_at = Held(value, pack=how, home=home), home.address
         else:
-            content = packed
+            content = _content(fold, value, pack, outcome)
     outcome.seconds = time.perf_counter() - started
     return Kept(outcome, content, taken)
+
+
+def _content(fold: Fold, value: list[Any], pack: Pack, outcome: Outcome) -> Payload | None:
+    """Pack the value, and keep the object beside that; note in the outcome what is wrong."""
+    packed = _packed_value(value, fold.label, pack)
+    if isinstance(packed, Failure):
+        outcome.failure = packed
+        return None
+    fold.grouping.packed_bytes = packed.nbytes
+    return beside(value, packed)
 
 
 def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure:

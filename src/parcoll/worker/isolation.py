@@ -11,11 +11,13 @@ it was a timeout, the call fails with an error instead of the function. So `on_e
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from parcoll.calls.held import UnsentError
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Precedent
@@ -53,23 +55,35 @@ def run_isolated(
     return finished(run, f"the partition at {place.element(0)} could not be finished", keep, ticket)
 
 
-def join_isolated(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
-    """Do as `join_kept` does, beside the worker."""
-    return finished(lambda: _join(shared, previous, parts), JOINING, True, ticket)  # type: ignore[return-value]
+def join_isolated(
+    shared: SharedProgram,
+    ticket: Ticket | None,
+    before: int,
+    stays: bool,
+    previous: Kept | None,
+    *parts: Kept,
+) -> Kept:
+    """Do as `join_kept` does, beside the worker: from there the value comes packed."""
+    work = functools.partial(_join, shared, previous, parts, before)
+    return finished(work, JOINING, True, ticket)  # type: ignore[return-value]
 
 
-def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept]) -> Kept:
-    taken = previous.folded if previous is not None else 0
+def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], before: int) -> Kept:
+    taken = previous.folded if previous is not None else before
     try:
         fold = shared.load().fold
     except BaseException as error:
         return Kept(unloadable_chain(error), None, taken)
     least_timeout = math.inf if fold.timeout is None else fold.timeout
     deaths = SinkDeaths()
+    try:
+        previous = previous and previous.packed()
+    except UnsentError as error:
+        return Kept(Outcome(failure=error.failure), None, taken)
     with pool.lend() as lent:
         while True:
             try:
-                request = JoinParts(shared, previous, parts, task_key())
+                request = JoinParts(shared, previous, parts, before, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
                 if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
+from parcoll.calls.held import Held, Lacking, UsedError
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError, WorkerSetupError
@@ -23,6 +24,7 @@ from parcoll.wire.payload import Payload, Shared
 
 SLACK = 0.03  # seconds: by itself, a task that is late hands elements back between two of them
 LOOK_AGAIN = 0.1  # seconds between two looks at a task that is late
+USING = ("executing", "long-running")  # dask's states of a task that a thread runs
 OUR_KEY = re.compile(r"-\d+-\d+-\d+-\d+$")  # as `local.levels` makes them
 RECORDS_SECONDS = 0.05  # that records wait for others, where the task goes on
 
@@ -49,6 +51,7 @@ class Outcome:
     unshared: str | None = None  # why shared memory could not be used; None if it could
     unloaded: str = ""  # the name of the function that failed when the program was loaded
     unprogrammed: bool = False  # by the program, which lay there: nothing was begun
+    held_at: str = ""  # the worker that has the value of a fold as an object, and has not packed it
     early: bool = False  # the task goes on; it only tells that elements from `read` on are handed back
     deaths: int = 0  # of processes that ran elements beside their worker (`isolation`)
     timeouts: int = 0  # calls that were stopped
@@ -68,12 +71,19 @@ class Kept:
         """Return the result itself: it is here."""
         return self
 
+    def packed(self) -> Kept:
+        """Return it without the object of a value; UsedError if that was used and not packed before."""
+        content = self.content.packed() if isinstance(self.content, Held | Lacking) else self.content
+        return Kept(self.outcome, content, self.folded)
+
     def recall(self) -> Kept:
         """Return the result itself: it is here."""
         return self
 
     def __sizeof__(self) -> int:
-        held = self.content.nbytes if self.content is not None else 0
+        content = self.content
+        held = content.nbytes if content is not None else 0
+        held += content.object_bytes if isinstance(content, Held) else 0
         return 512 + held + len(self.outcome.failed_elements)
 
 
@@ -169,6 +179,59 @@ class Watch:
             self._worker.handle_stimulus(FreeKeysEvent(keys=waiting, stimulus_id=stimulus))
         for key in waiting:
             self._worker.batched_send(RescheduleMsg(key=key, stimulus_id=stimulus).to_dict())
+
+
+class Home(NamedTuple):
+    """Where a result is kept: the worker, and the key under which it has it."""
+
+    worker: Any
+    key: str
+
+    @classmethod
+    def of(cls, ticket: Ticket | None) -> Home | None:
+        """Return where the result of this task will be; None if this is no dask worker."""
+        distributed = sys.modules.get("distributed")
+        if ticket is None or distributed is None:
+            return None
+        try:
+            return cls(distributed.get_worker(), ticket.key)
+        except ValueError:  # not in a task
+            return None
+
+    @property
+    def address(self) -> str:
+        """The worker's address, as its scheduler knows it."""
+        return self.worker.contact_address or self.worker.address  # type: ignore[no-any-return]
+
+    def drop(self, in_use: bool = False) -> None:
+        """Forget the result there, as if it were lost: dask makes it again if it is wanted.
+
+        Not while a task uses it, unless `in_use`. From any thread.
+        """
+        self.worker.loop.add_callback(self._drop, in_use)
+
+    def _drop(self, in_use: bool) -> None:
+        from distributed.worker_state_machine import FreeKeysEvent  # lazy: distributed
+
+        known = self.worker.state.tasks.get(self.key)
+        if known is None or (not in_use and any(task.state in USING for task in known.dependents)):
+            return  # dask writes it to the disk, perhaps, since it does not know that this takes no memory
+        event = FreeKeysEvent(keys=[self.key], stimulus_id=f"parcoll-used-{time.time()}")
+        self.worker.handle_stimulus(event)
+
+
+def run_again_after(used: UsedError, ticket: Ticket | None) -> NoReturn:
+    """Have dask make again a value that was used, and then run this task, which wants it, once more."""
+    home = Home.of(ticket)
+    if ticket is None or home is None:
+        raise used
+    under_way.pop(ticket.key, None)
+    home._replace(key=used.key).drop(in_use=True)
+    if used.home is not None:  # its maker may be another worker of this process
+        used.home.drop(in_use=True)
+    from distributed import Reschedule  # lazy: distributed
+
+    raise Reschedule
 
 
 def _is_ours(key: Any) -> bool:

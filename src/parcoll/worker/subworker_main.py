@@ -76,6 +76,7 @@ class JoinParts(NamedTuple):
     shared: SharedProgram
     previous: Kept | None
     parts: Sequence[Kept]
+    before: int  # values before those of the parts, if there is none so far
     task: Any = None  # the key of the worker's task
 
 
@@ -242,4 +243,4 @@ class _Served:
         make_main(request.shared.main)
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)
-        return join(marked_fold, request.previous, request.parts, self._pack)
+        return join(marked_fold, request.previous, request.parts, request.before, self._pack)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from parcoll.calls.held import UsedError
 from parcoll.chain.failures import packed, stands_between
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place
@@ -17,6 +19,7 @@ from parcoll.wire.payload import Packed, Payload, Space
 from parcoll.wire.script import running
 from parcoll.worker.fold import join
 from parcoll.worker.outcome import (
+    Home,
     Kept,
     Outcome,
     Ticket,
@@ -27,6 +30,7 @@ from parcoll.worker.outcome import (
     kept_of,
     mailbox,
     report,
+    run_again_after,
     under_way,
     unloadable_chain,
     unloadable_partition,
@@ -64,9 +68,21 @@ def run_partition(
     return finished(lambda: run(shared, place, elements, budget, pack, watched), what, keep, ticket, space)
 
 
-def join_kept(shared: SharedProgram, ticket: Ticket | None, previous: Kept | None, *parts: Kept) -> Kept:
-    """Fold the elements of `parts`, in order, into the value that `previous` holds."""
-    return finished(lambda: join_here(shared, previous, parts), JOINING, True, ticket)  # type: ignore[return-value]
+def join_kept(
+    shared: SharedProgram,
+    ticket: Ticket | None,
+    before: int,
+    stays: bool,
+    previous: Kept | None,
+    *parts: Kept,
+) -> Kept:
+    """Fold the elements of `parts`, in order, into the value that `previous` holds, if there is one.
+
+    If the value `stays`, it is packed only where it travels all the same.
+    """
+    home = Home.of(ticket) if stays else None
+    work = functools.partial(join_here, shared, previous, parts, before, home=home)
+    return finished(work, JOINING, True, ticket)  # type: ignore[return-value]
 
 
 def with_buffers(func: Callable[..., Any], count: int, shared: SharedProgram, *arguments: Any) -> Any:
@@ -88,13 +104,18 @@ def finished(
 
     `what` begins the message if the work raises outside of the user's functions.
     """
+    used: UsedError | None = None
     if ticket is not None:
         under_way[ticket.key] = UnderWay(ticket)
     with collecting(events_of(ticket)) as collected, borrowed():
         try:
             result = work()
+        except UsedError as error:
+            used = error
         except BaseException as error:  # SystemExit, say, while a result is pickled: it would end the worker
             result = broken(what, error)
+    if used is not None:
+        run_again_after(used, ticket)
     if keep and isinstance(result, Outcome):
         result = kept_of(result)
     outcome = report(result)
@@ -109,7 +130,12 @@ def finished(
 
 
 def join_here(
-    shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], pack: Pack = Packed.pack
+    shared: SharedProgram,
+    previous: Kept | None,
+    parts: Sequence[Kept],
+    before: int,
+    pack: Pack = Packed.pack,
+    home: Home | None = None,
 ) -> Kept:
     """Join partitions in this process."""
     try:
@@ -117,7 +143,17 @@ def join_here(
     except BaseException as error:
         return Kept(unloadable_chain(error), None, previous.folded if previous is not None else 0)
     with running(shared.main):
-        return join(fold, previous, parts, pack)
+        return join(fold, previous, parts, before, _within(shared, pack), home)
+
+
+def _within(shared: SharedProgram, pack: Pack) -> Pack:
+    """Return `pack` for any thread: what it packs belongs to the program's script."""
+
+    def packs(value: Any) -> Payload:
+        with running(shared.main):
+            return pack(value)
+
+    return packs
 
 
 def run(

@@ -214,7 +214,9 @@ class Home(NamedTuple):
         from distributed.worker_state_machine import FreeKeysEvent  # lazy: distributed
 
         known = self.worker.state.tasks.get(self.key)
-        if known is None or (not in_use and any(task.state in USING for task in known.dependents)):
+        if known is None or known.state != "memory":
+            return
+        if not in_use and any(task.state in USING for task in known.dependents):
             return  # dask writes it to the disk, perhaps, since it does not know that this takes no memory
         event = FreeKeysEvent(keys=[self.key], stimulus_id=f"parcoll-used-{time.time()}")
         self.worker.handle_stimulus(event)
@@ -227,7 +229,7 @@ def run_again_after(used: UsedError, ticket: Ticket | None) -> NoReturn:
         raise used
     under_way.pop(ticket.key, None)
     home._replace(key=used.key).drop(in_use=True)
-    if used.home is not None:  # its maker may be another worker of this process
+    if used.home is not None and used.home.address != home.address:  # another worker of this process
         used.home.drop(in_use=True)
     from distributed import Reschedule  # lazy: distributed
 

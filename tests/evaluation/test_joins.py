@@ -1,0 +1,173 @@
+"""Joins: which runs of partitions are joined when, whichever join ends first."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from parcoll.evaluation.engine import Join
+from parcoll.evaluation.folding import _Chain, _Tree
+from parcoll.watch.stats import Stats
+from parcoll.wire.exceptions import Failure
+from parcoll.wire.payload import Packed
+from parcoll.worker.fold import Fold, join
+from parcoll.worker.outcome import Kept, Outcome
+from parcoll.worker.program import Program
+
+THREADS = 4
+
+
+@dataclass(eq=False)
+class There:
+    """A result on a cluster: what is fetched is counted."""
+
+    kept: Kept
+    fetched: list[Kept]
+
+    def fetch(self) -> Kept:
+        self.fetched.append(self.kept)
+        return self.kept
+
+    recall = fetch
+
+
+class Shuffled:
+    """A session that ends joins in random order, and may hold them back."""
+
+    program_bytes = 0
+    waiting_for = None
+
+    def __init__(self, func: Any, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.fold = Fold(func, "fold(func)")
+        self.jobs: list[Join] = []
+        self.widths: list[int] = []
+        self.packed: list[int] = []  # bytes of the values that were made
+        self.fetched: list[Kept] = []
+        self.most = 0  # joins under way at the same time
+
+    def submit(self, jobs: Sequence[Any]) -> None:
+        self.jobs += jobs
+        self.widths += [len(job.parts) for job in jobs]
+        self.most = max(self.most, len(self.jobs))
+
+    def completed(self, block: bool) -> list[Any]:
+        if not self.jobs or not (block or self.random.random() < 0.3):
+            return []
+        if self.random.random() < 0.2:
+            return []  # what it waits for has changed
+        job = self.jobs.pop(self.random.randrange(len(self.jobs)))
+        parts = [part.kept if isinstance(part, There) else part for part in job.parts]
+        previous = job.previous.kept if isinstance(job.previous, There) else job.previous
+        made = join(self.fold, previous, parts, job.before, Packed.pack)
+        self.packed.append(made.content.nbytes if made.content is not None else 0)
+        job.handle = There(made, self.fetched)
+        return [(job, made.outcome)]
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def stats() -> Stats:
+    found = Stats()
+    found.threads = THREADS
+    return found
+
+
+def joined(kind: Any, session: Shuffled, values: Sequence[Any]) -> Any:
+    joins = kind(session, Program((), session.fold), stats())
+    for value in values:
+        content = None if value is None else Packed.pack([value])
+        outcome = Outcome(nbytes=content.nbytes if content is not None else 0)
+        joins.add(There(Kept(outcome, content), session.fetched), outcome)
+    handle = joins.finish()
+    return None if handle is None else handle.fetch().content.load()[0]
+
+
+def nest(left: str, right: str) -> str:
+    return f"({left}{right})"
+
+
+@pytest.mark.parametrize("kind", [_Tree, _Chain])
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 63, 64, 65, 300, 1000])
+def test_all_values_are_joined_in_order(kind: Any, count: int) -> None:
+    for seed in range(3):
+        session = Shuffled(operator.add, seed)
+        expected = [[x] for x in range(count)]
+        assert joined(kind, session, expected) == (list(range(count)) if count else None)
+
+
+@pytest.mark.parametrize("count", [2, 33, 130, 517])
+def test_which_values_are_joined_depends_on_the_partitions_alone(count: int) -> None:
+    """A sum of floats is the same each time, though its rounding depends on the order of the additions."""
+    found = {joined(_Tree, Shuffled(nest, seed), list("abcdefg" * count)[:count]) for seed in range(8)}
+    assert len(found) == 1
+
+
+def test_a_chain_folds_from_left_to_right() -> None:
+    expected = "a"
+    for letter in "bcdefghij" * 10:
+        expected = nest(expected, letter)
+    assert joined(_Chain, Shuffled(nest, 1), ["a", *("bcdefghij" * 10)]) == expected
+
+
+def test_partitions_without_a_value_are_left_out() -> None:
+    values = [None, "a", *[None] * 40, "b", None]
+    assert joined(_Tree, Shuffled(nest, 2), values) == "(ab)"
+    assert joined(_Tree, Shuffled(nest, 2), [None] * 40) is None
+
+
+@pytest.mark.parametrize("count", [100, 1000, 4000])
+def test_a_value_is_packed_once_for_each_level_and_few_are_under_way(count: int) -> None:
+    """Of values that grow with what they are made of: the bytes show how often each was packed."""
+    session = Shuffled(operator.add, 3)
+    joined(_Tree, session, [[x] * 50 for x in range(count)])
+    whole = len(Packed.pack([x for x in range(count) for _ in range(50)]).head)
+    levels = 2 + (count // 64).bit_length() + 1
+    assert sum(session.packed) <= levels * whole
+    assert max(session.widths) <= _Tree.WIDTH
+    assert session.most <= THREADS + 1 + levels  # where one carry starts others
+
+
+def test_the_scheduler_forgets_what_a_value_of_many_partitions_was_made_of() -> None:
+    """So these come here, and none else but the last."""
+    for kind, fetched in ((_Tree, 15 + 7 + 3 + 1), (_Chain, 15)):
+        session = Shuffled(operator.add, 4)
+        assert joined(kind, session, [1] * 15 * 64 + [1]) == 15 * 64 + 1
+        assert 10 <= len(session.fetched) <= fetched + 1, kind
+
+
+def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> None:
+    """Whichever fails first; and those that are under way are waited for."""
+
+    def refuse(left: str, right: str) -> str:
+        if right in ("20", "40"):
+            raise ValueError(right)
+        return right
+
+    for seed in range(10):
+        session = Shuffled(refuse, seed)
+        numbers = stats()
+        joins = _Tree(session, Program((), session.fold), numbers)
+        with pytest.raises(ValueError, match="20") as caught:
+            for x in range(64):
+                content = Packed.pack([str(x)])
+                outcome = Outcome(nbytes=content.nbytes)
+                joins.add(There(Kept(outcome, content), session.fetched), outcome)
+            joins.finish()
+        assert "at element 20 of those that reached it: '20'" in caught.value.__notes__[-1]
+        assert numbers.failed == 1
+        assert not session.jobs
+
+
+def test_what_a_partition_that_failed_has_left_is_not_joined() -> None:
+    session = Shuffled(operator.add, 5)
+    joins = _Tree(session, Program((), session.fold), stats())
+    failed = Outcome(nbytes=9, failure=Failure.of(ValueError(), ""))
+    joins.add(There(Kept(failed, Packed.pack(["x", "y"])), session.fetched), failed)
+    assert joins.finish() is None

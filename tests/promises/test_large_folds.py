@@ -161,17 +161,16 @@ def times(folder: Path, name: str) -> int:
 def test_the_state_of_a_reduce_is_not_packed_from_partition_to_partition(
     cluster: Connection, tmp_path: Path
 ) -> None:
-    """Once at the start, once to be sure that it can be, and once at the end."""
+    """Here at the start, on each worker once, to be sure that it can be, and once at the end."""
 
     def add(state: State, x: int) -> State:
-        time.sleep(0.005)  # so that each partition is a join of its own
+        time.sleep(0.02)  # so that each partition is a join of its own
         return state + x
 
-    for partitions in (20, 50):
-        found = parallel(range(partitions), partition_size=1).reduce(add, State(tmp_path))
-        assert found.seen == list(range(partitions))
-    assert times(tmp_path, "packed") <= 2 * 4
-    assert times(tmp_path, "unpacked") <= 2 * 4
+    found = parallel(range(40), partition_size=1).reduce(add, State(tmp_path))
+    assert found.seen == list(range(40))
+    assert times(tmp_path, "packed") <= 5
+    assert times(tmp_path, "unpacked") <= 5
 
 
 def test_a_value_of_a_fold_is_packed_once_for_each_level(cluster: Connection, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 CODE_NAME = re.compile(r"`([a-z_/]+\.py): ([\w.]+)`")
 JOURNEYS = {  # with how many functions at least
     "An element's journey": 60,
+    "A fold's journey": 15,
     "A failing element's journey": 15,
     "The journey of a failure that is raised": 12,
     "A worker's death": 35,

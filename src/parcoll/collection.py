@@ -217,9 +217,9 @@ class ParallelGen(Generic[T_co]):
     def reduce(self, func: Callable[[Any, Any], Any], initial: Any = UNSET) -> Any:
         """Evaluate, and return `functools.reduce(func, elements[, initial])`.
 
-        This is an exact left fold in the order of the source, for any `func`. The steps before it run in
-        parallel; the fold goes from worker to worker as results are made, and only its value comes back. It
-        starts from a copy of `initial`. If `func` is associative, `fold` is faster.
+        This is an exact left fold in the order of the source, for any `func`; it may write into its first
+        argument. The steps before it run in parallel; the fold goes on where its value is, and only that
+        comes back. It starts from a copy of `initial`. If `func` is associative, `fold` is faster.
 
         Raises TypeError for an empty collection without `initial`, and what a function raised. An element for
         which `func` itself raises cannot be left out.
@@ -235,10 +235,10 @@ class ParallelGen(Generic[T_co]):
     def fold(self, func: Callable[[A, T_co], A], initial: A, combine: Callable[[A, A], A] | None = None) -> A:
         """Evaluate, and return the fold of all elements from `initial`; each worker folds its own partitions.
 
-        Without `combine`, `func` must be associative and take two elements: each partition folds its own
-        elements, and `func` combines these values in the order of the source. With `combine`, each partition
-        starts from a copy of `initial`, and `combine` combines the values. Only the value comes back.
-
+        Without `combine`, `func` must be associative and take two elements: each partition folds its own, and
+        `func` combines these values in the order of the source. With `combine`, each partition starts from a
+        copy of `initial`, and `combine` combines the values. Up to 16 neighbours are combined at a time, on
+        several workers, and then what that gives in the same way. Only the last value comes back.
         `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
         equal to `initial`, the elements are folded one after the other, as `reduce` does.
 

@@ -1,4 +1,4 @@
-"""A value that a worker keeps as an object is used once; whoever wants it again has it made again, exactly."""
+"""A value that a worker keeps as an object is used once; for whoever wants it again it is made again."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ def connected(request: Any, leaves_no_trace: None, tmp_path_factory: Any) -> Ite
         with connect(n_workers=2) as connection:
             yield connection
         return
-    with bare_cluster(tmp_path_factory.mktemp("bare"), 2) as bare, connect(bare.address) as connection:
-        yield connection
+    with bare_cluster(tmp_path_factory.mktemp("bare"), 2) as bare:
+        with connect(bare.address) as connection:
+            yield connection
+        for process in bare._started:  # dask's workers that have exchanged results take 10 s to end
+            process.kill()
 
 
 class Folded:

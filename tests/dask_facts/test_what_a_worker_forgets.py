@@ -122,6 +122,42 @@ def test_dask_s_worker_forgets_tasks_that_it_has_not_begun_and_the_scheduler_giv
     assert set(keys) <= {future.key for future in waiting}
 
 
+def test_a_result_that_dask_s_worker_forgets_is_made_again_and_then_the_task_that_wants_it(
+    cluster: Connection, tmp_path: Path
+) -> None:
+    """As `worker.outcome.run_again_after` does: `FreeKeysEvent` for a result, and `Reschedule`."""
+    client = client_of(cluster)
+    runs = str(tmp_path / "runs")
+
+    def make() -> int:
+        with open(runs, "a") as file:
+            file.write(".")
+            return file.tell()
+
+    def want(made: int) -> int:
+        if made > 1:
+            return made
+        worker = distributed.get_worker()
+
+        def forget() -> None:
+            from distributed.worker_state_machine import FreeKeysEvent
+
+            known = worker.state.tasks["made-1"]
+            assert known.state == "memory"
+            assert [task.state for task in known.dependents] == ["executing"]
+            worker.handle_stimulus(FreeKeysEvent(keys=["made-1"], stimulus_id="test"))
+
+        worker.loop.add_callback(forget)
+        raise distributed.Reschedule
+
+    made = client.submit(make, key="made-1")
+    assert made.result(timeout=30) == 1
+    at = ["tcp://127.0.0.1:1"]  # no worker of this cluster's
+    wanted = client.submit(want, made, key="wanted-1", workers=at, allow_other_workers=True)
+    assert wanted.result(timeout=30) == 2
+    assert made.result(timeout=30) == 2
+
+
 def test_tasks_are_handed_back_on_a_remote_cluster_too(bare: distributed.Client, tmp_path: Path) -> None:
     """Quick elements do not wait behind a slow one that the scheduler had put before them."""
     gate = str(tmp_path / "gate")

@@ -79,8 +79,8 @@ def stats() -> Stats:
     return found
 
 
-def joined(kind: Any, session: Shuffled, values: Sequence[Any]) -> Any:
-    joins = kind(session, Program((), session.fold), stats())
+def joined(kind: Any, session: Shuffled, values: Sequence[Any], numbers: Stats | None = None) -> Any:
+    joins = kind(session, Program((), session.fold), numbers or stats())
     for value in values:
         content = None if value is None else Packed.pack([value])
         outcome = Outcome(nbytes=content.nbytes if content is not None else 0)
@@ -153,13 +153,8 @@ def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> Non
     for seed in range(10):
         session = Shuffled(refuse, seed)
         numbers = stats()
-        joins = _Tree(session, Program((), session.fold), numbers)
         with pytest.raises(ValueError, match="20") as caught:
-            for x in range(64):
-                content = Packed.pack([str(x)])
-                outcome = Outcome(nbytes=content.nbytes)
-                joins.add(There(Kept(outcome, content), session.fetched), outcome)
-            joins.finish()
+            joined(_Tree, session, [str(x) for x in range(64)], numbers)
         assert "at element 20 of those that reached it: '20'" in caught.value.__notes__[-1]
         assert numbers.failed == 1
         assert not session.jobs

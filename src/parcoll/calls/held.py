@@ -73,7 +73,7 @@ class Held(Packed):
         self._pack = pack
         self._home = home
         self._lock = threading.Lock()  # dask may have it packed while a task begins that uses it
-        self._size: int | None = None
+        self._size = _size_of(value[0])
         if packed is not None:
             self.head, self.buffers = packed.head, packed.buffers
 
@@ -97,16 +97,8 @@ class Held(Packed):
 
     @property
     def object_bytes(self) -> int:
-        """How many bytes the object takes, about, as dask measures it on each worker; 0 after its use."""
-        value, measure = self._value, sys.modules.get("dask.sizeof")
-        if value is None or measure is None:
-            return 0
-        if self._size is None:
-            try:
-                self._size = measure.sizeof(value[0])
-            except Exception:  # of a measure of the user's own
-                self._size = 0
-        return self._size
+        """How many bytes the object takes, about; 0 after its use."""
+        return self._size if self._value is not None else 0
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         try:
@@ -158,6 +150,15 @@ def beside(value: list[Any], packed: Payload) -> Payload:
             return packed
         _beside.add(held)
     return held
+
+
+def _size_of(value: Any) -> int:
+    """Return what dask would find, which every worker has loaded; 0 elsewhere."""
+    measure = sys.modules.get("dask.sizeof")
+    try:
+        return 0 if measure is None else int(measure.sizeof(value))
+    except Exception:  # a measure of the user's own may fail
+        return 0
 
 
 def is_own(value: list[Any]) -> bool:

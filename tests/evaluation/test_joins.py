@@ -22,6 +22,12 @@ from parcoll.worker.program import Program
 THREADS = 4
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing wait between two looks."""
+    monkeypatch.setattr(_Tree, "POLL_SECONDS", 0.0)
+
+
 @dataclass(eq=False)
 class There:
     """A result on a cluster: what is fetched is counted."""
@@ -65,7 +71,10 @@ class Shuffled:
         parts = [part.kept if isinstance(part, There) else part for part in job.parts]
         previous = job.previous.kept if isinstance(job.previous, There) else job.previous
         made = join(self.fold, previous, parts, job.before, Packed.pack)
-        self.packed.append(made.content.nbytes if made.content is not None else 0)
+        if job.stays:
+            made.outcome.held_at = "a worker"
+        elif made.content is not None:
+            self.packed.append(made.content.nbytes)
         job.handle = There(made, self.fetched)
         return [(job, made.outcome)]
 
@@ -80,13 +89,18 @@ def stats() -> Stats:
 
 
 def joined(kind: Any, session: Shuffled, values: Sequence[Any], numbers: Stats | None = None) -> Any:
-    joins = kind(session, Program((), session.fold), numbers or stats())
+    joins = made(kind, session, numbers or stats())
     for value in values:
         content = None if value is None else Packed.pack([value])
         outcome = Outcome(nbytes=content.nbytes if content is not None else 0)
         joins.add(There(Kept(outcome, content), session.fetched), outcome)
     handle = joins.finish()
     return None if handle is None else handle.fetch().content.load()[0]
+
+
+def made(kind: Any, session: Shuffled, numbers: Stats) -> Any:
+    settings = (True,) if kind is _Tree else ()
+    return kind(session, Program((), session.fold), numbers, *settings)
 
 
 def nest(left: str, right: str) -> str:
@@ -103,10 +117,24 @@ def test_all_values_are_joined_in_order(kind: Any, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 33, 130, 517])
-def test_which_values_are_joined_depends_on_the_partitions_alone(count: int) -> None:
-    """A sum of floats is the same each time, though its rounding depends on the order of the additions."""
+def test_which_values_are_joined_does_not_depend_on_which_join_ends_first(count: int) -> None:
+    """If joins are fast, a sum of floats is the same each time, though its rounding depends on the order."""
     found = {joined(_Tree, Shuffled(nest, seed), list("abcdefg" * count)[:count]) for seed in range(8)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("count", [40, 64, 150, 300])
+def test_where_joins_are_slow_values_that_wait_are_joined_elsewhere(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Tree, "LATE_SECONDS", -1.0)
+    found, widths = set(), set()
+    for seed in range(5):
+        session = Shuffled(operator.add, seed)
+        found.add(tuple(joined(_Tree, session, [[x] for x in range(count)])))
+        widths.add(session.most)
+    assert found == {tuple(range(count))}
+    assert max(widths) > 1
 
 
 def test_a_chain_folds_from_left_to_right() -> None:
@@ -130,7 +158,7 @@ def test_a_value_is_packed_once_for_each_level_and_few_are_under_way(count: int)
     whole = len(Packed.pack([x for x in range(count) for _ in range(50)]).head)
     levels = 2 + (count // 64).bit_length() + 1
     assert sum(session.packed) <= levels * whole
-    assert max(session.widths) <= _Tree.WIDTH
+    assert max(session.widths) <= _Tree.WIDTH + 1
     assert session.most <= THREADS + 1 + levels  # where one carry starts others
 
 
@@ -162,7 +190,7 @@ def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> Non
 
 def test_what_a_partition_that_failed_has_left_is_not_joined() -> None:
     session = Shuffled(operator.add, 5)
-    joins = _Tree(session, Program((), session.fold), stats())
+    joins = made(_Tree, session, stats())
     failed = Outcome(nbytes=9, failure=Failure.of(ValueError(), ""))
     joins.add(There(Kept(failed, Packed.pack(["x", "y"])), session.fetched), failed)
     assert joins.finish() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,7 +85,11 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     program = Program((), fold)
     session = run.engine.open(program, label, keep=True)
-    joins = (_Tree if isinstance(sink, Fold) else _Chain)(session, program, run.stats)
+    joins: _Joins
+    if isinstance(sink, Fold):
+        joins = _Tree(session, program, run.stats, run.engine.in_background)
+    else:
+        joins = _Chain(session, program, run.stats)
     try:
         with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
             while True:
@@ -232,88 +237,133 @@ class _Chain(_Joins):
 
 @dataclass(eq=False)
 class _Run:
-    """The value of a run of neighbouring partitions: made already, or made by a join of shorter runs."""
+    """The value of a run of neighbouring partitions: made already, or made by a join that is under way."""
 
-    level: int
+    level: int  # of a block `_Tree.BLOCK`, of two blocks more; of less than a block, less
+    index: int  # of the block, or of the two, four... blocks, in the order of the source
     before: int  # how many values come before it
     values: int  # how many it is made of
-    partitions: int  # how many of them the scheduler remembers
     handle: Handle | None = None  # None until it is made
-    shorter: Sequence[_Run] = ()  # what is to be joined; () once that is under way
+    held_at: str = ""  # the worker that has the value as an object, if it is not packed
+    begun: float = 0.0  # when the join that makes it was submitted
 
 
 class _Tree(_Joins):
-    """Joins of neighbours: runs of equal length become a longer one, as digits carry when one counts.
+    """Joins of neighbours, several at the same time.
 
-    So a value is packed for each level of the tree, and the workers hold a few values for each level. Which
-    runs are joined depends on the partitions alone, not on which of them ended first. Several joins run at
-    the same time; if there are more than the workers have threads, reading waits.
+    Values stand in a row for each block of `MEMORY`. The head of a row takes in the values behind it as they
+    come, and stays an object on its worker meanwhile. Where that is slow, `WIDTH` values that wait behind it
+    become one, on another worker. The value of a whole block comes here. Two blocks are joined to one of
+    twice the length, and so on, as digits carry. So a value is packed for each level, and few are held.
     """
 
-    WIDTH = 16  # values that one join takes
+    WIDTH = 16  # values that one join takes behind the first
+    BLOCK = 2  # the level of a block
+    SLOW_SECONDS = 0.1  # that a join of `WIDTH` values may take without being divided
+    LATE_SECONDS = 1.0  # that any join may take
+    POLL_SECONDS = 0.01  # between two looks at that
 
-    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
+    def __init__(self, session: Session, program: Program, stats: Stats, in_background: bool) -> None:
         super().__init__(session, program, stats)
-        self._runs: list[_Run] = []  # in order; the longer ones first
-        self._waiting: list[_Run] = []  # whose shorter ones are not made yet
+        self._in_background = in_background
+        self._runs: list[_Run] = []  # in order
         self._made_by: dict[Job, _Run] = {}
         self._values = 0
+        self._complete = False  # no more values come
+        self._value_seconds: deque[float] = deque([0.0] * 3, 3)  # that each of the last joins took for a value
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, if it has a value."""
         if outcome.failure is not None or not _has_value(part, outcome):
             return
-        self._runs.append(_Run(0, self._values, 1, 1, part))
+        self._runs.append(_Run(0, self._values // self.MEMORY, self._values, 1, part))
         self._values += 1
-        while len(carried := self._carried()) > 1:
-            self._replace(carried)
         self._settle(block=False)
-        while self._under_way > max(self._stats.threads, 2):
-            self._settle(block=True)
+        self._start()
+        while True:
+            if self._under_way > max(self._stats.threads, 2):
+                self._settle(block=True)
+            elif self._waiting() >= self.WIDTH:
+                self._look()
+            else:
+                break
+            self._start()
 
     def finish(self) -> Handle | None:
-        """Join what is left: the last runs first, which are the shortest."""
+        """Join what is left, and pack the last value."""
+        self._complete = True
+        self._start()
+        while self._under_way:
+            self._settle(block=True)
+            self._start()
         while len(self._runs) > 1:
-            self._replace(self._runs[-self.WIDTH :])
-        self._settle_all()
+            self._replace(self._runs[-self.WIDTH :], stays=False)
+            self._settle_all()
         return self._runs[0].handle if self._runs else None
 
-    def _carried(self) -> Sequence[_Run]:
-        """Return the last runs, if there are as many of one level as a join takes."""
-        level = self._runs[-1].level
-        # Runs that were brought here (`MEMORY`) travel within the task that joins them, so these are two.
-        width = (self.WIDTH, self.MEMORY // self.WIDTH, 2)[min(level, 2)]
-        last = self._runs[-width:]
-        return last if len(last) == width and last[0].level == level else ()
+    def _look(self) -> None:
+        """Take in what has ended, or wait a moment: what goes on may turn out to be slow."""
+        before = self._under_way
+        self._settle(block=not self._in_background)
+        if self._under_way == before:
+            time.sleep(self.POLL_SECONDS)
+            self._stats.waited.workers += self.POLL_SECONDS
 
-    def _replace(self, shorter: Sequence[_Run]) -> None:
-        """Put the run that a join of these makes into their place."""
-        values, partitions = (sum(getattr(run, of) for run in shorter) for of in ("values", "partitions"))
-        longer = _Run(shorter[0].level + 1, shorter[0].before, values, partitions, shorter=shorter)
-        del self._runs[-len(shorter) :]
-        self._runs.append(longer)
-        self._waiting.append(longer)
-        self._start()
+    def _waiting(self) -> int:
+        """Return how many values of partitions wait to be joined."""
+        return sum(run.level == 0 for run in self._runs)
 
     def _start(self) -> None:
-        """Submit the joins whose values are all made."""
-        for run in list(self._waiting):
-            parts = [shorter.handle for shorter in run.shorter if shorter.handle is not None]
-            if len(parts) == len(run.shorter):
-                self._waiting.remove(run)
-                run.shorter = ()
-                job = Join(parts=parts, before=run.before)
-                self._made_by[job] = run
-                self._submit(job)
+        """Submit the joins that may begin."""
+        for _, row in itertools.groupby(list(self._runs), lambda run: (run.level < self.BLOCK, run.index)):
+            self._start_row(list(row))
+        for one, other in itertools.pairwise(list(self._runs)):
+            pair = one.level == other.level >= self.BLOCK and one.index % 2 == 0
+            if pair and one.handle is not None and other.handle is not None:
+                self._replace([one, other], stays=False)
+
+    def _start_row(self, row: list[_Run]) -> None:
+        head = row[0]
+        if head.level >= self.BLOCK:
+            return
+        whole = self._complete or head.index < self._values // self.MEMORY
+        ready = list(itertools.takewhile(lambda run: run.handle is not None, row))[: self.WIDTH + 1]
+        last = whole and len(ready) == len(row)
+        if len(ready) > 1 or (last and head.held_at):
+            self._replace(ready, stays=not last)
+        elif head.handle is None and self._is_slow(head):
+            for is_leaf, group in itertools.groupby(row[1:], lambda run: run.level == 0):
+                leaves = list(group)[: self.WIDTH]
+                if is_leaf and len(leaves) >= (2 if self._complete else self.WIDTH):
+                    self._replace(leaves, stays=False)
+
+    def _is_slow(self, head: _Run) -> bool:
+        late = time.monotonic() - head.begun > self.LATE_SECONDS
+        return late or min(self._value_seconds) * self.WIDTH > self.SLOW_SECONDS
+
+    def _replace(self, shorter: Sequence[_Run], stays: bool) -> None:
+        """Submit the join of these, and put what it makes into their place."""
+        first, values = shorter[0], sum(run.values for run in shorter)
+        level = first.level + 1 if first.level >= self.BLOCK else 1
+        index = first.index if level == 1 else first.index // 2
+        if level == 1 and values == self.MEMORY:
+            level = self.BLOCK
+        made = _Run(level, index, first.before, values, begun=time.monotonic())
+        at = self._runs.index(first)
+        self._runs[at : at + len(shorter)] = [made]
+        parts = [run.handle for run in shorter if run.handle is not None]
+        # The value of the first counts as one that was taken.
+        job = Join(parts=parts, before=first.before + first.values - 1, stays=stays, at=first.held_at)
+        self._made_by[job] = made
+        self._submit(job)
 
     def _joined(self, job: Join, outcome: Outcome) -> None:
         run = self._made_by.pop(job)
-        run.handle = job.handle
+        run.handle, run.held_at = job.handle, outcome.held_at
+        self._value_seconds.append(outcome.seconds / len(job.parts))
         assert run.handle is not None
-        if run.partitions >= self.MEMORY:
-            run.partitions = 1
+        if run.level >= self.BLOCK:
             run.handle = Kept(Outcome(), run.handle.fetch().content)
-        self._start()
 
 
 def _has_value(part: Handle, outcome: Outcome) -> bool:

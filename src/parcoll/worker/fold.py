@@ -271,7 +271,7 @@ def join(
     try:
         for part in parts:
             for element in elements_of(part):
-                if fold.associative and not isinstance(fold.func, Counting):
+                if fold.associative and _is_small(part) and not isinstance(fold.func, Counting):
                     fold.grouping.see(fold.func, element)
                 value = [fold.func(value[0], element)] if value else [element]
                 taken += 1
@@ -292,6 +292,12 @@ def join(
             content = _content(fold, value, pack, outcome)
     outcome.seconds = time.perf_counter() - started
     return Kept(outcome, content, taken)
+
+
+def _is_small(part: Kept) -> bool:
+    """Tell whether the value of a partition may be copied to check the function with it."""
+    content = part.content
+    return not isinstance(content, Held) and (content is None or content.nbytes <= MOST_CHECKED_BYTES)
 
 
 def _content(fold: Fold, value: list[Any], pack: Pack, outcome: Outcome) -> Payload | None:

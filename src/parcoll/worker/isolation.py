@@ -77,7 +77,7 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], b
     least_timeout = math.inf if fold.timeout is None else fold.timeout
     deaths = SinkDeaths()
     try:
-        previous = previous and previous.packed()
+        previous, parts = previous and previous.packed(), [part.packed() for part in parts]
     except UnsentError as error:
         return Kept(Outcome(failure=error.failure), None, taken)
     with pool.lend() as lent:

@@ -237,8 +237,8 @@ class ParallelGen(Generic[T_co]):
 
         Without `combine`, `func` must be associative and take two elements: each partition folds its own, and
         `func` combines these values in the order of the source. With `combine`, each partition starts from a
-        copy of `initial`, and `combine` combines the values. Up to 16 neighbours are combined at a time, on
-        several workers, and then what that gives in the same way. Only the last value comes back.
+        copy of `initial`, and `combine` combines the values. Neighbours are combined as they come, in any
+        grouping, on several workers where that is slow. Only the last value comes back.
         `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
         equal to `initial`, the elements are folded one after the other, as `reduce` does.
 

@@ -270,7 +270,9 @@ class _Tree(_Joins):
         self._made_by: dict[Job, _Run] = {}
         self._values = 0
         self._complete = False  # no more values come
-        self._value_seconds: deque[float] = deque([0.0] * 3, 3)  # that each of the last joins took for a value
+        self._value_seconds: deque[float] = deque(
+            [0.0] * 3, 3
+        )  # that each of the last joins took for a value
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, if it has a value."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parcoll.evaluation.engine import Join
-from parcoll.evaluation.folding import _Chain, _Tree
+from parcoll.evaluation.folding import _Chain, _Run, _Tree
 from parcoll.watch.stats import Stats
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed
@@ -135,6 +135,22 @@ def test_where_joins_are_slow_values_that_wait_are_joined_elsewhere(
         widths.add(session.most)
     assert found == {tuple(range(count))}
     assert max(widths) > 1
+
+
+@pytest.mark.parametrize("count", [4, 8, 12, 16])
+def test_the_last_values_are_shared_out_where_joins_are_slow(count: int) -> None:
+    """As many as there are threads, each with two values at least; then what these make."""
+    for seed in range(5):
+        session = Shuffled(operator.add, seed)
+        joins = made(_Tree, session, stats())
+        for x in range(count):
+            content = Packed.pack([[x]])
+            outcome = Outcome(nbytes=content.nbytes)
+            joins._runs.append(_Run(0, 0, x, 1, There(Kept(outcome, content), session.fetched)))
+            joins._values += 1
+        joins._value_seconds.append(1.0)
+        assert joins.finish().fetch().content.load() == [list(range(count))]
+        assert session.most == min(THREADS, count // 2)
 
 
 def test_a_chain_folds_from_left_to_right() -> None:

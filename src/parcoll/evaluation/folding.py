@@ -296,7 +296,10 @@ class _Tree(_Joins):
         self._complete = True
         self._start()
         while self._under_way:
-            self._settle(block=True)
+            if self._waiting() > 1:
+                self._look()
+            else:
+                self._settle(block=True)
             self._start()
         while len(self._runs) > 1:
             self._replace(self._runs[-self.WIDTH :], stays=False)
@@ -331,13 +334,22 @@ class _Tree(_Joins):
         whole = self._complete or head.index < self._values // self.MEMORY
         ready = list(itertools.takewhile(lambda run: run.handle is not None, row))[: self.WIDTH + 1]
         last = whole and len(ready) == len(row)
-        if len(ready) > 1 or (last and head.held_at):
+        if self._complete and len(ready) > 3 and self._takes_long(len(ready)):
+            shares = max(1, min(self._stats.threads, len(ready) // 2))
+            size = -(-len(ready) // shares)
+            for share in (ready[start : start + size] for start in range(0, len(ready), size)):
+                if len(share) > 1:
+                    self._replace(share, stays=False)
+        elif len(ready) > 1 or (last and head.held_at):
             self._replace(ready, stays=not last)
         elif head.handle is None and self._is_slow(head):
             for is_leaf, group in itertools.groupby(row[1:], lambda run: run.level == 0):
                 leaves = list(group)[: self.WIDTH]
                 if is_leaf and len(leaves) >= (2 if self._complete else self.WIDTH):
                     self._replace(leaves, stays=False)
+
+    def _takes_long(self, values: int) -> bool:
+        return values * self._value_seconds[-1] > self.LATE_SECONDS
 
     def _is_slow(self, head: _Run) -> bool:
         late = time.monotonic() - head.begun > self.LATE_SECONDS

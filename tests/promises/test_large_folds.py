@@ -271,8 +271,8 @@ def test_a_fold_is_exact_when_a_worker_is_killed_in_a_join(
     def join(left: bytearray, right: bytearray) -> bytearray:
         if left and is_moment(left[0], len(left) // LARGE, len(right) // LARGE):
             dies(tmp_path / "told")
-        if right and phase == "of what waits":
-            time.sleep(0.03)
+        if right and phase == "of what waits" and not left[0]:
+            wait_for_file(tmp_path / "told")
         left += right
         return left
 

@@ -16,7 +16,8 @@ from parcoll.chain.place import Place
 from parcoll.evaluation.engine import Job, Join
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed
-from parcoll.worker.fold import Fold
+from parcoll.worker.fold import Fold, join
+from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.program import Program
 
 LARGE = 70_000  # bytes
@@ -186,6 +187,11 @@ def test_what_cannot_be_packed_is_told_where_it_comes_to() -> None:
     with pytest.raises(UnsentError) as caught:
         arrived.load()
     assert str(caught.value.failure.rebuild()) == "no"
+    fold = Fold(append, "reduce(append)")
+    for previous, parts in ((arrived, []), (None, [arrived])):
+        handle = None if previous is None else Kept(Outcome(), previous)
+        joined = join(fold, handle, [Kept(Outcome(), part) for part in parts], 0, Packed.pack)
+        assert joined.outcome.failure is caught.value.failure
     assert len(held.load()) == 1, "here it is still of use"
 
 

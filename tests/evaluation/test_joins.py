@@ -22,12 +22,6 @@ from parcoll.worker.program import Program
 THREADS = 4
 
 
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nothing wait between two looks."""
-    monkeypatch.setattr(_Tree, "POLL_SECONDS", 0.0)
-
-
 @dataclass(eq=False)
 class There:
     """A result on a cluster: what is fetched is counted."""
@@ -62,7 +56,7 @@ class Shuffled:
         self.widths += [len(job.parts) for job in jobs]
         self.most = max(self.most, len(self.jobs))
 
-    def completed(self, block: bool) -> list[Any]:
+    def completed(self, block: bool, seconds: float = 0.0) -> list[Any]:
         if not self.jobs or not (block or self.random.random() < 0.3):
             return []
         if self.random.random() < 0.2:
@@ -89,18 +83,13 @@ def stats() -> Stats:
 
 
 def joined(kind: Any, session: Shuffled, values: Sequence[Any], numbers: Stats | None = None) -> Any:
-    joins = made(kind, session, numbers or stats())
+    joins = kind(session, Program((), session.fold), numbers or stats())
     for value in values:
         content = None if value is None else Packed.pack([value])
         outcome = Outcome(nbytes=content.nbytes if content is not None else 0)
         joins.add(There(Kept(outcome, content), session.fetched), outcome)
     handle = joins.finish()
     return None if handle is None else handle.fetch().content.load()[0]
-
-
-def made(kind: Any, session: Shuffled, numbers: Stats) -> Any:
-    settings = (True,) if kind is _Tree else ()
-    return kind(session, Program((), session.fold), numbers, *settings)
 
 
 def nest(left: str, right: str) -> str:
@@ -142,7 +131,7 @@ def test_the_last_values_are_shared_out_where_joins_are_slow(count: int) -> None
     """As many as there are threads, each with two values at least; then what these make."""
     for seed in range(5):
         session = Shuffled(operator.add, seed)
-        joins = made(_Tree, session, stats())
+        joins = _Tree(session, Program((), session.fold), stats())
         for x in range(count):
             content = Packed.pack([[x]])
             outcome = Outcome(nbytes=content.nbytes)
@@ -206,7 +195,7 @@ def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> Non
 
 def test_what_a_partition_that_failed_has_left_is_not_joined() -> None:
     session = Shuffled(operator.add, 5)
-    joins = made(_Tree, session, stats())
+    joins = _Tree(session, Program((), session.fold), stats())
     failed = Outcome(nbytes=9, failure=Failure.of(ValueError(), ""))
     joins.add(There(Kept(failed, Packed.pack(["x", "y"])), session.fetched), failed)
     assert joins.finish() is None

@@ -100,6 +100,19 @@ def test_what_functions_capture_stays_as_it_is(engine: Connection) -> None:
     assert lists.fold(operator.add, []) == whole
 
 
+def test_slow_joins_within_tasks_on_all_workers(cluster: Connection) -> None:
+    """Each waits for joins in the thread that these need."""
+
+    def join(left: list[int], right: list[int]) -> list[int]:
+        time.sleep(0.02 if left and right else 0.0)
+        return left + right
+
+    def within(x: int) -> list[int]:
+        return parallel(range(40), partition_size=1).fold(append, [], join)
+
+    assert list(parallel(range(3), partition_size=1).map(within)) == [list(range(40))] * 3
+
+
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_folds_within_a_task_and_beside_a_worker(cluster: Connection, timeout: float | None) -> None:
     def within(x: int) -> tuple[Any, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import queue
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -215,10 +217,10 @@ class DistributedSession:
         """Which worker the tasks wait for, if there is none that may run them."""
         return self._placement.waiting_for
 
-    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+    def completed(self, block: bool, seconds: float = math.inf) -> list[tuple[Job, Outcome]]:
         """Return what has come; nothing if it turns out to wait for a worker. Ctrl-C interrupts the wait."""
         found: list[tuple[Job, Outcome]] = []
-        known = self.waiting_for
+        known, until = self.waiting_for, time.monotonic() + seconds
         while True:
             item = self._receiving.take(block and not found)
             if isinstance(item, list):
@@ -230,7 +232,7 @@ class DistributedSession:
                 if not self._link.connected:
                     raise self._link.lost()
                 self._placement.look(self._receiving.keys)
-                if self.waiting_for != known:
+                if self.waiting_for != known or time.monotonic() > until:
                     return found
                 continue
             self._placement.came()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,11 +102,11 @@ class Session(Protocol):
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs; those with the smaller order go first."""
 
-    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+    def completed(self, block: bool, seconds: float = math.inf) -> list[tuple[Job, Outcome]]:
         """Return the jobs that ended since the last call; with `block`, at least one.
 
-        None even so, if what it waits for has changed. Also those that go on, and hand back elements, with an
-        outcome that is `early`.
+        None even so, if what it waits for has changed, or soon after these seconds. Also those that go on,
+        and hand back elements, with an outcome that is `early`.
         """
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -85,11 +86,8 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     program = Program((), fold)
     session = run.engine.open(program, label, keep=True)
-    joins: _Joins
-    if isinstance(sink, Fold):
-        joins = _Tree(session, program, run.stats, run.engine.in_background)
-    else:
-        joins = _Chain(session, program, run.stats)
+    kind: type[_Joins] = _Tree if isinstance(sink, Fold) else _Chain
+    joins = kind(session, program, run.stats)
     try:
         with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
             while True:
@@ -154,14 +152,14 @@ class _Joins:
         self._under_way += 1
         self._session.submit([job])
 
-    def _settle(self, block: bool) -> None:
-        """Take in the joins that have ended; with `block`, at least one if any is under way.
+    def _settle(self, block: bool, seconds: float = math.inf) -> None:
+        """Take in the joins that have ended; with `block`, wait for one if any is under way, or so long.
 
         Where several have failed, the first in the order of the source raises.
         """
         failed: list[tuple[Join, Outcome]] = []
         while self._under_way:
-            for job, outcome in self._ended(block or bool(failed)):
+            for job, outcome in self._ended(block or bool(failed), seconds):
                 if outcome.failure is not None:
                     failed.append((job, outcome))
                     continue
@@ -180,9 +178,9 @@ class _Joins:
         while self._under_way:
             self._settle(block=True)
 
-    def _ended(self, block: bool) -> list[tuple[Join, Outcome]]:
+    def _ended(self, block: bool, seconds: float) -> list[tuple[Join, Outcome]]:
         started = time.perf_counter()
-        ended = self._session.completed(block)
+        ended = self._session.completed(block, seconds)
         self._stats.waited.workers += time.perf_counter() - started
         self._under_way -= len(ended)
         for job, _ in ended:
@@ -261,11 +259,9 @@ class _Tree(_Joins):
     BLOCK = 2  # the level of a block
     SLOW_SECONDS = 0.1  # that a join of `WIDTH` values may take without being divided
     LATE_SECONDS = 1.0  # that any join may take
-    POLL_SECONDS = 0.01  # between two looks at that
 
-    def __init__(self, session: Session, program: Program, stats: Stats, in_background: bool) -> None:
+    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
         super().__init__(session, program, stats)
-        self._in_background = in_background
         self._runs: list[_Run] = []  # in order
         self._made_by: dict[Job, _Run] = {}
         self._values = 0
@@ -286,7 +282,7 @@ class _Tree(_Joins):
             if self._under_way > max(self._stats.threads, 2):
                 self._settle(block=True)
             elif self._waiting() >= self.WIDTH:
-                self._look()
+                self._settle(block=True, seconds=0.0)
             else:
                 break
             self._start()
@@ -296,23 +292,13 @@ class _Tree(_Joins):
         self._complete = True
         self._start()
         while self._under_way:
-            if self._waiting() > 1:
-                self._look()
-            else:
-                self._settle(block=True)
+            # The join that others wait for may turn out to be slow.
+            self._settle(block=True, seconds=0.0 if self._waiting() > 1 else math.inf)
             self._start()
         while len(self._runs) > 1:
             self._replace(self._runs[-self.WIDTH :], stays=False)
             self._settle_all()
         return self._runs[0].handle if self._runs else None
-
-    def _look(self) -> None:
-        """Take in what has ended, or wait a moment: what goes on may turn out to be slow."""
-        before = self._under_way
-        self._settle(block=not self._in_background)
-        if self._under_way == before:
-            time.sleep(self.POLL_SECONDS)
-            self._stats.waited.workers += self.POLL_SECONDS
 
     def _waiting(self) -> int:
         """Return how many values of partitions wait to be joined."""

@@ -87,7 +87,7 @@ class InlineSession:
         """Queue the jobs; nothing runs yet."""
         self._waiting.extend(jobs)
 
-    def completed(self, block: bool) -> list[tuple[Job, Outcome]]:
+    def completed(self, block: bool, seconds: float = math.inf) -> list[tuple[Job, Outcome]]:
         """Run one job if the caller waits for it."""
         if not block or not self._waiting:
             return []

@@ -277,6 +277,8 @@ def join(
                 taken += 1
     except UsedError:
         raise
+    except UnsentError as error:
+        outcome.failure = error.failure
     except BaseException as error:
         note = f"in {fold.label}, at element {taken} of those that reached it: {short_repr(element)}"
         if fold.associative:

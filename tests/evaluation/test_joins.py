@@ -15,7 +15,7 @@ from parcoll.evaluation.folding import _Chain, _Run, _Tree
 from parcoll.watch.stats import Stats
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed
-from parcoll.worker.fold import Fold, join
+from parcoll.worker.fold import TOLD_BYTES, Fold, join
 from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.program import Program
 
@@ -86,7 +86,7 @@ def joined(kind: Any, session: Shuffled, values: Sequence[Any], numbers: Stats |
     joins = kind(session, Program((), session.fold), numbers or stats())
     for value in values:
         content = None if value is None else Packed.pack([value])
-        outcome = Outcome(nbytes=content.nbytes if content is not None else 0)
+        outcome = Outcome(produced=1, nbytes=content.nbytes if content is not None else 0)
         joins.add(There(Kept(outcome, content), session.fetched), outcome)
     handle = joins.finish()
     return None if handle is None else handle.fetch().content.load()[0]
@@ -170,9 +170,26 @@ def test_a_value_is_packed_once_for_each_level_and_few_are_under_way(count: int)
 def test_the_scheduler_forgets_what_a_value_of_many_partitions_was_made_of() -> None:
     """So these come here, and none else but the last."""
     for kind, fetched in ((_Tree, 15 + 7 + 3 + 1), (_Chain, 15)):
-        session = Shuffled(operator.add, 4)
-        assert joined(kind, session, [1] * 15 * 64 + [1]) == 15 * 64 + 1
+        session, large = Shuffled(max, 4), bytes(TOLD_BYTES)  # a small one comes by itself
+        assert joined(kind, session, [large] * (15 * 64 + 1)) == large
         assert 10 <= len(session.fetched) <= fetched + 1, kind
+
+
+def test_a_small_value_comes_with_the_report_of_its_join() -> None:
+    for kind in (_Tree, _Chain):
+        session = Shuffled(operator.add, 4)
+        assert joined(kind, session, [1] * 200) == 200
+        assert session.fetched == [], kind
+
+
+def test_quick_joins_of_a_function_that_ran_before_wait_for_more() -> None:
+    def func(a: int, b: int) -> int:
+        return a + b
+
+    for widths in ([1], [16, 16, 8]):
+        session = Shuffled(func, 4)
+        assert joined(_Chain, session, [1] * 40) == 40
+        assert session.widths[: len(widths)] == widths
 
 
 def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.calls.held import Held
+from parcoll.chain.paces import remember, remembered
+from parcoll.chain.steps import Step
 from parcoll.evaluation.engine import Job, Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
@@ -104,7 +106,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
                     joins.finish()
                     raise outcome.failure.rebuild()
             handle = joins.finish()
-        payload = handle.fetch().content if handle is not None else None
+        payload = None if handle is None else handle.fetch().content
         if isinstance(payload, Held):  # inline: the value comes as it would from a worker
             payload = payload.packed()
     finally:
@@ -116,6 +118,12 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     packed = _packed_initial(initial)
     assert packed is not None
     return packed.load()
+
+
+class _Joining(Step):
+    """The function of a fold, as `paces` knows it."""
+
+    kind = "join"
 
 
 class _Joins:
@@ -197,9 +205,15 @@ class _Chain(_Joins):
     """
 
     WAITING = 16
+    # What takes no longer than this, as it took last, waits for more: a join of its own takes 5 ms.
+    QUICK_SECONDS = 0.001
 
     def __init__(self, session: Session, program: Program, stats: Stats) -> None:
         super().__init__(session, program, stats)
+        self._steps = (_Joining(program.fold.func),)
+        self._pace = remembered(self._steps) or math.inf
+        self._elements = 0  # of the partitions that wait
+        self._taken = 0  # elements that the value is made of
         self._partitions = 0  # that the scheduler remembers
         self._value: Handle | None = None
         self._held_at = ""  # the worker that has the value as an object, if it is not packed
@@ -208,8 +222,10 @@ class _Chain(_Joins):
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition."""
         self._parts.append(part)
+        self._elements += outcome.produced
         self._settle(block=len(self._parts) >= self.WAITING)
-        self._start()
+        if len(self._parts) >= self.WAITING or self._elements * self._pace > self.QUICK_SECONDS:
+            self._start()
 
     def finish(self) -> Handle | None:
         """Join what is left."""
@@ -222,12 +238,15 @@ class _Chain(_Joins):
         if self._under_way or not (self._parts or (last and self._held_at)):
             return
         self._partitions += len(self._parts)
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._elements = self._parts, [], 0
         stays = not last and self._partitions < self.MEMORY
         self._submit(Join(previous=self._value, parts=parts, stays=stays, at=self._held_at))
 
     def _joined(self, job: Join, outcome: Outcome) -> None:
-        self._value, self._held_at = job.handle, outcome.held_at
+        self._value, self._held_at = _here(job.handle, outcome), outcome.held_at
+        if taken := outcome.produced - self._taken:
+            self._pace, self._taken = outcome.seconds / taken, outcome.produced
+            remember(self._steps, self._pace)
         if self._partitions >= self.MEMORY and self._value is not None:
             self._partitions = 0
             self._value = Kept(Outcome(), self._value.fetch().content, folded=outcome.produced)
@@ -359,11 +378,16 @@ class _Tree(_Joins):
 
     def _joined(self, job: Join, outcome: Outcome) -> None:
         run = self._made_by.pop(job)
-        run.handle, run.held_at = job.handle, outcome.held_at
+        run.handle, run.held_at = _here(job.handle, outcome), outcome.held_at
         self._value_seconds.append(outcome.seconds / len(job.parts))
         assert run.handle is not None
         if run.level >= self.BLOCK:
             run.handle = Kept(Outcome(), run.handle.fetch().content)
+
+
+def _here(handle: Handle | None, outcome: Outcome) -> Handle | None:
+    """Return the value that a join has made: itself if it came along, and is the last or travels quickly."""
+    return Kept(Outcome(), outcome.results, outcome.produced) if outcome.results is not None else handle
 
 
 def _has_value(part: Handle, outcome: Outcome) -> bool:

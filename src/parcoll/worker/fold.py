@@ -24,6 +24,7 @@ from parcoll.worker.sinks import Pack, Sink
 CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
 MOST_CHECK_SECONDS = 0.05  # a check that took longer is the last one of its process
 MOST_CHECKED_BYTES = 64 * 1024  # of one element, packed
+TOLD_BYTES = 16 * 1024  # of a value: a smaller one comes with the report of its join, too
 JUDGED = (str, bytes, bool, set, frozenset, type(None))  # types whose `==` decides
 
 
@@ -292,6 +293,8 @@ def join(
             content, outcome.held_at = Held(value, pack=how, home=home), home.address
         else:
             content = _content(fold, value, pack, outcome)
+        if type(content) is Packed and content.nbytes <= TOLD_BYTES:
+            outcome.results = content
     outcome.seconds = time.perf_counter() - started
     return Kept(outcome, content, taken)
 

@@ -26,6 +26,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
+from parcoll.text import line_of
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
@@ -290,7 +291,7 @@ def loaded(payload: Payload, what: str) -> Any:
         return payload.load()
     except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
         raise SerializationError(
-            f"{what} came back from the worker but cannot be unpickled here: {type(error).__name__}: {error}"
+            f"{what} came back from the worker but cannot be unpickled here: {line_of(error)}"
         ) from error
 
 

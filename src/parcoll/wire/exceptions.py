@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from parcoll.text import short_repr
+from parcoll import text
+from parcoll.text import short_repr, shortened
 from parcoll.wire.anatomy import (
     MAX_CHAIN,
     PLAIN,
@@ -26,7 +27,6 @@ from parcoll.wire.anatomy import (
     message_of,
     notes_of,
     set_field,
-    shortened,
     summary_of,
     traceback_of,
 )
@@ -53,7 +53,7 @@ class Failure:
         except Exception as refusal:  # an attribute of the exception raised when it was read
             stand_in = Exception(
                 f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
-                f"reading it raised {refusal!r}"
+                f"reading it raised {short_repr(refusal)}"
             )
             return cls(_encode(stand_in, Room()), note)
 
@@ -174,8 +174,8 @@ def _raisable(error: BaseException) -> BaseException:
     if not isinstance(error, StopIteration):
         return error
     wrapper = RuntimeError(
-        f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
-        "another exception, or return"
+        f"a function of the chain raised {short_repr(error)}, which would end the loop over the "
+        "results: raise another exception, or return"
     )
     wrapper.__cause__ = error
     return wrapper
@@ -383,4 +383,4 @@ def decoded_part(part: Part) -> Any:
     try:
         return _decode(content) if isinstance(content, EncodedException) else loads(content)  # type: ignore[arg-type]
     except Exception as error:
-        return f"<could not be unpickled: {error}>"
+        return f"<could not be unpickled: {text.message_of(error)}>"

@@ -19,6 +19,7 @@ from parcoll.calls.held import Held, Lacking, UsedError
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError, WorkerSetupError
+from parcoll.text import line_of, message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
 
@@ -301,7 +302,7 @@ def broken(what: str, error: BaseException) -> Outcome:
             f'Python, send it with connect(..., ship=["{package}"])'
         )
     else:
-        failure = SerializationError(f"{what}: {type(error).__name__}: {error}")
+        failure = SerializationError(f"{what}: {line_of(error)}")
     failure.__cause__ = error
     return Outcome(failure=Failure.of(failure, what))
 
@@ -313,7 +314,7 @@ class UnreadError(OSError):
 def unloadable_chain(error: BaseException) -> Outcome:
     """Return the outcome of a partition whose program cannot be unpickled."""
     if isinstance(error, UnreadError):
-        return Outcome(complete=False, unshared=str(error), unprogrammed=True)
+        return Outcome(complete=False, unshared=message_of(error), unprogrammed=True)
     outcome = broken("the worker could not load the chain", error)
     if not isinstance(error, (WorkerSetupError, ModuleNotFoundError)):
         outcome.unloaded = _loader(error.__traceback__)
@@ -324,7 +325,7 @@ def unloadable_partition(at: str, payload: Any, error: BaseException) -> Outcome
     """Return the outcome of a partition that cannot be unpickled."""
     if isinstance(payload, Shared) and isinstance(error, OSError):
         # The elements are not to blame: they are sent once more, in the message itself.
-        return Outcome(complete=False, unshared=str(error))
+        return Outcome(complete=False, unshared=message_of(error))
     return broken(f"the worker could not load the partition at {at}", error)
 
 

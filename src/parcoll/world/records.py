@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.log import logger
+from parcoll.text import message_of, short_repr
 from parcoll.wire.codec import by_reference, by_value, loads
 from parcoll.wire.exceptions import Failure
 
@@ -268,7 +269,7 @@ def _packed(record: logging.LogRecord, handled: bool) -> bytes:
             try:
                 _pickled(value)
             except Exception:
-                fields[name] = repr(value)
+                fields[name] = short_repr(value)
         return _pickled(whole)
 
 
@@ -301,7 +302,7 @@ def replay(packed: Iterable[bytes]) -> None:
         try:
             name, handled, failure, fields = loads(one)
         except Exception as error:
-            logger.warning("what a worker has logged cannot be unpickled here: %s", error)
+            logger.warning("what a worker has logged cannot be unpickled here: %s", message_of(error))
             continue
         if failure is not None:
             raised = failure.original()

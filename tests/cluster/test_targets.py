@@ -15,6 +15,7 @@ import dask
 import distributed
 import pytest
 from bare import bare_cluster, tls_options
+from broken import answering, but
 from distributed.versions import get_versions
 from places import check_sentence, evaluated_at
 from ports import LOOPBACK, free_port
@@ -24,13 +25,15 @@ from parcoll import (
     ConnectError,
     SerializationError,
     VersionWarning,
+    WorkerSetupError,
     connect,
     parallel,
 )
 from parcoll.cluster import clients
 from parcoll.cluster.preparing import check_versions
 from parcoll.local.credentials import Credentials
-from parcoll.wire.payload import Packed
+from parcoll.wire.payload import Packed, Shared
+from parcoll.wire.segments import Address, Span
 from parcoll.worker.program import Program, SharedProgram
 
 pytestmark = pytest.mark.usefixtures("no_default_cluster")
@@ -303,3 +306,14 @@ def test_an_asynchronous_client_is_refused(remote: str) -> None:
                 list(parallel([1], client=client).map(abs))
 
     asyncio.run(attempt())
+
+
+def test_a_broken_worker_is_told(client: Any) -> None:
+    """tests/cluster/test_broken_workers.py has what else one may answer with."""
+    with connect(client):
+        assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]  # the worker has parcoll now
+        in_memory = Shared(Span(Address(1, 5, bytes(16)), 4096, (5,)))
+        for answer in (lambda _: None, but(read="x"), but(results=in_memory), but(produced=7)):
+            with answering(client, answer, reported=False), pytest.raises(WorkerSetupError):
+                list(parallel(range(4)).map(abs))
+        assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from parcoll import text
+from parcoll.errors import SerializationError
 from parcoll.text import short_repr, shortened
 from parcoll.wire.anatomy import (
     MAX_CHAIN,
@@ -63,11 +64,11 @@ class Failure:
         A `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479). Raised as it
         is, it would end the consumer's loop and lose the rest without a word.
         """
-        return _noted(_raisable(_decode(self.exception)), self.note)
+        return _noted(_raisable(_decoded(self.exception)), self.note)
 
     def original(self) -> BaseException:
         """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
-        return _noted(_decode(self.exception), self.note)
+        return _noted(_decoded(self.exception), self.note)
 
 
 @dataclass
@@ -181,6 +182,13 @@ def _raisable(error: BaseException) -> BaseException:
     return wrapper
 
 
+def _decoded(encoded: EncodedException) -> BaseException:
+    try:
+        return _decode(encoded)
+    except Exception as error:  # as from a worker that has another parcoll
+        return SerializationError(f"a worker's exception cannot be put together here: {text.line_of(error)}")
+
+
 def _decode(encoded: EncodedException) -> BaseException:
     # The frames of a traceback know this one and its callers: none of these has an exception in a variable.
     return _put_together(
@@ -225,7 +233,7 @@ def _whole(encoded: EncodedException) -> BaseException | None:
 def _loaded(whole: bytes | None) -> Any:
     try:
         return loads(whole) if whole is not None else None
-    except Exception:
+    except (Exception, SystemExit):  # a user's `__setstate__` may call sys.exit()
         return None
 
 
@@ -307,7 +315,7 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
     for pickled in [encoded.kind, *encoded.bases]:
         try:
             kind = loads(pickled) if pickled is not None else None
-        except Exception:
+        except (Exception, SystemExit):
             continue
         if isinstance(kind, type) and issubclass(kind, BaseException):
             if pickled is encoded.kind:
@@ -382,5 +390,5 @@ def decoded_part(part: Part) -> Any:
         return content
     try:
         return _decode(content) if isinstance(content, EncodedException) else loads(content)  # type: ignore[arg-type]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"<could not be unpickled: {text.message_of(error)}>"

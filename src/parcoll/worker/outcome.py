@@ -60,6 +60,54 @@ class Outcome:
     lost: bool = False  # no worker could finish the task: there is no result, not even a part
 
 
+_TALLIES = (list, tuple)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("read", "produced", "nbytes", "deaths", "timeouts"), (int,)),
+    **dict.fromkeys(("complete", "unprogrammed", "early", "lost"), (bool,)),
+    **dict.fromkeys(("failed_step", "ended_at"), (int, type(None))),
+    **dict.fromkeys(("failed_elements", "records"), (bytes,)),
+    **dict.fromkeys(("flows", "faults", "step_seconds"), _TALLIES),
+    "seconds": (int, float),
+    "unshared": (str, type(None)),
+    "unloaded": (str,),
+    "raised": (FailedElement, type(None)),
+    "failure": (Failure, type(None)),
+    "results": (*Payload.__args__, type(None)),
+}
+MOST = 2**63  # of any number
+
+
+def is_sound(answer: Any, size: int | None, on_this_machine: bool) -> bool:
+    """Tell whether what a worker has answered is an outcome, of a partition of so many elements.
+
+    A broken worker may answer with anything, or one that has another parcoll.
+    """
+    if type(answer) is not Outcome:
+        return False
+    held = vars(answer)
+    if not all(isinstance(held.get(name, held), kinds) for name, kinds in _KINDS.items()):
+        return False
+    numbers = [answer.read, answer.produced, answer.nbytes, answer.deaths, answer.timeouts, answer.seconds]
+    numbers += [answer.failed_step or 0, answer.ended_at or 0, *answer.step_seconds]
+    for row, width in ((answer.flows, 2), (answer.faults, 3)):
+        if not all(isinstance(part, _TALLIES) and len(part) == width for part in row):
+            return False
+        numbers += [number for part in row for number in part]
+    if not all(isinstance(number, (int, float)) and 0 <= number < MOST for number in numbers):
+        return False
+    if size is not None and answer.read > size:
+        return False
+    return on_this_machine or not isinstance(answer.results, Shared)
+
+
+def answered_wrongly(name: str, said: str) -> Outcome:
+    """Return the outcome of a job of that name whose worker has answered with what is no outcome."""
+    error = WorkerSetupError(
+        f"a worker has answered for {name} {said}: it may be broken, or have another version of parcoll"
+    )
+    return Outcome(failure=Failure.of(error, f"in {name}"), lost=True)
+
+
 @dataclass
 class Kept:
     """A result that stays in a worker's memory: its report, which travels alone, and its content."""

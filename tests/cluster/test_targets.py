@@ -317,3 +317,28 @@ def test_a_broken_worker_is_told(client: Any) -> None:
             with answering(client, answer, reported=False), pytest.raises(WorkerSetupError):
                 list(parallel(range(4)).map(abs))
         assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]
+
+
+def test_what_of_this_process_goes_to_other_machines_and_what_does_not(
+    client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing of the environment and the command line goes there, and no data through shared memory."""
+    monkeypatch.setenv("SECRET_OF_THE_SCRIPT", "s3cret")
+    monkeypatch.setattr("sys.argv", ["s3cret"])
+    monkeypatch.chdir(tmp_path)
+    captured = "a password"
+
+    def look(_: int) -> tuple[str | None, list[str], str, str]:
+        import os
+        import sys
+
+        return os.environ.get("SECRET_OF_THE_SCRIPT"), sys.argv, os.getcwd(), captured
+
+    with connect(client) as connection:
+        assert connection.engine.connected().link.sharing is None
+        assert list(parallel([bytes(10**6)]).map(len)) == [10**6]
+        ((environment, arguments, folder, password),) = parallel([1]).map(look)
+    assert environment is None
+    assert "s3cret" not in arguments
+    assert folder != str(tmp_path)
+    assert password == captured, "closures do"

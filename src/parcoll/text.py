@@ -226,7 +226,7 @@ def _said(describe: Callable[[Any], str], value: Any) -> tuple[str, Exception | 
         _thread.start_new_thread(say, ())
         done.acquire(True, DEADLINE)
     except RuntimeError as error:
-        if type(error) is not RuntimeError or "new thread" not in str(error):
+        if type(error).__module__ != "builtins" or "new thread" not in str(error):
             raise
         return _said_here(describe, value)
     finally:  # also where a signal's handler raises meanwhile

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import itertools
 import socket
 import threading
 import warnings
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ports import LOOPBACK, free_port
 from scripts import Scripts
 
 from parcoll import (
+    ClusterLostError,
     ConnectError,
     SerializationError,
     VersionWarning,
@@ -220,6 +223,17 @@ def test_a_scheduler_that_speaks_tls_tells_whom_it_refuses(tmp_path: Path) -> No
             assert evaluated_at() == address
         with connect(cluster.file, security=ours.security()) as connection:
             assert connection.address == address
+        # Another one takes its place in mid-run, with the certificate of others: it is not joined.
+        with connect(address, security=ours.security(), reconnect=3):
+            stream = iter(parallel(itertools.count()).map(abs))
+            assert next(stream) == 0
+            cluster.scheduler.kill()
+            cluster.scheduler.wait(20)
+            tls_options(tmp_path, others.certificate, others.key)
+            cluster.start_scheduler(int(address.rpartition(":")[2]))
+            with pytest.raises(ClusterLostError) as lost:
+                deque(stream, maxlen=0)
+            check_sentence(lost.value, "did not come back within 3 s", "its TLS certificate is not the one")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 1', '{"address": null}', None])

@@ -179,19 +179,20 @@ def test_what_a_signal_s_handler_raises_meanwhile_arrives(ask: Callable[[Any], s
     value: Exception = kind("that")
     if ask in (str, repr):
         value = ElementError("map(f)", 0, 3, kind("that"), kind("that"))
+
+    def ask_until_it_rings(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            ask(value)
+
     before = signal.signal(signal.SIGALRM, ring)
     try:
         for number in range(1, 40):
             text._slow.clear()
             raised.clear()
-            found = None
-            try:
-                signal.setitimer(signal.ITIMER_REAL, number * (1e-3 if kind is Asleep else 1e-5))
-                while not raised:
-                    ask(value)
-            except Alarm as error:
-                found = error
-            assert raised == [found]
+            with pytest.raises(Alarm) as caught:
+                ask_until_it_rings(number * (1e-3 if kind is Asleep else 1e-5))
+            assert raised == [caught.value]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

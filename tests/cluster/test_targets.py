@@ -356,3 +356,26 @@ def test_what_of_this_process_goes_to_other_machines_and_what_does_not(
     assert "s3cret" not in arguments
     assert folder != str(tmp_path)
     assert password == captured, "closures do"
+
+
+@pytest.mark.parametrize("answer", [None, "x", {"a": "b"}, {"packages": 5}])
+@pytest.mark.parametrize("what", ["ncores", "versions", "broadcast"])
+def test_a_broken_scheduler_is_told(client: Any, what: str, answer: Any) -> None:
+    """Where dask can do with its answer, so can an evaluation."""
+
+    def break_it(dask_scheduler: Any) -> None:
+        dask_scheduler.before_it_broke = dask_scheduler.handlers[what]
+        dask_scheduler.handlers[what] = lambda *_, **__: answer
+
+    def mend_it(dask_scheduler: Any) -> None:
+        dask_scheduler.handlers[what] = dask_scheduler.before_it_broke
+
+    client.run_on_scheduler(break_it)
+    try:
+        with connect(client):
+            assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+    except ConnectError as error:
+        check_sentence(error, "the dask scheduler at tcp://", "does not answer as dask's own does (")
+    finally:
+        client.run_on_scheduler(mend_it)
+    assert list(parallel(range(3), client=client).map(abs)) == [0, 1, 2]

@@ -19,10 +19,10 @@ import distributed
 from dask._task_spec import TaskRef
 
 from parcoll.cluster.sending import SentBuffers
-from parcoll.errors import ClusterLostError, ParcollError, WorkerSetupError
+from parcoll.errors import ClusterLostError, ConnectError, ParcollError, WorkerSetupError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.log import logger
-from parcoll.text import describe
+from parcoll.text import describe, line_of
 from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
@@ -82,6 +82,18 @@ class Link:
             if self.connected:
                 raise
             raise self.lost() from error
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Do the same, and tell of a scheduler whose answers in the block are of no use."""
+        with self.errors():
+            try:
+                yield
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ConnectError(
+                    f"the dask scheduler at {self.address} does not answer as dask's own does "
+                    f"({line_of(error)}): it may be broken, or of another version"
+                ) from error
 
     def lost(self) -> ClusterLostError:
         """Return the error for a scheduler that is gone."""

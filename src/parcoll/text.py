@@ -220,8 +220,8 @@ def _said(describe: Callable[[Any], str], value: Any) -> tuple[str, Exception | 
         finally:
             done.release()
 
-    # Not a `threading.Thread`: what a signal's handler raises while one is started or joined comes out of that
-    # module as a RuntimeError now and then ("release unlocked lock"), or not at all.
+    # Not a `threading.Thread`: what a signal's handler raises while one is started or joined comes out of
+    # that module as a RuntimeError now and then ("release unlocked lock"), or not at all.
     try:
         _thread.start_new_thread(say, ())
         done.acquire(True, DEADLINE)

@@ -119,17 +119,17 @@ def test_an_answer_that_is_none(cluster: Connection, name: str, reported: bool) 
         answering(cluster.engine.client, answer, reported),
         pytest.raises((WorkerSetupError, SerializationError), match=message),
     ):
-        list(parallel(range(4), on_error="skip").map(abs))
-    assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]
+        list(parallel(range(4), partition_size=1, on_error="skip").map(abs))
+    assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
 
 
 def test_answers_that_cannot_be_loaded(cluster: Connection, capfd: pytest.CaptureFixture[str]) -> None:
     """The report cannot be; nor can the outcome itself, which dask asks the worker for three times."""
     answer = lambda found: but(raised=Unloadable())(found)
     with answering(cluster.engine.client, answer, reported=True), pytest.raises(WorkerSetupError) as raised:
-        list(parallel(range(4)).map(abs))
+        list(parallel(range(4), partition_size=1).map(abs))
     assert "from element 0 with what cannot be fetched: " in str(raised.value)
-    assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]
+    assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
 
 
 def raise_what_cannot_be_loaded(_: Any) -> Any:
@@ -147,27 +147,27 @@ def test_a_task_that_raises(cluster: Connection) -> None:
         raise ArithmeticError("a worker's own")
 
     with answering(cluster.engine.client, fail, reported=False), pytest.raises(ArithmeticError) as raised:
-        list(parallel(range(4), on_error="skip").map(abs))
+        list(parallel(range(4), partition_size=1, on_error="skip").map(abs))
     assert raised.value.__notes__ == ["in the partition of 1 element from element 0"]
     with (
         answering(cluster.engine.client, raise_what_cannot_be_loaded, reported=False),
         pytest.raises(Exception) as other,
     ):
-        list(parallel(range(4), on_error="skip").map(abs))
+        list(parallel(range(4), partition_size=1, on_error="skip").map(abs))
     assert str(other.value) == 'Broken("a worker\'s own")'
-    assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]
+    assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("answer", [lambda _: 5, but(produced="x"), without_fields])
 @pytest.mark.parametrize("name", ["run_partition", "join_kept"])
 def test_answers_to_a_fold_and_to_what_is_kept(cluster: Connection, answer: Answer, name: str) -> None:
-    numbers = parallel(range(4))
+    numbers = parallel(range(4), partition_size=1)
     with answering(cluster.engine.client, answer, True, name):
         with pytest.raises(WorkerSetupError, match="a worker has answered for the "):
             numbers.reduce(max)
         if name == "run_partition":
             with pytest.raises(WorkerSetupError, match="a worker has answered for the partition of"):
-                parallel(range(4)).foreach(abs)
+                parallel(range(4), partition_size=1).foreach(abs)
     assert numbers.reduce(max) == 3
 
 
@@ -177,7 +177,7 @@ def test_an_outcome_that_is_kept_in_the_place_of_its_value(cluster: Connection) 
         answering(cluster.engine.client, lambda outcome: outcome, True, "join_kept"),
         pytest.raises((WorkerSetupError, SerializationError)),
     ):
-        parallel(range(4)).reduce(max)
+        parallel(range(4), partition_size=1).reduce(max)
     with (
         answering(cluster.engine.client, lambda outcome: outcome, True, "join_kept"),
         pytest.raises(WorkerSetupError, match=r"^a worker keeps .*Outcome.* in the place of a result: it"),

@@ -325,12 +325,17 @@ def test_an_asynchronous_client_is_refused(remote: str) -> None:
 def test_a_broken_worker_is_told(client: Any) -> None:
     """tests/cluster/test_broken_workers.py has what else one may answer with."""
     with connect(client):
-        assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]  # the worker has parcoll now
+        assert list(parallel(range(4), partition_size=1).map(abs)) == [
+            0,
+            1,
+            2,
+            3,
+        ]  # the worker has parcoll now
         in_memory = Shared(Span(Address(1, 5, bytes(16)), 4096, (5,)))
         for answer in (lambda _: None, but(read="x"), but(results=in_memory), but(produced=7)):
             with answering(client, answer, reported=False), pytest.raises(WorkerSetupError):
-                list(parallel(range(4)).map(abs))
-        assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]
+                list(parallel(range(4), partition_size=1).map(abs))
+        assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
 
 
 def test_what_of_this_process_goes_to_other_machines_and_what_does_not(

@@ -312,8 +312,8 @@ class DistributedSession:
 
     def _checked(self, job: Job, outcome: Outcome) -> Outcome:
         """Return what a worker has answered, or the outcome of one that answers with what is none."""
-        size = job.size if job.begun is None else job.begun
-        sound = is_sound(outcome, None if isinstance(job, Join) else size, self._link.sharing is not None)
+        size = None if isinstance(job, Join) else job.size
+        sound = is_sound(outcome, size, on_this_machine=self._link.sharing is not None)
         if sound and (outcome.read or outcome.complete or outcome.failure or outcome.unshared):
             self._without_progress = 0
         elif sound and not outcome.early:

@@ -6,6 +6,7 @@ from there, and when it hands back what it has not begun.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import re
 import sys
@@ -74,6 +75,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "failure": (Failure, type(None)),
     "results": (*Payload.__args__, type(None)),
 }
+_NUMBERS = {int, float}
 MOST = 2**63  # of any number
 
 
@@ -87,13 +89,17 @@ def is_sound(answer: Any, size: int | None, on_this_machine: bool) -> bool:
     held = vars(answer)
     if not all(isinstance(held.get(name, held), kinds) for name, kinds in _KINDS.items()):
         return False
+    rows = [*answer.flows, *answer.faults]
+    if not set(map(type, rows)) <= set(_TALLIES):
+        return False
+    if {*map(len, answer.flows)} - {2} or {*map(len, answer.faults)} - {3}:
+        return False
     numbers = [answer.read, answer.produced, answer.nbytes, answer.deaths, answer.timeouts, answer.seconds]
     numbers += [answer.failed_step or 0, answer.ended_at or 0, *answer.step_seconds]
-    for row, width in ((answer.flows, 2), (answer.faults, 3)):
-        if not all(isinstance(part, _TALLIES) and len(part) == width for part in row):
-            return False
-        numbers += [number for part in row for number in part]
-    if not all(isinstance(number, (int, float)) and 0 <= number < MOST for number in numbers):
+    numbers += itertools.chain.from_iterable(rows)
+    if not set(map(type, numbers)) <= _NUMBERS or min(numbers) < 0 or not max(numbers) < MOST:
+        return False
+    if not sum(answer.step_seconds, answer.seconds) < MOST:  # one of them is none: "nan"
         return False
     if size is not None and answer.read > size:
         return False

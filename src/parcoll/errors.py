@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import reprlib
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -129,16 +130,16 @@ class ElementError(ParcollError):
     def __str__(self) -> str:
         of = "" if self.partition is None else f" of partition {self.partition}"
         times = "" if self.attempts == 1 else f", {self.attempts} times"
-        kind = type(self.exception).__name__
-        from parcoll import text  # lazy: who only catches these needs no other module
+        from parcoll.text import line_of  # lazy: who only catches these needs no other module
 
-        try:
-            message = text.in_time(str, self.exception)
-        except text.TooLongError:
-            message = f"<its str() takes longer than {text.DEADLINE:g} s>"
-        except Exception:
-            message = "<its str() failed>"
-        return f"{self.step} failed at element {self.index}{of}{times}: {kind}: {message}"
+        return f"{self.step} failed at element {self.index}{of}{times}: {line_of(self.exception)}"
+
+    @reprlib.recursive_repr()
+    def __repr__(self) -> str:
+        from parcoll.text import short_repr  # lazy: as above
+
+        shown = ", ".join(f"{field.name}={short_repr(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__qualname__}({shown})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = (self.step, self.step_index, self.index)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -178,6 +179,23 @@ def kill_descendants(pid: int) -> None:
     for process in stopped:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def others_who_write(folder: str, sticky_helps: bool) -> str | None:
+    """Say who else than this user and root may write to a folder; None for nobody, or if it is not known.
+
+    In a folder with the sticky bit, as `/tmp`, others may make files, and not replace those that are there:
+    that helps (`sticky_helps`) where names cannot be guessed.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    with contextlib.suppress(OSError):
+        found = os.stat(folder)
+        if found.st_uid not in (os.geteuid(), 0):
+            return f"its owner, the user {found.st_uid},"
+        if found.st_mode & stat.S_IWOTH and not (sticky_helps and found.st_mode & stat.S_ISVTX):
+            return "every user of this machine"
+    return None
 
 
 class MemoryFile:

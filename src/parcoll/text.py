@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import contextvars
 import functools
@@ -9,14 +10,16 @@ import itertools
 import linecache
 import re
 import reprlib
-import threading
 import time
 import weakref
 from collections.abc import Callable
-from types import BuiltinFunctionType, CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, WrapperDescriptorType
 from typing import Any
 
 LIMIT = 200  # characters of an element that a message quotes
+MAX_TEXT = 10_000  # characters of what an exception says, where it has more than can be told
+MARK = 40  # characters that say how many there were
+MAX_BITS = 2000  # of a number that Python surely writes in decimals: it may be told to refuse 640 digits
 
 MOST_SORTED = 1000  # members of a dict or set that are sorted before the first ones are shown
 MAX_WORDS = 8  # of a lambda in a key
@@ -48,7 +51,8 @@ _OF_PYTHON: tuple[Any, ...] = (
     BuiltinFunctionType.__repr__,
 )
 _CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, bytearray, bytes, str)
-_asked: contextvars.ContextVar[list[type]] = contextvars.ContextVar("asked")  # for its repr
+# Whose repr is being asked for; unset where no deadline is running.
+_asked: contextvars.ContextVar[list[type]] = contextvars.ContextVar("asked")
 SLOW_SECONDS = 60.0  # that a class is not asked again whose repr or str has taken too long
 _slow: weakref.WeakKeyDictionary[type, float] = weakref.WeakKeyDictionary()  # and until when
 
@@ -61,15 +65,16 @@ class EndsProcessError(Exception):
     """What a user's class says of itself ends in an exception that is no `Exception`: a `SystemExit`."""
 
 
-class _Stopped(BaseException):
-    """Ends the thread in which it takes so long, as far as that is Python's own code."""
+class _Stopped(SystemExit):
+    """Ends the thread in which it takes so long, as far as that is Python's own code, without a word."""
 
 
 class _Short(reprlib.Repr):
     """`reprlib`, for values of any size: it reads no more of them than it shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, caught: type[Exception] | tuple[()]) -> None:
         super().__init__()
+        self._caught = caught  # what a value's own repr may raise
         self.maxstring = self.maxother = self.maxlong = LIMIT
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 10
         self.maxlevel = 4
@@ -114,13 +119,14 @@ class _Short(reprlib.Repr):
         asked[:] = [kind]
         try:
             text = repr(x)
-        except Exception as error:
+        except self._caught as error:
             return _without_text(kind, f"raised {type(error).__name__}")
         asked.clear()
         return text if len(text) <= self.maxother else f"{text[: self.maxother - 3]}..."
 
 
-_short = _Short()
+_short = _Short(Exception)
+_short_of_plain = _Short(())  # nothing is raised there but by a signal's handler
 
 
 def _without_text(kind: type, why: str) -> str:
@@ -129,17 +135,45 @@ def _without_text(kind: type, why: str) -> str:
 
 def short_repr(value: object) -> str:
     """Return `repr(value)`, cut at `LIMIT` characters, in a second or so; raises nothing of its own."""
-    try:
-        text = _short.repr(value) if _is_plain(value) else in_time(_short.repr, value)
-    except TooLongError as error:
-        return _without_text(error.args[0], f"takes longer than {DEADLINE:g} s")
-    except EndsProcessError as error:
-        return _without_text(type(value), f"raised {error}")
-    except Exception as error:
-        return _without_text(type(value), f"raised {type(error).__name__}")
+    if _is_plain(value):
+        text = _short_of_plain.repr(value)
+    else:
+        text, error = _said(_short.repr, value)
+        if isinstance(error, TooLongError):
+            return _without_text(error.args[0], f"takes longer than {DEADLINE:g} s")
+        if error is not None:
+            named = str(error) if isinstance(error, EndsProcessError) else type(error).__name__
+            return _without_text(type(value), f"raised {named}")
     if not text.isprintable():  # the author of a class may have any text given
         text = escaped(" ".join(text.split()))
     return text if len(text) <= LIMIT else text[: LIMIT - 3] + "..."
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an exception says, or in brackets why it says nothing; in a second or so."""
+    if is_plain_error(error):
+        return shortened(str(error))
+    text, failure = _said(str, error)
+    if isinstance(failure, TooLongError):
+        return f"<its str() takes longer than {DEADLINE:g} s>"
+    return "<its str() failed>" if failure is not None else shortened(text)
+
+
+def line_of(error: BaseException) -> str:
+    """Return ``ValueError: the message``; the message is as `message_of` has it."""
+    return f"{type(error).__name__}: {message_of(error)}"
+
+
+def shortened(text: str) -> str:
+    """Return a text of about `MAX_TEXT` characters at most, and how many it had."""
+    if len(text) <= MAX_TEXT + MARK:  # what was cut before is not cut again
+        return text
+    return f"{text[:MAX_TEXT]}... ({len(text):,} characters)"
+
+
+def is_plain_error(error: BaseException) -> bool:
+    """Tell whether an exception's text is Python's own, and those of its values too: it is said at once."""
+    return isinstance(type(error).__str__, WrapperDescriptorType) and all(map(_is_scalar, error.args))
 
 
 def in_time(describe: Callable[[Any], str], value: Any) -> str:
@@ -149,63 +183,99 @@ def in_time(describe: Callable[[Any], str], value: Any) -> str:
     there, in a call that waits it goes on. A class that has taken too long is not asked again soon. Where no
     thread can be started it runs here.
     """
+    text, error = _said(describe, value)
+    if error is not None:
+        raise error
+    return text
+
+
+def _said(describe: Callable[[Any], str], value: Any) -> tuple[str, Exception | None]:
+    """Return what `describe` says of a value, or else what was raised instead.
+
+    What this raises itself comes from a signal's handler of the script's, and is nobody's to catch.
+    """
     if _is_slow(type(value)):
-        raise TooLongError(type(value))
+        return "", TooLongError(type(value))
+    if _asked.get(None) is not None:  # within another description, whose deadline holds
+        return _said_here(describe, value)
     asked: list[type] = []
-    said: list[tuple[str, BaseException | None]] = []
+    said: list[tuple[str, Exception | None]] = []
+    started: list[int] = []
+    left: list[bool] = []
     context = contextvars.copy_context()
     context.run(_asked.set, asked)
+    done = _thread.allocate_lock()
+    done.acquire()
 
     def say() -> None:
+        started.append(_thread.get_ident())
+        if left:
+            return
         try:
-            said.append((context.run(describe, value), None))
+            said.append(context.run(_said_here, describe, value))
+        except _Stopped:
+            pass
         except BaseException as error:
-            said.append(("", error))
+            said.append(("", EndsProcessError(type(error).__name__)))
+        finally:
+            done.release()
 
-    thread = threading.Thread(target=say, name="parcoll-text", daemon=True)
+    # Not a `threading.Thread`: what a signal's handler raises while one is started or joined comes out of
+    # that module as a RuntimeError now and then ("release unlocked lock"), or not at all.
     try:
-        thread.start()
-    except RuntimeError:
-        return describe(value)
-    try:
-        thread.join(DEADLINE)
+        _thread.start_new_thread(say, ())
+        done.acquire(True, DEADLINE)
+    except RuntimeError as error:
+        if type(error).__module__ != "builtins" or "new thread" not in str(error):
+            raise
+        return _said_here(describe, value)
     finally:  # also where a signal's handler raises meanwhile
-        if not said:
-            _end(thread)
-    text, error = said[0] if said else ("", _Stopped())
-    if isinstance(error, _Stopped):
-        kind = next(iter(asked), type(value))
-        if kind not in _CONTAINERS:
-            _slow[kind] = time.monotonic() + SLOW_SECONDS
-        raise TooLongError(kind)
-    if error is not None:
-        raise error if isinstance(error, Exception) else EndsProcessError(type(error).__name__)
-    return str(text)
+        left.append(True)
+        if started and not said:
+            _end(started[0])
+    if said:
+        return said[0]
+    kind = next(iter(asked), type(value))
+    if kind not in _CONTAINERS:
+        _slow[kind] = time.monotonic() + SLOW_SECONDS
+    return "", TooLongError(kind)
+
+
+def _said_here(describe: Callable[[Any], str], value: Any) -> tuple[str, Exception | None]:
+    try:
+        return str(describe(value)), None
+    except Exception as error:
+        return "", error
 
 
 def _is_slow(kind: type) -> bool:
     return bool(_slow) and _slow.get(kind, 0.0) > time.monotonic()
 
 
-def _end(thread: threading.Thread) -> None:
+def _end(thread: int) -> None:
     import ctypes  # 10 ms, for what takes a second
 
-    ended = ctypes.py_object(_Stopped)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ended)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
 
 
 def _is_plain(value: Any, level: int = 3) -> bool:
     """Tell whether the repr of all that is shown of a value is Python's own, and fast."""
     kind: Any = type(value)
     if kind in _SCALARS:
-        return True
+        return _is_scalar(value)
     if kind in (list, tuple) and level:
         return all(_is_plain(item, level - 1) for item in itertools.islice(value, 11))
     if kind is dict and level and len(value) <= 10:
         return all(_is_plain(item, level - 1) for pair in value.items() for item in pair)
-    if kind.__repr__ is BaseException.__repr__ and level:
+    if type(kind) is not type:  # whose attributes may be a user's code
+        return False
+    if issubclass(kind, BaseException) and kind.__repr__ is BaseException.__repr__ and level:
         return all(_is_plain(item, level - 1) for item in value.args)
     return kind.__repr__ in _OF_PYTHON
+
+
+def _is_scalar(value: Any) -> bool:
+    return type(value) in _SCALARS and (type(value) is not int or value.bit_length() <= MAX_BITS)
 
 
 def escaped(text: str) -> str:

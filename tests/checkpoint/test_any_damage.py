@@ -225,3 +225,39 @@ def test_a_link_in_the_place_of_a_file_that_is_being_written(inline: Connection,
     assert dear.read_text() == "mine"
     assert not planted.is_symlink()
     assert list(chain(folder)) == RESULTS
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
+def test_a_folder_to_which_others_can_write_is_told_once(inline: Connection, tmp_path: Path):
+    """They can put pickles there, which are loaded. With a sticky bit too, as in `/tmp` itself."""
+    for name, mode, who in [("all", 0o777, "every user of this machine"), ("tmp", 0o1777, "every user")]:
+        folder = tmp_path / name
+        folder.mkdir()
+        folder.chmod(mode)
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(folder)
+        with pytest.warns(RuntimeWarning, match=f"^{who}.* can write to the checkpoint '{link}', and who"):
+            assert list(chain(link)) == RESULTS
+        assert list(chain(link)) == RESULTS
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a folder away"
+)
+def test_the_folder_of_another_user_is_told(inline: Connection, tmp_path: Path):
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.warns(RuntimeWarning, match=r"^its owner, the user 65534, can write to the checkpoint"):
+        assert list(chain(tmp_path)) == RESULTS
+
+
+@pytest.mark.parametrize(("umask", "of_folder", "of_files"), [(0o077, 0o700, 0o600), (0o027, 0o750, 0o640)])
+def test_a_new_folder_has_the_permissions_of_the_umask(
+    inline: Connection, tmp_path: Path, umask: int, of_folder: int, of_files: int
+):
+    before = os.umask(umask)
+    try:
+        assert list(chain(tmp_path / "run")) == RESULTS
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run").stat().st_mode & 0o777 == of_folder
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {of_files}

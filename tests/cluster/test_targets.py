@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import itertools
 import socket
 import threading
 import warnings
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,26 @@ import dask
 import distributed
 import pytest
 from bare import bare_cluster, tls_options
+from broken import answering, but
 from distributed.versions import get_versions
 from places import check_sentence, evaluated_at
 from ports import LOOPBACK, free_port
 from scripts import Scripts
 
 from parcoll import (
+    ClusterLostError,
     ConnectError,
     SerializationError,
     VersionWarning,
+    WorkerSetupError,
     connect,
     parallel,
 )
 from parcoll.cluster import clients
 from parcoll.cluster.preparing import check_versions
 from parcoll.local.credentials import Credentials
-from parcoll.wire.payload import Packed
+from parcoll.wire.payload import Packed, Shared
+from parcoll.wire.segments import Address, Span
 from parcoll.worker.program import Program, SharedProgram
 
 pytestmark = pytest.mark.usefixtures("no_default_cluster")
@@ -217,6 +223,17 @@ def test_a_scheduler_that_speaks_tls_tells_whom_it_refuses(tmp_path: Path) -> No
             assert evaluated_at() == address
         with connect(cluster.file, security=ours.security()) as connection:
             assert connection.address == address
+        # Another one takes its place in mid-run, with the certificate of others: it is not joined.
+        with connect(address, security=ours.security(), reconnect=3):
+            stream = iter(parallel(itertools.count()).map(abs))
+            assert next(stream) == 0
+            cluster.scheduler.kill()
+            cluster.scheduler.wait(20)
+            tls_options(tmp_path, others.certificate, others.key)
+            cluster.start_scheduler(int(address.rpartition(":")[2]))
+            with pytest.raises(ClusterLostError) as lost:
+                deque(stream, maxlen=0)
+            check_sentence(lost.value, "did not come back within 3 s", "its TLS certificate is not the one")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 1', '{"address": null}', None])
@@ -303,3 +320,67 @@ def test_an_asynchronous_client_is_refused(remote: str) -> None:
                 list(parallel([1], client=client).map(abs))
 
     asyncio.run(attempt())
+
+
+def test_a_broken_worker_is_told(client: Any) -> None:
+    """tests/cluster/test_broken_workers.py has what else one may answer with."""
+    with connect(client):
+        assert list(parallel(range(4), partition_size=1).map(abs)) == [
+            0,
+            1,
+            2,
+            3,
+        ]  # the worker has parcoll now
+        in_memory = Shared(Span(Address(1, 5, bytes(16)), 4096, (5,)))
+        for answer in (lambda _: None, but(read="x"), but(results=in_memory), but(produced=7)):
+            with answering(client, answer, reported=False), pytest.raises(WorkerSetupError):
+                list(parallel(range(4), partition_size=1).map(abs))
+        assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
+
+
+def test_what_of_this_process_goes_to_other_machines_and_what_does_not(
+    client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing of the environment and the command line goes there, and no data through shared memory."""
+    monkeypatch.setenv("SECRET_OF_THE_SCRIPT", "s3cret")
+    monkeypatch.setattr("sys.argv", ["s3cret"])
+    monkeypatch.chdir(tmp_path)
+    captured = "a password"
+
+    def look(_: int) -> tuple[str | None, list[str], str, str]:
+        import os
+        import sys
+
+        return os.environ.get("SECRET_OF_THE_SCRIPT"), sys.argv, os.getcwd(), captured
+
+    with connect(client) as connection:
+        assert connection.engine.connected().link.sharing is None
+        assert list(parallel([bytes(10**6)]).map(len)) == [10**6]
+        ((environment, arguments, folder, password),) = parallel([1]).map(look)
+    assert environment is None
+    assert "s3cret" not in arguments
+    assert folder != str(tmp_path)
+    assert password == captured, "closures do"
+
+
+@pytest.mark.parametrize("answer", [None, "x", {"a": "b"}, {"packages": 5}])
+@pytest.mark.parametrize("what", ["ncores", "versions", "broadcast"])
+def test_a_broken_scheduler_is_told(client: Any, what: str, answer: Any) -> None:
+    """Where dask can do with its answer, so can an evaluation."""
+
+    def break_it(dask_scheduler: Any) -> None:
+        dask_scheduler.before_it_broke = dask_scheduler.handlers[what]
+        dask_scheduler.handlers[what] = lambda *_, **__: answer
+
+    def mend_it(dask_scheduler: Any) -> None:
+        dask_scheduler.handlers[what] = dask_scheduler.before_it_broke
+
+    client.run_on_scheduler(break_it)
+    try:
+        with connect(client):
+            assert list(parallel(range(3)).map(abs)) == [0, 1, 2]
+    except ConnectError as error:
+        check_sentence(error, "the dask scheduler at tcp://", "does not answer as dask's own does (")
+    finally:
+        client.run_on_scheduler(mend_it)
+    assert list(parallel(range(3), client=client).map(abs)) == [0, 1, 2]

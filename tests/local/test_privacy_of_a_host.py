@@ -121,3 +121,74 @@ def test_workers_leave_the_cores_to_each_other(
     client = connect(start(n_workers=1).wait_ready())
     assert run(client, os.getenv, "OMP_NUM_THREADS") == "1"
     assert run(client, os.getenv, "MKL_NUM_THREADS") == "7"
+
+
+def test_each_cluster_has_a_key_of_its_own_for_ten_years() -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    made = [Credentials.generate() for _ in range(3)]
+    assert len({one.key for one in made}) == len({one.certificate for one in made}) == 3
+    for one in made:
+        key = serialization.load_pem_private_key(one.key.encode(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        assert isinstance(key.curve, ec.SECP256R1)
+        certificate = x509.load_pem_x509_certificate(one.certificate.encode())
+        assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 3651
+
+
+def own_context(credentials: Credentials, folder: Path) -> ssl.SSLContext:
+    pem = folder / "own.pem"
+    pem.write_text(credentials.certificate + credentials.key)
+    context = ssl.create_default_context(cadata=credentials.certificate)
+    context.check_hostname = False
+    context.load_cert_chain(pem)
+    return context
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_older_tls_than_1_2_is_refused(start: Any, tmp_path: Path) -> None:
+    """With the right key; and this machine's OpenSSL would speak it."""
+    ready = start(n_workers=1).wait_ready()
+    port = int(ready.address.rpartition(":")[2])
+
+    def speak(version: ssl.TLSVersion) -> str | None:
+        context = own_context(ready.credentials, tmp_path)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = context.maximum_version = version
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+            context.wrap_socket(raw) as wrapped,
+        ):
+            return wrapped.version()
+
+    assert speak(ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+    for old in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+        with pytest.raises(ssl.SSLError):
+            speak(old)
+
+
+def test_a_client_refuses_a_scheduler_that_has_another_key(tmp_path: Path) -> None:
+    """Whoever takes a port that a cluster had is told nothing."""
+    own, other = Credentials.generate(), Credentials.generate()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pem = tmp_path / "other.pem"
+    pem.write_text(other.certificate + other.key)
+    context.load_cert_chain(pem)
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(100))
+        writer.close()
+
+    async def call() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        address = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        security = own.security()
+        with pytest.raises(OSError, match="TLS certificate does not match"):
+            await distributed.comm.connect(address, timeout=2, **security.get_connection_args("client"))
+        server.close()
+
+    asyncio.run(call())
+    assert not any(heard)

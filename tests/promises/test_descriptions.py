@@ -55,7 +55,7 @@ class Stubborn:
 
 class Huge:
     def __repr__(self) -> str:
-        return "x" * 10**9
+        return "x" * 10**8
 
 
 class Says:
@@ -98,8 +98,8 @@ REPRS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Says(3), "<Says object, whose repr raised TypeError>"),
     (lambda: Says("two\n  lines \x1b[1m"), "two lines \\x1b[1m"),
     (lambda: nested(MANY), "[[[[[...]]]]]"),
-    (lambda: "y" * 10**9, "'yyy"),
-    (lambda: bytes(10**9), "b'\\x00\\x00"),
+    (lambda: "y" * 10**8, "'yyy"),
+    (lambda: bytes(10**8), "b'\\x00\\x00"),
     (lambda: Frozen(10**8), "b'\\x00\\x00"),
     (lambda: bytearray(10**8), "bytearray(b'\\x00\\x00"),
     (lambda: OwnList(range(10**7)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...]"),

@@ -5,6 +5,7 @@ local/test_privacy_of_a_host.py has the rest: wrong keys, handshakes, what the p
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -266,10 +268,12 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 """
 WORK = """
-import contextlib, os, tempfile
+import contextlib, os, psutil, tempfile
 from parcoll import connect, parallel
 with connect(n_workers=2) as cluster:
     print(parallel(range(1000)).map(lambda x: x + 1).reduce(lambda a, b: a + b))
+    mine = psutil.Process().net_connections()
+    assert mine and all(found.status != psutil.CONN_LISTEN for found in mine), "no port of this process's"
     key = cluster.engine.way.host.wait_ready().credentials.key.splitlines()[1]
     folders = [tempfile.gettempdir(), os.getcwd(), "/dev/shm"]
     files = [os.path.join(at, file) for top in folders for at, _, found in os.walk(top) for file in found]
@@ -299,7 +303,9 @@ def written_files(folder: Path, before: str = "") -> set[str]:
     return {path for path in written if "__pycache__" not in path and not tried.fullmatch(path)}
 
 
-def test_nothing_is_written_to_any_file(tmp_path: Path) -> None:
+def test_no_file_is_written_and_the_script_s_own_process_listens_at_no_port(
+    tmp_path: Path,
+) -> None:
     """Not for a moment either; files in memory have no path to be opened by."""
     assert written_files(tmp_path) <= {os.devnull}
 
@@ -392,3 +398,40 @@ def test_a_page_of_another_site_gets_no_data_from_the_dashboard(
     with socket.create_connection((LOOPBACK, target.dashboard_port), timeout=10) as page:
         page.sendall("\r\n".join([*request, "", ""]).encode())
         assert page.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_the_dashboard_takes_no_commands(target: Target, method: str) -> None:
+    """Of dask's own commands over HTTP either, which are routes that are not there."""
+    paths = ("status", "json/counts.json", "parcoll", "parcoll/json", "info/main/workers.html", "", "metrics")
+    commands = ("api/v1/retire_workers", "api/v1/adaptive_target", "api/v1/get_workers", "api/v1")
+    for path in (*paths, *commands):
+        request = urllib.request.Request(f"{target.dashboard}/{path}", data=b"{}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code in (403, 404, 405), path
+    assert list(parallel(range(5)).map(abs)) == list(range(5))
+
+
+def test_the_pipelines_page_says_who_evaluates(target: Target) -> None:
+    assert (
+        list(parallel(range(3), name="whose", partition_size=1).map(lambda x: time.sleep(0.2))) == [None] * 3
+    )
+    with urllib.request.urlopen(f"{target.dashboard}/parcoll/json", timeout=30) as answer:
+        shown = json.loads(answer.read())["pipelines"]
+    (whose,) = {one["client"] for one in shown if one["name"] == "whose"}
+    program = os.path.basename(sys.argv[0])
+    assert whose == f"{getpass.getuser()}@{socket.gethostname()}: {program}, process {os.getpid()}"
+
+
+def test_shared_memory_has_no_name(target: Target) -> None:
+    """What the processes have mapped is there, and nothing of it in /dev/shm."""
+    captured = bytes(10**6)
+    parts = [bytes(10**6)] * 20
+    assert list(parallel(parts).map(lambda part: len(part + captured))) == [2 * 10**6] * 20
+    maps = ""
+    for process in [psutil.Process(), *target.processes]:
+        with suppress(OSError):
+            maps += Path(f"/proc/{process.pid}/maps").read_text()
+    assert "/memfd:parcoll (deleted)" in maps
+    assert "/dev/shm/" not in maps

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
 from parcoll.errors import SerializationError
-from parcoll.text import describe
+from parcoll.text import describe, line_of
 from parcoll.wire.codec import by_value, loads
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def _pack(value: object) -> bytes:
         return by_value(value, None)
     except Exception as error:
         raise SerializationError(
-            f"{describe(value)} cannot be broadcast: it cannot be pickled ({type(error).__name__}: {error})"
+            f"{describe(value)} cannot be broadcast: it cannot be pickled ({line_of(error)})"
         ) from error
 
 

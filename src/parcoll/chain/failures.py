@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.chain.place import Place
-from parcoll.errors import ElementError
-from parcoll.text import short_repr
+from parcoll.errors import ElementError, WorkerSetupError
+from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import Room
 from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
 
@@ -82,8 +82,16 @@ def packed(failed: list[FailedElement]) -> bytes:
 
 def unpacked(content: bytes) -> list[FailedElement]:
     """Return the failed elements that were packed."""
-    failed: list[FailedElement] = pickle.loads(content) if content else []
-    return failed
+    if not content:
+        return []
+    try:
+        failed: list[FailedElement] = pickle.loads(content)
+        if all(isinstance(one, FailedElement) for one in failed):
+            return failed
+        why = f"they are {short_repr(failed)}"
+    except Exception as error:
+        why = line_of(error)
+    raise WorkerSetupError(f"what a worker says of failed elements cannot be read: {why}")
 
 
 class FailedElements:

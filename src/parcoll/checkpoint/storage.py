@@ -12,17 +12,20 @@ import os
 import socket
 import stat
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from parcoll.errors import CheckpointError
 from parcoll.log import logger
+from parcoll.system import others_who_write
 
 with contextlib.suppress(ImportError):
     import fcntl
 
 LOCK = "parcoll.lock"
 TEMPORARY = ".parcoll-unfinished-"
+_told: set[str] = set()  # folders, of which it was said that others can write to them
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)  # of a named pipe
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # what it leads to would be emptied
 
@@ -79,6 +82,17 @@ class LocalFolder:
             return os.listdir(self._path)
         except FileNotFoundError:
             return []
+
+    def _warn_of_others(self) -> None:
+        who = others_who_write(self._path, sticky_helps=False)
+        if who is not None and self._path not in _told:
+            _told.add(self._path)
+            warnings.warn(
+                f"{who} can write to the checkpoint {self.url!r}, and whoever can do so can run code as this "
+                "user: keep it in a folder that is yours alone",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def read(self, name: str) -> bytes:
         """Read a file."""
@@ -147,6 +161,7 @@ class LocalFolder:
             with contextlib.suppress(OSError):  # a full disk; the words only serve another process's message
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             _descriptors.add(descriptor)
+            self._warn_of_others()
             yield
         finally:
             if pid == os.getpid():

@@ -99,11 +99,11 @@ class DistributedEngine:
         if self._worker_memory is not None:
             return self._worker_memory()
         try:
-            with self.link.errors():
+            with self.link.asking():
                 workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+                return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
         except ClusterLostError:  # raised again when the partition is sent
             return math.inf
-        return max((worker["memory_limit"] or math.inf for worker in workers), default=math.inf)
 
     def threads(self) -> int:
         """Return how many threads the workers have, as the scheduler said last, a second ago at most.
@@ -112,7 +112,7 @@ class DistributedEngine:
         its time with it.
         """
         link = self.link
-        with link.errors():
+        with link.asking():
             threads = self._counted.threads()
             if threads and link.direct is None and link.reach is not None:
                 link.direct = link.reach()
@@ -147,7 +147,7 @@ def engine_of_client(client: Any, ship: Sequence[Any] = ()) -> DistributedEngine
     if is_ready_here():
         return DistributedEngine(link)
     engine = DistributedEngine(link, ship=ship)
-    with link.errors():
+    with link.asking():
         if not link.connected:
             raise link.lost()
         link.direct = prepare(client).direct

@@ -19,9 +19,10 @@ import distributed
 from dask._task_spec import TaskRef
 
 from parcoll.cluster.sending import SentBuffers
-from parcoll.errors import ClusterLostError, ParcollError
+from parcoll.errors import ClusterLostError, ConnectError, ParcollError, WorkerSetupError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.log import logger
+from parcoll.text import describe, line_of
 from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
@@ -81,6 +82,18 @@ class Link:
             if self.connected:
                 raise
             raise self.lost() from error
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Do the same, and tell of a scheduler whose answers in the block are of no use."""
+        with self.errors():
+            try:
+                yield
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ConnectError(
+                    f"the dask scheduler at {self.address} does not answer as dask's own does "
+                    f"({line_of(error)}): it may be broken, or of another version"
+                ) from error
 
     def lost(self) -> ClusterLostError:
         """Return the error for a scheduler that is gone."""
@@ -216,8 +229,7 @@ class KeptOnCluster:
         if self._link is None:
             return self.recall()
         with self._link.errors():
-            kept: Kept = self._link.client.gather(self.future, direct=self._link.direct)
-        return kept
+            return _checked(self._link.client.gather(self.future, direct=self._link.direct))
 
     def recall(self) -> Kept:
         """Bring the result here, from whatever cluster keeps it. If that is gone, so is the result."""
@@ -227,10 +239,9 @@ class KeptOnCluster:
                 return self._ask_for()
             if self.future.cancelled() or self.future.client.status != "running":
                 raise lost_for_good(gone)
-            kept: Kept = self.future.result()
+            return _checked(self.future.result())
         except (OSError, RuntimeError, asyncio.CancelledError) as error:
             raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
-        return kept
 
     def _ask_for(self) -> Kept:
         """Ask the scheduler for the result, in a task to which this came with a dask bag.
@@ -241,11 +252,19 @@ class KeptOnCluster:
         found = client.sync(client.scheduler.gather, keys=[self.future.key])
         if found["status"] != "OK":
             raise RuntimeError(f"{self.future.key} is on no worker")
-        kept: Kept = found["data"][self.future.key]
-        return kept
+        return _checked(found["data"][self.future.key])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptOnCluster, (self.future, None)
+
+
+def _checked(found: Any) -> Kept:
+    if isinstance(found, Kept):
+        return found
+    raise WorkerSetupError(
+        f"a worker keeps {describe(found)} in the place of a result: it may be broken, or have another "
+        "version of parcoll"
+    )
 
 
 def _same_scheduler(one: Any, other: Any) -> bool:

@@ -96,13 +96,15 @@ def unregister(client: Any, lose: Lose) -> None:
 
 
 def _heard(told: list[weakref.WeakMethod[Lose]], event: tuple[float, dict[str, Any]]) -> None:
-    _, lost = event
-    logger.warning(
-        "the cluster lost the worker %s, with %d tasks: they run again", lost["worker"], lost["tasks"]
-    )
+    try:
+        worker, tasks = str(event[1]["worker"]), int(event[1]["tasks"])
+        keys = [key for key in event[1]["keys"] if isinstance(key, str)]
+    except (LookupError, TypeError, ValueError):
+        return  # our plugin has not sent this
+    logger.warning("the cluster lost the worker %s, with %d tasks: they run again", worker, tasks)
     for method in list(told):
         if (lose := method()) is not None:
-            lose(lost["worker"], lost["keys"])
+            lose(worker, keys)
 
 
 async def _add(client: Any, added: Future[None]) -> None:

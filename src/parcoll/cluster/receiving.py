@@ -10,7 +10,6 @@ import contextlib
 import enum
 import itertools
 import os
-import pickle
 import queue
 import sys
 import time
@@ -25,8 +24,10 @@ from parcoll.cluster import losses, nesting
 from parcoll.cluster.link import Gathering, Link, WorkerLostMeanwhileError
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
+from parcoll.text import line_of
 from parcoll.wire.exceptions import Failure
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Outcome, answered_wrongly
+from parcoll.worker.reports import understood
 
 LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
 GATHER_ATTEMPTS = 3  # for a result whose worker died just when the result was asked for
@@ -52,16 +53,12 @@ class ReportReader:
         self.late: queue.SimpleQueue[Any] = queue.SimpleQueue()  # what was logged when nobody waited
         link.client.subscribe_topic(self.topic, self._on_report)
 
-    def _on_report(self, event: tuple[float, tuple[Any, ...]]) -> None:
-        key, pickled, *records = event[1]
-        if records:
+    def _on_report(self, event: Any) -> None:
+        key, outcome, records = understood(event)
+        if records is not None:
             waiting = self.waiting.get(key) or next(iter(self.waiting.values()), None)
-            (waiting.results if waiting is not None else self.late).put(list(records[0]))
+            (waiting.results if waiting is not None else self.late).put(records)
             return
-        outcome = None
-        if pickled is not None:
-            with contextlib.suppress(Exception):  # dask would only log it; the outcome is fetched instead
-                outcome = pickle.loads(pickled)
         early = outcome is not None and outcome.early
         receiving = self.waiting.get(key) if early else self.waiting.pop(key, None)
         if receiving is None:
@@ -290,15 +287,18 @@ class Receiving:
 
     async def _one_outcome(self, future: Any, job: Job) -> Outcome | Lost:
         """Return what became of a job."""
-        attempts = 0
+        attempts, refusal = 0, None
         while attempts < GATHER_ATTEMPTS and future in self._delivering and future.status != "cancelled":
             error = await future.exception()  # waits if dask runs the task again
             if error is not None:
                 return Lost.WITH_WORKER if isinstance(error, KilledWorker) else _failed(error, job)
             try:
                 return (await self._gathering.outcomes([future], self._link.direct))[0]
-            except Exception as error:  # if it was lost with its worker, `lose` takes the job away
-                attempts += not isinstance(error, WorkerLostMeanwhileError)
+            except Exception as refused:  # if it was lost with its worker, `lose` takes the job away
+                attempts += not isinstance(refused, WorkerLostMeanwhileError)
+                refusal = line_of(refused)
+        if refusal is not None and future.status == "finished":
+            return answered_wrongly(job.name, f"with what cannot be fetched: {refusal}")
         return Lost.CANCELLED
 
 

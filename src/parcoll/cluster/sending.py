@@ -23,6 +23,7 @@ from dask.base import normalize_token
 
 from parcoll.evaluation.engine import Job
 from parcoll.log import logger
+from parcoll.text import message_of
 from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
 from parcoll.worker.tasks import Awaited, Body
@@ -146,7 +147,7 @@ class _WorldReader:
         self._last: list[Any] = []
         self._packed = b""
         self._world: World | None = None
-        self._refused: list[tuple[str, Exception]] = []
+        self._refused: list[tuple[str, str]] = []
 
     def read(self) -> World:
         found = [thing.read() for thing in self._things]
@@ -167,7 +168,7 @@ class _WorldReader:
                 parts[thing.name] = _pickled(thing.pack(value))
             except Exception as error:  # a handler or a warning's class that cannot travel
                 handlers.look()
-                self._refused.append((thing.name, error))
+                self._refused.append((thing.name, message_of(error)))
         return by_reference(parts)
 
     def tell(self) -> None:

@@ -23,12 +23,13 @@ from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.imports import without_collections
 from parcoll.local.levels import key_of
-from parcoll.text import key_words
+from parcoll.log import logger
+from parcoll.text import describe, key_words, line_of, message_of
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import CAPTURED_BYTES, SHARED_BYTES, Captured, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
-from parcoll.worker.outcome import Outcome, Ticket, report
+from parcoll.worker.outcome import Outcome, Ticket, answered_wrongly, is_sound, report
 from parcoll.worker.program import SharedProgram
 from parcoll.worker.tasks import join_kept, run_partition, with_buffers
 from parcoll.world import handlers
@@ -40,6 +41,7 @@ QUIET_BYTES = 8 * 2**20  # above 10 MB a submission dask warns, with advice that
 MAX_WORDS = 100  # characters
 # Workers lost by one job. After so many it runs beside its worker: a first one may have died of anything.
 WORKERS_LOST_WITHIN = 2
+MAX_WITHOUT_PROGRESS = 20  # answers one after the other by which nothing was begun
 MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
 # Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
 # they are released so many at a time.
@@ -76,6 +78,7 @@ class DistributedSession:
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
+        self._without_progress = 0  # answers in a row by which no element was begun
         self._large_results = False  # a large result has come
         self._ahead: Ahead | None = None
         self._shared = SharedProgram(packed, self._token, world, modules, script=script)
@@ -237,6 +240,8 @@ class DistributedSession:
                 continue
             self._placement.came()
             job, outcome = item
+            if not isinstance(outcome, Lost):
+                outcome = self._checked(job, outcome)
             if isinstance(outcome, Outcome) and outcome.early:
                 found.append((job, outcome))
                 continue
@@ -305,11 +310,27 @@ class DistributedSession:
             self._program = None
         self._submit([job])
 
+    def _checked(self, job: Job, outcome: Outcome) -> Outcome:
+        """Return what a worker has answered, or the outcome of one that answers with what is none."""
+        size = None if isinstance(job, Join) else job.size
+        sound = is_sound(outcome, size, on_this_machine=self._link.sharing is not None)
+        if sound and (outcome.read or outcome.complete or outcome.failure or outcome.unshared):
+            self._without_progress = 0
+        elif sound and not outcome.early:
+            self._without_progress += 1
+        if sound and self._without_progress < MAX_WITHOUT_PROGRESS:
+            return outcome
+        said = "without beginning an element, again and again" if sound else f"with {describe(outcome)}"
+        return answered_wrongly(job.name, said)
+
     def _received(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
-        replay(loads(outcome.records) if outcome.records else ())
+        _replay_of(outcome)
         self._large_results = self._large_results or outcome.nbytes >= SHARED_BYTES
         if isinstance(outcome.results, Shared):
-            outcome.results = outcome.results.fetch()
+            try:
+                outcome.results = outcome.results.fetch()
+            except Exception as error:  # of a segment that is none, or not this large
+                outcome = answered_wrongly(job.name, f"with results that cannot be read: {line_of(error)}")
         if outcome.unshared is not None and self._link.sharing is not None:
             self._link.sharing.stop(outcome.unshared)
         return job, outcome
@@ -341,7 +362,17 @@ class DistributedSession:
             with contextlib.suppress(queue.Empty):
                 while True:
                     item = left.get_nowait()
-                    if isinstance(item, tuple) and isinstance(item[1], Outcome) and item[1].records:
-                        item = loads(item[1].records)
+                    if isinstance(item, tuple) and isinstance(item[1], Outcome):
+                        _replay_of(item[1])
                     if isinstance(item, list):
                         replay(item)
+
+
+def _replay_of(outcome: Outcome) -> None:
+    """Have the script's handlers get what came with an outcome, if that can be read."""
+    try:
+        packed = loads(outcome.records) if outcome.records else ()
+    except Exception as error:
+        logger.warning("what a worker has logged cannot be unpickled here: %s", message_of(error))
+    else:
+        replay(packed)

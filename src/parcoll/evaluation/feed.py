@@ -13,7 +13,7 @@ from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
 from parcoll.evaluation.sizing import Sizer
-from parcoll.text import short_repr
+from parcoll.text import line_of, short_repr
 from parcoll.wire.payload import Payload, Shared, pickled
 from parcoll.wire.unpicklable import first_unpicklable
 from parcoll.worker.outcome import Outcome
@@ -234,7 +234,7 @@ class StreamFeed:
         self.ended = True
         self.error = SerializationError(
             f"{place.element(position)} of the source cannot be sent to the workers: "
-            f"{short_repr(elements[position])} ({type(cause).__name__}: {cause})"
+            f"{short_repr(elements[position])} ({line_of(cause)})"
         )
         self.error.__cause__ = cause
         del bad, cause  # whose traceback refers to this frame

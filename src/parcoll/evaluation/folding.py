@@ -112,7 +112,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     finally:
         session.close()
     if payload is not None:
-        return loaded(payload, f"the value of {name}()")[0]
+        return loaded(payload, f"the values of {name}()", 1)[0]
     if initial is UNSET:
         raise TypeError(f"{name}() of empty iterable with no initial value")
     packed = _packed_initial(initial)

@@ -35,6 +35,7 @@ from parcoll.evaluation.feed import StreamFeed
 from parcoll.evaluation.reader import Reader
 from parcoll.evaluation.source import Source
 from parcoll.log import logger
+from parcoll.text import line_of
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps
@@ -384,6 +385,6 @@ def _parts(job: Job, outcome: Outcome) -> list[Any]:
         except Exception as error:
             raise SerializationError(
                 f"the results of the partition at {job.place.element(0)} cannot be saved in a checkpoint: "
-                f"{type(error).__name__}: {error}"
+                f"{line_of(error)}"
             ) from error
     return [results.head, *(memoryview(buffer).cast("B") for buffer in results.buffers)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
-from parcoll.errors import CheckpointError, ClusterLostError, SerializationError
+from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
@@ -26,6 +26,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
+from parcoll.text import describe, line_of
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
@@ -271,7 +272,7 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
                 results: list[Any] = []
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"
-                    results, outcome.results = loaded(outcome.results, what), None
+                    results, outcome.results = loaded(outcome.results, what, outcome.produced), None
                 yielded += len(results)
                 yield results
                 if outcome.failure is not None:
@@ -284,14 +285,17 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
         raise
 
 
-def loaded(payload: Payload, what: str) -> Any:
-    """Unpickle what came back from a worker; `what` names it for the error if that fails."""
+def loaded(payload: Payload, what: str, count: int) -> list[Any]:
+    """Unpickle so many values that came back from a worker; `what` names them for the error if that fails."""
     try:
-        return payload.load()
+        found = payload.load()
     except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
         raise SerializationError(
-            f"{what} came back from the worker but cannot be unpickled here: {type(error).__name__}: {error}"
+            f"{what} came back from the worker but cannot be unpickled here: {line_of(error)}"
         ) from error
+    if type(found) is not list or len(found) != count:
+        raise WorkerSetupError(f"{what} are not {count:,}, as the worker says, but {describe(found)}")
+    return found
 
 
 def count(run: Run) -> int:

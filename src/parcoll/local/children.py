@@ -80,6 +80,23 @@ def options_of(message: dict[str, Any]) -> HostOptions:
     )
 
 
+def make_directory(path: str) -> None:
+    """Make the cluster's directory, which only this user can enter; OSError says what to do if it cannot be.
+
+    Its name is drawn at random, and nothing that is there already is taken for it, nor a link: in a temporary
+    directory others may have put something.
+    """
+    try:
+        path.encode()  # dask's messages have it
+        os.mkdir(path, 0o700)
+    except (OSError, UnicodeEncodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "its name is no text in UTF-8"
+        raise OSError(
+            f"the temporary directory {os.path.dirname(path)!r} cannot be used ({why}): name another one in "
+            "the environment's TMPDIR, or as dask's temporary-directory"
+        ) from error
+
+
 def run_scheduler(status_fd: int, options: HostOptions) -> None:
     """Serve as the scheduler until it is closed; tell its address, or why it did not start."""
     try:

@@ -19,11 +19,14 @@ from parcoll.errors import ClusterStartError
 from parcoll.local import limits
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
+from parcoll.log import logger
+from parcoll.system import others_who_write
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
 from parcoll.world.world import THREAD_POOLS
 
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+_told: set[str] = set()  # temporary directories
 _MOST = 10_000  # workers, or threads of one: a higher number is a slip that would fill up the machine
 _MOST_BYTES = 2**63
 _WANTED_SIZE = (
@@ -102,6 +105,10 @@ class Host:
             ClusterStartError: The host has ended, or was not ready in time; then it is closed.
         """
         status = self._process.wait_ready(timeout)
+        base = os.path.dirname(status["directory"])
+        if base not in _told and (who := others_who_write(base, sticky_helps=True)) is not None:
+            _told.add(base)
+            logger.warning("in the temporary directory %r, %s can replace what the workers write", base, who)
         return Ready(
             address=status["address"],
             dashboard_link=f"http://127.0.0.1:{status['dashboard_port']}/status",

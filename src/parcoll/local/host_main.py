@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from parcoll.local import limits
 from parcoll.local.children import (
     NOT_STARTED,
+    make_directory,
     most_memory,
     options_of,
     run_scheduler,
@@ -185,7 +186,7 @@ class _Template:
         try:
             self._handle_signals()
             self._tell(directory=self.options.directory)
-            os.mkdir(self.options.directory, 0o700)
+            make_directory(self.options.directory)
             gc.freeze()  # the children share this memory as long as no garbage collection writes to it
             gc.enable()
             self._start_scheduler()

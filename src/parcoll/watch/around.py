@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Protocol
 
 from parcoll.log import logger
-from parcoll.text import escaped
+from parcoll.text import escaped, line_of
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted
 from parcoll.watch.recorder import Recorder
@@ -56,7 +56,7 @@ class Watch:
         stats = self._stats
         state = self._state(kind)
         if state == "failed" and not stats.failures and error is not None:  # not in a worker, as the source
-            message = escaped(f"{type(error).__name__}: {error}"[:500])[:500]
+            message = escaped(line_of(error)[:500])[:500]
             stats.failures.append(FailureReport(time.time(), "", message, "outside of the steps"))
         Recorder(stats).end(state)
         try:

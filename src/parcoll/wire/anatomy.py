@@ -11,14 +11,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import GetSetDescriptorType, MemberDescriptorType, TracebackType, WrapperDescriptorType
+from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
-from parcoll.text import in_time, short_repr
+from parcoll.text import in_time, is_plain_error, short_repr, shortened
 from parcoll.wire.codec import TooLargeError, dumps
 
 PLAIN = (str, bytes, int, float, bool, type(None))  # types whose repr says all
-MAX_TEXT = 10_000  # characters of a message, where it has more than can travel
 MAX_NOTES = 1000
 MAX_CHAIN = 8  # causes and contexts that travel with an exception, one behind the other
 # Of one failure; what is beyond travels in fewer words, so that telling of it takes about a second at most.
@@ -74,9 +73,7 @@ def _is_longer(value: Any, limit: int) -> bool:
 
 def message_of(error: BaseException) -> str | None:
     """Return what its `str` says; None if that raises, or takes too long."""
-    # With Python's own `__str__`, and values whose text is Python's own, nothing can hold it up.
-    kind = type(error)
-    if isinstance(kind.__str__, WrapperDescriptorType) and all(type(value) in PLAIN for value in error.args):
+    if is_plain_error(error):
         # The repr of bytes is four times as long.
         return short_repr(error.args[0]) if _holds_long_bytes(error) else str(error)
     try:
@@ -87,11 +84,6 @@ def message_of(error: BaseException) -> str | None:
 
 def _holds_long_bytes(error: BaseException) -> bool:
     return any(type(value) is bytes and len(value) > MAX_BYTES for value in error.args)
-
-
-def shortened(text: str) -> str:
-    """Return a text of at most `MAX_TEXT` characters, and how many it had."""
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text):,} characters)"
 
 
 def summary_of(error: BaseException, message: str | None) -> str:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from parcoll.text import short_repr
+from parcoll import text
+from parcoll.errors import SerializationError
+from parcoll.text import short_repr, shortened
 from parcoll.wire.anatomy import (
     MAX_CHAIN,
     PLAIN,
@@ -26,7 +28,6 @@ from parcoll.wire.anatomy import (
     message_of,
     notes_of,
     set_field,
-    shortened,
     summary_of,
     traceback_of,
 )
@@ -53,7 +54,7 @@ class Failure:
         except Exception as refusal:  # an attribute of the exception raised when it was read
             stand_in = Exception(
                 f"an exception of type {type(error).__name__}, which could not be sent from the worker: "
-                f"reading it raised {refusal!r}"
+                f"reading it raised {short_repr(refusal)}"
             )
             return cls(_encode(stand_in, Room()), note)
 
@@ -63,11 +64,11 @@ class Failure:
         A `StopIteration` becomes the cause of a `RuntimeError`, as in a generator (PEP 479). Raised as it
         is, it would end the consumer's loop and lose the rest without a word.
         """
-        return _noted(_raisable(_decode(self.exception)), self.note)
+        return _noted(_raisable(_decoded(self.exception)), self.note)
 
     def original(self) -> BaseException:
         """Return the exception for a caller that does not raise it: a `StopIteration` stays what it is."""
-        return _noted(_decode(self.exception), self.note)
+        return _noted(_decoded(self.exception), self.note)
 
 
 @dataclass
@@ -174,11 +175,18 @@ def _raisable(error: BaseException) -> BaseException:
     if not isinstance(error, StopIteration):
         return error
     wrapper = RuntimeError(
-        f"a function of the chain raised {error!r}, which would end the loop over the results: raise "
-        "another exception, or return"
+        f"a function of the chain raised {short_repr(error)}, which would end the loop over the "
+        "results: raise another exception, or return"
     )
     wrapper.__cause__ = error
     return wrapper
+
+
+def _decoded(encoded: EncodedException) -> BaseException:
+    try:
+        return _decode(encoded)
+    except Exception as error:  # as from a worker that has another parcoll
+        return SerializationError(f"a worker's exception cannot be put together here: {text.line_of(error)}")
 
 
 def _decode(encoded: EncodedException) -> BaseException:
@@ -225,7 +233,7 @@ def _whole(encoded: EncodedException) -> BaseException | None:
 def _loaded(whole: bytes | None) -> Any:
     try:
         return loads(whole) if whole is not None else None
-    except Exception:
+    except (Exception, SystemExit):  # a user's `__setstate__` may call sys.exit()
         return None
 
 
@@ -307,7 +315,7 @@ def _load_kind(encoded: EncodedException) -> type[BaseException]:
     for pickled in [encoded.kind, *encoded.bases]:
         try:
             kind = loads(pickled) if pickled is not None else None
-        except Exception:
+        except (Exception, SystemExit):
             continue
         if isinstance(kind, type) and issubclass(kind, BaseException):
             if pickled is encoded.kind:
@@ -382,5 +390,5 @@ def decoded_part(part: Part) -> Any:
         return content
     try:
         return _decode(content) if isinstance(content, EncodedException) else loads(content)  # type: ignore[arg-type]
-    except Exception as error:
-        return f"<could not be unpickled: {error}>"
+    except (Exception, SystemExit) as error:
+        return f"<could not be unpickled: {text.message_of(error)}>"

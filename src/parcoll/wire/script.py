@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from parcoll.text import short_repr
 from parcoll.wire import modules
 from parcoll.wire.reducers import names_of, sentinels, set_function_state
 
@@ -78,7 +79,9 @@ class Script:
                     value = self._codec.load(entry.content)
             except Exception as error:
                 self.waiting[name] = entry  # what it needs may come to be here
-                raise AttributeError(f"{name!r} of '__main__' cannot be loaded here: {error!r}") from error
+                raise AttributeError(
+                    f"{name!r} of '__main__' cannot be loaded here: {short_repr(error)}"
+                ) from error
             value = self.names.setdefault(name, value)
             self.find_all(entry.uses)
             return value

@@ -12,7 +12,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from parcoll.errors import SerializationError
-from parcoll.text import describe, function_name, short_repr
+from parcoll.text import describe, function_name, line_of, short_repr
 from parcoll.wire.codec import dumps, loads
 from parcoll.wire.own_modules import is_own
 from parcoll.wire.payload import Packed
@@ -34,9 +34,7 @@ def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationErro
     """Return the error for a function that cannot be pickled, which names the captured object at fault."""
     culprit = _culprit(func, "", _can_be_pickled)
     blame = f": {culprit}" if culprit else ""
-    return SerializationError(
-        f"{role} cannot be sent to the workers{blame} ({type(cause).__name__}: {cause})"
-    )
+    return SerializationError(f"{role} cannot be sent to the workers{blame} ({line_of(cause)})")
 
 
 def unloadable(value: Any, loader: str) -> str | None:

@@ -15,7 +15,7 @@ from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
-from parcoll.text import function_name, function_title, short_repr
+from parcoll.text import function_name, function_title, line_of, message_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
@@ -79,7 +79,7 @@ class Grouping:
                 return
             found = f"{short_repr(from_left)} and {short_repr(from_right)}"
         except Exception as error:
-            found = f"{short_repr(from_left)} and a {type(error).__name__} ({error})"
+            found = f"{short_repr(from_left)} and a {type(error).__name__} ({message_of(error)})"
         finally:
             self.seconds = time.perf_counter() - started
         self.differ = True
@@ -320,8 +320,7 @@ def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure
         return pack(value)
     except BaseException as error:
         message = (
-            f"the value of {label} cannot be sent between workers: {short_repr(value[0])} "
-            f"({type(error).__name__}: {error})"
+            f"the value of {label} cannot be sent between workers: {short_repr(value[0])} ({line_of(error)})"
         )
         return Failure.of(SerializationError(message), f"in {label}")
 

@@ -17,6 +17,7 @@ from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
+from parcoll.text import message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import Captured, Fetched, Packed, Payload, Plain, Sharing
@@ -147,7 +148,7 @@ class SharedProgram:
         try:
             packed, self.world, self.modules, self.script = self.lent.load()
         except OSError as error:
-            raise UnreadError(str(error)) from error
+            raise UnreadError(message_of(error)) from error
         self.packed = Fetched(packed.head, *packed.buffers)  # not copied again
 
     def load(self) -> Program:

@@ -48,3 +48,23 @@ def _is_small(outcome: Outcome) -> bool:
     """Tell whether an outcome may pass through the scheduler; the client asks the worker for a large one."""
     results = outcome.results.nbytes if isinstance(outcome.results, Packed | Several) else 0
     return results + len(outcome.failed_elements) <= 2 * SHARED_BYTES
+
+
+def understood(event: Any) -> tuple[str, Outcome | None, list[bytes] | None]:
+    """Return what an event of these says: the key of a task, and its outcome, or what it has logged.
+
+    The key is "" if no worker of ours has sent the event: anybody in the cluster may send some. Without an
+    outcome, it is to be fetched: it is too large, or cannot be unpickled here.
+    """
+    try:
+        key, pickled, *records = event[1]
+        logged = [bytes(record) for record in records[0]] if records else None
+    except (TypeError, ValueError, LookupError):
+        return "", None, None
+    if not isinstance(key, str):
+        return "", None, None
+    outcome = None
+    if isinstance(pickled, bytes):
+        with contextlib.suppress(Exception, SystemExit):  # dask would only log it, or its loop would end
+            outcome = pickle.loads(pickled)
+    return key, outcome if isinstance(outcome, Outcome) else None, logged

@@ -17,7 +17,7 @@ from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.place import Place
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError
-from parcoll.text import short_repr
+from parcoll.text import line_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload
 from parcoll.wire.unpicklable import first_unpicklable
@@ -141,7 +141,7 @@ class Results(Sink):
             whose = f"result {position} of the partition from {self._place.element(0)} to {tally.where()}"
         message = (
             f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
-            f"({type(cause).__name__}: {cause})"
+            f"({line_of(cause)})"
         )
         del bad, cause  # whose traceback refers to this frame
         if inspect.iscoroutine(self._results[position]):

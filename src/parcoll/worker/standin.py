@@ -26,6 +26,7 @@ import cloudpickle
 from parcoll.chain.marks import Marks
 from parcoll.errors import WorkerSetupError
 from parcoll.system import MemoryFile
+from parcoll.text import line_of
 from parcoll.wire.modules import AtImport
 from parcoll.worker.this_worker import (
     CONNECT,
@@ -117,7 +118,7 @@ class Channel:
 
     def fails(self, what: str, error: BaseException) -> WorkerSetupError:
         """Return the error for what no function has done."""
-        self.failure = WorkerSetupError(f"{what}: {type(error).__name__}: {error}")
+        self.failure = WorkerSetupError(f"{what}: {line_of(error)}")
         return self.failure
 
 

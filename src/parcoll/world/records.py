@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.log import logger
+from parcoll.text import message_of, short_repr
 from parcoll.wire.codec import by_reference, by_value, loads
 from parcoll.wire.exceptions import Failure
 
@@ -268,7 +269,7 @@ def _packed(record: logging.LogRecord, handled: bool) -> bytes:
             try:
                 _pickled(value)
             except Exception:
-                fields[name] = repr(value)
+                fields[name] = short_repr(value)
         return _pickled(whole)
 
 
@@ -300,21 +301,26 @@ def replay(packed: Iterable[bytes]) -> None:
     for one in packed:
         try:
             name, handled, failure, fields = loads(one)
+            record = logging.makeLogRecord({})
+            record.__dict__.update(fields)
+            record.__dict__ |= _raised(failure)
         except Exception as error:
-            logger.warning("what a worker has logged cannot be unpickled here: %s", error)
+            logger.warning("what a worker has logged cannot be unpickled here: %s", message_of(error))
             continue
-        if failure is not None:
-            raised = failure.original()
-            raised.__notes__.remove("")
-            if not raised.__notes__:
-                del raised.__notes__
-            fields["exc_info"] = type(raised), raised, raised.__traceback__
-        record = logging.makeLogRecord({})
-        record.__dict__.update(fields)
         target = logging.getLogger(name) if name != "root" else logging.root
         # Without a handler a warning goes to standard error, but not where a function has added one.
         if not handled or target.hasHandlers():
             target.handle(record)
+
+
+def _raised(failure: Failure | None) -> dict[str, Any]:
+    if failure is None:
+        return {}
+    raised = failure.original()
+    raised.__notes__.remove("")
+    if not raised.__notes__:
+        del raised.__notes__
+    return {"exc_info": (type(raised), raised, raised.__traceback__)}
 
 
 def _forget() -> None:

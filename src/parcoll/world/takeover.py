@@ -21,6 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from parcoll.log import logger
+from parcoll.text import message_of
 from parcoll.wire import classes
 from parcoll.wire.codec import loads
 from parcoll.wire.own_modules import NOT_OWN, is_own_spec, stamp_of
@@ -63,7 +64,7 @@ class _Taken:
             try:
                 kept = put(owner, attribute, content)
             except Exception as error:
-                logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, error)
+                logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, message_of(error))
                 self._restore(path)
                 continue
             if kept and path not in self.replaced and attribute in vars(owner):
@@ -268,7 +269,7 @@ def import_edited() -> None:
             try:
                 importlib.import_module(name)
             except Exception as error:  # whoever needs it says so
-                logger.info("%s was edited and cannot be imported: %s", name, error)
+                logger.info("%s was edited and cannot be imported: %s", name, message_of(error))
                 _stamps.pop(name, None)
                 parent, _, last = name.rpartition(".")
                 if parent in sys.modules:

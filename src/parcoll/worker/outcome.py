@@ -162,8 +162,7 @@ class Ticket(NamedTuple):
     patience: float = 1.0
 
 
-# The outcomes of tasks that ended in this worker, by key and with their topic, until `worker.reports` sends
-# them.
+# The outcomes of tasks that ended here, by key and with their topic, until `worker.reports` sends them.
 mailbox: dict[str, tuple[str, Outcome]] = {}
 
 

@@ -13,7 +13,7 @@ from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
-from parcoll.worker.outcome import Handle, Outcome
+from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program
 
 
@@ -81,6 +81,12 @@ class Join(Job):
     def order(self) -> int:
         """Joins go in the order of their numbers."""
         return self.number
+
+    @property
+    def message_bytes(self) -> int:
+        """How many bytes the values take that were brought here."""
+        here = [part for part in (self.previous, *self.parts) if isinstance(part, Kept)]
+        return sum(part.content.nbytes for part in here if part.content is not None)
 
     @property
     def name(self) -> str:

@@ -172,18 +172,19 @@ def test_answers_to_a_fold_and_to_what_is_kept(cluster: Connection, answer: Answ
 
 
 def test_an_outcome_that_is_kept_in_the_place_of_its_value(cluster: Connection) -> None:
-    """The outcome is as it should be, and what the value is to be fetched from is not."""
+    """The outcome is as it should be, and where a large value is to be fetched there is none."""
+    large = [bytes([number]) * 10**6 for number in range(4)]
     with (
         answering(cluster.engine.client, lambda outcome: outcome, True, "join_kept"),
         pytest.raises((WorkerSetupError, SerializationError)),
     ):
-        parallel(range(4), partition_size=1).reduce(max)
+        parallel(large, partition_size=1).reduce(max)
     with (
         answering(cluster.engine.client, lambda outcome: outcome, True, "join_kept"),
         pytest.raises(WorkerSetupError, match=r"^a worker keeps .*Outcome.* in the place of a result: it"),
     ):
-        parallel([4]).reduce(max)
-    assert parallel(range(4)).reduce(max) == 3
+        parallel(large[3:]).reduce(max)
+    assert parallel(large, partition_size=1).reduce(max) == large[3]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,8 +26,8 @@ from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
 from parcoll.text import line_of
 from parcoll.wire.exceptions import Failure
-from parcoll.worker.outcome import Outcome, answered_wrongly
-from parcoll.worker.reports import understood
+from parcoll.worker.outcome import Outcome
+from parcoll.worker.reports import answered_wrongly, understood
 
 LIVENESS_SECONDS = 0.25  # between two looks at whether the scheduler is there, and has given up a task
 GATHER_ATTEMPTS = 3  # for a result whose worker died just when the result was asked for

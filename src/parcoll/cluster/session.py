@@ -29,8 +29,9 @@ from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import CAPTURED_BYTES, SHARED_BYTES, Captured, Packed, Shared
 from parcoll.worker.isolation import join_isolated, run_isolated
-from parcoll.worker.outcome import Outcome, Ticket, answered_wrongly, is_sound, report
+from parcoll.worker.outcome import Outcome, Ticket, report
 from parcoll.worker.program import SharedProgram
+from parcoll.worker.reports import answered_wrongly, is_sound
 from parcoll.worker.tasks import join_kept, run_partition, with_buffers
 from parcoll.world import handlers
 from parcoll.world.records import replay

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from parcoll.chain import apart
 from parcoll.chain.codegen import Part, loop_factory
 from parcoll.chain.failures import stands_between
 from parcoll.chain.guard import Guard, Stopped, attempts_of
@@ -38,6 +39,7 @@ class Chain:
         self.tally = tally or Tally(steps)
         self.seconds = [0.0] * (len(steps) + 1)  # of timed elements: in each step, and in the consumer
         self._streams: list[Generator[Any, None, None]] = []
+        self._clock = apart.clock if apart.used else time.perf_counter
         self._loops = self._compiled(timed=False)
         self._timed_loops: list[Loop] = []  # compiled when first needed
 
@@ -102,7 +104,7 @@ class Chain:
             else:
                 return False  # the consumer closed the loop, or the loop before this one has failed
             if timed:
-                self.seconds[position] += time.perf_counter() - since
+                self.seconds[position] += self._clock() - since
             return True
 
         def count(*passed: int) -> None:
@@ -119,14 +121,14 @@ class Chain:
         guards = {i: Guard(step, start + i, tally) for i, step in enumerate(steps) if step.policy.guards}
         functions = [guards[i].draw if i in guards and s.multiplies else s.func for i, s in enumerate(steps)]
         handlers = {i: guard.handle for i, guard in guards.items()}
-        more = (time.perf_counter, spend) if timed else ()
+        more = (self._clock, spend) if timed else ()
         return factory(functions, handlers, SKIP, record, count, *more)  # type: ignore[no-any-return]
 
     def _holding(self, position: int, timed: bool) -> Loop:
         """Return the loop of a step that holds elements: its own stream, counted and timed."""
         step, tally = self.steps[position], self.tally
         call = Guard(step, position, tally).call if step.policy.guards else step.call
-        clock = time.perf_counter if timed else float  # float() is 0.0, and costs nothing
+        clock = self._clock if timed else float  # float() is 0.0, and costs nothing
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
             drawn = _Draws(iter(stream), tally, clock)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.chain.failures import KEPT, FailedElement, Ledger, own_frames
+from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, own_frames
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import Step
 from parcoll.errors import ElementError
@@ -40,6 +40,7 @@ class Tally:
         self.failed_step: int | None = None  # the position of the step that ended it
         self.raised: FailedElement | None = None  # the element whose failure `failure` is
         self.ended_at: int | None = None  # the index of the source element that ended it
+        self.ended_apart = False  # by no fault of that element
         self.iterator: Iterator[Any] = iter(())  # that the source elements are drawn from
         self.after = 0  # the index of the source element behind the last one of the iterator
         self._ledger = ledger or Ledger()
@@ -107,6 +108,7 @@ class Tally:
         flows = []
         for position, step in enumerate(self.steps):
             counts = self.counts[position]
+            entered -= self.ended_apart and position == self.failed_step
             left = self.passed[position] if step.counts else entered - counts.failed + counts.replaced
             flows.append((entered, left))
             entered = left
@@ -130,7 +132,11 @@ class Tally:
             self.failed_elements.append(self._failed_element(failure, position, element, attempts))
 
     def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
-        """Count an element that failed and ends the evaluation, and note its failure."""
+        """Note the failure that ends the evaluation, and count its element, unless that has not failed."""
+        self.ended_apart = is_apart(error)
+        if self.ended_apart:
+            self._fail(error, position, self._note(position, element, attempts))
+            return
         self.counts[position].failed += 1
         self._fail(error, position, self._note(position, element, attempts))
         if isinstance(error, Exception) and self.failure is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from parcoll.chain.failures import unpacked
 from parcoll.text import escaped
-from parcoll.watch.stats import FAILURES, FailureReport, State, Stats, StepStats
+from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
@@ -71,6 +71,7 @@ class Recorder:
             stats.partitions_done += 1
             self._count(outcome)
             stats.worker_seconds += outcome.seconds
+            self._add_made(outcome)
             stats.timeouts += outcome.timeouts
             stats.deaths += outcome.deaths
             stats.bytes_received += outcome.nbytes if outcome.results is not None else 0
@@ -103,9 +104,18 @@ class Recorder:
         with stats._lock.lock:
             stats.fold_seconds += outcome.seconds
             stats.worker_seconds += outcome.seconds
+            self._add_made(outcome)
             stats.deaths += outcome.deaths
             stats.timeouts += outcome.timeouts
             self._add_failure(outcome)
+
+    def _add_made(self, outcome: Outcome) -> None:
+        stats = self._stats
+        for label, seconds, _ in outcome.made:
+            made = stats.made.setdefault(label, MadeStats(label))
+            made.count += 1
+            made.seconds += seconds
+            stats.worker_seconds += seconds
 
     def _add_faults(self, outcome: Outcome) -> None:
         stats = self._stats
@@ -141,5 +151,5 @@ class Recorder:
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
     *("bytes_sent", "bytes_received", "worker_seconds", "fold_seconds", "failures", "_raised"),
-    *("_failed_elements", "timeouts"),
+    *("_failed_elements", "timeouts", "made"),
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import weakref
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from parcoll.calls import objects
 from parcoll.wire.payload import SHARED_BYTES, Packed, Several
 from parcoll.worker.bootstrap import ask_again
 from parcoll.worker.outcome import Outcome, Watch, mailbox
@@ -27,6 +29,7 @@ class ReportSender(WorkerPlugin):
         """Remember the worker."""
         self._worker = worker
         self._watch = Watch(worker)
+        objects.worker_here = weakref.ref(worker)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; drop that of a task which nobody waits for."""

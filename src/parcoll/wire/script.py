@@ -141,8 +141,10 @@ def script_of(module: Any) -> Script | None:
 
 class _Thread(threading.local):
     script: Script | None = None  # what is being loaded belongs to it
-    made: set[int] | None = None  # functions that have not got their state yet
     owner = ""  # of the program that runs; "" for a thread that is none of a task's, as the script's own
+
+    def __init__(self) -> None:
+        self.made: set[int] = set()  # functions that have not got their state yet
 
 
 _thread = _Thread()
@@ -170,9 +172,8 @@ def running(script: Script | None) -> Iterator[None]:
         return
     global _others
     mine = threading.get_ident(), script
-    before = _thread.owner
-    if script.travelled or not before:  # else an engine of this very process says whose the task is
-        _thread.owner = script.owner
+    before = _thread.owner  # in the script's own process, its engine may have said whose the task is
+    _thread.owner = script.owner if script.travelled else before or script.owner
     replaces = script.travelled and _replaceable()
     with _lock:
         _running.append(mine)
@@ -269,7 +270,7 @@ def make_function(code: CodeType, names: dict[str, Any], closure: Any, at: str |
     if type(found) is FunctionType and found.__code__ == code:
         return found
     made = FunctionType(code, known if script is not None else names, None, None, closure)
-    _made().add(id(made))
+    _thread.made.add(id(made))
     if at is not None and script is not None and _thread.script is script:
         known[at] = made
     return made
@@ -284,9 +285,9 @@ def add_class(kind: type, at: str | None) -> None:
 
 def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
     """Give a function that was just made its attributes, and its globals what it names."""
-    if id(func) not in _made():
+    if id(func) not in _thread.made:
         return
-    _made().discard(id(func))
+    _thread.made.discard(id(func))
     _, slots = state
     named, slots["__globals__"] = slots["__globals__"], {}
     if _thread.script is not None:
@@ -295,12 +296,6 @@ def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
         for name, value in named.items():
             func.__globals__.setdefault(name, value)
     set_function_state(func, state)
-
-
-def _made() -> set[int]:
-    if _thread.made is None:
-        _thread.made = set()
-    return _thread.made
 
 
 def named(name: str) -> Any:

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, Required, TypedDict, get_args
 
+from parcoll.calls.batches import FORMATS
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.text import describe, function_name, short_repr
 
@@ -30,6 +31,20 @@ class StepSettings(Tries, total=False):
     """All settings of a step: those of its attempts, and what becomes of an element if all of them fail."""
 
     on_error: OnError | None
+
+
+class ListBatches(Tries, total=False):
+    """The settings of batches that are lists."""
+
+    format: Literal["list"]
+    flat: bool
+
+
+class OtherBatches(StepSettings, total=False):
+    """The settings of batches that are arrays or tables."""
+
+    format: Required[Literal["numpy", "arrow", "pandas"]]
+    flat: bool
 
 
 def function(func: Any, method: str) -> Any:
@@ -116,6 +131,19 @@ def no_checkpoint(given: str | None, method: str, instead: str) -> None:
             f"{method}() keeps its results on the workers, so checkpoint={given!r} cannot save them: use "
             f"{instead}, or leave checkpoint out"
         )
+
+
+def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
+    """Return the settings of batches."""
+    if not (isinstance(size, str) and size == "auto"):
+        size = whole_number(size, 'size must be "auto" or a whole number')
+    if not isinstance(format, str) or format not in FORMATS:
+        raise ValueError(
+            f"format must be {', '.join(map(repr, FORMATS))}, got {short_repr(format)}".replace("'", '"')
+        )
+    if not isinstance(flat, bool):
+        raise TypeError(f"flat must be True or False, got {describe(flat)}")
+    return size, format, flat
 
 
 def taken(given: Any) -> int:

@@ -209,6 +209,20 @@ def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     read_text("a.txt", partition_size=10)  # type: ignore[call-arg]
 
 
+def halves(batch: list[int]) -> list[float]:
+    return [x / 2 for x in batch]
+
+
+def batches() -> None:
+    numbers = parallel([1, 2])
+    assert_type(numbers.map_batches(halves), ParallelGen[float])
+    assert_type(numbers.map_batches(halves, "auto", retries=1, flat=True), ParallelGen[float])
+    assert_type(numbers.map_batches(halves, 10, on_error=lambda error: "?"), ParallelGen[float | str])
+    assert_type(numbers.map_batches(lambda array: array, format="numpy"), ParallelGen[Any])
+    numbers.map_batches(halves, format="csv")  # type: ignore[call-overload]
+    numbers.map_batches(half)  # type: ignore[arg-type]
+
+
 def per_workers() -> None:
     @per_worker
     def model() -> dict[int, str]:

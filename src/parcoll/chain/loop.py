@@ -149,6 +149,7 @@ class Chain:
             except BaseException as error:
                 tally.stopped(error, position, drawn.last, attempts_of(step.func))
             finally:
+                tally.stand_at(None)
                 if isinstance(made, Generator):
                     made.close()
                 tally.passed[position] += passed
@@ -190,6 +191,16 @@ class _Draws:
         finally:
             self.seconds += self._clock() - started
         return self.last
+
+    @property
+    def position(self) -> int:
+        """How many source elements were drawn for the element drawn last."""
+        return self._tally.drawn
+
+    def back_to(self, position: int | None, element: Any = None) -> None:
+        """Have an element that was drawn earlier be the one under way; with None, the one drawn last."""
+        self._tally.stand_at(position)
+        self.last = element
 
 
 def _stretches(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:

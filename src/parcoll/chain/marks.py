@@ -29,6 +29,7 @@ SETTING_UP = 3  # what no work of the user's does
 MAKING = 4  # an object that outlives the work: nor is that a call's doing
 MOST_TEXT = 200  # bytes of the name of such an object
 NOWHERE = -1  # no function has been called yet
+SEVERAL = -1  # the number of a call with several elements, of which the last one is named
 
 
 class Call(NamedTuple):
@@ -143,13 +144,17 @@ class Marked:
         self.__name__ = function_name(step.func)
         self.attempts = 1  # with the call made last
         self._tally = tally
-        self._func = step.call
+        self._func = self.function_of(step)
         self._step = position
         timeout = step.policy.timeout
         self._timeout = math.inf if timeout is None else timeout
         self._numbers, self._times = marks.numbers, marks.times
         self._precedents = precedents
         self._base, self._number = NOWHERE, 0
+
+    def function_of(self, step: Step) -> Callable[..., Any]:
+        """Return the function that is called."""
+        return step.call
 
     def __call__(self, element: Any) -> Any:
         """Call the function for the first time with an element."""
@@ -196,6 +201,33 @@ class Marked:
         numbers = self._numbers
         numbers[1], numbers[2], numbers[3], numbers[4] = self._base, self._step, self._number, self.attempts
         self._times[0] = monotonic() + seconds
+
+
+class MarkedTogether(Marked):
+    """The function for several elements: it is called with them unless that has ended a process."""
+
+    def function_of(self, step: Step) -> Callable[..., Any]:
+        """Return the function for several."""
+        assert step.together is not None
+        return step.together
+
+    def __call__(self, elements: list[Any]) -> Any:
+        """Call the function, if it may be called with these elements together."""
+        tally, numbers = self._tally, self._numbers
+        base = tally.after - length_hint(tally.iterator) - 1
+        if Call(base, self._step, SEVERAL) in self._precedents:
+            raise TogetherError
+        self._base, self._number = base, SEVERAL
+        self._note(self._timeout)
+        numbers[5] = base + 1
+        try:
+            return self._func(elements)
+        finally:
+            self._times[0] = math.inf
+
+
+class TogetherError(Exception):
+    """These elements cannot be taken together: that has ended a process."""
 
 
 class MarkedDraw(Marked):
@@ -269,6 +301,8 @@ def marked(steps: Sequence[Step], marks: Marks, precedents: Precedents, tally: T
         kind = MarkedDraw if step.multiplies else Marked
         noting = copy.copy(step)
         noting.func = kind(step, position, marks, precedents, tally)
+        if step.together is not None:
+            noting.together = MarkedTogether(step, position, marks, precedents, tally)
         made.append(noting)
     return made
 

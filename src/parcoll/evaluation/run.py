@@ -131,7 +131,8 @@ class Run:
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
         pace = remembered(self.plan.steps)
-        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace)
+        batch = max((step.least for step in self.plan.steps), default=1)
+        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace, batch=batch)
         return Window(
             self.engine,
             Program(self.plan.steps, sink),

@@ -20,7 +20,7 @@ from typing import Any
 from parcoll.calls.held import UnsentError
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, Call, Precedent
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, RUNNING, SEVERAL, Call, Precedent
 from parcoll.chain.place import Place
 from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
@@ -241,6 +241,12 @@ class _Partition:
         else:
             self._merged.deaths += 1
         if death.mark.is_apart:
+            return None
+        if call.number == SEVERAL and call.base != NOWHERE and phase == RUNNING:
+            if call.base - self._place.base > position:  # first one source element after the other
+                self._alone = max(self._alone, call.base - self._place.base + 1)
+            else:  # then what was made of one
+                self._precedents[call] = Precedent(attempt, None)
             return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)

@@ -5,6 +5,7 @@ Each check returns the value as it is meant, or raises an error that says what i
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Literal, Required, TypedDict, get_args
 
 from parcoll.calls.batches import FORMATS
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
+from parcoll.evaluation.plan import Batched
+from parcoll.evaluation.run import Options
 from parcoll.text import describe, function_name, short_repr
 
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
@@ -144,6 +147,22 @@ def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
     if not isinstance(flat, bool):
         raise TypeError(f"flat must be True or False, got {describe(flat)}")
     return size, format, flat
+
+
+def of_batches(options: Options, source: Batched) -> Options:
+    """Return the settings of a collection of batches: those that count elements count batches then."""
+    if options.checkpoint is not None and not source.is_alone:
+        raise TypeError(
+            f"batched({source.size}) behind other steps has them run in an evaluation of their own, of which "
+            f"checkpoint={options.checkpoint!r} would save nothing: call batched() first, use map_batches(), "
+            "or leave checkpoint out"
+        )
+    size, buffersize = options.partition_size, options.buffersize
+    return dataclasses.replace(
+        options,
+        partition_size=max(size // source.size, 1) if isinstance(size, int) else size,
+        buffersize=None if buffersize is None else max(buffersize // source.size, 1),
+    )
 
 
 def taken(given: Any) -> int:

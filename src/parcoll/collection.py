@@ -15,7 +15,7 @@ from parcoll.current import engine_for
 from parcoll.errors import ElementError
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
-from parcoll.evaluation.plan import Node
+from parcoll.evaluation.plan import Batched, Node
 from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Described
 from parcoll.watch.stats import Stats
@@ -228,6 +228,22 @@ class ParallelGen(Described, Generic[T_co]):
         policy = arguments.step_policy("map_batches", func, settings, self._options.policy)
         step = MapBatches(func, policy, *arguments.batches(size, format, flat))
         return ParallelGen(Node(before=self._node, step=step), self._options)
+
+    def batched(self, n: int) -> ParallelGen[tuple[T_co, ...]]:
+        """Return a collection of tuples of `n` elements, as `itertools.batched`. Runs nothing.
+
+        Exactly `n`, over partitions; the last may be shorter. Behind other steps, their results come back to
+        this process and go out again as tuples, while the evaluation runs and a bounded window ahead: this
+        costs what it costs to move them. `errors` of steps behind it count batches. A checkpoint cannot
+        save steps before it: then it must come first.
+
+        >>> from parcoll import parallel
+        >>> list(parallel(range(7)).map(lambda x: x * x).batched(3).map(sum))
+        [5, 50, 36]
+        """
+        n = arguments.whole_number(n, "batched() needs a whole number")
+        source = Batched(self._node, n, dataclasses.replace(self._options, progress=False))
+        return ParallelGen(Node(source=source), arguments.of_batches(self._options, source))
 
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.

@@ -219,6 +219,8 @@ def batches() -> None:
     assert_type(numbers.map_batches(halves, "auto", retries=1, flat=True), ParallelGen[float])
     assert_type(numbers.map_batches(halves, 10, on_error=lambda error: "?"), ParallelGen[float | str])
     assert_type(numbers.map_batches(lambda array: array, format="numpy"), ParallelGen[Any])
+    assert_type(numbers.batched(3), ParallelGen[tuple[int, ...]])
+    assert_type(numbers.batched(3).map(sum), ParallelGen[int])
     numbers.map_batches(halves, format="csv")  # type: ignore[call-overload]
     numbers.map_batches(half)  # type: ignore[arg-type]
 

@@ -237,6 +237,11 @@ class Stats:
     started: float | None = None
     ended: float | None = None
     failures: deque[FailureReport] = field(default_factory=lambda: deque(maxlen=FAILURES))
+    # Behind `batched`, an evaluation reads from the one below it, which counts here too (`Recorder`). Its
+    # own steps begin at `_first`.
+    _first: int = field(init=False, default=0, repr=False, compare=False)
+    _above: Stats | None = field(init=False, default=None, repr=False, compare=False)
+    _below: Stats | None = field(init=False, default=None, repr=False, compare=False)
     _began: float | None = field(init=False, default=None, repr=False, compare=False)  # by no wall clock
     _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
     _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
@@ -303,9 +308,18 @@ class Stats:
                 "threads": self.threads,
                 "worker_seconds": self.worker_seconds,
                 "utilisation": self.utilisation,
-                "waited": dict(vars(self.waited)),
+                "waited": self._waited(),
                 "failures": [dict(vars(failure)) for failure in self.failures],
             }
+
+    def _waited(self) -> dict[str, float]:
+        """Return the waits; what the evaluation that this one reads from waited for was no source."""
+        waited = dict(vars(self.waited))
+        if self._below is not None:
+            below = self._below._waited()
+            waited["source"] = max(waited["source"] - below["workers"], 0.0)
+            waited["workers"] += below["workers"]
+        return waited
 
     def __str__(self) -> str:
         return table.text(self.snapshot())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from parcoll.chain.failures import is_apart, makes_apart, stands_between
@@ -65,11 +65,11 @@ class MapBatches(Step):
     @property
     def together(self) -> Callable[[list[Any]], Any]:
         """The function for a batch."""
-        return self.__dict__.get("_together", self._batch)  # type: ignore[no-any-return]
+        return self.__dict__.get("_noting", self._batch)  # type: ignore[no-any-return]
 
     @together.setter
     def together(self, noting: Callable[[list[Any]], Any]) -> None:
-        self.__dict__["_together"] = noting
+        self.__dict__["_noting"] = noting
 
     def _alone(self, element: Any) -> Any:
         results = self._batch([element])
@@ -97,39 +97,39 @@ class MapBatches(Step):
 
     def stream(self, elements: Any, call: Callable[[Any], Any]) -> Iterator[Any]:
         """Give the results batch by batch."""
-        batch: list[Any] = []
-        positions: list[int] = []
-        size = self._next_size
-        for element in elements:
-            batch.append(element)
-            positions.append(elements.position)
-            del element
-            if len(batch) >= size:
-                yield from self._results(elements, batch, positions, call)
-                batch, positions, size = [], [], self._next_size
-        if batch:
-            yield from self._results(elements, batch, positions, call)
+        while True:
+            batch, positions = elements.take(self._next_size)
+            if not batch:
+                return
+            started = time.perf_counter()
+            results = self._together(batch)
+            if results is None:
+                yield from self._one_by_one(elements, batch, positions, call)
+            else:
+                self._learn(len(batch), time.perf_counter() - started)
+                batch.clear()
+                yield from results
 
     @property
     def _next_size(self) -> int:
         return self.size if isinstance(self.size, int) else self._auto[0]
 
-    def _results(
-        self, elements: Any, batch: list[Any], positions: list[int], call: Callable[[Any], Any]
+    def _together(self, batch: list[Any]) -> list[Any] | None:
+        """Return the results of a batch; None if its elements have to be taken one by one."""
+        if len(batch) == 1:  # with a policy, its call is the element's
+            return None
+        try:
+            results: list[Any] = self.together(batch)
+        except Exception as error:
+            if is_apart(error) and (not self.policy.retries or _is_refusal(error)):
+                raise
+            return None
+        return results
+
+    def _one_by_one(
+        self, elements: Any, batch: list[Any], positions: Sequence[int], call: Callable[[Any], Any]
     ) -> Iterator[Any]:
         started = time.perf_counter()
-        # One element alone is called as such: with a policy, its call is the element's.
-        if len(batch) > 1:
-            try:
-                results = self.together(batch)
-            except Exception as error:
-                if is_apart(error) and (not self.policy.retries or _is_refusal(error)):
-                    raise
-            else:
-                self._learn(len(batch), time.perf_counter() - started)
-                batch.clear()
-                yield from _given(results)
-                return
         for element, position in zip(batch, positions, strict=True):
             elements.back_to(position, element)
             result = call(element)
@@ -157,13 +157,6 @@ def _is_refusal(error: Exception) -> bool:
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
     return frames is not None and frames.tb_frame.f_code is _refuse.__code__
-
-
-def _given(results: list[Any]) -> Iterator[Any]:
-    """Give results one by one, and let go of each."""
-    results.reverse()
-    while results:
-        yield results.pop()
 
 
 def _elements(number: int) -> str:

@@ -13,6 +13,7 @@ A step that holds elements from one draw to the next ends one loop, and the step
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -128,10 +129,12 @@ class Chain:
         """Return the loop of a step that holds elements: its own stream, counted and timed."""
         step, tally = self.steps[position], self.tally
         call = Guard(step, position, tally).call if step.policy.guards else step.call
+        before = self.steps[:position]
+        one_for_one = not any(step.counts or step.policy.on_error == "skip" for step in before)
         clock = self._clock if timed else float  # float() is 0.0, and costs nothing
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
-            drawn = _Draws(iter(stream), tally, clock)
+            drawn = _Draws(iter(stream), tally, clock, one_for_one)
             made: Iterator[Any] = iter(())
             passed, pause = 0, 0.0
             started = clock()
@@ -170,7 +173,10 @@ class _Draws:
     It knows the one drawn last, and the seconds that the steps before took.
     """
 
-    def __init__(self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float], one_for_one: bool
+    ) -> None:
+        self._one_for_one = one_for_one  # each source element gives one
         self.last: Any = None
         self.seconds = 0.0
         self._stream = stream
@@ -192,10 +198,27 @@ class _Draws:
             self.seconds += self._clock() - started
         return self.last
 
-    @property
-    def position(self) -> int:
-        """How many source elements were drawn for the element drawn last."""
-        return self._tally.drawn
+    def take(self, size: int) -> tuple[list[Any], Sequence[int]]:
+        """Draw up to `size` elements at once; return them, and how many source elements each has taken."""
+        taken: list[Any] = []
+        positions: Sequence[int]
+        if self._one_for_one:
+            started = self._clock()
+            taken = list(itertools.islice(self._stream, size))
+            self.seconds += self._clock() - started
+            if len(taken) < size and self._tally.failure is not None:
+                raise _EndedError
+            drawn = self._tally.drawn
+            positions = range(drawn - len(taken) + 1, drawn + 1)
+        else:
+            found: list[int] = []
+            for element in itertools.islice(self, size):
+                taken.append(element)
+                found.append(self._tally.drawn)
+            positions = found
+        if taken:
+            self.last = taken[-1]
+        return taken, positions
 
     def back_to(self, position: int | None, element: Any = None) -> None:
         """Have an element that was drawn earlier be the one under way; with None, the one drawn last."""

@@ -93,6 +93,7 @@ def listen(client: Any, add_plugin: bool = True) -> None:
 
 def message(func: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Return what a scheduler broadcasts to have all workers call a function of parcoll's."""
+    # That of dask's own `Client.run`, which is not documented; `tests/dask_facts` fails when it changes.
     parts = {"function": func, "args": arguments, "kwargs": {}}
     return {"op": "run", "wait": True} | {name: pickle.dumps(part) for name, part in parts.items()}
 

@@ -175,7 +175,8 @@ def per_worker(factory: Any = None, /, *, scope: Any = "process") -> Any:
         has an object of its own.
 
     When it runs: nothing runs before a function calls it. The seconds that it takes count neither for
-    `timeout=` nor for the sizes of partitions, and are a row of `stats`.
+    `timeout=` nor for the sizes of partitions, and are a row of `stats`. Where a thread makes it that the
+    function has started, they do count.
 
     How long it lives: until `close()`, until its connection is closed or its client leaves the scheduler, or
     until the worker ends, after Ctrl-C as well. Then what follows `yield` runs, in the thread that made

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parcoll.calls.broadcasts import Broadcast, broadcast
+    from parcoll.calls.per_workers import PerWorker, per_worker
     from parcoll.collection import ParallelGen
     from parcoll.connection import Connection, connect
     from parcoll.errors import (
@@ -35,6 +36,7 @@ __all__ = [
     "ElementTimeoutError",
     "ParallelGen",
     "ParcollError",
+    "PerWorker",
     "SerializationError",
     "SourceConsumedError",
     "VersionWarning",
@@ -43,6 +45,7 @@ __all__ = [
     "broadcast",
     "connect",
     "parallel",
+    "per_worker",
     "progress",
     "read_text",
 ]
@@ -54,11 +57,13 @@ __all__ = [
 _HOMES = {
     "Broadcast": "parcoll.calls.broadcasts",
     "ParallelGen": "parcoll.collection",
+    "PerWorker": "parcoll.calls.per_workers",
     "Connection": "parcoll.connection",
     "connect": "parcoll.connection",
     "parallel": "parcoll.sources",
     "read_text": "parcoll.sources",
     "broadcast": "parcoll.calls.broadcasts",
+    "per_worker": "parcoll.calls.per_workers",
     "progress": "parcoll.watch.progress",
 }
 

@@ -5,14 +5,18 @@ Each check returns the value as it is meant, or raises an error that says what i
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 import sys
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, Required, TypedDict, get_args
 
+from parcoll.calls.batches import FORMATS
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
+from parcoll.evaluation.plan import Batched
+from parcoll.evaluation.run import Options
 from parcoll.text import describe, function_name, short_repr
 
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
@@ -30,6 +34,20 @@ class StepSettings(Tries, total=False):
     """All settings of a step: those of its attempts, and what becomes of an element if all of them fail."""
 
     on_error: OnError | None
+
+
+class ListBatches(Tries, total=False):
+    """The settings of batches that are lists."""
+
+    format: Literal["list"]
+    flat: bool
+
+
+class OtherBatches(StepSettings, total=False):
+    """The settings of batches that are arrays or tables."""
+
+    format: Required[Literal["numpy", "arrow", "pandas"]]
+    flat: bool
 
 
 def function(func: Any, method: str) -> Any:
@@ -116,6 +134,35 @@ def no_checkpoint(given: str | None, method: str, instead: str) -> None:
             f"{method}() keeps its results on the workers, so checkpoint={given!r} cannot save them: use "
             f"{instead}, or leave checkpoint out"
         )
+
+
+def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
+    """Return the settings of batches."""
+    if not (isinstance(size, str) and size == "auto"):
+        size = whole_number(size, 'size must be "auto" or a whole number')
+    if not isinstance(format, str) or format not in FORMATS:
+        raise ValueError(
+            f"format must be {', '.join(map(repr, FORMATS))}, got {short_repr(format)}".replace("'", '"')
+        )
+    if not isinstance(flat, bool):
+        raise TypeError(f"flat must be True or False, got {describe(flat)}")
+    return size, format, flat
+
+
+def of_batches(options: Options, source: Batched) -> Options:
+    """Return the settings of a collection of batches: those that count elements count batches then."""
+    if options.checkpoint is not None and not source.is_alone:
+        raise TypeError(
+            f"batched({source.size}) behind other steps has them run in an evaluation of their own, of which "
+            f"checkpoint={options.checkpoint!r} would save nothing: call batched() first, use map_batches(), "
+            "or leave checkpoint out"
+        )
+    size, buffersize = options.partition_size, options.buffersize
+    return dataclasses.replace(
+        options,
+        partition_size=max(size // source.size, 1) if isinstance(size, int) else size,
+        buffersize=None if buffersize is None else max(buffersize // source.size, 1),
+    )
 
 
 def taken(given: Any) -> int:

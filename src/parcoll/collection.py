@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeGuard, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, TypeGuard, TypeVar, Unpack, overload
 
 from parcoll import arguments
-from parcoll.arguments import StepSettings, Tries
+from parcoll.arguments import ListBatches, OtherBatches, StepSettings, Tries
+from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.current import engine_for
 from parcoll.errors import ElementError
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
-from parcoll.evaluation.plan import Node
+from parcoll.evaluation.plan import Batched, Node
 from parcoll.evaluation.run import UNSET, Options, Run
-from parcoll.explain import Explanation, explanation
-from parcoll.watch import table
+from parcoll.explain import Described
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
-
-if TYPE_CHECKING:
-    from dask.bag import Bag
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,10 +28,12 @@ A = TypeVar("A")
 D = TypeVar("D")
 Word = Literal["raise", "skip"] | None
 Else = Callable[[ElementError], D]
+Of = Callable[[list[A]], Iterable[R]]
+Size = int | Literal["auto"]
 
 
 @handlers.methods_reaching
-class ParallelGen(Generic[T_co]):
+class ParallelGen(Described, Generic[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
     `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
@@ -57,7 +56,7 @@ class ParallelGen(Generic[T_co]):
     ([1, 9, 25, 49, 81], 5, 81)
     """
 
-    __slots__ = ("__weakref__", "_node", "_options", "_own")
+    __slots__ = ("__weakref__",)
 
     def __init__(self, node: Node, options: Options) -> None:
         self._node = node
@@ -182,6 +181,69 @@ class ParallelGen(Generic[T_co]):
         return self._extended(FlatMap, func, settings)
 
     flat_map = flatmap
+
+    @overload
+    def map_batches(
+        self, func: Of[T_co, R], size: Size = 1024, *, on_error: Word = None, **how: Unpack[ListBatches]
+    ) -> ParallelGen[R]: ...
+    @overload
+    def map_batches(
+        self, func: Of[T_co, R], size: Size = 1024, *, on_error: Else[D], **how: Unpack[ListBatches]
+    ) -> ParallelGen[R | D]: ...
+    @overload
+    def map_batches(
+        self, func: Callable[[Any], Any], size: Size = 1024, **how: Unpack[OtherBatches]
+    ) -> ParallelGen[Any]: ...
+    def map_batches(
+        self, func: Any, size: Any = 1024, *, format: Any = "list", flat: bool = False, **settings: Any
+    ) -> ParallelGen[Any]:
+        """Return a collection of the results of `func(batch)` for batches of elements. Runs nothing.
+
+        For functions that do many elements in little more time than one: a model, an insert into a database,
+        array operations. `func` gets up to `size` elements and returns as many results, in their order. A
+        batch ends with its partition, so where it ends must not matter: `batched(n)` has exact ones.
+
+        If `func` raises, it is called again with each element of the batch alone. So `on_error`, `retries`,
+        `retry_on` and `errors` hold for elements, as in `map`, and what `func` did before it raised it may do
+        twice. A batch that takes longer than `timeout` is run in the same way.
+
+        Args:
+            func: A function of a batch. It must do with each element what it does if it gets that one alone.
+            size: Elements of a batch, at most. "auto" begins with 16, and doubles while a call takes less
+                than 0.05 s, up to 65,536.
+            format: What `func` gets: a "list"; with "numpy" an array (arrays are stacked; what are no
+                numbers, texts or arrays are objects of it); with "arrow" a `RecordBatch` of rows that are
+                dicts, or an `Array`; with "pandas" a `DataFrame` of such rows, or a `Series`. It may return
+                the same or any iterable. The package is needed where `func` runs.
+            flat: True if `func` may return any number of results for a batch.
+
+        Raises TypeError or ValueError for what is not allowed; the evaluation raises ValueError if `func`
+        returns another number of results than it got elements.
+
+        >>> from parcoll import parallel
+        >>> list(parallel(range(5)).map_batches(lambda batch: [x * x for x in batch], size=2))
+        [0, 1, 4, 9, 16]
+        """
+        func = arguments.function(func, "map_batches")
+        policy = arguments.step_policy("map_batches", func, settings, self._options.policy)
+        step = MapBatches(func, policy, *arguments.batches(size, format, flat))
+        return ParallelGen(Node(before=self._node, step=step), self._options)
+
+    def batched(self, n: int) -> ParallelGen[tuple[T_co, ...]]:
+        """Return a collection of tuples of `n` elements, as `itertools.batched`. Runs nothing.
+
+        Exactly `n`, over partitions; the last may be shorter. Behind other steps, their results come back to
+        this process and go out again as tuples, while the evaluation runs and a bounded window ahead: this
+        costs what it costs to move them. `errors` of steps behind it count batches. A checkpoint cannot
+        save steps before it: then it must come first.
+
+        >>> from parcoll import parallel
+        >>> list(parallel(range(7)).map(lambda x: x * x).batched(3).map(sum))
+        [5, 50, 36]
+        """
+        n = arguments.whole_number(n, "batched() needs a whole number")
+        source = Batched(self._node, n, dataclasses.replace(self._options, progress=False))
+        return ParallelGen(Node(source=source), arguments.of_batches(self._options, source))
 
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.
@@ -330,71 +392,5 @@ class ParallelGen(Generic[T_co]):
         """
         return evaluation.count(self._run())
 
-    @property
-    def bag(self) -> Bag:
-        """The `dask.bag.Bag` that stands for this chain, with a layer for each call. Evaluates nothing.
-
-        Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is one
-        partition there, since an evaluation cuts it only while it runs.
-        """
-        from parcoll.evaluation.bag import bag_of  # lazy: dask.bag
-
-        return bag_of(self._node)
-
-    @property
-    def stats(self) -> Stats:
-        """The numbers of this collection's last evaluation, or of the one that runs. Evaluates nothing.
-
-        Printed, they are a table; `help(collection.stats)` says what each of them is. A collection that was
-        not evaluated itself has the numbers of the last evaluation that went through it: that of a collection
-        chained from it, or of its `unordered()`.
-
-        >>> from parcoll import parallel
-        >>> numbers = parallel(range(10)).filter(lambda x: x > 6)
-        >>> numbers.count(), numbers.stats.elements_in, numbers.stats.elements_out
-        (3, 10, 3)
-        """
-        return self._own or self._node.stats or Stats()
-
-    @property
-    def errors(self) -> list[ElementError]:
-        """The elements that failed in the last evaluation, or in the one that runs, as `ElementError`s.
-
-        In the order of the source, with the one whose exception was raised; only the first thousand to come
-        back. Which evaluation that is, `stats` says.
-
-        >>> from parcoll import parallel
-        >>> numbers = parallel(["1", "x", "3"], on_error="skip").map(int)
-        >>> sum(numbers), [(error.index, error.element) for error in numbers.errors]
-        (4, [(1, 'x')])
-        """
-        return self.stats._failed_elements.rebuilt()
-
-    def explain(self) -> Explanation:
-        """Return a description: chain, source, where it would run, partitions, the last run's numbers.
-
-        Evaluates nothing and starts nothing. `print` it, or let a notebook show it.
-
-        >>> from parcoll import parallel
-        >>> print(parallel(range(3), partition_size=2).map(str).explain().partitions)
-        2 elements each; results in source order
-        """
-        *_, first = self._node.back()
-        return explanation(self._chain_text(), first.source, self._options, self.stats)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return ParallelGen, (self._node, self._options)
-
-    def _chain_text(self) -> str:
-        return self._node.describe() + ("" if self._options.ordered else ".unordered()")
-
-    def __repr__(self) -> str:
-        return f"<ParallelGen: {self._chain_text()}>"
-
-    def _repr_html_(self) -> str:
-        """Return the chain, and its numbers if it was evaluated, for a notebook. Evaluates nothing."""
-        from html import escape
-
-        numbers = self.stats.snapshot()
-        chain = f"<code>{escape(repr(self))}</code>"
-        return f"<div>{chain}</div>{'' if numbers['state'] == 'new' else table.html(numbers)}"

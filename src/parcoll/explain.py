@@ -1,16 +1,22 @@
-"""Explanation: what `ParallelGen.explain` says of a chain, where it would run, and what its last run took."""
+"""Explanation: what can be asked of a collection without evaluating it: chain, engine, numbers, errors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcoll import current
+from parcoll.errors import ElementError
+from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
 from parcoll.evaluation.source import OnePassSource, Source
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
+from parcoll.world import handlers
+
+if TYPE_CHECKING:
+    from dask.bag import Bag
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,83 @@ class Explanation:
     def _sentences(self) -> list[tuple[str, str]]:
         names = ("chain", "source", "engine", "partitions")
         return [(name, getattr(self, name)) for name in names]
+
+
+@handlers.methods_reaching
+class Described:
+    """What can be asked of a collection without evaluating it."""
+
+    __slots__ = ("_node", "_options", "_own")
+
+    _node: Node
+    _options: Options
+    _own: Stats | None  # of the last evaluation of this collection itself
+
+    @property
+    def bag(self) -> Bag:
+        """The `dask.bag.Bag` that stands for this chain, with a layer for each call. Evaluates nothing.
+
+        Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is one
+        partition there, since an evaluation cuts it only while it runs.
+        """
+        from parcoll.evaluation.bag import bag_of  # lazy: dask.bag
+
+        return bag_of(self._node)
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers of this collection's last evaluation, or of the one that runs. Evaluates nothing.
+
+        Printed, they are a table; `help(collection.stats)` says what each of them is. A collection that was
+        not evaluated itself has the numbers of the last evaluation that went through it: that of a collection
+        chained from it, or of its `unordered()`.
+
+        >>> from parcoll import parallel
+        >>> numbers = parallel(range(10)).filter(lambda x: x > 6)
+        >>> numbers.count(), numbers.stats.elements_in, numbers.stats.elements_out
+        (3, 10, 3)
+        """
+        return self._own or self._node.stats or Stats()
+
+    @property
+    def errors(self) -> list[ElementError]:
+        """The elements that failed in the last evaluation, or in the one that runs, as `ElementError`s.
+
+        In the order of the source, with the one whose exception was raised; only the first thousand to come
+        back. Which evaluation that is, `stats` says.
+
+        >>> from parcoll import parallel
+        >>> numbers = parallel(["1", "x", "3"], on_error="skip").map(int)
+        >>> sum(numbers), [(error.index, error.element) for error in numbers.errors]
+        (4, [(1, 'x')])
+        """
+        return self.stats._failed_elements.rebuilt()
+
+    def explain(self) -> Explanation:
+        """Return a description: chain, source, where it would run, partitions, the last run's numbers.
+
+        Evaluates nothing and starts nothing. `print` it, or let a notebook show it.
+
+        >>> from parcoll import parallel
+        >>> print(parallel(range(3), partition_size=2).map(str).explain().partitions)
+        2 elements each; results in source order
+        """
+        *_, first = self._node.back()
+        return explanation(self._chain_text(), first.source, self._options, self.stats)
+
+    def _chain_text(self) -> str:
+        return self._node.describe() + ("" if self._options.ordered else ".unordered()")
+
+    def __repr__(self) -> str:
+        return f"<ParallelGen: {self._chain_text()}>"
+
+    def _repr_html_(self) -> str:
+        """Return the chain, and its numbers if it was evaluated, for a notebook. Evaluates nothing."""
+        from html import escape
+
+        numbers = self.stats.snapshot()
+        chain = f"<code>{escape(repr(self))}</code>"
+        return f"<div>{chain}</div>{'' if numbers['state'] == 'new' else table.html(numbers)}"
 
 
 def explanation(chain: str, source: Any, options: Options, stats: Stats) -> Explanation:

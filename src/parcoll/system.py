@@ -14,6 +14,11 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
 
@@ -219,3 +224,34 @@ class MemoryFile:
         # A text of less than 4 kB, as a key is, takes one write.
         os.write(descriptor, text.encode())
         return file if os.path.exists(file.path) else None  # some chroots have no /proc
+
+
+class Starter(Generic[T]):
+    """A thread that starts processes. The kernel ends a process with the thread that started it."""
+
+    def __init__(self, start: Callable[[], T]) -> None:
+        self._start = start
+        self._asked: SimpleQueue[SimpleQueue[T | BaseException] | None] = SimpleQueue()
+        # A daemon, since others are joined before functions' `atexit` handlers are called.
+        threading.Thread(target=self._serve, name="parcoll-starter", daemon=True).start()
+
+    def start(self) -> T:
+        """Return a new process."""
+        answer: SimpleQueue[T | BaseException] = SimpleQueue()
+        self._asked.put(answer)
+        started = answer.get()
+        if isinstance(started, BaseException):
+            raise started
+        return started
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._asked.put(None)
+
+    def _serve(self) -> None:
+        while (answer := self._asked.get()) is not None:
+            try:
+                answer.put(self._start())
+            except BaseException as error:
+                answer.put(error)
+            del answer

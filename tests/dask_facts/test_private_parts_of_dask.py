@@ -21,8 +21,9 @@ from schedulers import client_of
 from scripts import eventually
 
 from parcoll import Connection
+from parcoll.calls import objects
 from parcoll.chain.steps import Map, Step
-from parcoll.cluster import clients
+from parcoll.cluster import clients, losses
 from parcoll.cluster.clients import client_of as joined_client
 
 
@@ -110,6 +111,13 @@ def test_dask_s_group_of_a_key_is_still_its_leading_words(cluster: Connection) -
     from distributed.utils import key_split
 
     assert key_split("map-abs-filter-lambda-12345678901234567890-3-17") == "map-abs-filter-lambda"
+
+
+def test_dask_s_workers_still_understand_the_message_of_client_run(cluster: Connection) -> None:
+    client = cluster.engine.client
+    message = losses.message(objects.end_on, objects.Which(keys=["nobody's"]))
+    said = client.sync(client.scheduler.broadcast, msg=message)
+    assert [answer["status"] for answer in said.values()] == ["OK", "OK"]
 
 
 def test_distributed_still_imports_and_works_without_numpy() -> None:

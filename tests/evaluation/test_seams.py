@@ -1,6 +1,6 @@
 """The seams: a step and a sink that the library does not have, made here, on real workers.
 
-`Batched` holds elements from one draw to the next, which no step of the library does yet; `Hashes` takes
+`Batched` holds elements from one draw to the next, as `map_batches` does; `Hashes` takes
 elements into a set. Both are classes of this file alone, as those of an issue to come would be.
 """
 

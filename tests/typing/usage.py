@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, assert_type
 
 from dask.bag import Bag
 
-from parcoll import Broadcast, ElementError, ParallelGen, broadcast, connect, parallel, progress, read_text
+from parcoll import (
+    Broadcast,
+    ElementError,
+    ParallelGen,
+    PerWorker,
+    broadcast,
+    connect,
+    parallel,
+    per_worker,
+    progress,
+    read_text,
+)
 
 
 def count_up() -> Iterator[int]:
@@ -196,6 +207,45 @@ def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     numbers.take("3")  # type: ignore[arg-type]
     read_text(3)  # type: ignore[arg-type]
     read_text("a.txt", partition_size=10)  # type: ignore[call-arg]
+
+
+def halves(batch: list[int]) -> list[float]:
+    return [x / 2 for x in batch]
+
+
+def batches() -> None:
+    numbers = parallel([1, 2])
+    assert_type(numbers.map_batches(halves), ParallelGen[float])
+    assert_type(numbers.map_batches(halves, "auto", retries=1, flat=True), ParallelGen[float])
+    assert_type(numbers.map_batches(halves, 10, on_error=lambda error: "?"), ParallelGen[float | str])
+    assert_type(numbers.map_batches(lambda array: array, format="numpy"), ParallelGen[Any])
+    assert_type(numbers.batched(3), ParallelGen[tuple[int, ...]])
+    assert_type(numbers.batched(3).map(sum), ParallelGen[int])
+    numbers.map_batches(halves, format="csv")  # type: ignore[call-overload]
+    numbers.map_batches(half)  # type: ignore[arg-type]
+
+
+def per_workers() -> None:
+    @per_worker
+    def model() -> dict[int, str]:
+        return {}
+
+    @per_worker(scope="thread")
+    def connection() -> Iterator[bytes]:
+        yield b""
+
+    @per_worker
+    def session() -> Generator[str, None, None]:
+        yield ""
+
+    assert_type(model, PerWorker[dict[int, str]])
+    assert_type(connection, PerWorker[bytes])
+    assert_type(session(), str)
+    assert_type(list(parallel([1]).map(lambda n: model()[n])), list[str])
+    assert_type(per_worker(lambda: 3), PerWorker[int])
+    model.close()
+    per_worker(len)  # type: ignore[arg-type]
+    per_worker(scope="worker")  # type: ignore[call-overload]
 
 
 def broadcasts() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from parcoll.chain.place import Place
@@ -33,6 +34,29 @@ def own_frames(error: BaseException) -> int:
     while frames is not None and frames.tb_frame.f_code.co_filename in _files:
         frames, own = frames.tb_next, own + 1
     return own
+
+
+MAX_LINKED = 100  # exceptions that are followed: a user may have linked them in a circle
+_making: set[CodeType] = set()
+
+
+def makes_apart(code: CodeType) -> None:
+    """Have what is raised below the frames of this code be the failure of no element."""
+    _making.add(code)
+
+
+def is_apart(error: BaseException | None) -> bool:
+    """Tell whether an exception, or what it was raised for, is the failure of no element."""
+    for _ in range(MAX_LINKED if _making else 0):
+        if error is None:
+            break
+        frames = error.__traceback__
+        while frames is not None:
+            if frames.tb_frame.f_code in _making:
+                return True
+            frames = frames.tb_next
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @dataclass

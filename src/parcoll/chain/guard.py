@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from parcoll.chain.failures import stands_between
+from parcoll.chain.failures import is_apart, stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Step
@@ -107,7 +107,7 @@ class Guard:
 
     def _give_up(self, error: BaseException, element: Any, attempts: int) -> Any:
         on_error = self._policy.on_error
-        if on_error == "raise" or not isinstance(error, Exception):
+        if on_error == "raise" or not isinstance(error, Exception) or is_apart(error):
             self._tally.stopped(error, self._position, element, attempts)
             raise Stopped(self._position)
         self._tally.failed(error, self._position, element, attempts)

@@ -13,10 +13,12 @@ A step that holds elements from one draw to the next ends one loop, and the step
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from parcoll.chain import apart
 from parcoll.chain.codegen import Part, loop_factory
 from parcoll.chain.failures import stands_between
 from parcoll.chain.guard import Guard, Stopped, attempts_of
@@ -38,6 +40,7 @@ class Chain:
         self.tally = tally or Tally(steps)
         self.seconds = [0.0] * (len(steps) + 1)  # of timed elements: in each step, and in the consumer
         self._streams: list[Generator[Any, None, None]] = []
+        self._clock = apart.clock if apart.used else time.perf_counter
         self._loops = self._compiled(timed=False)
         self._timed_loops: list[Loop] = []  # compiled when first needed
 
@@ -102,7 +105,7 @@ class Chain:
             else:
                 return False  # the consumer closed the loop, or the loop before this one has failed
             if timed:
-                self.seconds[position] += time.perf_counter() - since
+                self.seconds[position] += self._clock() - since
             return True
 
         def count(*passed: int) -> None:
@@ -119,17 +122,19 @@ class Chain:
         guards = {i: Guard(step, start + i, tally) for i, step in enumerate(steps) if step.policy.guards}
         functions = [guards[i].draw if i in guards and s.multiplies else s.func for i, s in enumerate(steps)]
         handlers = {i: guard.handle for i, guard in guards.items()}
-        more = (time.perf_counter, spend) if timed else ()
+        more = (self._clock, spend) if timed else ()
         return factory(functions, handlers, SKIP, record, count, *more)  # type: ignore[no-any-return]
 
     def _holding(self, position: int, timed: bool) -> Loop:
         """Return the loop of a step that holds elements: its own stream, counted and timed."""
         step, tally = self.steps[position], self.tally
         call = Guard(step, position, tally).call if step.policy.guards else step.call
-        clock = time.perf_counter if timed else float  # float() is 0.0, and costs nothing
+        before = self.steps[:position]
+        one_for_one = not any(step.counts or step.policy.on_error == "skip" for step in before)
+        clock = self._clock if timed else float  # float() is 0.0, and costs nothing
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
-            drawn = _Draws(iter(stream), tally, clock)
+            drawn = _Draws(iter(stream), tally, clock, one_for_one)
             made: Iterator[Any] = iter(())
             passed, pause = 0, 0.0
             started = clock()
@@ -147,6 +152,7 @@ class Chain:
             except BaseException as error:
                 tally.stopped(error, position, drawn.last, attempts_of(step.func))
             finally:
+                tally.stand_at(None)
                 if isinstance(made, Generator):
                     made.close()
                 tally.passed[position] += passed
@@ -167,7 +173,10 @@ class _Draws:
     It knows the one drawn last, and the seconds that the steps before took.
     """
 
-    def __init__(self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float], one_for_one: bool
+    ) -> None:
+        self._one_for_one = one_for_one  # each source element gives one
         self.last: Any = None
         self.seconds = 0.0
         self._stream = stream
@@ -188,6 +197,33 @@ class _Draws:
         finally:
             self.seconds += self._clock() - started
         return self.last
+
+    def take(self, size: int) -> tuple[list[Any], Sequence[int]]:
+        """Draw up to `size` elements at once; return them, and how many source elements each has taken."""
+        taken: list[Any] = []
+        positions: Sequence[int]
+        if self._one_for_one:
+            started = self._clock()
+            taken = list(itertools.islice(self._stream, size))
+            self.seconds += self._clock() - started
+            if len(taken) < size and self._tally.failure is not None:
+                raise _EndedError
+            drawn = self._tally.drawn
+            positions = range(drawn - len(taken) + 1, drawn + 1)
+        else:
+            found: list[int] = []
+            for element in itertools.islice(self, size):
+                taken.append(element)
+                found.append(self._tally.drawn)
+            positions = found
+        if taken:
+            self.last = taken[-1]
+        return taken, positions
+
+    def back_to(self, position: int | None, element: Any = None) -> None:
+        """Have an element that was drawn earlier be the one under way; with None, the one drawn last."""
+        self._tally.stand_at(position)
+        self.last = element
 
 
 def _stretches(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:

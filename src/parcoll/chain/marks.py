@@ -18,6 +18,7 @@ from operator import length_hint
 from time import monotonic
 from typing import Any, NamedTuple
 
+from parcoll.chain.apart import clock
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
@@ -25,7 +26,10 @@ from parcoll.text import function_name
 
 LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
 SETTING_UP = 3  # what no work of the user's does
+MAKING = 4  # an object that outlives the work: nor is that a call's doing
+MOST_TEXT = 200  # bytes of the name of such an object
 NOWHERE = -1  # no function has been called yet
+SEVERAL = -1  # the number of a call with several elements, of which the last one is named
 
 
 class Call(NamedTuple):
@@ -43,6 +47,12 @@ class Mark(NamedTuple):
     call: Call
     attempt: int  # with this call, from 1
     drawn: int  # if it packs results: the index of the source element behind the last one drawn
+    making: str = ""  # the name of an object that it makes
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it was at what no call is to be blamed for."""
+        return self.phase in (SETTING_UP, MAKING)
 
 
 class Precedent(NamedTuple):
@@ -62,6 +72,7 @@ class Marks:
         page = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE))
         self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn, size
         self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
+        self._text = page[72 : 72 + MOST_TEXT]
 
     @staticmethod
     def new_memory() -> int:
@@ -79,14 +90,23 @@ class Marks:
         self.numbers[0], self.numbers[1], self.numbers[5] = phase, NOWHERE, 0
         self.times[0] = math.inf
 
-    @contextlib.contextmanager
-    def setting_up(self) -> Iterator[None]:
+    def setting_up(self) -> contextlib.AbstractContextManager[None]:
         """Have no call be stopped for the time that the block takes, or blamed where it ends the process."""
+        return self._apart(SETTING_UP)
+
+    def making(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Do the same while an object is made, whose name tells what the process was at."""
+        text = what.encode(errors="replace")[:MOST_TEXT]
+        self._text[:] = text.ljust(MOST_TEXT, b"\0")
+        return self._apart(MAKING)
+
+    @contextlib.contextmanager
+    def _apart(self, at: int) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # which makes the calls
             yield
             return
         started = monotonic()
-        phase, self.numbers[0] = self.numbers[0], SETTING_UP
+        phase, self.numbers[0] = self.numbers[0], at
         deadline, self.times[0] = self.times[0], math.inf
         try:
             yield
@@ -106,7 +126,8 @@ class Marks:
     def read(self) -> Mark:
         """Return what the process is at."""
         phase, base, step, number, attempt, drawn = self.numbers[:6]
-        return Mark(phase, Call(base, step, number), attempt, drawn)
+        making = bytes(self._text).rstrip(b"\0").decode(errors="replace") if phase == MAKING else ""
+        return Mark(phase, Call(base, step, number), attempt, drawn, making)
 
 
 class Marked:
@@ -123,13 +144,17 @@ class Marked:
         self.__name__ = function_name(step.func)
         self.attempts = 1  # with the call made last
         self._tally = tally
-        self._func = step.call
+        self._func = self.function_of(step)
         self._step = position
         timeout = step.policy.timeout
         self._timeout = math.inf if timeout is None else timeout
         self._numbers, self._times = marks.numbers, marks.times
         self._precedents = precedents
         self._base, self._number = NOWHERE, 0
+
+    def function_of(self, step: Step) -> Callable[..., Any]:
+        """Return the function that is called."""
+        return step.call
 
     def __call__(self, element: Any) -> Any:
         """Call the function for the first time with an element."""
@@ -178,6 +203,33 @@ class Marked:
         self._times[0] = monotonic() + seconds
 
 
+class MarkedTogether(Marked):
+    """The function for several elements: it is called with them unless that has ended a process."""
+
+    def function_of(self, step: Step) -> Callable[..., Any]:
+        """Return the function for several."""
+        assert step.together is not None
+        return step.together
+
+    def __call__(self, elements: list[Any]) -> Any:
+        """Call the function, if it may be called with these elements together."""
+        tally, numbers = self._tally, self._numbers
+        base = tally.after - length_hint(tally.iterator) - 1
+        if Call(base, self._step, SEVERAL) in self._precedents:
+            raise TogetherError
+        self._base, self._number = base, SEVERAL
+        self._note(self._timeout)
+        numbers[5] = base + 1
+        try:
+            return self._func(elements)
+        finally:
+            self._times[0] = math.inf
+
+
+class TogetherError(Exception):
+    """These elements cannot be taken together: that has ended a process."""
+
+
 class MarkedDraw(Marked):
     """The same for the function of a flatmap: each draw of what it returned is part of the call."""
 
@@ -210,13 +262,13 @@ class _Draw:
     def _timed(self, call: Callable[[], Any]) -> Any:
         marked = self._marked
         marked._base, marked._number, marked.attempts = self._place
-        started = monotonic()
+        started = clock()
         marked._note(max(self._left, 0.0))
         try:
             return call()
         finally:
             marked._times[0] = math.inf
-            self._left -= monotonic() - started
+            self._left -= clock() - started
 
 
 class Counting:
@@ -249,6 +301,8 @@ def marked(steps: Sequence[Step], marks: Marks, precedents: Precedents, tally: T
         kind = MarkedDraw if step.multiplies else Marked
         noting = copy.copy(step)
         noting.func = kind(step, position, marks, precedents, tally)
+        if step.together is not None:
+            noting.together = MarkedTogether(step, position, marks, precedents, tally)
         made.append(noting)
     return made
 

@@ -24,6 +24,8 @@ class Step:
     multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
     may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own
     holds: ClassVar[bool] = False  # keeps elements from one draw to the next: it has `stream`, and no line
+    together: Callable[[list[Any]], Any] | None = None  # what it calls with several elements at once
+    least: int = 1  # elements of a partition that it needs to do well
 
     # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}
     # is the variable for what it makes. The timed line of a filter is only its answer, as {new}, since the

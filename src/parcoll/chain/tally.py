@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.chain.failures import KEPT, FailedElement, Ledger, own_frames
+from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, own_frames
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import Step
 from parcoll.errors import ElementError
@@ -40,7 +40,10 @@ class Tally:
         self.failed_step: int | None = None  # the position of the step that ended it
         self.raised: FailedElement | None = None  # the element whose failure `failure` is
         self.ended_at: int | None = None  # the index of the source element that ended it
-        self.iterator: Iterator[Any] = iter(())  # that the source elements are drawn from
+        self.ended_apart = False  # by no fault of that element
+        # That the source elements are drawn from, or what tells as many of them to be left.
+        self.iterator: Iterator[Any] | _Left = iter(())
+        self._drawing: Iterator[Any] = iter(())
         self.after = 0  # the index of the source element behind the last one of the iterator
         self._ledger = ledger or Ledger()
         self._place = START
@@ -49,6 +52,7 @@ class Tally:
         self._draws: Iterator[Any] = iter(self._own)
         self._lock = threading.Lock()  # held while another thread takes elements away
         self._drawn: int | None = None  # by then
+        self._standing: int | None = None  # where an element stands that was drawn earlier, and is under way
         self.cut = False  # what was not begun has been taken away
 
     def begin(
@@ -63,17 +67,26 @@ class Tally:
             self._drawn = 0 if self.cut else None
             self._draws = iter(self._own)
             self._source, self._place = elements, place
-            self.iterator = draw(self._draws)
+            self.iterator = self._drawing = draw(self._draws)
+            self._standing = None
             self.after = place.base + len(elements)
-            return self.iterator
+            return self._drawing
 
     @property
     def drawn(self) -> int:
-        """How many of these elements have been drawn."""
+        """How many of these elements have been drawn, up to the one that is under way."""
         with self._lock:
+            if self._standing is not None:
+                return self._standing
             if self._drawn is not None:
                 return self._drawn
             return len(self._source) - operator.length_hint(self.iterator)
+
+    def stand_at(self, drawn: int | None) -> None:
+        """Have the element that was drawn as number `drawn` be the one under way; None for the last one."""
+        with self._lock:
+            self._standing = drawn
+            self.iterator = self._drawing if drawn is None else _Left(len(self._source) - drawn)
 
     @property
     def position(self) -> int:
@@ -107,6 +120,7 @@ class Tally:
         flows = []
         for position, step in enumerate(self.steps):
             counts = self.counts[position]
+            entered -= self.ended_apart and position == self.failed_step
             left = self.passed[position] if step.counts else entered - counts.failed + counts.replaced
             flows.append((entered, left))
             entered = left
@@ -130,7 +144,11 @@ class Tally:
             self.failed_elements.append(self._failed_element(failure, position, element, attempts))
 
     def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
-        """Count an element that failed and ends the evaluation, and note its failure."""
+        """Note the failure that ends the evaluation, and count its element, unless that has not failed."""
+        self.ended_apart = is_apart(error)
+        if self.ended_apart:
+            self._fail(error, position, self._note(position, element, attempts))
+            return
         self.counts[position].failed += 1
         self._fail(error, position, self._note(position, element, attempts))
         if isinstance(error, Exception) and self.failure is not None:
@@ -165,3 +183,13 @@ class Tally:
         if position > 0 and 0 <= drawn < len(self._source):
             note += f" (made from source element {short_repr(self._source[drawn])})"
         return note if attempts == 1 else f"{note}, {attempts} times"
+
+
+class _Left:
+    """Tells that so many elements are left, as an iterator does that is drawn from."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __length_hint__(self) -> int:
+        return self._number

@@ -6,10 +6,10 @@ some elements at a time, and their shares stand for the others. Dear elements ar
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from parcoll.chain.apart import clock
 from parcoll.chain.loop import Chain
 
 DEAR_SECONDS = 1e-5  # for each element and step; the clock takes 1 % of it
@@ -69,12 +69,12 @@ class Timing:
                 self._sample = self._chain.seconds[:]
                 if self._position + size >= self._due + sample:
                     self._due = self._position + SAMPLE_EVERY
-        self._started = time.perf_counter()
+        self._started = clock()
         return size, self._timed
 
     def end(self, drawn: int) -> None:
         """Take in a chunk that has run; `drawn` is how many elements it took."""
-        seconds = time.perf_counter() - self._started
+        seconds = clock() - self._started
         self._position += drawn
         if self._timed:
             self._timed_seconds += seconds

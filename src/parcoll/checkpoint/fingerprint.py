@@ -26,6 +26,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorT
 from typing import Any, TypeGuard
 
 from parcoll.calls.broadcasts import Broadcast
+from parcoll.calls.per_workers import PerWorker
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.functions import IMPORTED, Code, is_own_module, loads_first_constant, parts_of
@@ -177,6 +178,8 @@ class _Walk(digest.Walk):
             return (..., "partial", *map(self.apart, (value.func, value.args, value.keywords)))
         if isinstance(value, Broadcast):
             return (..., "broadcast", self.apart(value.value))
+        if isinstance(value, PerWorker):
+            return (..., "per worker", value._scope, self.apart(value._factory))
         if isinstance(value, enum.Enum):
             return (..., "member", self.apart(type(value)), value.name, self.apart(value.value))
         if is_own_module(type(value).__module__):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from parcoll.calls import objects, per_workers
 from parcoll.cluster import losses
 from parcoll.cluster.link import Link, ThreadCount
 from parcoll.cluster.preparing import is_ready_here, prepare
@@ -18,8 +20,11 @@ from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps, modules
 from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.reducers import sentinels
 from parcoll.worker.program import Program, packed_program
 from parcoll.world import own_state
+
+END_SECONDS = 5.0  # that workers have to end objects; some may be busy, and end theirs later
 
 
 class DistributedEngine:
@@ -44,10 +49,12 @@ class DistributedEngine:
         """
         self.link = link
         self._ship = ship
+        self._announced = False  # what the workers do when this client has left
         self._reports = ReportReader(link) if reporting else None
         self._worker_memory = worker_memory
         self._counted = ThreadCount(link.client)
-        losses.listen(link.client, add_plugin=ship is not None or reporting)
+        self._within = ship is None and not reporting  # a task, whose objects belong to the script
+        losses.listen(link.client, add_plugin=not self._within)
 
     @property
     def client(self) -> Any:
@@ -71,6 +78,8 @@ class DistributedEngine:
         """Start an evaluation; raises an error that names what cannot be pickled."""
         if not self.link.connected:
             raise self.link.lost()
+        if per_workers.known and not self._within:
+            self._watch_objects()
         of_machine = self.link.sharing is not None
         with memmaps.sent(here=of_machine or bool(memmaps.of_machine)):
             packed, script = packed_program(program, copies=keep or not of_machine)
@@ -79,6 +88,27 @@ class DistributedEngine:
         return DistributedSession(
             *(self.link, self._reports, packed, modules, script, words, keep, program.stops, world)
         )
+
+    def _watch_objects(self) -> None:
+        """Have the workers end objects that nobody can use any more: now, and when this client has left."""
+        per_workers.elsewhere.add(self)
+        if not self._announced and self._reports is None:  # a local cluster ends with its client
+            losses.at_leave(self.client, objects.end_on, self._owned())
+            self._announced = True
+        dropped = objects.end_dropped()
+        if dropped is not None:
+            self.end_objects(dropped)
+
+    def _owned(self) -> objects.Which:
+        return objects.Which(owner=sentinels.process)
+
+    def end_objects(self, which: objects.Which | None = None) -> None:
+        """End objects on the workers, as far as they can be reached: without `which`, all of this process."""
+        if per_workers.known and not self._within and self.link.connected:
+            broadcast, client = self.client.scheduler.broadcast, self.client
+            message = losses.message(objects.end_on, which or self._owned())
+            with contextlib.suppress(Exception):  # a worker that has left, or hangs
+                client.sync(broadcast, msg=message, on_error="ignore", callback_timeout=END_SECONDS)
 
     def _modules(self, program: Program) -> bytes:
         """Return the sources to send along; within a task, those that came with the task."""

@@ -1,4 +1,4 @@
-"""Losses: what clients hear from their scheduler when it loses a worker, and which evaluation that concerns.
+"""Losses: what clients hear from their scheduler when it loses a worker, and workers when it loses a client.
 
 dask runs the tasks of a lost worker again as they are, and fails a task whose workers were lost four times.
 But an element may end each worker that runs it. So a session sends its tasks again itself, and after the
@@ -11,8 +11,10 @@ distributed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import pickle
 import sys
 import weakref
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from parcoll.log import logger
 
 LOST_TOPIC = "parcoll-lost-workers"
+LEAVE_TOPIC = "parcoll-leaving-clients"
 MAX_KEYS = 1000  # of the tasks that a lost worker had; dask gives a worker only a few at a time
 PLUGIN_SECONDS = 5.0  # that an evaluation waits for the plugin; without it dask's own rules hold
 
@@ -38,9 +41,21 @@ class LossDetector(SchedulerPlugin):
     async def start(self, scheduler: Any) -> None:
         """Remember the scheduler."""
         self.scheduler = scheduler
+        self.last_calls: dict[str, Any] = {}  # what the workers are to call when a client has left
+        self.calling: set[Any] = set()
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Have the workers do what a client has asked for that has left."""
+        call = self.last_calls.pop(client, None)
+        if call is not None:
+            calling = asyncio.ensure_future(scheduler.broadcast(msg=call, on_error="ignore"))
+            self.calling.add(calling)
+            calling.add_done_callback(self.calling.discard)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Pass on dask's event of a worker that is gone, unless it was told to go."""
+        if topic == LEAVE_TOPIC:
+            self.last_calls[msg["client"]] = msg["call"]
         if topic == "all" and msg.get("action") == "remove-worker" and not msg.get("expected"):
             tasks = list(msg.get("processing-tasks") or ())
             # Also tasks that had ended: the worker may have died while it sent a result.
@@ -74,6 +89,23 @@ def listen(client: Any, add_plugin: bool = True) -> None:
             client.loop.add_callback(_add, client, added)
     else:
         added.set_result(None)
+
+
+def message(func: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Return what a scheduler broadcasts to have all workers call a function of parcoll's."""
+    # That of dask's own `Client.run`, which is not documented; `tests/dask_facts` fails when it changes.
+    parts = {"function": func, "args": arguments, "kwargs": {}}
+    return {"op": "run", "wait": True} | {name: pickle.dumps(part) for name, part in parts.items()}
+
+
+def at_leave(client: Any, func: Callable[..., Any], *arguments: Any) -> None:
+    """Have all workers call a function when this client has left its scheduler, in whatever way."""
+    stream = client.scheduler_comm
+    added = None if stream is None else _added.get(stream)
+    if added is not None:
+        with contextlib.suppress(TimeoutError):
+            added.result(PLUGIN_SECONDS)
+    client.log_event(LEAVE_TOPIC, {"client": client.id, "call": message(func, *arguments)})
 
 
 def register(client: Any, lose: Lose) -> None:

@@ -218,9 +218,10 @@ class _AtScheduler:
         """Do nothing: its workers are not ours to end, and have folders of their own."""
 
     def close(self, engine: DistributedEngine | None) -> None:
-        """Let go of the client, and of what lies on its workers for our functions."""
+        """Let go of the client, and of what its workers have for our functions."""
         if engine is not None:
             engine.link.captured.clear()
+            engine.end_objects()
             self.leave(engine.client)
 
     def gone(self, engine: DistributedEngine | None) -> str:

@@ -64,6 +64,9 @@ class Feed(Protocol):
     def returned(self, job: Job, outcome: Outcome) -> None:
         """Look at an outcome that has come, while its job still has its elements."""
 
+    def close(self) -> None:
+        """Let go of the source."""
+
 
 class Rest:
     """Elements that were read and that a worker handed back."""
@@ -103,6 +106,10 @@ class StreamFeed:
         self._handed_back = 0  # elements
         self._buffersize = buffersize
         self._may_read_to = math.inf if buffersize is None else reader.position + buffersize
+
+    def close(self) -> None:
+        """Have the reader let go of it."""
+        self._reader.close()
 
     def take_error(self) -> BaseException | None:
         """Take it from the source too."""
@@ -260,6 +267,9 @@ class PartitionFeed:
 
     def taken(self, elements: int) -> None:
         """Do nothing: the partitions are not read here."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
     def take_error(self) -> None:
         """Return None: there is none."""

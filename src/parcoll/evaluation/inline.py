@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from parcoll.calls import objects
 from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps
 from parcoll.wire.payload import Packed, Payload, Plain
+from parcoll.wire.script import owned_by
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
 from parcoll.worker.sinks import Pack
@@ -33,13 +35,15 @@ class InlineEngine:
 
     def __init__(self, copies: bool = True) -> None:
         self._copies = copies
+        self._owner = f"inline-{id(self)}"  # of the objects that functions make
 
     def open(self, program: Program, words: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
+        objects.end_dropped()
         if not self._copies:
-            return InlineSession(in_process(program), keep, Plain)
+            return InlineSession(in_process(program), keep, Plain, self._owner)
         with memmaps.sent(here=True):
-            return InlineSession(copied(program), keep, _packed)
+            return InlineSession(copied(program), keep, _packed, self._owner)
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value, so that it is loaded as a copy; without `copies`, hold it as it is."""
@@ -63,7 +67,8 @@ class InlineEngine:
         return persist_here(bag)
 
     def close(self) -> None:
-        """Do nothing: nothing was started."""
+        """End the objects that functions have made."""
+        objects.end_here(objects.Which(owner=self._owner))
 
 
 def _packed(value: Any) -> Packed:
@@ -77,8 +82,9 @@ class InlineSession:
     program_bytes = 0
     waiting_for = None
 
-    def __init__(self, shared: SharedProgram, keep: bool, pack: Pack) -> None:
+    def __init__(self, shared: SharedProgram, keep: bool, pack: Pack, owner: str) -> None:
         self._shared = shared
+        self._owner = owner
         self._keep = keep
         self._pack = pack
         self._waiting: deque[Job] = deque()
@@ -95,9 +101,12 @@ class InlineSession:
         if isinstance(job, Join):
             previous = None if job.previous is None else job.previous.fetch()
             parts = [part.fetch() for part in job.parts]
-            job.handle = kept = join_here(self._shared, previous, parts, job.before, self._pack)
+            with owned_by(self._owner):
+                job.handle = kept = join_here(self._shared, previous, parts, job.before, self._pack)
             return [(job, kept.outcome)]
-        outcome = run(self._shared, job.place, self._elements(job), job.budget, self._pack)
+        elements = self._elements(job)
+        with owned_by(self._owner):
+            outcome = run(self._shared, job.place, elements, job.budget, self._pack)
         if self._keep:
             job.handle = kept_of(outcome)
         return [(job, outcome)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
@@ -50,6 +50,9 @@ class Reader:
         `exact`.
         """
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what it reads from, which may be another evaluation."""
 
     def read_all(self) -> list[Any]:
         """Return the rest, or raise what the source raises."""
@@ -186,6 +189,38 @@ class StreamReader(Reader):
             self.error = error
             self._exhausted = True
         return len(elements) >= size
+
+
+class BatchReader(StreamReader):
+    """Tuples of `size` elements, from a reader or an iterator; the last may be shorter."""
+
+    def __init__(self, size: int, elements: Reader | Iterator[Any]) -> None:
+        super().__init__(self._batches())
+        self._size = size
+        self._elements = elements
+
+    def _batches(self) -> Iterator[tuple[Any, ...]]:
+        elements, size = self._elements, self._size
+        if not isinstance(elements, Reader):
+            while batch := tuple(itertools.islice(elements, size)):
+                yield batch
+            return
+        while not elements.ended:
+            read = elements.read(size, sys.maxsize, exact=True)
+            if elements.error is not None:
+                raise elements.take_error()  # type: ignore[misc]
+            if len(read):
+                yield tuple(read)
+
+    def remaining(self) -> int | None:
+        """Return how many batches are left, where that is known."""
+        left = self._elements.remaining() if isinstance(self._elements, Reader) else None
+        return super().remaining() if left is None else -(-left // self._size) + len(self._ahead)
+
+    def close(self) -> None:
+        """End what gives the elements."""
+        if isinstance(self._elements, Generator):
+            self._elements.close()
 
 
 def _size(element: Any) -> int:

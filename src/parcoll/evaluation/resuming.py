@@ -304,10 +304,11 @@ def _without_last(outcome: Outcome, position: int) -> Outcome:
     """Take the last element out of the counts, which failed in the step at `position`."""
     flows = [(entered - 1, left - 1) for entered, left in outcome.flows[:position]]
     entered, left = outcome.flows[position]
-    flows += [(entered - 1, left), *outcome.flows[position + 1 :]]
+    counted = not outcome.ended_apart
+    flows += [(entered - counted, left), *outcome.flows[position + 1 :]]
     faults = [list(counts) for counts in outcome.faults]
     raised = outcome.raised
-    faults[position][0] -= 1
+    faults[position][0] -= counted
     faults[position][2] -= raised.attempts - 1 if raised is not None else 0
     failed = unpacked(outcome.failed_elements)
     for element in failed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -20,7 +21,8 @@ from parcoll.chain.policy import PLAIN, Policy
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
-from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node
+from parcoll.evaluation.plan import BagPartitions, Batched, KeptPartitions, Node
+from parcoll.evaluation.reader import BatchReader, Reader
 from parcoll.evaluation.sizing import Sizer, sizer_for
 from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
@@ -31,7 +33,7 @@ from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire import script
-from parcoll.wire.payload import Payload
+from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Count, Results, Sink
@@ -48,6 +50,7 @@ DRAWN_WITHIN = (
     "iterator which it interrupted"
 )
 
+MOST_AT_ONCE = 256  # batches that go through no step
 ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live
 SAMPLE = 64  # results, of which the type of one is looked at
 
@@ -85,8 +88,13 @@ class Run:
 
         self.plan = plan_of(bag_of(node))
         steps = self.plan.steps
-        stats.steps[:] = [StepStats(step.title, filters=step.filters) for step in steps]
-        stats.name = options.name or ".".join(step.label for step in steps) or "parallel"
+        origin = self.plan.origin
+        before = origin.labels() if isinstance(origin, Batched) else []
+        titles = before + [(step.title, step.filters) for step in steps]
+        stats.steps[:] = [StepStats(title, filters=filters) for title, filters in titles]
+        stats._first = len(before)
+        labels = [title for title, _ in before] + [step.label for step in steps]
+        stats.name = options.name or ".".join(labels) or "parallel"
         self.words = options.name or "-".join(step.words for step in steps)
 
     @functools.cached_property
@@ -104,6 +112,9 @@ class Run:
     def outcomes(self, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's outcome: first those that a checkpoint has, then those that ran."""
         if self.options.checkpoint is None:
+            origin = self.plan.origin
+            if isinstance(origin, Batched) and not self.plan.steps and sink.resumes:
+                return self._batches(origin, sink.limit)
             return self.window(sink).outcomes()
         if not sink.resumes:
             name = sink.label or type(sink).__name__
@@ -121,6 +132,51 @@ class Run:
         steps = self.plan.steps
         return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, missing)
 
+    def _batches(self, origin: Batched, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
+        """Give batches that go through no step: they are here."""
+        reader, recorder, yielded = self._opened(origin), Recorder(self.stats), 0
+        try:
+            while not reader.ended and (limit is None or yielded < limit):
+                place, started = Place(reader.position), time.perf_counter()
+                read = reader.read(MOST_AT_ONCE if limit is None else limit - yielded)
+                self.stats.waited.source += time.perf_counter() - started
+                if len(read):
+                    yielded += len(read)
+                    outcome = Outcome(read=len(read), produced=len(read), results=Plain(read))
+                    recorder.sent(1, 0)
+                    recorder.add(outcome)
+                    yield Job(place=place), outcome
+            if reader.error is not None:
+                raise reader.take_error()  # type: ignore[misc]
+        finally:
+            reader.close()
+
+    def _opened(self, source: Source) -> Reader:
+        """Start reading a source; what it is made of is evaluated while it is read."""
+        if not isinstance(source, Batched) or source.is_alone:
+            return source.open()
+        below = Stats()
+        below._above, self.stats._below = self.stats, below
+        for node in source.node.back():
+            node.stats = below
+        run = Run(source.node, source.options, lambda: self.engine, below)
+        return BatchReader(source.size, run._elements())
+
+    def _elements(self) -> Iterator[Any]:
+        """Give the results one by one to an evaluation that reads from this one."""
+        with closing(self.outcomes(Results())) as outcomes:  # type: ignore[type-var]
+            for job, outcome in outcomes:
+                if (above := self.stats._above) is not None:
+                    above.total = self.stats.total
+                if outcome.results is not None:
+                    results = loaded(
+                        outcome.results, f"the results of the partition at {job.place.element(0)}"
+                    )
+                    outcome.results = None
+                    yield from results
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+
     def window(
         self,
         sink: Sink,
@@ -131,7 +187,8 @@ class Run:
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
         pace = remembered(self.plan.steps)
-        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace)
+        batch = max((step.least for step in self.plan.steps), default=1)
+        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace, batch=batch)
         return Window(
             self.engine,
             Program(self.plan.steps, sink),
@@ -154,7 +211,7 @@ class Run:
 
             return ResumingFeed(reader, self.plan.steps, limit, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(origin.open(), *settings)
+            return StreamFeed(self._opened(origin), *settings)
         if isinstance(origin, KeptPartitions):
             jobs = [Job(kept=handle, place=Place(0, i)) for i, handle in enumerate(origin.handles)]
             return PartitionFeed(jobs, origin)

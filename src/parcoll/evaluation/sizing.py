@@ -19,6 +19,7 @@ MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
 LAST_SECONDS = 0.05  # partitions shrink towards the end of the source, down to this
 MAX_AHEAD = 2**17  # elements of a stream that are read ahead to see whether it ends
+BATCH_TARGETS = 8  # times the time aimed at that a partition may take to fill a batch
 BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
 FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
@@ -141,15 +142,20 @@ class Adaptive:
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
     the same elements. So they start small, from one element on.
 
-    `pace` is what an element took when the same functions ran last.
+    `pace` is what an element took when the same functions ran last. `batch` is how many elements a step takes
+    in one call. Partitions are that large if they can be, also where they take some times as long as is aimed
+    at: a batch may take little longer than one element does.
     """
 
     exact = False
 
-    def __init__(self, limit: int | None = None, lasting: bool = False, pace: float | None = None) -> None:
+    def __init__(
+        self, limit: int | None = None, lasting: bool = False, pace: float | None = None, batch: int = 1
+    ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
+        self._batch = batch
         self._begun = 0  # partitions that were cut before anything was known
         self._target = TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
@@ -176,8 +182,8 @@ class Adaptive:
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
             if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
-                size = remaining  # else the last partition would be next to nothing
-        return max(size, 1)
+                return max(remaining, 1)  # else the last partition would be next to nothing
+        return max(size - size % self._batch if size > self._batch else size, 1)
 
     def _known_size(self, remaining: int, threads: int) -> int | None:
         """Return a size for functions that ran before; None if that, or what is left, is not known enough."""
@@ -214,7 +220,10 @@ class Adaptive:
         return self._share(remaining, threads) < self._wanted(threads)
 
     def _wanted(self, threads: int) -> int:
-        wanted = min(int(self._target / self._seconds.value), MAX_ELEMENTS)
+        wanted = int(self._target / self._seconds.value)
+        if wanted < self._batch:
+            wanted = min(int(BATCH_TARGETS * self._target / self._seconds.value), self._batch)
+        wanted = min(wanted, MAX_ELEMENTS)
         nbytes = self._bytes.value
         return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
 
@@ -281,7 +290,11 @@ class _Estimate:
 
 
 def sizer_for(
-    partition_size: int | str, limit: int | None = None, lasting: bool = False, pace: float | None = None
+    partition_size: int | str,
+    limit: int | None = None,
+    lasting: bool = False,
+    pace: float | None = None,
+    batch: int = 1,
 ) -> Sizer:
     """Return the sizer for a checked `partition_size`."""
-    return Adaptive(limit, lasting, pace) if isinstance(partition_size, str) else Fixed(partition_size)
+    return Adaptive(limit, lasting, pace, batch) if isinstance(partition_size, str) else Fixed(partition_size)

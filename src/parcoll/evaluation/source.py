@@ -23,7 +23,10 @@ MAX_PATH = 4096  # characters: a longer text is not looked for among the files
 class Source:
     """What a chain reads. Every evaluation opens it anew, and all chains built on it share it."""
 
-    one_pass = False
+    @property
+    def one_pass(self) -> bool:
+        """Whether it can be read once."""
+        return False
 
     def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
         self._open = open_stream
@@ -37,6 +40,10 @@ class Source:
         """Return all elements: how dask's own engines read the bag."""
         return list(self._open())
 
+    def describe(self) -> str:
+        """Return it as a user wrote it."""
+        return f"parallel({self!r})"
+
     def __repr__(self) -> str:
         return self._description
 
@@ -44,7 +51,10 @@ class Source:
 class OnePassSource(Source):
     """An iterator. It can be read once; if it is opened again, it raises an error that says so."""
 
-    one_pass = True
+    @property
+    def one_pass(self) -> bool:
+        """Return True."""
+        return True
 
     def __init__(self, iterator: Iterator[Any], description: str) -> None:
         super().__init__(lambda: iterator, description)

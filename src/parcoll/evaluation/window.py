@@ -92,8 +92,9 @@ class Window:
         # The session first: a function that cannot be sent leaves a one-pass source unread.
         self._session = self._open()
         lost: ClusterLostError | None = None
+        feed: Feed | None = None
         try:
-            self._feed = self._make_feed()
+            self._feed = feed = self._make_feed()
             self._stats.total = self._feed.total()
             waited = self._stats.waited
             while True:
@@ -131,6 +132,8 @@ class Window:
                 raise self._feed.take_error()  # type: ignore[misc]
         finally:
             self._session.close()
+            if feed is not None:
+                feed.close()
             if (pace := self._sizer.pace) is not None:
                 remember(self._program.steps, pace)
             if self._held and self._saver is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from parcoll.chain.failures import unpacked
 from parcoll.text import escaped
-from parcoll.watch.stats import FAILURES, FailureReport, State, Stats, StepStats
+from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
@@ -35,8 +36,9 @@ class Recorder:
 
     def lose(self) -> None:
         """Note that the cluster was lost."""
-        with self._stats._lock.lock:
-            self._stats.losses += 1
+        for stats in self._all():
+            with stats._lock.lock:
+                stats.losses += 1
 
     def forget(self) -> None:
         """Count from nothing: the evaluation begins again, since all that it had is gone."""
@@ -48,52 +50,74 @@ class Recorder:
 
     def sent(self, partitions: int, nbytes: int) -> None:
         """Count partitions that were given to the engine."""
-        with self._stats._lock.lock:
-            self._stats.partitions += partitions
-            self._stats.bytes_sent += nbytes
+        for stats in self._all():
+            with stats._lock.lock:
+                stats.partitions += partitions
+                stats.bytes_sent += nbytes
 
     def recover(self, lost_with: Sequence[str]) -> None:
         """Count partitions that are sent again: for each the worker that it was lost with, "" if unknown.
 
         A worker's death counts once, however many partitions it had.
         """
-        stats = self._stats
-        with stats._lock.lock:
-            stats.recovered += len(lost_with)
-            lost = set(filter(None, lost_with)) - stats._lost_workers
-            stats._lost_workers |= lost
-            stats.deaths += len(lost)
+        for stats in self._all():
+            with stats._lock.lock:
+                stats.recovered += len(lost_with)
+                lost = set(filter(None, lost_with)) - stats._lost_workers
+                stats._lost_workers |= lost
+                stats.deaths += len(lost)
 
     def add(self, outcome: Outcome) -> None:
-        """Count one partition that has come back."""
-        stats = self._stats
-        with stats._lock.lock:
-            stats.partitions_done += 1
-            self._count(outcome)
-            stats.worker_seconds += outcome.seconds
-            stats.timeouts += outcome.timeouts
-            stats.deaths += outcome.deaths
-            stats.bytes_received += outcome.nbytes if outcome.results is not None else 0
-            if outcome.read:
-                stats.sizes._add(outcome.read)
-            for step, seconds in zip(stats.steps, outcome.step_seconds, strict=False):
-                step.seconds += seconds
-            if stats.fold is not None and len(outcome.step_seconds) > len(stats.steps):
-                stats.fold_seconds += outcome.step_seconds[-1]
-            self._add_faults(outcome)
-            self._add_failure(outcome)
+        """Count one partition that has come back: here, and in the evaluations that read from this one."""
+        steps = slice(self._stats._first, len(self._stats.steps))
+        for stats in self._all():
+            with stats._lock.lock:
+                Recorder(stats)._add(outcome, steps)
+
+    def _all(self) -> Iterator[Stats]:
+        stats: Stats | None = self._stats
+        while stats is not None:
+            yield stats
+            stats = stats._above
+
+    def _add(self, outcome: Outcome, of: slice) -> None:
+        stats, steps, is_last = self._stats, self._stats.steps[of], of.stop == len(self._stats.steps)
+        stats.partitions_done += 1
+        self._count(outcome, of)
+        stats.worker_seconds += outcome.seconds
+        self._add_made(outcome)
+        stats.timeouts += outcome.timeouts
+        stats.deaths += outcome.deaths
+        stats.bytes_received += outcome.nbytes if outcome.results is not None else 0
+        if outcome.read:
+            stats.sizes._add(outcome.read)
+        for step, seconds in zip(steps, outcome.step_seconds, strict=False):
+            step.seconds += seconds
+        if is_last and stats.fold is not None and len(outcome.step_seconds) > len(steps):
+            stats.fold_seconds += outcome.step_seconds[-1]
+        self._add_faults(outcome, of)
+        self._add_failure(outcome, of)
 
     def add_saved(self, outcome: Outcome) -> None:
         """Count one partition whose results came from a checkpoint: it took no time here."""
         with self._stats._lock.lock:
+            every = slice(0, len(self._stats.steps))
             self._stats.resumed += outcome.read
-            self._count(outcome)
-            self._add_faults(outcome)
+            self._count(outcome, every)
+            self._add_faults(outcome, every)
 
-    def _count(self, outcome: Outcome) -> None:
-        self._stats.elements_in += outcome.read
-        self._stats.elements_out += outcome.produced
-        for step, (entered, left) in zip(self._stats.steps, outcome.flows, strict=False):
+    def _count(self, outcome: Outcome, of: slice) -> None:
+        """Count elements; between two evaluations is a row for the batches that the second one reads."""
+        stats = self._stats
+        if of.start:
+            stats.steps[of.start - 1].left += outcome.read
+        else:
+            stats.elements_in += outcome.read
+        if of.stop < len(stats.steps):
+            stats.steps[of.stop].entered += outcome.produced
+        else:
+            stats.elements_out += outcome.produced
+        for step, (entered, left) in zip(stats.steps[of], outcome.flows, strict=False):
             step.entered += entered
             step.left += left
 
@@ -103,13 +127,22 @@ class Recorder:
         with stats._lock.lock:
             stats.fold_seconds += outcome.seconds
             stats.worker_seconds += outcome.seconds
+            self._add_made(outcome)
             stats.deaths += outcome.deaths
             stats.timeouts += outcome.timeouts
-            self._add_failure(outcome)
+            self._add_failure(outcome, slice(stats._first, len(stats.steps)))
 
-    def _add_faults(self, outcome: Outcome) -> None:
+    def _add_made(self, outcome: Outcome) -> None:
         stats = self._stats
-        for step, (failed, replaced, retries) in zip(stats.steps, outcome.faults, strict=False):
+        for label, seconds, _ in outcome.made:
+            made = stats.made.setdefault(label, MadeStats(label))
+            made.count += 1
+            made.seconds += seconds
+            stats.worker_seconds += seconds
+
+    def _add_faults(self, outcome: Outcome, of: slice) -> None:
+        stats = self._stats
+        for step, (failed, replaced, retries) in zip(stats.steps[of], outcome.faults, strict=False):
             step.failed += failed
             step.replaced += replaced
             step.retries += retries
@@ -118,16 +151,19 @@ class Recorder:
         failed_elements = unpacked(outcome.failed_elements)
         for element in failed_elements[-FAILURES:]:
             self._remember(element.step, element.failure)
-        stats._failed_elements.add(failed_elements + ([outcome.raised] if outcome.raised else []))
+        found = failed_elements + ([outcome.raised] if outcome.raised else [])
+        if of.start:  # their steps are counted from the first of all
+            found = [replace(element, step_index=element.step_index + of.start) for element in found]
+        stats._failed_elements.add(found)
 
-    def _add_failure(self, outcome: Outcome) -> None:
+    def _add_failure(self, outcome: Outcome, of: slice) -> None:
         if outcome.failure is None:
             return
         stats = self._stats
         stats._raised = True
-        position = outcome.failed_step
-        if position is not None and position < len(stats.steps):
-            self._remember(stats.steps[position].label, outcome.failure)  # counted with the step's faults
+        position, steps = outcome.failed_step, stats.steps[of]
+        if position is not None and position < len(steps):
+            self._remember(steps[position].label, outcome.failure)  # counted with the step's faults
         else:
             stats.failed += 1
             self._remember(stats.fold or "", outcome.failure)
@@ -141,5 +177,5 @@ class Recorder:
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
     *("bytes_sent", "bytes_received", "worker_seconds", "fold_seconds", "failures", "_raised"),
-    *("_failed_elements", "timeouts"),
+    *("_failed_elements", "timeouts", "made"),
 )

@@ -71,6 +71,26 @@ class StepStats:
 
 
 @dataclass
+class MadeStats:
+    """What was made once in each worker process, or thread, by the factory of one `per_worker`.
+
+    Attributes:
+        label: The factory as it was written, for example `per_worker(model)`.
+        count: Objects that it made.
+        seconds: Time that this took, over all workers. It is not part of the steps' time.
+    """
+
+    label: str
+    count: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Seconds for each object."""
+        return self.seconds / self.count if self.count else 0.0
+
+
+@dataclass
 class PartitionSizes:
     """How many source elements the partitions had that have come back.
 
@@ -147,6 +167,7 @@ class Stats:
 
     Attributes:
         steps: A `StepStats` for each step, in the order of the chain.
+        made: A `MadeStats` for each `per_worker` whose factory ran, by its label.
         name: The `name=` of the collection, or the labels of its steps.
         state: "new" before the first evaluation, "running", and then how it ended: "ended" if it came to its
             end, "failed" if an exception ended it, "stopped" if it was left before its end.
@@ -174,7 +195,7 @@ class Stats:
             memory or sockets. Captured data that lies in shared memory from the last evaluation is not sent.
         bytes_received: Bytes of pickled results that came back.
         threads: Threads of the workers, each of which runs a partition.
-        worker_seconds: Time that these threads spent on partitions, added up.
+        worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
         fold: What takes the results on the workers, for example `reduce(add)`; None if they come back.
         fold_seconds: Time that it took there.
         waited: `Waits`: seconds that the evaluating thread waited for the source, the workers, the consumer.
@@ -188,6 +209,7 @@ class Stats:
     """
 
     steps: list[StepStats] = field(default_factory=list)
+    made: dict[str, MadeStats] = field(default_factory=dict)
     name: str = ""
     state: State = "new"
     elements_in: int = 0
@@ -215,6 +237,11 @@ class Stats:
     started: float | None = None
     ended: float | None = None
     failures: deque[FailureReport] = field(default_factory=lambda: deque(maxlen=FAILURES))
+    # Behind `batched`, an evaluation reads from the one below it, which counts here too (`Recorder`). Its
+    # own steps begin at `_first`.
+    _first: int = field(init=False, default=0, repr=False, compare=False)
+    _above: Stats | None = field(init=False, default=None, repr=False, compare=False)
+    _below: Stats | None = field(init=False, default=None, repr=False, compare=False)
     _began: float | None = field(init=False, default=None, repr=False, compare=False)  # by no wall clock
     _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
     _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
@@ -263,6 +290,7 @@ class Stats:
                 "recovered": self.recovered,
                 "resumed": self.resumed,
                 "steps": [vars(step) | {"mean": step.mean} for step in self.steps],
+                "made": [vars(made) | {"mean": made.mean} for made in self.made.values()],
                 "fold": self.fold,
                 "fold_seconds": self.fold_seconds,
                 "partitions": self.partitions,
@@ -280,9 +308,18 @@ class Stats:
                 "threads": self.threads,
                 "worker_seconds": self.worker_seconds,
                 "utilisation": self.utilisation,
-                "waited": dict(vars(self.waited)),
+                "waited": self._waited(),
                 "failures": [dict(vars(failure)) for failure in self.failures],
             }
+
+    def _waited(self) -> dict[str, float]:
+        """Return the waits; what the evaluation that this one reads from waited for was no source."""
+        waited = dict(vars(self.waited))
+        if self._below is not None:
+            below = self._below._waited()
+            waited["source"] = max(waited["source"] - below["workers"], 0.0)
+            waited["workers"] += below["workers"]
+        return waited
 
     def __str__(self) -> str:
         return table.text(self.snapshot())

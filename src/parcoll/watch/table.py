@@ -116,7 +116,7 @@ def _three_digits(number: float) -> str:
 
 
 def _parts(snapshot: dict[str, Any]) -> list[tuple[str, float]]:
-    parts = [(step["label"], step["seconds"]) for step in snapshot["steps"]]
+    parts = [(part["label"], part["seconds"]) for part in [*snapshot["steps"], *snapshot.get("made", ())]]
     return parts + ([(snapshot["fold"], snapshot["fold_seconds"])] if snapshot["fold"] else [])
 
 
@@ -125,6 +125,9 @@ def _rows(snapshot: dict[str, Any]) -> list[tuple[str, ...]]:
     for step in snapshot["steps"]:
         counts = (f"{step[name]:,}" for name in ("entered", "left", "failed"))
         rows.append((step["label"], *counts, *_times(step["seconds"], step["entered"], snapshot)))
+    for made in snapshot.get("made", ()):
+        times = _times(made["seconds"], made["count"], snapshot)
+        rows.append((made["label"], "", f"{made['count']:,}", "", *times))
     if snapshot["fold"]:
         folded = snapshot["elements_out"]
         times = _times(snapshot["fold_seconds"], folded, snapshot)

@@ -38,7 +38,8 @@ class Entry(NamedTuple):
 class Brought(NamedTuple):
     """What a program brings of the script."""
 
-    process: str  # of the script
+    process: str  # that has sent it
+    owner: str  # the process of the script: another one if a task has sent it
     head: dict[str, Any]  # `__file__` and the like
     entries: dict[str, Entry]
     wanted: tuple[str, ...]  # those of the entries that the program's functions may look for by text
@@ -62,6 +63,7 @@ class Script:
         self._lock = threading.RLock()
         self._wanted = brought.wanted if brought is not None else ()
         self.travelled = brought is None or brought.process != sentinels.process  # this is not its process
+        self.owner = brought.owner if brought is not None else ""
         self.waiting = dict(brought.entries) if brought is not None else {}  # what nobody has looked for yet
         if brought is not None:
             self.names.update(brought.head)
@@ -136,7 +138,16 @@ def script_of(module: Any) -> Script | None:
 
 # Which one is in use ------------------------------------------------------------------------------
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    script: Script | None = None  # what is being loaded belongs to it
+    owner = ""  # of the program that runs; "" for a thread that is none of a task's, as the script's own
+
+    def __init__(self) -> None:
+        self.made: set[int] = set()  # functions that have not got their state yet
+
+
+_thread = _Thread()
 _running: list[tuple[int, Script]] = []  # by the threads that run tasks, the last to begin at the end
 _others: ModuleType | None = None  # the `__main__` of a worker that others use too, while tasks of ours run
 _lock = threading.RLock()  # a signal's handler may evaluate in this process
@@ -145,7 +156,7 @@ _lock = threading.RLock()  # a signal's handler may evaluate in this process
 @contextlib.contextmanager
 def loading(script: Script | None) -> Iterator[None]:
     """Have what this thread unpickles be what the script has."""
-    before = getattr(_thread, "script", None)
+    before = _thread.script
     _thread.script = script
     try:
         yield
@@ -161,6 +172,8 @@ def running(script: Script | None) -> Iterator[None]:
         return
     global _others
     mine = threading.get_ident(), script
+    before = _thread.owner  # in the script's own process, its engine may have said whose the task is
+    _thread.owner = script.owner if script.travelled else before or script.owner
     replaces = script.travelled and _replaceable()
     with _lock:
         _running.append(mine)
@@ -171,6 +184,7 @@ def running(script: Script | None) -> Iterator[None]:
     try:
         yield
     finally:
+        _thread.owner = before
         with _lock:
             del _running[max(at for at, entry in enumerate(_running) if entry is mine)]
             if replaces and _running:
@@ -183,6 +197,22 @@ def make_main(script: Script | None) -> None:
     """Have this be the `__main__` of a process that runs one task at a time, until another is."""
     if script is not None:
         sys.modules["__main__"] = script.module
+        _thread.owner = script.owner
+
+
+def owner() -> str:
+    """Return the process of the script whose task this thread runs; "" if it runs none."""
+    return _thread.owner
+
+
+@contextlib.contextmanager
+def owned_by(name: str) -> Iterator[None]:
+    """Have this thread run a task of that owner, where no program says whose it is."""
+    before, _thread.owner = _thread.owner, name
+    try:
+        yield
+    finally:
+        _thread.owner = before
 
 
 def _replaceable() -> bool:
@@ -203,9 +233,8 @@ def _is_child() -> bool:
 
 def current() -> Script | None:
     """Return the script that what is unpickled here and now belongs to; None in its own process."""
-    script: Script | None = getattr(_thread, "script", None)
-    if script is not None:
-        return script
+    if _thread.script is not None:
+        return _thread.script
     thread = threading.get_ident()
     for other, found in reversed(_running):
         if other == thread:
@@ -241,39 +270,32 @@ def make_function(code: CodeType, names: dict[str, Any], closure: Any, at: str |
     if type(found) is FunctionType and found.__code__ == code:
         return found
     made = FunctionType(code, known if script is not None else names, None, None, closure)
-    _made().add(id(made))
-    if at is not None and script is not None and getattr(_thread, "script", None) is script:
+    _thread.made.add(id(made))
+    if at is not None and script is not None and _thread.script is script:
         known[at] = made
     return made
 
 
 def add_class(kind: type, at: str | None) -> None:
     """Have the script that is being loaded have a class under its name."""
-    script: Script | None = getattr(_thread, "script", None)
+    script = _thread.script
     if at is not None and script is not None:
         script.names[at] = kind
 
 
 def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
     """Give a function that was just made its attributes, and its globals what it names."""
-    if id(func) not in _made():
+    if id(func) not in _thread.made:
         return
-    _made().discard(id(func))
+    _thread.made.discard(id(func))
     _, slots = state
     named, slots["__globals__"] = slots["__globals__"], {}
-    if getattr(_thread, "script", None) is not None:
+    if _thread.script is not None:
         func.__globals__.update(named)
     else:
         for name, value in named.items():
             func.__globals__.setdefault(name, value)
     set_function_state(func, state)
-
-
-def _made() -> set[int]:
-    found: set[int] | None = getattr(_thread, "made", None)
-    if found is None:
-        found = _thread.made = set()
-    return found
 
 
 def named(name: str) -> Any:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,21 @@ class Bootstrap(WorkerPlugin):
         exec(compile(self.installer, "parcoll/wire/modules.py", "exec"), names)
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
         names["install"](self.sources)
-        from parcoll.system import leave_sigterm_to_forks  # lazy: it may have come just now
+        from parcoll.calls import objects  # lazy: it may have come just now
+        from parcoll.system import leave_sigterm_to_forks  # lazy: as above
         from parcoll.worker.outcome import Watch  # lazy: as above
 
         leave_sigterm_to_forks()
         self._watch = Watch(worker)
+        objects.worker_here = weakref.ref(worker)
+
+    def teardown(self, worker: Any) -> None:
+        """End the objects that functions have made in this process: the worker ends."""
+        if self._watch is not None:
+            from parcoll.calls import objects  # lazy: as above
+
+            # Not in a coroutine, which dask may cancel in the middle of its end.
+            objects.end_in_threads()
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.text, self.installer, self.sources, self.python)

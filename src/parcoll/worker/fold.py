@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parcoll.calls.held import LARGE_BYTES, Held, Home, UnsentError, UsedError, beside, is_own
+from parcoll.chain import apart
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
@@ -253,7 +254,7 @@ def join(
     If there is none, `before` tells how many elements come before theirs. `home` is where the new value
     stays, and is wanted next: once values of this fold are large there, they are no longer packed.
     """
-    started = time.perf_counter()
+    started = apart.clock()
     taken = previous.folded if previous is not None else before
     outcome = Outcome()
     element: Any = None
@@ -295,7 +296,8 @@ def join(
             content = _content(fold, value, pack, outcome)
         if type(content) is Packed and content.nbytes <= TOLD_BYTES:
             outcome.results = content
-    outcome.seconds = time.perf_counter() - started
+    outcome.seconds = apart.clock() - started
+    outcome.made = apart.taken()
     return Kept(outcome, content, taken)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from parcoll.calls.held import UnsentError
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.failures import unpacked
-from parcoll.chain.marks import LOADING, NOWHERE, PACKING, SETTING_UP, Call, Precedent
+from parcoll.chain.marks import LOADING, NOWHERE, PACKING, RUNNING, SEVERAL, Call, Precedent
 from parcoll.chain.place import Place
 from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
@@ -86,7 +86,7 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], b
                 request = JoinParts(shared, previous, parts, before, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
             except Died as death:
-                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
+                if death.mark.is_apart or deaths.may_be_chance(death):
                     continue
                 # If there is no value yet, the first call gets the first two elements.
                 empty = previous.content is None if previous is not None else fold.initial is None
@@ -213,7 +213,7 @@ class _Partition:
             found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
         except Died as death:
             self._merged.deaths += 1
-            if death.mark.phase == SETTING_UP:
+            if death.mark.is_apart:
                 return None
             self._deaths[LOADING] += 1
             if self._deaths[LOADING] < DEATHS:
@@ -234,13 +234,19 @@ class _Partition:
 
     def _blame(self, death: Died, position: int) -> Outcome | None:
         """Decide how to go on after a death; return an outcome if the partition cannot."""
-        phase, call, attempt, drawn = death.mark
+        phase, call, attempt, drawn, _ = death.mark
         if death.timed_out:
             self._merged.timeouts += 1
             self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
         else:
             self._merged.deaths += 1
-        if phase == SETTING_UP:
+        if death.mark.is_apart:
+            return None
+        if call.number == SEVERAL and call.base != NOWHERE and phase == RUNNING:
+            if call.base - self._place.base > position:  # first one source element after the other
+                self._alone = max(self._alone, call.base - self._place.base + 1)
+            else:  # then what was made of one
+                self._precedents[call] = Precedent(attempt, None)
             return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)
@@ -283,7 +289,7 @@ class _Partition:
                 outcome = self._ask(TakeResults(parts, self._place, self._in_place))
             except Died as death:
                 merged.deaths += not death.timed_out
-                if death.mark.phase == SETTING_UP or deaths.may_be_chance(death):
+                if death.mark.is_apart or deaths.may_be_chance(death):
                     continue
                 call = death.mark.call
                 function = call.step - len(program.steps)
@@ -294,6 +300,7 @@ class _Partition:
             if merged.step_seconds:
                 merged.step_seconds[-1] += sum(outcome.step_seconds)
             merged.seconds += outcome.seconds
+            merged.made += outcome.made
             # `produced` stays: all results were made.
             merged.nbytes, merged.failure = outcome.nbytes, outcome.failure
             if outcome.failure is not None:
@@ -325,7 +332,8 @@ class _Partition:
         if isinstance(part.results, Packed) and part.produced:
             self._parts.append(part.results)
         merged.failure, merged.failed_step, merged.raised = part.failure, part.failed_step, part.raised
-        merged.ended_at = part.ended_at
+        merged.ended_at, merged.ended_apart = part.ended_at, part.ended_apart
+        merged.made += part.made
 
     def _finish(self) -> Outcome:
         merged = self._merged

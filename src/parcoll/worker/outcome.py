@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from parcoll.calls.held import Held, Lacking, UsedError
+from parcoll.chain.apart import Made
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError, WorkerSetupError
@@ -44,7 +45,9 @@ class Outcome:
     failed_elements: bytes = b""  # packed; those that did not end the evaluation, as many as are sent
     raised: FailedElement | None = None  # the element that `failure` is of
     ended_at: int | None = None  # the index of the source element at which `failed_step` ended it
-    seconds: float = 0.0
+    ended_apart: bool = False  # by no fault of that element, which is not counted as one of the step's
+    seconds: float = 0.0  # without those of `made`
+    made: list[Made] = field(default_factory=list)  # objects that outlive the task
     step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed
     results: Payload | None = None

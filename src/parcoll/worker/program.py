@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parcoll.calls import broadcasts
+from parcoll.calls import broadcasts, objects
 from parcoll.chain.failures import Ledger
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
@@ -284,7 +284,7 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-ending.forgets += [_cache.clear, _lent_here.clear, broadcasts.forget]
+ending.forgets += [_cache.clear, _lent_here.clear, broadcasts.forget, objects.forget]
 
 
 def packed_program(program: Program, copies: bool = True) -> tuple[Packed, bytes]:

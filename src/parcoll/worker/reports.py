@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
+import weakref
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from parcoll.calls import objects
 from parcoll.chain.failures import FailedElement
 from parcoll.errors import WorkerSetupError
 from parcoll.wire.exceptions import Failure
@@ -31,6 +33,7 @@ class ReportSender(WorkerPlugin):
         """Remember the worker."""
         self._worker = worker
         self._watch = Watch(worker)
+        objects.worker_here = weakref.ref(worker)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; drop that of a task which nobody waits for."""

@@ -18,22 +18,31 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import Future
+import weakref
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 import psutil
 
+from parcoll.calls import objects
 from parcoll.chain.marks import SETTING_UP, Mark, Marks
 from parcoll.errors import WorkerSetupError
-from parcoll.system import descriptor_of, how_ended, kill_descendants, resident_bytes, wait_for_stop
+from parcoll.system import (
+    Starter,
+    descriptor_of,
+    how_ended,
+    kill_descendants,
+    resident_bytes,
+    wait_for_stop,
+)
+from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.this_worker import Answers, Slot
 from parcoll.world import boot, ending, family, records
 from parcoll.world.world import FAMILY
 
 IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
+KEEPING_SECONDS = 600.0  # the same for one that has objects of `per_worker`, which are dear to make
 MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
 LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
@@ -61,10 +70,11 @@ class Subworker:
         memory = Marks.new_memory()
         self.token = ""  # of the program that it has
         self.unstarted = ""  # how it ended, where that was not its work's doing
+        self.keeps: set[str] = set()  # names of the objects of `per_worker` that it has
+        self.since = 0.0  # when it was given back last; below that if it is to end then
         self.answers = Answers()
         self._name = uuid.uuid4().hex  # in the environment of what it starts
-        answers_fd = self.answers.theirs.fileno()
-        told = family.tracker()
+        answers_fd, told = self.answers.theirs.fileno(), family.tracker()
         try:
             self.marks = Marks(memory)
             self.marks.begin(SETTING_UP)
@@ -86,10 +96,15 @@ class Subworker:
         self._connection = ours
         # Shows its end even if a process that it forked keeps the connection open.
         self._ended = descriptor_of(self._popen.pid)
-        arguments = (memory, answers_fd, os.getpid(), records.process_name(), told)
-        first = boot.first_message("parcoll.worker.subworker_main", arguments)
+        numbers = (memory, answers_fd, os.getpid(), records.process_name(), told)
+        first = boot.first_message("parcoll.worker.subworker_main", numbers)
         with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
             self._send(first)
+
+    @property
+    def patience(self) -> float:
+        """The seconds that it waits for more work, at least."""
+        return (KEEPING_SECONDS if self.keeps else IDLE_SECONDS) / 2
 
     @property
     def alive(self) -> bool:
@@ -118,6 +133,8 @@ class Subworker:
         except (OSError, EOFError):
             raise self._died() from None
         self.answers.slot.settle()
+        outcome = reply.outcome if isinstance(reply, Kept) else reply
+        self.keeps |= {made.name for made in outcome.made} if isinstance(outcome, Outcome) else set()
         return reply
 
     def _wait(self, least_timeout: float, memory_limit: float) -> None:
@@ -188,8 +205,9 @@ class Subworker:
             mark = mark._replace(phase=SETTING_UP)
         self.end()
         died = Died(mark, how or how_ended(self._popen.returncode), timed_out)
-        if mark.phase == SETTING_UP:
-            self.unstarted = died.how
+        if mark.is_apart:
+            at = f"it ran the factory of {mark.making}" if mark.making else "parcoll set it up"
+            self.unstarted = f"{died.how} while {at}"
         return died
 
     def interrupt(self) -> None:
@@ -233,9 +251,10 @@ class Pool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[float, Subworker]] = []
+        self._idle: list[Subworker] = []
+        self._all: weakref.WeakSet[Subworker] = weakref.WeakSet()
         self._timer: threading.Timer | None = None
-        self._starter: _Starter | None = None
+        self._starter: Starter[Subworker] | None = None
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
@@ -257,47 +276,62 @@ class Pool:
             with self._lock:
                 if not self._idle:
                     break
-                _, subworker = self._idle.pop()
+                subworker = self._idle.pop()
             if subworker.alive:
                 return subworker
             subworker.end()
         # The kernel ends the process with the thread that started it: threads of dask's pool come and go.
         with self._lock:
             if self._starter is None:
-                self._starter = _Starter()
+                self._starter = Starter(Subworker)
             starter = self._starter
         try:
-            return starter.start()
+            started = starter.start()
         except OSError as error:  # no memory, no descriptors, too many processes
             raise WorkerSetupError(
                 f"no process could be started beside a worker, where functions with timeout=, and partitions "
                 f"whose workers died, run: {type(error).__name__}: {error}"
             ) from error
+        self._all.add(started)
+        return started
 
     def _give_back(self, subworker: Subworker) -> None:
         with self._lock:
-            self._idle.append((time.monotonic(), subworker))
-            if self._timer is None:
-                self._timer = threading.Timer(IDLE_SECONDS, self._trim)
-                self._timer.daemon = True
-                self._timer.start()
+            stale = subworker.since < 0
+            subworker.since = -math.inf if stale else time.monotonic()
+            self._idle.append(subworker)
+            self._trim_later()
+        if stale:
+            self._trim()
+
+    def renew(self, names: Collection[str] | None) -> None:
+        """End those that have one of these objects of `per_worker`: now, or when they are given back."""
+        with self._lock:
+            for subworker in list(self._all):
+                if subworker.keeps if names is None else not subworker.keeps.isdisjoint(names):
+                    subworker.since = -math.inf
+        self._trim()
+
+    def _trim_later(self) -> None:
+        if self._timer is None and self._idle:
+            self._timer = threading.Timer(IDLE_SECONDS, self._trim)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _trim(self) -> None:
-        oldest = time.monotonic() - IDLE_SECONDS / 2
+        now = time.monotonic()
         with self._lock:
-            ended = [subworker for since, subworker in self._idle if since < oldest]
-            self._idle = [entry for entry in self._idle if entry[0] >= oldest]
-            self._timer = None
-            if self._idle:
-                self._timer = threading.Timer(IDLE_SECONDS, self._trim)
-                self._timer.daemon = True
-                self._timer.start()
+            ended = [idle for idle in self._idle if now - idle.since > idle.patience]
+            self._idle = [idle for idle in self._idle if idle not in ended]
+            if self._timer is threading.current_thread():
+                self._timer = None
+            self._trim_later()
         _end_all(ended, IDLE_END_SECONDS)
 
     def close(self) -> None:
         """End those that wait."""
         with self._lock:
-            ended, self._idle = [subworker for _, subworker in self._idle], []
+            ended, self._idle = self._idle, []
             starter, self._starter = self._starter, None
             if self._timer is not None:
                 self._timer.cancel()
@@ -314,33 +348,6 @@ def _end_all(subworkers: list[Subworker], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for subworker in subworkers:
         subworker.end(after=max(deadline - time.monotonic(), 0.0))
-
-
-class _Starter:
-    """A thread that starts processes. The kernel ends a process with the thread that started it."""
-
-    def __init__(self) -> None:
-        self._asked: SimpleQueue[Future[Subworker] | None] = SimpleQueue()
-        # A daemon, since others are joined before functions' `atexit` handlers are called.
-        threading.Thread(target=self._serve, name="parcoll-starter", daemon=True).start()
-
-    def start(self) -> Subworker:
-        """Return a new process."""
-        started: Future[Subworker] = Future()
-        self._asked.put(started)
-        return started.result()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._asked.put(None)
-
-    def _serve(self) -> None:
-        while (started := self._asked.get()) is not None:
-            try:
-                started.set_result(Subworker())
-            except BaseException as error:
-                started.set_exception(error)
-            del started
 
 
 class Lent:
@@ -369,8 +376,8 @@ class Lent:
         self._unstarted += 1
         if self._unstarted >= STARTS:
             raise WorkerSetupError(
-                f"a process beside a worker {self.current.unstarted} while parcoll set it up, "
-                f"{self._unstarted} times: what it says is on the worker's standard error"
+                f"a process beside a worker {self.current.unstarted}, {self._unstarted} times: what it says "
+                "is on the worker's standard error"
             )
 
     def end(self, gently: bool = False) -> None:
@@ -383,4 +390,5 @@ class Lent:
 
 
 pool = Pool()
+objects.renews.append(pool.renew)
 atexit.register(pool.close)

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
 
+from parcoll.calls import per_workers
+from parcoll.chain import apart
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
 from parcoll.chain.place import Place
@@ -98,6 +100,7 @@ def main(
     def work() -> None:
         marks = Marks(marks_fd)
         marks.numbers[6] = resident_bytes(os.getpid())
+        per_workers.making = marks.making
         channel = standin.prepare(answers_fd, marks)
         gc.freeze()  # what functions make is found sooner
         gc.enable()
@@ -173,14 +176,15 @@ class _Served:
 
     def _reply(self, request: Request) -> Any:
         self._marks.begin(LOADING)
-        started = time.perf_counter()
+        started = apart.clock()
         try:
             if isinstance(request, LoadPartition):
                 return self._load(request)
             if isinstance(request, JoinParts):
                 return self._join(request)
             outcome = self._run(request) if isinstance(request, RunSlice) else self._take(request)
-            outcome.seconds = time.perf_counter() - started
+            outcome.seconds = apart.clock() - started
+            outcome.made = apart.taken()
             return outcome
         except BaseException as error:
             outcome = broken("a process beside the worker could not go on", error)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from parcoll.calls.held import UsedError
+from parcoll.chain import apart
 from parcoll.chain.failures import packed, stands_between
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place
@@ -172,7 +172,7 @@ def run(
         program = shared.load()
     except BaseException as error:
         return unloadable_chain(error)
-    started = time.perf_counter()
+    started = apart.clock()
     with running(shared.main):
         try:
             elements = as_sequence(given)
@@ -183,7 +183,8 @@ def run(
             watched = under_way[ticket.key]
             watched.base, watched.end, watched.tally = place.base, place.base + len(elements), tally
         outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
-    outcome.seconds = time.perf_counter() - started
+    outcome.seconds = apart.clock() - started
+    outcome.made = apart.taken()
     return outcome
 
 
@@ -202,6 +203,7 @@ def run_elements(
     outcome.faults = [(counts.failed, counts.replaced, counts.retries) for counts in tally.counts]
     outcome.failed_elements, outcome.raised = packed(tally.failed_elements), tally.raised
     outcome.failure, outcome.failed_step, outcome.ended_at = tally.failure, tally.failed_step, tally.ended_at
+    outcome.ended_apart = tally.ended_apart
     if sink.failure is None:
         try:
             outcome.results = sink.finish(pack)
@@ -227,7 +229,7 @@ def _run_in_chunks(
     """Run the chain over the elements, chunk by chunk, until elements, sink or budget end."""
     tally, timing = chain.tally, Timing(chain, program.pace)
     position, size, total = 0, 1, len(elements)
-    started = clock = time.perf_counter()
+    started = clock = apart.clock()
     while position < total and not (tally.cut or _ended(chain, sink)):
         # Without a budget the rest may be one chunk.
         taken, timed = timing.begin(size if budget is not None else total)
@@ -236,7 +238,7 @@ def _run_in_chunks(
         position += tally.drawn
         timing.end(tally.drawn)
         if budget is not None:
-            now = time.perf_counter()
+            now = apart.clock()
             # The rest is finished here if, at the pace of the last chunk, it should take no longer than the
             # budget: to hand it back costs as much as 10 ms of work.
             if now - started > budget and (now - clock) * (total - position) > budget * tally.drawn:
@@ -280,13 +282,13 @@ class _WithinBudget:
         self._total = total
         self._budget = budget
         self._drawn = 0
-        self._started = time.perf_counter()
+        self._started = apart.clock()
 
     def __iter__(self) -> _WithinBudget:
         return self
 
     def __next__(self) -> Any:
-        spent = time.perf_counter() - self._started
+        spent = apart.clock() - self._started
         if spent > self._budget and spent * (self._total - self._drawn) > self._budget * self._drawn:
             raise StopIteration
         element = next(self._iterator)

@@ -70,7 +70,10 @@ def of_main(without: Collection[str] = (), funcs: Iterable[FunctionType] = ()) -
     looked_for = {name for func in funcs for name in _looked_for(func, entries)}
     head = {name: names[name] for name in _HEAD if isinstance(names.get(name, 0), str | None)}
     global _last
-    brought = Brought(sentinels.process, head, entries, tuple(sorted(looked_for)))
+    brought_here = script.current()  # within a task
+    process = sentinels.process
+    owner = brought_here.owner if brought_here is not None else process
+    brought = Brought(process, owner, head, entries, tuple(sorted(looked_for)))
     if _last is None or _last[0] != brought:
         content = pickle.dumps(brought)
         _last = brought, zlib.compress(content, 1) if len(content) > PLAIN_BYTES else content

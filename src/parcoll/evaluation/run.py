@@ -169,10 +169,8 @@ class Run:
                 if (above := self.stats._above) is not None:
                     above.total = self.stats.total
                 if outcome.results is not None:
-                    results = loaded(
-                        outcome.results, f"the results of the partition at {job.place.element(0)}"
-                    )
-                    outcome.results = None
+                    what = f"the results of the partition at {job.place.element(0)}"
+                    results, outcome.results = loaded(outcome.results, what, outcome.produced), None
                     yield from results
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()

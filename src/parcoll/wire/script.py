@@ -156,8 +156,7 @@ _lock = threading.RLock()  # a signal's handler may evaluate in this process
 @contextlib.contextmanager
 def loading(script: Script | None) -> Iterator[None]:
     """Have what this thread unpickles be what the script has."""
-    before = _thread.script
-    _thread.script = script
+    before, _thread.script = _thread.script, script
     try:
         yield
     finally:
@@ -222,13 +221,10 @@ def _replaceable() -> bool:
         return True
     name = getattr(getattr(main, "__spec__", None), "name", None) or ""
     file = os.path.basename(getattr(main, "__file__", None) or "")
-    started_by_nanny = "distributed.worker" in sys.modules and _is_child()
-    return started_by_nanny or name.partition(".")[0] in ("dask", "distributed") or file.startswith("dask")
-
-
-def _is_child() -> bool:
     process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
+    is_child = process is not None and process.parent_process() is not None
+    started_by_nanny = is_child and "distributed.worker" in sys.modules
+    return started_by_nanny or name.partition(".")[0] in ("dask", "distributed") or file.startswith("dask")
 
 
 def current() -> Script | None:

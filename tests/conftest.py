@@ -73,6 +73,8 @@ ALIKE = (
     *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
     *("promises/test_properties.py", "promises/test_sources.py", "promises/test_traces.py"),
     *("promises/test_clocks.py", "wire/test_without_shared_memory.py", "local/test_dashboard.py"),
+    *("promises/test_large_folds.py", "cluster/test_broken_workers.py", "evaluation/test_joins.py"),
+    *("local/test_temporary_directories.py", "cluster/test_captured_elsewhere.py"),
 )
 
 

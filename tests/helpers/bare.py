@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,9 +89,11 @@ class BareCluster:
         """End all processes."""
         for process in reversed(self._started):
             process.send_signal(signal.SIGTERM)
+        # A worker that has exchanged results with another one takes 10 s: it waits for connections to close.
+        deadline = time.monotonic() + 2
         for process in reversed(self._started):
             try:
-                process.wait(10)
+                process.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)

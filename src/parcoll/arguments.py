@@ -9,12 +9,15 @@ import dataclasses
 import operator
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Required, TypedDict, get_args
 
+from parcoll.calls import waiting
 from parcoll.calls.batches import FORMATS
+from parcoll.calls.rates import Rate
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
+from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import Batched
 from parcoll.evaluation.run import Options
 from parcoll.text import describe, function_name, short_repr
@@ -30,7 +33,20 @@ class Tries(TypedDict, total=False):
     timeout: float | None
 
 
-class StepSettings(Tries, total=False):
+class Calls(Tries, total=False):
+    """Those, and how many calls may run, or begin, at the same time; None means no limit."""
+
+    concurrency: int | None
+    rate: tuple[int, float] | None
+
+
+class Skips(Calls, total=False):
+    """The settings of a step where no function stands for elements that fail."""
+
+    on_error: Literal["raise", "skip"] | None
+
+
+class StepSettings(Calls, total=False):
     """All settings of a step: those of its attempts, and what becomes of an element if all of them fail."""
 
     on_error: OnError | None
@@ -43,9 +59,10 @@ class ListBatches(Tries, total=False):
     flat: bool
 
 
-class OtherBatches(StepSettings, total=False):
+class OtherBatches(Tries, total=False):
     """The settings of batches that are arrays or tables."""
 
+    on_error: OnError | None
     format: Required[Literal["numpy", "arrow", "pandas"]]
     flat: bool
 
@@ -54,6 +71,13 @@ def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
+    return _plain(func, f"{method}()") if method in ("reduce", "fold") else func
+
+
+def _plain(func: Any, what: str) -> Any:
+    """Refuse an `async def` function where nobody awaits what it returns."""
+    if waiting.is_async(func):
+        raise TypeError(f"{what} needs a plain function, got the `async def` function {function_name(func)}")
     return func
 
 
@@ -197,21 +221,63 @@ def policy(
     return made
 
 
-STEP_SETTINGS = ("on_error", "retries", "retry_on", "timeout")
+POLICY_SETTINGS = ("on_error", "retries", "retry_on", "timeout")
+STEP_SETTINGS = (*POLICY_SETTINGS, "concurrency", "rate")
 
 
-def step_policy(method: str, func: Any, settings: Mapping[str, Any], of_chain: Policy) -> Policy:
-    """Return what a step's settings mean."""
+def step(kind: type[Step], func: Any, settings: Mapping[str, Any], of_chain: Policy) -> Step:
+    """Return the step that calls `func`, as its settings say."""
+    if func is not None or not kind.may_lack_function:
+        func = function(func, kind.kind)
+    made = step_policy(kind.kind, func, settings, of_chain, STEP_SETTINGS)
+    concurrency, rate = _concurrency(settings.get("concurrency")), _rate(settings.get("rate"))
+    found = waiting.step(kind, func, made, concurrency, rate)
+    if isinstance(found, waiting.Waiting) and not found.is_async and made.timeout is not None:
+        which = "concurrency" if concurrency is not None else "rate"
+        raise ValueError(
+            f"timeout={made.timeout:g} cannot stop one of several calls in threads, which {which}="
+            f"{settings[which]!r} makes of {function_name(func)}: make it an `async def` function, or pass "
+            "timeout=math.inf and have what it calls give up"
+        )
+    return found
+
+
+def _concurrency(given: Any) -> int | None:
+    return None if given is None else whole_number(given, "concurrency must be None or a whole number")
+
+
+def _rate(given: Any) -> Rate | None:
+    wanted = "rate must be (calls, seconds), a whole number from 1 up and a number above 0, as in (10, 1.0)"
+    if given is None:
+        return None
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise TypeError(f"{wanted}, got {describe(given)}")
+    calls, seconds = given
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{wanted}, got {short_repr(given)}")
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ValueError(f"{wanted}, got {short_repr(given)}")
+    return Rate(whole_number(calls, f"{wanted}: calls must be a whole number"), float(seconds))
+
+
+def step_policy(
+    method: str,
+    func: Any,
+    settings: Mapping[str, Any],
+    of_chain: Policy,
+    known: Sequence[str] = POLICY_SETTINGS,
+) -> Policy:
+    """Return what a step's settings mean for elements that fail."""
     if not settings:
         return of_chain
     for given in settings:
-        if given not in STEP_SETTINGS:
+        if given not in known:
             name = "func" if func is None else function_name(func)
             raise TypeError(
-                f"{method}() has no setting {given!r}, only {', '.join(STEP_SETTINGS)}; to pass it "
+                f"{method}() has no setting {given!r}, only {', '.join(known)}; to pass it "
                 f"to the function, use functools.partial({name}, {given}=...)"
             )
-    on_error, retries, retry_on, timeout = (settings.get(name) for name in STEP_SETTINGS)
+    on_error, retries, retry_on, timeout = (settings.get(name) for name in POLICY_SETTINGS)
     return policy(on_error, retries, retry_on, timeout, of_chain)
 
 
@@ -222,7 +288,7 @@ def _on_error(given: Any) -> Any:
             raise ValueError(f"{wanted}, got {short_repr(given)}")
     elif not callable(given) or (isinstance(given, type) and issubclass(given, BaseException)):
         raise TypeError(f"{wanted}, got {describe(given)}")
-    return given
+    return given if isinstance(given, str) else _plain(given, "on_error")
 
 
 def _timeout(given: Any) -> float | None:
@@ -241,7 +307,7 @@ def _retry_on(given: Any) -> Any:
         if kinds and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             return kinds
     elif callable(kinds):
-        return kinds
+        return _plain(kinds, "retry_on")
     raise TypeError(
         f"retry_on must be subclasses of Exception or a function of the exception, got {describe(given)}"
     )

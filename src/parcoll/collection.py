@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Generic, Literal, TypeGuard, TypeVar, Unpack, overload
 
 from parcoll import arguments
-from parcoll.arguments import ListBatches, OtherBatches, StepSettings, Tries
+from parcoll.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.current import engine_for
@@ -30,6 +29,8 @@ Word = Literal["raise", "skip"] | None
 Else = Callable[[ElementError], D]
 Of = Callable[[list[A]], Iterable[R]]
 Size = int | Literal["auto"]
+Awaits = Coroutine[Any, Any, R]  # what a call of an `async def` function returns
+Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 
 @handlers.methods_reaching
@@ -64,18 +65,20 @@ class ParallelGen(Described, Generic[T_co]):
         self._own: Stats | None = None  # of the last evaluation of this collection itself
 
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
-        if func is not None or not kind.may_lack_function:
-            func = arguments.function(func, kind.kind)
-        step = kind(func, arguments.step_policy(kind.kind, func, settings, self._options.policy))
+        step = arguments.step(kind, func, settings, self._options.policy)
         return ParallelGen(Node(before=self._node, step=step), self._options)
 
     @overload
-    def map(
-        self, func: Callable[[T_co], R], *, on_error: Word = None, **tries: Unpack[Tries]
-    ) -> ParallelGen[R]: ...
+    def map(self, func: Callable[[T_co], Awaits[R]], **settings: Unpack[Skips]) -> ParallelGen[R]: ...
     @overload
     def map(
-        self, func: Callable[[T_co], R], *, on_error: Else[D], **tries: Unpack[Tries]
+        self, func: Callable[[T_co], Awaits[R]], *, on_error: Else[D], **tries: Unpack[Calls]
+    ) -> ParallelGen[R | D]: ...
+    @overload
+    def map(self, func: Callable[[T_co], R], **settings: Unpack[Skips]) -> ParallelGen[R]: ...
+    @overload
+    def map(
+        self, func: Callable[[T_co], R], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
     def map(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
         """Return a collection of `func(element)` for each element, in the same order. Runs nothing.
@@ -97,6 +100,11 @@ class ParallelGen(Described, Generic[T_co]):
                 a function that gets the exception and returns whether to try again.
             timeout: Seconds that one call may take. A call that takes longer is stopped, and its element has
                 failed with an `ElementTimeoutError`. `math.inf` means no limit.
+            concurrency: How many calls wait at the same time, over the whole cluster, in threads of the
+                workers, which no `timeout` can stop. Coroutines of an `async def` function run in one event
+                loop a worker process, 64 a worker thread if not told otherwise; a `timeout` cancels them.
+            rate: `(calls, seconds)`: no more calls than that are begun over the whole cluster in any so many
+                seconds. Each worker thread spaces its part of them evenly.
 
         These settings hold for this step. None, the default of each, means what `parallel` was told; if it
         was told nothing, that is "raise", 0, Exception, and no limit.
@@ -114,39 +122,31 @@ class ParallelGen(Described, Generic[T_co]):
         return self._extended(Map, func, settings)
 
     @overload
-    def filter(
-        self: ParallelGen[R | None], predicate: None, *, on_error: Word = None, **tries: Unpack[Tries]
-    ) -> ParallelGen[R]: ...
+    def filter(self: ParallelGen[R | None], predicate: None, **settings: Unpack[Skips]) -> ParallelGen[R]: ...
     @overload
     def filter(
-        self: ParallelGen[R | None], predicate: None, *, on_error: Else[D], **tries: Unpack[Tries]
+        self: ParallelGen[R | None], predicate: None, *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
     @overload
     def filter(
-        self,
-        predicate: Callable[[T_co], TypeGuard[R]],
-        *,
-        on_error: Word = None,
-        **tries: Unpack[Tries],
+        self, predicate: Callable[[T_co], TypeGuard[R]], **settings: Unpack[Skips]
     ) -> ParallelGen[R]: ...
     @overload
     def filter(
-        self, predicate: Callable[[T_co], TypeGuard[R]], *, on_error: Else[D], **tries: Unpack[Tries]
+        self, predicate: Callable[[T_co], TypeGuard[R]], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
     @overload
-    def filter(
-        self, predicate: Callable[[T_co], object], *, on_error: Word = None, **tries: Unpack[Tries]
-    ) -> ParallelGen[T_co]: ...
+    def filter(self, predicate: Callable[[T_co], object], **settings: Unpack[Skips]) -> ParallelGen[T_co]: ...
     @overload
     def filter(
-        self, predicate: Callable[[T_co], object], *, on_error: Else[D], **tries: Unpack[Tries]
+        self, predicate: Callable[[T_co], object], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[T_co | D]: ...
     def filter(self, predicate: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
         """Return a collection of the elements for which `predicate` is true, in the same order. Runs nothing.
 
         `predicate` is a callable of one argument, or None for the elements that are true themselves, as with
-        the builtin. `on_error`, `retries`, `retry_on`, `timeout` and errors are those of `map`. What an
-        `on_error` function returns stands for the element, and stays whether it is true or not.
+        the builtin. `on_error`, `retries`, `retry_on`, `timeout`, `concurrency`, `rate` and errors are as in
+        `map`. What an `on_error` function returns stands for the element, and stays, whether true or not.
 
         >>> from parcoll import parallel
         >>> list(parallel(range(6)).filter(lambda x: x % 2))
@@ -155,12 +155,10 @@ class ParallelGen(Described, Generic[T_co]):
         return self._extended(Filter, predicate, settings)
 
     @overload
-    def flatmap(
-        self, func: Callable[[T_co], Iterable[R]], *, on_error: Word = None, **tries: Unpack[Tries]
-    ) -> ParallelGen[R]: ...
+    def flatmap(self, func: Callable[[T_co], Several[R]], **settings: Unpack[Skips]) -> ParallelGen[R]: ...
     @overload
     def flatmap(
-        self, func: Callable[[T_co], Iterable[R]], *, on_error: Else[D], **tries: Unpack[Tries]
+        self, func: Callable[[T_co], Several[R]], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
     def flatmap(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
         """Return a collection of the elements of each `func(element)`, flattened by one level. Runs nothing.
@@ -170,9 +168,10 @@ class ParallelGen(Described, Generic[T_co]):
         holds all results of a partition until it sends them. So an endless iterable is for `take` and `first`
         only.
 
-        `on_error`, `retries`, `retry_on`, `timeout` and errors are those of `map`. If the iterable raises
-        halfway, the element has failed: what it gave before stays, and it is not tried again. What an
-        `on_error` function returns comes after that, as one element.
+        `on_error`, `retries`, `retry_on`, `timeout`, `concurrency`, `rate` and errors are as in `map`. If the
+        iterable raises halfway, the element has failed: what it gave before stays, and it is not tried again.
+        What an `on_error` function returns comes after that, as one element. `func` may be an asynchronous
+        generator. With that, or with `concurrency`, all that an element gives is held until its turn comes.
 
         >>> from parcoll import parallel
         >>> list(parallel(["ab", "c"]).flatmap(list))
@@ -266,6 +265,14 @@ class ParallelGen(Described, Generic[T_co]):
         """
         return evaluation.iterate(self._run)
 
+    def __aiter__(self) -> AsyncGenerator[T_co, None]:
+        """Evaluate as `for` does, for `async for`: a thread waits, and the event loop goes on.
+
+        Left early, by `break` or a cancelled task, the evaluation ends as soon as the loop has its turn, and
+        when `aclose` returns.
+        """
+        return evaluation.iterate_async(self._run)
+
     def _run(self) -> Run:
         self._own = stats = Stats()
         for node in self._node.back():
@@ -352,13 +359,7 @@ class ParallelGen(Described, Generic[T_co]):
         >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
         [0, 1, 4]
         """
-        if (number := arguments.taken(n)) == 0:
-            return []
-        stream = evaluation.iterate(self._run, number)
-        try:
-            return list(itertools.islice(stream, number))
-        finally:
-            stream.close()
+        return evaluation.take(self._run, arguments.taken(n))
 
     @overload
     def first(self) -> T_co: ...

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -255,3 +255,50 @@ class Starter(Generic[T]):
             except BaseException as error:
                 answer.put(error)
             del answer
+
+
+LOOK_SECONDS = 0.1  # between two looks at what a thread has done: one takes 15 µs
+IDLE_SECONDS = 1.0  # after which what came before a partition is not of its kind
+
+_looked = threading.local()
+
+
+class _Look(NamedTuple):
+    """What a thread, and its process with its children, had done at a moment."""
+
+    at: float
+    of_thread: float
+    of_process: float
+
+
+def begin_busy() -> None:
+    """Note that this thread begins with a partition."""
+    last: _Look | None = getattr(_looked, "last", None)
+    if last is None or time.perf_counter() - last.at > IDLE_SECONDS:
+        _looked.last = _look()
+
+
+def busy_lately() -> float:
+    """Return the seconds, since it was said last, in which this thread did not wait; 0.0 if they are few.
+
+    It does not wait while it works, or its process or a child of it does, or others keep it from a processor.
+    A system that cannot tell says that it never waits.
+    """
+    last: _Look = _looked.last
+    if time.perf_counter() - last.at < LOOK_SECONDS:
+        return 0.0
+    _looked.last = now = _look()
+    return max(now.of_thread - last.of_thread, now.of_process - last.of_process, 0.0)
+
+
+def _look() -> _Look:
+    at = time.perf_counter()
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            worked, kept, _ = os.read(file, 100).split()  # in nanoseconds
+        finally:
+            os.close(file)
+    except (OSError, ValueError):
+        return _Look(at, at, 0.0)
+    return _Look(at, (int(worked) + int(kept)) / 1e9, sum(os.times()[:4]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +23,7 @@ class Failing:
         self.on_error = on_error
         self.known = known  # the exception is one of those to retry on
         self.fails = fails  # times in a row
-        self.calls = 0
+        self.calls: Counter[int] = Counter()  # by thread, which makes all calls for an element
 
     @property
     def for_good(self) -> bool:
@@ -35,8 +37,9 @@ class Failing:
             return False
         if self.for_good:
             return True
-        self.calls = (self.calls + 1) % (self.fails + 1)  # works at last, and starts again
-        return self.calls > 0
+        thread = threading.get_ident()
+        self.calls[thread] = (self.calls[thread] + 1) % (self.fails + 1)  # works at last, and starts again
+        return self.calls[thread] > 0
 
     def right(self, x: int) -> Any:
         """Return what the step makes of an element that does not fail."""
@@ -55,10 +58,10 @@ class Failing:
             raise ValueError(x)
         yield from self.right(x)
 
-    def extend(self, collection: Any) -> Any:
+    def extend(self, collection: Any, **more: Any) -> Any:
         retry_on = {} if not self.retries else {"retry_on": ValueError if self.known else KeyError}
         method = getattr(collection, self.kind)
-        return method(self, on_error=self.on_error, retries=self.retries, **retry_on)
+        return method(self, on_error=self.on_error, retries=self.retries, **retry_on, **more)
 
 
 def stand_in(error: ElementError) -> int:

@@ -72,7 +72,7 @@ def test_a_function_says_what_each_argument_is_and_gives_an_example(name: str) -
             assert f"\n    {argument}: " in text or f"`{argument}`" in text, argument
 
 
-@pytest.mark.parametrize("setting", ["on_error", "retries", "retry_on", "timeout"])
+@pytest.mark.parametrize("setting", ["on_error", "retries", "retry_on", "timeout", "concurrency", "rate"])
 def test_map_explains_its_settings_and_the_other_steps_refer_to_it(setting: str) -> None:
     assert f"\n    {setting}: " in (inspect.getdoc(ParallelGen.map) or "")
     for other in (ParallelGen.filter, ParallelGen.flatmap):

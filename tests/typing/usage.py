@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, assert_type
 
@@ -95,6 +95,52 @@ def steps(numbers: ParallelGen[int]) -> None:
     assert_type(numbers.flatmap(lambda x: [str(x)] * x), ParallelGen[str])
     assert_type(numbers.unordered(), ParallelGen[int])
     assert_type(numbers.map(half).filter(bool).map(str).unordered(), ParallelGen[str])
+
+
+async def fetch(x: int) -> bytes:
+    return str(x).encode()
+
+
+async def is_known(x: int) -> bool:
+    return x > 1
+
+
+async def lines_of(x: int) -> AsyncIterator[str]:
+    yield str(x)
+
+
+async def all_lines_of(x: int) -> list[str]:
+    return [str(x)]
+
+
+class Client:
+    async def __call__(self, x: int) -> float:
+        return x / 2
+
+
+def waiting(numbers: ParallelGen[int]) -> None:
+    assert_type(numbers.map(half, concurrency=50), ParallelGen[float])
+    assert_type(numbers.map(half, concurrency=50, rate=(10, 1.0), on_error="skip"), ParallelGen[float])
+    assert_type(numbers.map(fetch), ParallelGen[bytes])
+    assert_type(numbers.map(fetch, on_error=index_of, timeout=5), ParallelGen[bytes | str])
+    assert_type(numbers.map(Client()), ParallelGen[float])
+    assert_type(numbers.map(Client().__call__, rate=(1, 60)), ParallelGen[float])
+    assert_type(numbers.filter(is_known), ParallelGen[int])
+    assert_type(numbers.filter(is_known, on_error=index_of), ParallelGen[int | str])
+    assert_type(numbers.flatmap(lines_of), ParallelGen[str])
+    assert_type(numbers.flatmap(all_lines_of, concurrency=5), ParallelGen[str])
+    assert_type(numbers.flatmap(lines_of, on_error=index_of), ParallelGen[str])
+    numbers.foreach(fetch, concurrency=3)
+    numbers.map(half, concurrency="50")  # type: ignore[call-overload]
+    numbers.map(half, rate=10)  # type: ignore[call-overload]
+
+
+async def looping(numbers: ParallelGen[int]) -> None:
+    async for number in numbers.map(half):
+        assert_type(number, float)
+    stream = aiter(numbers)
+    assert_type(await anext(stream), int)
+    await stream.aclose()
 
 
 def narrowing(

@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any
 
 from parcoll.chain.place import Place
-from parcoll.errors import ElementError, WorkerSetupError
+from parcoll.errors import ElementError, ElementTimeoutError, WorkerSetupError
 from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import Room
 from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
@@ -34,6 +34,11 @@ def own_frames(error: BaseException) -> int:
     while frames is not None and frames.tb_frame.f_code.co_filename in _files:
         frames, own = frames.tb_next, own + 1
     return own
+
+
+def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
+    """Return the error for a call that was stopped."""
+    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
 
 
 MAX_LINKED = 100  # exceptions that are followed: a user may have linked them in a circle

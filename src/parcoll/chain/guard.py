@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from parcoll.chain.failures import is_apart, stands_between
+from parcoll.chain.failures import is_apart, late, stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
+from parcoll.errors import ElementTimeoutError
 from parcoll.text import function_name, short_repr
 
 MAX_CONTEXTS = 100  # exceptions that are followed: a user may have linked them in a circle
@@ -43,6 +44,7 @@ class Guard:
         self._position = position
         self._counts = tally.counts[position]
         self._tally = tally
+        self._before: int | None = None  # what is under way in the steps before, by the number of its draw
 
     def call(self, element: Any) -> Any:
         """Return what goes on for an element, `SKIP` for nothing, whether its call raises or not."""
@@ -87,19 +89,60 @@ class Guard:
         if value is not SKIP:
             yield value
 
-    def _tries_again(self, error: BaseException, element: Any, attempts: int) -> bool:
-        """Tell whether the element gets another attempt; if so, wait until it is time for it."""
+    # For a step that makes several calls at the same time. Its calls ask `is_worth_it` in their own threads,
+    # and all else is told in the order of the elements, in the thread of the task.
+
+    def draw_next(self, elements: Iterator[Any]) -> tuple[Any, int]:
+        """Draw an element; return it with the offset of the source element that it was made from."""
+        tally = self._tally
+        tally.stand_at(self._before)
+        element = next(elements)
+        self._before = tally.standing
+        return element, tally.under_way
+
+    def at(self, offset: int | None) -> None:
+        """Note which source element is under way; None for the one that was drawn last."""
+        self._tally.stand_at(None if offset is None else offset + 1)
+
+    def ends(self, end: Callable[[], object]) -> None:
+        """Have `end` be called, by another thread, if nobody waits for the elements any more."""
+        self._tally.ends.append(end)
+
+    def late(self, offset: int, timeout: float) -> ElementTimeoutError:
+        """Return the error of a call that was stopped."""
+        return late(self._step.label, timeout, self._tally.name(offset))
+
+    def tried(self, attempts: int, timeouts: int) -> None:
+        """Count the calls for an element."""
+        self._counts.retries += max(attempts - 1, 0)
+        self._tally.timeouts += timeouts
+
+    def failed(self, error: BaseException, element: Any, attempts: int, own: BaseException | None) -> Any:
+        """Return what goes on in the place of an element for which all attempts failed, `SKIP` for nothing.
+
+        `own` is what `retry_on` raised when it was asked.
+        """
+        if own is None:
+            return self._give_up(error, element, attempts)
+        raise self._not_asked(own, error, element, attempts)
+
+    def is_worth_it(self, error: BaseException, attempts: int) -> bool:
+        """Tell whether an element gets another attempt. Raises what `retry_on` raises."""
         retry_on = self._policy.retry_on
         if attempts > self._policy.retries or not isinstance(error, Exception):
             return False
-        if isinstance(retry_on, tuple):
-            worth_it = isinstance(error, retry_on)
-        else:
-            try:
-                worth_it = bool(retry_on(error))
-            except BaseException as own:
-                self._tally.failed(error, self._position, element, attempts)
-                raise self._broken(own, element, "retry_on", retry_on, error) from None
+        return isinstance(error, retry_on) if isinstance(retry_on, tuple) else bool(retry_on(error))
+
+    def _not_asked(self, own: BaseException, error: BaseException, element: Any, attempts: int) -> Stopped:
+        self._tally.failed(error, self._position, element, attempts)  # type: ignore[arg-type]
+        return self._broken(own, element, "retry_on", self._policy.retry_on, error)
+
+    def _tries_again(self, error: BaseException, element: Any, attempts: int) -> bool:
+        """Tell whether the element gets another attempt; if so, wait until it is time for it."""
+        try:
+            worth_it = self.is_worth_it(error, attempts)
+        except BaseException as own:
+            raise self._not_asked(own, error, element, attempts) from None
         if worth_it:
             time.sleep(pause(attempts))
             self._counts.retries += 1

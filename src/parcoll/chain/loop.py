@@ -22,6 +22,7 @@ from parcoll.chain import apart
 from parcoll.chain.codegen import Part, loop_factory
 from parcoll.chain.failures import stands_between
 from parcoll.chain.guard import Guard, Stopped, attempts_of
+from parcoll.chain.marks import Marked
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
@@ -128,18 +129,22 @@ class Chain:
     def _holding(self, position: int, timed: bool) -> Loop:
         """Return the loop of a step that holds elements: its own stream, counted and timed."""
         step, tally = self.steps[position], self.tally
-        call = Guard(step, position, tally).call if step.policy.guards else step.call
+        guard = Guard(step, position, tally)
+        call: Callable[[Any], Any] = step.call
+        if step.policy.guards or step.waits:
+            call = guard.draw if step.multiplies else guard.call
+        flows = step.waits and not isinstance(step.func, Marked)  # which knows one call at a time
         before = self.steps[:position]
         one_for_one = not any(step.counts or step.policy.on_error == "skip" for step in before)
         clock = self._clock if timed else float  # float() is 0.0, and costs nothing
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
-            drawn = _Draws(iter(stream), tally, clock, one_for_one)
+            drawn = _Draws(iter(stream), tally, clock, one_for_one, drops=not flows)
             made: Iterator[Any] = iter(())
             passed, pause = 0, 0.0
             started = clock()
             try:
-                made = iter(step.stream(drawn, call))
+                made = iter(step.flow(drawn, guard) if flows else step.stream(drawn, call))
                 for element in made:
                     passed += 1
                     paused = clock()
@@ -174,7 +179,12 @@ class _Draws:
     """
 
     def __init__(
-        self, stream: Iterator[Any], tally: Tally, clock: Callable[[], float], one_for_one: bool
+        self,
+        stream: Iterator[Any],
+        tally: Tally,
+        clock: Callable[[], float],
+        one_for_one: bool,
+        drops: bool,
     ) -> None:
         self._one_for_one = one_for_one  # each source element gives one
         self.last: Any = None
@@ -182,6 +192,7 @@ class _Draws:
         self._stream = stream
         self._tally = tally
         self._clock = clock
+        self._drops = drops  # what is held, where the chain before has failed
 
     def __iter__(self) -> _Draws:
         return self
@@ -191,7 +202,7 @@ class _Draws:
         try:
             self.last = next(self._stream)
         except StopIteration:
-            if self._tally.failure is not None:
+            if self._tally.failure is not None and self._drops:
                 raise _EndedError from None
             raise
         finally:

@@ -235,7 +235,8 @@ class MarkedDraw(Marked):
 
     def __call__(self, element: Any) -> Iterator[Any]:
         """Call the function, and note each draw."""
-        self._arrive(self._tally.after - length_hint(self._tally.iterator) - 1)
+        tally = self._tally
+        self._arrive(tally.after - length_hint(tally.iterator) - 1)
         return _Draw(self, element)
 
     def again(self, element: Any) -> Iterator[Any]:
@@ -294,10 +295,19 @@ class Counting:
             self._times[0] = math.inf
 
 
-def marked(steps: Sequence[Step], marks: Marks, precedents: Precedents, tally: Tally) -> list[Step]:
-    """Return the steps with functions that note their calls; `tally` is that of the chain made of them."""
+def marked(
+    steps: Sequence[Step], marks: Marks, precedents: Precedents, tally: Tally, alone: bool = True
+) -> list[Step]:
+    """Return the steps with functions that note their calls; `tally` is that of the chain made of them.
+
+    Steps that make several calls at the same time then make them one by one. Unless elements run `alone`,
+    these steps stay as they are, and note nothing.
+    """
     made = []
     for position, step in enumerate(steps):
+        if step.waits and not alone:
+            made.append(step)
+            continue
         kind = MarkedDraw if step.multiplies else Marked
         noting = copy.copy(step)
         noting.func = kind(step, position, marks, precedents, tally)

@@ -7,13 +7,23 @@ collection. `loop` turns a row of steps into the loop that runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.text import function_name, function_title, function_words
 
 SKIP: Any = object()  # stands for an element that leaves the chain
+
+
+class Share(NamedTuple):
+    """The part that one task has of what the steps of an evaluation may do at the same time."""
+
+    parts: int = 1  # into so many equal parts that is cut, of which the task has one
+    fresh: bool = True  # no task had this part before
+
+
+WHOLE = Share()
 
 
 class Step:
@@ -26,6 +36,7 @@ class Step:
     holds: ClassVar[bool] = False  # keeps elements from one draw to the next: it has `stream`, and no line
     together: Callable[[list[Any]], Any] | None = None  # what it calls with several elements at once
     least: int = 1  # elements of a partition that it needs to do well
+    waits: ClassVar[bool] = False  # holds elements of which several are in calls: it has `flow`, too
 
     # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}
     # is the variable for what it makes. The timed line of a filter is only its answer, as {new}, since the
@@ -60,6 +71,30 @@ class Step:
         """
         raise NotImplementedError(f"{self.kind} holds elements and has no stream()")
 
+    def flow(self, elements: Iterator[Any], guard: Any) -> Iterator[Any]:
+        """Do as `stream` does, with several calls at the same time. For a step that `waits`.
+
+        `guard` is the step's `Guard`, which is told of which element each call was.
+        """
+        raise NotImplementedError(f"{self.kind} waits for calls and has no flow()")
+
+    @property
+    def limit(self) -> int | None:
+        """Into how many parts its calls may be cut at most; None if each task makes calls of its own."""
+        return None
+
+    def at_once(self, parts: int) -> int:
+        """Return how many calls a task makes at the same time that has one of so many parts."""
+        return 1
+
+    def interval(self, parts: int) -> float:
+        """Return the least seconds between two calls of a task that has one of so many parts."""
+        return 0.0
+
+    def within(self, share: Share) -> Step:
+        """Return the step for a task that has this share."""
+        return self
+
     @property
     def arguments(self) -> Mapping[str, Any]:
         """What it was given beside its function and policy: a checkpoint compares it."""
@@ -82,6 +117,11 @@ class Step:
 
     def __repr__(self) -> str:
         return self.label
+
+
+def within(steps: Sequence[Step], share: Share) -> Sequence[Step]:
+    """Return the steps for a task that has this share."""
+    return steps if share == WHOLE else [step.within(share) for step in steps]
 
 
 def _itself(element: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Tally:
         self.iterator: Iterator[Any] | _Left = iter(())
         self._drawing: Iterator[Any] = iter(())
         self.after = 0  # the index of the source element behind the last one of the iterator
+        self.ends: list[Callable[[], object]] = []  # what has the calls of a step end that are under way
+        self.timeouts = 0  # calls that took too long, and were stopped in this process
         self._ledger = ledger or Ledger()
         self._place = START
         self._source: Sequence[Any] = ()
@@ -53,6 +56,7 @@ class Tally:
         self._lock = threading.Lock()  # held while another thread takes elements away
         self._drawn: int | None = None  # by then
         self._standing: int | None = None  # where an element stands that was drawn earlier, and is under way
+        self.abandoned = False
         self.cut = False  # what was not begun has been taken away
 
     def begin(
@@ -63,8 +67,9 @@ class Tally:
     ) -> Iterator[Any]:
         """Return an iterator over elements, the first of which stands at `place`; `draw` wraps it."""
         with self._lock:
-            self._own = [] if self.cut else list(elements)
-            self._drawn = 0 if self.cut else None
+            cut = self.cut or self.abandoned
+            self._own = [] if cut else list(elements)
+            self._drawn = 0 if cut else None
             self._draws = iter(self._own)
             self._source, self._place = elements, place
             self.iterator = self._drawing = draw(self._draws)
@@ -81,6 +86,11 @@ class Tally:
             if self._drawn is not None:
                 return self._drawn
             return len(self._source) - operator.length_hint(self.iterator)
+
+    @property
+    def standing(self) -> int | None:
+        """As what number the element was drawn that is under way; None if it is the last one."""
+        return self._standing
 
     def stand_at(self, drawn: int | None) -> None:
         """Have the element that was drawn as number `drawn` be the one under way; None for the last one."""
@@ -108,9 +118,27 @@ class Tally:
             begun = self._place.base + self._drawn
             return begun if begun < end else None
 
+    def abandon(self) -> None:
+        """Have nothing more begin, from another thread: nobody waits for what comes of it."""
+        with self._lock:
+            self.abandoned = True
+        self.hand_back(sys.maxsize)
+        self.cut = True  # also where none has begun
+        for end in self.ends:
+            end()
+
+    @property
+    def under_way(self) -> int:
+        """The offset of the source element that is under way: the one drawn last, as a rule."""
+        return self.drawn - 1
+
     def where(self) -> str:
-        """Name the source element that was drawn last."""
-        return self._place.element(self.drawn - 1)
+        """Name the source element that is under way."""
+        return self.name(self.under_way)
+
+    def name(self, offset: int) -> str:
+        """Name the source element at an offset."""
+        return self._place.element(offset)
 
     def flows(self, entered: int) -> list[tuple[int, int]]:
         """Return (elements in, elements out) of each step, if `entered` elements came from the source.
@@ -144,7 +172,13 @@ class Tally:
             self.failed_elements.append(self._failed_element(failure, position, element, attempts))
 
     def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
-        """Note the failure that ends the evaluation, and count its element, unless that has not failed."""
+        """Note the failure that ends the evaluation, and count its element, unless that has not failed.
+
+        An element behind it may have failed before, in an earlier step, and no longer counts.
+        """
+        if self.raised is not None:
+            self.counts[self.raised.step_index].failed -= 1
+            self.raised = None
         self.ended_apart = is_apart(error)
         if self.ended_apart:
             self._fail(error, position, self._note(position, element, attempts))
@@ -172,10 +206,10 @@ class Tally:
         return FailedElement(failure, label, position, self._here(), encoded, attempts)
 
     def _here(self) -> Place:
-        return self._place.after(self.drawn - 1)
+        return self._place.after(self.under_way)
 
     def _note(self, position: int, element: Any, attempts: int = 1) -> str:
-        drawn = self.drawn - 1
+        drawn = self.under_way
         note = (
             f"in step {position + 1} of {len(self.steps)}, {self.steps[position].label}, "
             f"at {self.where()}: {short_repr(element)}"

@@ -14,6 +14,7 @@ from typing import Any
 import dask
 from dask._task_spec import Task, TaskRef
 
+from parcoll.chain.steps import WHOLE, Share
 from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
@@ -204,9 +205,9 @@ class DistributedSession:
             elements = link.resolve(job.kept)
         settings: tuple[Any, ...]
         if isolated:  # without `space`, since the results come in slices
-            settings = (job.place, self._keep, elements, job.budget, ticket)
+            settings = (job.place, self._keep, elements, job.budget, ticket, *_share(job))
             return self._calling(key, run_isolated, *settings)
-        settings = (job.place, self._keep, elements, job.budget, space, ticket)
+        settings = (job.place, self._keep, elements, job.budget, space, ticket, *_share(job))
         return self._calling(key, run_partition, *settings)
 
     def _calling(self, key: str, func: Callable[..., Any], *arguments: Any) -> Task:
@@ -238,6 +239,7 @@ class DistributedSession:
                 self._placement.look(self._receiving.keys)
                 if self.waiting_for != known or time.monotonic() > until:
                     return found
+                handlers.look()
                 continue
             self._placement.came()
             job, outcome = item
@@ -377,3 +379,10 @@ def _replay_of(outcome: Outcome) -> None:
         logger.warning("what a worker has logged cannot be unpickled here: %s", message_of(error))
     else:
         replay(packed)
+
+
+def _share(job: Job) -> tuple[Share, ...]:
+    """Return what a task is told of its share, if it has less than all. Sent again, it is not fresh."""
+    if job.share == WHOLE:
+        return ()
+    return (job.share._replace(fresh=job.share.fresh and not job.lost_workers),)

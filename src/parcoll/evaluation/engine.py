@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parcoll.chain.place import START, Place
+from parcoll.chain.steps import WHOLE, Share
 from parcoll.errors import ClusterLostError
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
@@ -31,6 +32,7 @@ class Job:
     budget: float | None = None  # seconds; then a worker hands back the elements that it has not begun
     patience: float = 1.0  # seconds; then it hands back the tasks that wait behind this one
     begun: int | None = None  # how many elements it has, if its worker handed back those behind them
+    share: Share = WHOLE  # of the calls that may run at the same time
     isolated: bool = False  # it runs beside its worker, since one of its elements may have ended others
     lost_workers: list[str] = field(default_factory=list)  # the workers that it was lost with; "" if unknown
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it

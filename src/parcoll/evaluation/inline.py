@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -67,8 +68,10 @@ class InlineEngine:
         return persist_here(bag)
 
     def close(self) -> None:
-        """End the objects that functions have made."""
+        """End the objects that functions have made, and the loop of coroutines, if any have run here."""
         objects.end_here(objects.Which(owner=self._owner))
+        if (coroutines := sys.modules.get("parcoll.calls.coroutines")) is not None:
+            coroutines.end()
 
 
 def _packed(value: Any) -> Packed:
@@ -106,7 +109,7 @@ class InlineSession:
             return [(job, kept.outcome)]
         elements = self._elements(job)
         with owned_by(self._owner):
-            outcome = run(self._shared, job.place, elements, job.budget, self._pack)
+            outcome = run(self._shared, job.place, elements, job.budget, self._pack, share=job.share)
         if self._keep:
             job.handle = kept_of(outcome)
         return [(job, outcome)]

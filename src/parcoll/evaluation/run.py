@@ -10,11 +10,12 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from parcoll.calls import looping
 from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
@@ -51,8 +52,6 @@ DRAWN_WITHIN = (
 )
 
 MOST_AT_ONCE = 256  # batches that go through no step
-ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live
-SAMPLE = 64  # results, of which the type of one is looked at
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class Run:
         steps = self.plan.steps
         origin = self.plan.origin
         before = origin.labels() if isinstance(origin, Batched) else []
-        titles = before + [(step.title, step.filters) for step in steps]
-        stats.steps[:] = [StepStats(title, filters=filters) for title, filters in titles]
+        stats.steps[:] = [StepStats(title, filters=filters) for title, filters in before]
+        stats.steps += [StepStats(step.title, filters=step.filters, waits=step.waits) for step in steps]
         stats._first = len(before)
         labels = [title for title, _ in before] + [step.label for step in steps]
         stats.name = options.name or ".".join(labels) or "parallel"
@@ -184,12 +183,13 @@ class Run:
         saver: Saver | None = None,
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
-        pace = remembered(self.plan.steps)
+        program = Program(self.plan.steps, sink)
+        calls, pace = (program, None) if program.waits else (None, remembered(self.plan.steps))
         batch = max((step.least for step in self.plan.steps), default=1)
-        sizer = sizer_for(self.options.partition_size, sink.limit, lasting=keep, pace=pace, batch=batch)
+        sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls)
         return Window(
             self.engine,
-            Program(self.plan.steps, sink),
+            program,
             functools.partial(self._feed, sizer, sink.limit, keep, reader),
             sizer,
             self.stats,
@@ -307,15 +307,28 @@ class _OneAtATime:
                 raise
             finally:
                 self._draws = False
-        if ATOMS.issuperset(map(type, results[::SAMPLE])):
-            return results  # four times as fast
-        results.reverse()
-        return map(results.pop, itertools.repeat(-1, len(results)))
+        return looping.let_go(results)
 
 
 def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:
     """Give the results one by one. The run starts when the first is asked for."""
     return ResultIterator.of(_parts(start, limit))
+
+
+def iterate_async(start: Callable[[], Run]) -> AsyncGenerator[Any, None]:
+    """Give the results one by one, to an event loop that goes on meanwhile."""
+    return looping.drawn(_parts(start, None))
+
+
+def take(start: Callable[[], Run], number: int) -> list[Any]:
+    """Return the first results, and cancel what has not begun."""
+    if not number:
+        return []
+    stream = iterate(start, number)
+    try:
+        return list(itertools.islice(stream, number))
+    finally:
+        stream.close()
 
 
 def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], None, None]:

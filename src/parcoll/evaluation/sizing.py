@@ -34,6 +34,9 @@ START = 2048
 START_STREAM = 16
 START_SECONDS = 0.05
 START_ALONE = 8  # elements, at most: if there are more threads, tasks of one element cost too much
+CALLS_LEAST = 4  # elements for each call at the same time, at least; and where nothing is known, at most:
+CALLS_MOST = 8
+RATED_SECONDS = 2.0  # of starts, for a partition of calls that have a rate
 START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
 # If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
@@ -289,12 +292,80 @@ class _Estimate:
             self.value = (self.value + value) / 2
 
 
+class Calls(Protocol):
+    """What is known of the calls of a program whose tasks make several at the same time."""
+
+    def at_once(self, parts: int) -> int:
+        """Return how many a task makes, if there are so many tasks."""
+
+    def interval(self, parts: int) -> float:
+        """Return the least seconds from one element of a task to the next; 0 if there is no rate."""
+
+
+class Waiting(Adaptive):
+    """Sizes for tasks that make several calls at the same time.
+
+    The first calls of a partition and the last ones leave room for others. So a partition takes several times
+    as many elements, however long they take, and nothing is tried out with single elements. If there is a
+    rate, it takes as many as are begun in some seconds, or in several times as long as a call takes.
+    """
+
+    def __init__(self, limit: int | None, lasting: bool, calls: Calls, batch: int = 1) -> None:
+        super().__init__(limit, lasting, None, batch)
+        self._limit = limit
+        self._calls = calls
+        self._interval = 0.0
+        self._size = 0  # of the partition that was cut last
+        self._tail = 0.0  # seconds that the last call of a partition takes, at a rate
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return enough for all calls at a time, several times; an equal part for each task at the end."""
+        calls, self._interval = self._calls.at_once(threads), self._calls.interval(threads)
+        known = self._largest > 0
+        tasks = threads if known else max(threads - self._begun, 1)  # that have not begun with theirs
+        super().next_size(remaining, threads)  # notes how many threads there are
+        if not known and self._limit is not None:
+            size = max(1, min(self._limit, calls))
+        elif not known:
+            size = CALLS_MOST * calls
+        else:
+            size = max(self._wanted(threads), CALLS_LEAST * calls)
+        if self._interval:
+            size = min(size, math.ceil(max(RATED_SECONDS, CALLS_LEAST * self._tail) / self._interval))
+        if remaining is not None:
+            size = min(size, max(-(-remaining // tasks), min(calls, remaining)))
+        self._size = max(size, 1)
+        return self._size
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Learn how long a call takes, too."""
+        super().observe(outcome, sent_bytes)
+        self._tail = max(outcome.seconds - outcome.read * self._interval, 0.0)
+
+    def patience(self) -> float:
+        """Return more than the partition should need that was cut last."""
+        pace = max(self._interval, self._seconds.value if self._largest else 0.0)
+        return BUDGET_TARGETS * max(self._target, self._size * pace)
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Return False: the last partitions are equal ones."""
+        return False
+
+    @property
+    def pace(self) -> float | None:
+        """Return None: it depends on how many calls there are at a time."""
+        return None
+
+
 def sizer_for(
     partition_size: int | str,
     limit: int | None = None,
     lasting: bool = False,
     pace: float | None = None,
     batch: int = 1,
+    calls: Calls | None = None,
 ) -> Sizer:
-    """Return the sizer for a checked `partition_size`."""
-    return Adaptive(limit, lasting, pace, batch) if isinstance(partition_size, str) else Fixed(partition_size)
+    """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls."""
+    if not isinstance(partition_size, str):
+        return Fixed(partition_size)
+    return Adaptive(limit, lasting, pace, batch) if calls is None else Waiting(limit, lasting, calls, batch)

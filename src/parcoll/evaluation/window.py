@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from parcoll.calls.rates import Shares
 from parcoll.chain.paces import remember
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Session
@@ -82,6 +83,7 @@ class Window:
         self._waiting = False  # nothing can be done until an outcome comes
         self._lost_clusters = 0  # clusters lost in a row, without an outcome from any of them
         self._failed = False
+        self._shares = Shares(program.limit)
 
     def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
         """Give each partition's job and outcome, in source order unless unordered.
@@ -202,14 +204,14 @@ class Window:
         threads = self._count_threads()
         window = self._stats.window = self._sizer.window(threads)
         # Elements that were handed back are in memory already: they need not wait for a place in the window.
-        while self._rests and self._running < window:
+        while self._rests and self._running < window and self._shares.left(threads):
             self._submit(session, self._cut_rest(threads))
         free = window - len(self._slots)
         if free < self._sizer.refill(threads) and self._running > 2 * threads:
             return
         group: list[Job] = []
         nbytes, started = 0, time.perf_counter()
-        while self._may_read() and len(self._slots) < window:
+        while self._may_read() and len(self._slots) < window and self._shares.left(threads):
             # The last partitions wait here until a worker needs them: dask assigns a task when it comes.
             if self._running + len(group) >= 2 * threads and self._feed.nears_end(threads):
                 break
@@ -218,7 +220,7 @@ class Window:
                 self._slots.append(_Slot(job))
                 self._slots[-1].outcome = job.saved
             elif job is not None:
-                self._slots.append(self._slot(job))
+                self._slots.append(self._slot(job, threads))
                 group.append(job)
                 nbytes += job.message_bytes
             late = time.perf_counter() - started > GROUP_SECONDS
@@ -234,11 +236,11 @@ class Window:
         slot = self._rests[0]
         assert slot.rest is not None
         group: list[Job] = []
-        most = max(1, self._sizer.refill(threads))
+        most = min(max(1, self._sizer.refill(threads)), self._shares.left(threads))
         while len(slot.rest) and len(group) < most:
             job = self._feed.job_of(slot.rest, threads)
             if job is not None:
-                self._slots.insert(self._slots.index(slot), self._slot(job))
+                self._slots.insert(self._slots.index(slot), self._slot(job, threads))
                 group.append(job)
         if not len(slot.rest):
             self._rests.popleft()
@@ -257,7 +259,8 @@ class Window:
             if self._engine.in_background and self._may_read():
                 time.sleep(REST_SECONDS)
 
-    def _slot(self, job: Job) -> _Slot:
+    def _slot(self, job: Job, threads: int) -> _Slot:
+        job.share = self._shares.give(threads)
         slot = self._by_job[job] = _Slot(job)
         return slot
 
@@ -271,6 +274,7 @@ class Window:
             self._running -= 1
             slot = self._by_job.pop(job)
             slot.outcome = outcome
+            self._shares.take_back(job.share)
             self._lost_clusters = 0
             self._recorder.add(outcome)
             self._feed.returned(job, outcome)
@@ -306,5 +310,6 @@ class Window:
         return None
 
     def _count_threads(self) -> int:
+        """Return how many tasks may run at the same time."""
         threads = self._stats.threads = max(self._engine.threads(), 1)
-        return threads
+        return self._shares.parts(threads)

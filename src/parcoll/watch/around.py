@@ -72,6 +72,6 @@ class Watch:
         stats = self._stats
         if stats._raised:
             return "failed"
-        if kind is None or (kind is GeneratorExit and stats.elements_in == stats.total):
+        if kind is None or (issubclass(kind, GeneratorExit) and stats.elements_in == stats.total):
             return "ended"
         return "failed" if issubclass(kind, Exception) else "stopped"

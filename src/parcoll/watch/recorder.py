@@ -43,7 +43,9 @@ class Recorder:
     def forget(self) -> None:
         """Count from nothing: the evaluation begins again, since all that it had is gone."""
         stats = self._stats
-        new = Stats(steps=[StepStats(step.label, filters=step.filters) for step in stats.steps])
+        new = Stats(
+            steps=[StepStats(step.label, filters=step.filters, waits=step.waits) for step in stats.steps]
+        )
         with stats._lock.lock:
             for name in _OF_PARTITIONS:
                 setattr(stats, name, getattr(new, name))
@@ -85,6 +87,7 @@ class Recorder:
         stats.partitions_done += 1
         self._count(outcome, of)
         stats.worker_seconds += outcome.seconds
+        stats.busy_seconds += outcome.busy_seconds
         self._add_made(outcome)
         stats.timeouts += outcome.timeouts
         stats.deaths += outcome.deaths
@@ -176,6 +179,6 @@ class Recorder:
 # What is counted from partitions that have come back, or were sent.
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
-    *("bytes_sent", "bytes_received", "worker_seconds", "fold_seconds", "failures", "_raised"),
-    *("_failed_elements", "timeouts", "made"),
+    *("bytes_sent", "bytes_received", "worker_seconds", "busy_seconds", "fold_seconds", "failures"),
+    *("_raised", "_failed_elements", "timeouts", "made"),
 )

@@ -39,6 +39,7 @@ class StepStats:
         seconds: Time that the workers spent in the step, over all of them. For cheap steps it is
             extrapolated from a sample of the elements.
         filters: True if the step is a filter.
+        waits: True if it makes several calls at the same time.
     """
 
     label: str
@@ -49,6 +50,7 @@ class StepStats:
     retries: int = 0
     seconds: float = 0.0
     filters: bool = field(default=False, repr=False)
+    waits: bool = field(default=False, repr=False)
 
     @property
     def filtered(self) -> int:
@@ -196,6 +198,8 @@ class Stats:
         bytes_received: Bytes of pickled results that came back.
         threads: Threads of the workers, each of which runs a partition.
         worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
+        busy_seconds: Time of that in which they worked, or had to leave a processor to others; the rest, they
+            waited for something else.
         fold: What takes the results on the workers, for example `reduce(add)`; None if they come back.
         fold_seconds: Time that it took there.
         waited: `Waits`: seconds that the evaluating thread waited for the source, the workers, the consumer.
@@ -231,6 +235,7 @@ class Stats:
     bytes_received: int = 0
     threads: int = 0
     worker_seconds: float = 0.0
+    busy_seconds: float = 0.0
     fold: str | None = None
     fold_seconds: float = 0.0
     waited: Waits = field(default_factory=Waits)
@@ -307,6 +312,7 @@ class Stats:
                 "bytes_received": self.bytes_received,
                 "threads": self.threads,
                 "worker_seconds": self.worker_seconds,
+                "busy_seconds": self.busy_seconds,
                 "utilisation": self.utilisation,
                 "waited": self._waited(),
                 "failures": [dict(vars(failure)) for failure in self.failures],

@@ -8,6 +8,9 @@ from typing import Any
 COLUMNS = ("step", "in", "out", "failed", "seconds", "mean", "share")
 BUSY = 0.7  # utilisation of the workers; below, the source or the consumer may be the bottleneck
 MUCH = 0.4  # of the time: something that takes at least this part is named
+LONG = 1.0  # second of each thread's time; less says little
+IDLE = 0.2  # of it, at most, a worker is busy with calls that wait
+ADVICE = "with concurrency=, several of its calls run at the same time"
 LEAST = 0.9995  # of a unit: the least that three digits show as 1 of it
 
 
@@ -39,6 +42,14 @@ def html(snapshot: dict[str, Any]) -> str:
         + "".join(f"<div>{escape(line)}</div>" for line in lines)
         + "".join(f"<div><code>{escape(failure)}</code></div>" for failure in failures)
     )
+
+
+def html_of(chain: str, snapshot: dict[str, Any]) -> str:
+    """Return a chain as HTML, with its numbers if it was evaluated."""
+    from html import escape  # as above
+
+    numbers = "" if snapshot["state"] == "new" else html(snapshot)
+    return f"<div><code>{escape(chain)}</code></div>{numbers}"
 
 
 def headline(snapshot: dict[str, Any]) -> str:
@@ -87,10 +98,19 @@ def verdict(snapshot: dict[str, Any]) -> str:
         label, seconds = max(parts, key=lambda part: part[1])
         share = seconds / snapshot["worker_seconds"]
         if share >= MUCH:
-            return f"`{label}` takes {min(share, 1):.0%} of the workers' time"
+            waits = f", and waits for most of it: {ADVICE}" if _waits(snapshot, label) else ""
+            return f"`{label}` takes {min(share, 1):.0%} of the workers' time{waits}"
         if sum(seconds for _, seconds in parts) < MUCH * snapshot["worker_seconds"]:
             return "most of the workers' time goes into moving the elements: the steps are cheap"
     return "no step takes most of the time"
+
+
+def _waits(snapshot: dict[str, Any], label: str) -> bool:
+    """Tell whether the calls of a step are made one by one, and mostly wait."""
+    seconds, busy = snapshot["worker_seconds"], snapshot.get("busy_seconds")
+    one_by_one = any(step["label"] == label and not step.get("waits") for step in snapshot["steps"])
+    long_enough = seconds > LONG * max(snapshot["threads"], 1)
+    return one_by_one and busy is not None and long_enough and busy < IDLE * seconds
 
 
 def duration(seconds: float) -> str:

@@ -61,7 +61,7 @@ class Bootstrap(WorkerPlugin):
         """Ask for a task that the worker was to run, and forgets."""
         ask_again(self._worker, key, start, finish)
         if self._watch is not None:
-            self._watch.transition(key, finish)
+            self._watch.transition(key, start, finish)
 
     def setup(self, worker: Any) -> None:
         """Install the sources, unless the worker has the very same ones."""

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parcoll.calls.held import UnsentError
+from parcoll.chain.failures import late, unpacked
 from parcoll.chain.failures import packed as pack_failed
-from parcoll.chain.failures import unpacked
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, RUNNING, SEVERAL, Call, Precedent
 from parcoll.chain.place import Place
-from parcoll.errors import ElementTimeoutError, SerializationError, WorkerLostError
+from parcoll.chain.steps import WHOLE, Share
+from parcoll.errors import SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
@@ -45,12 +46,13 @@ def run_isolated(
     elements: Payload | Kept | Iterable[Any],
     budget: float | None = None,
     ticket: Ticket | None = None,
+    share: Share = WHOLE,
 ) -> Outcome | Kept:
     """Do as `run_partition` does, beside the worker."""
 
     def run() -> Outcome:
         with pool.lend() as lent:
-            return _Partition(lent, shared, place, budget).run(elements)
+            return _Partition(lent, shared, place, budget, share).run(elements)
 
     return finished(run, f"the partition at {place.element(0)} could not be finished", keep, ticket)
 
@@ -100,8 +102,11 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], b
 class _Partition:
     """One partition under way."""
 
-    def __init__(self, lent: Lent, shared: SharedProgram, place: Place, budget: float | None) -> None:
+    def __init__(
+        self, lent: Lent, shared: SharedProgram, place: Place, budget: float | None, share: Share
+    ) -> None:
         self._lent = lent
+        self._share = share
         self._shared = shared
         self._place = place
         self._budget = budget
@@ -210,7 +215,7 @@ class _Partition:
         subworker = self._lent.get()
         shared = None if subworker.token == self._shared.token else self._shared
         try:
-            found = self._ask(LoadPartition(shared, self._payload, self._place, task_key()))
+            found = self._ask(LoadPartition(shared, self._payload, self._place, task_key(), self._share))
         except Died as death:
             self._merged.deaths += 1
             if death.mark.is_apart:
@@ -226,6 +231,8 @@ class _Partition:
             return found
         subworker.token = self._shared.token
         self._total, self._loaded = found, self._lent.get()
+        if self._program.waits and not self._program.stops:  # it is here since it has ended workers
+            self._alone = self._total
         self._deaths[LOADING] = 0  # two in a row are the fault of the partition, two in an hour are not
         return None
 
@@ -247,6 +254,9 @@ class _Partition:
                 self._alone = max(self._alone, call.base - self._place.base + 1)
             else:  # then what was made of one
                 self._precedents[call] = Precedent(attempt, None)
+            return None
+        if self._program.waits and not death.timed_out and self._alone < self._total:
+            self._alone = self._total  # any of the calls that were under way may have been it
             return None
         if phase == PACKING or call.base == NOWHERE:
             end = max(drawn - self._place.base, position + 1)
@@ -327,8 +337,10 @@ class _Partition:
         if part.failed_elements:
             self._failed.append(part.failed_elements)
         merged.seconds += part.seconds
+        merged.busy_seconds += part.busy_seconds
         merged.produced += part.produced
         merged.nbytes += part.nbytes
+        merged.timeouts += part.timeouts
         if isinstance(part.results, Packed) and part.produced:
             self._parts.append(part.results)
         merged.failure, merged.failed_step, merged.raised = part.failure, part.failed_step, part.raised
@@ -361,11 +373,6 @@ def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
     seconds = sink.timeout or 0.0
     failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
     return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
-
-
-def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
-    """Return the error for a call that was stopped."""
-    return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")
 
 
 def lost(message: str, where: str) -> Outcome:

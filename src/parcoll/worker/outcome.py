@@ -23,6 +23,7 @@ from parcoll.errors import SerializationError, WorkerSetupError
 from parcoll.text import line_of, message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
+from parcoll.worker.this_worker import named
 
 SLACK = 0.03  # seconds: by itself, a task that is late hands elements back between two of them
 LOOK_AGAIN = 0.1  # seconds between two looks at a task that is late
@@ -47,6 +48,7 @@ class Outcome:
     ended_at: int | None = None  # the index of the source element at which `failed_step` ended it
     ended_apart: bool = False  # by no fault of that element, which is not counted as one of the step's
     seconds: float = 0.0  # without those of `made`
+    busy_seconds: float = 0.0  # of these and of partitions before, not waiting
     made: list[Made] = field(default_factory=list)  # objects that outlive the task
     step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed
@@ -121,6 +123,7 @@ class UnderWay:
 
     ticket: Ticket
     started: float = field(default_factory=time.monotonic)
+    running: Tally | None = None  # of its elements, if it may be given up
     tally: Tally | None = None  # of its elements, if those that are not begun may be handed back
     base: int = 0  # the index in the source of the first of them
     end: int = 0  # and behind the last
@@ -128,6 +131,7 @@ class UnderWay:
 
 
 under_way: dict[str, UnderWay] = {}  # by key
+given_up: set[str] = set()  # the keys of tasks that nobody waits for, while a thread has them
 
 
 class Watch:
@@ -141,10 +145,14 @@ class Watch:
     def __init__(self, worker: Any) -> None:
         self._worker = worker
 
-    def transition(self, key: Any, finish: str) -> None:
-        """Begin to watch a task that begins."""
+    def transition(self, key: Any, start: str, finish: str) -> None:
+        """Begin to watch a task that begins; have one that nobody waits for begin nothing more."""
         if finish == "executing" and _is_ours(key):
             self._worker.loop.call_later(SLACK, self._look, key)
+        elif finish == "released" and start in ("executing", "long-running") and _is_ours(key):
+            given_up.add(key)
+            if (task := under_way.get(key)) is not None and task.running is not None:
+                task.running.abandon()
 
     def _look(self, key: str) -> None:
         known = self._worker.state.tasks.get(key)
@@ -300,7 +308,7 @@ def broken(what: str, error: BaseException) -> Outcome:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         failure = SerializationError(
-            f"{_this_worker()} has no package `{package}`, so {what}: install it there, or, if it is pure "
+            f"{named()} has no package `{package}`, so {what}: install it there, or, if it is pure "
             f'Python, send it with connect(..., ship=["{package}"])'
         )
     else:
@@ -339,11 +347,3 @@ def _loader(traceback: TracebackType | None) -> str:
             return traceback.tb_frame.f_code.co_qualname
         traceback = traceback.tb_next
     return "?"
-
-
-def _this_worker() -> str:
-    distributed = sys.modules.get("distributed")
-    try:
-        return f"worker {distributed.get_worker().address}" if distributed is not None else "this process"
-    except ValueError:  # not in a task
-        return "this process"

@@ -50,6 +50,24 @@ class Program:
         return self.sink
 
     @property
+    def waits(self) -> bool:
+        """Whether a step makes several calls at the same time."""
+        return any(step.waits for step in self.steps)
+
+    @property
+    def limit(self) -> int | None:
+        """Into how many parts the calls of its steps may be cut at most; None if nothing limits them."""
+        return min((step.limit for step in self.steps if step.limit is not None), default=None)
+
+    def at_once(self, parts: int) -> int:
+        """Return how many calls a task makes at the same time that has one of so many parts."""
+        return max((step.at_once(parts) for step in self.steps), default=1)
+
+    def interval(self, parts: int) -> float:
+        """Return the least seconds from one element to the next, for such a task."""
+        return max((step.interval(parts) for step in self.steps), default=0.0)
+
+    @property
     def stops(self) -> bool:
         """Whether calls may have to be stopped."""
         return self.least_timeout < math.inf

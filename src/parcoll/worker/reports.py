@@ -38,7 +38,7 @@ class ReportSender(WorkerPlugin):
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Send the outcome of a task that is done; drop that of a task which nobody waits for."""
         ask_again(self._worker, key, start, finish)
-        self._watch.transition(key, finish)
+        self._watch.transition(key, start, finish)
         if not mailbox or finish not in ("memory", "released", "forgotten", "error"):
             return
         topic, outcome = mailbox.pop(key, ("", None))

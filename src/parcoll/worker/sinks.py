@@ -146,8 +146,8 @@ class Results(Sink):
         del bad, cause  # whose traceback refers to this frame
         if inspect.iscoroutine(self._results[position]):
             message = (
-                f"{whose} is a coroutine, which nobody has run: call an `async def` function through a plain "
-                "one, as in map(lambda x: asyncio.run(fetch(x)))"
+                f"{whose} is a coroutine, which nobody has run: pass the `async def` function itself, as in "
+                "map(fetch), or functools.partial(fetch, ...)"
             )
             for result in filter(inspect.iscoroutine, self._results):
                 result.close()  # or Python would warn that it was never awaited

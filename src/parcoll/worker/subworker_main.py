@@ -25,6 +25,7 @@ from parcoll.chain import apart
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
 from parcoll.chain.place import Place
+from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
@@ -44,6 +45,7 @@ from parcoll.world.family import track_with
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
+WAITING_SECONDS = 2.0  # if several calls wait at the same time, since all of them have to end with the slice
 
 
 class LoadPartition(NamedTuple):
@@ -53,6 +55,7 @@ class LoadPartition(NamedTuple):
     elements: Payload
     place: Place
     task: Any = None  # the key of the worker's task
+    share: Share = WHOLE
 
 
 class RunSlice(NamedTuple):
@@ -160,6 +163,7 @@ class _Served:
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
+        self._share = WHOLE
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
@@ -201,7 +205,7 @@ class _Served:
             make_main(self._shared.main)
         except BaseException as error:
             return unloadable_chain(error)
-        self._place = request.place
+        self._place, self._share = request.place, request.share
         try:
             self._elements = as_sequence(request.elements)
         except BaseException as error:
@@ -212,11 +216,14 @@ class _Served:
         assert self._program is not None
         program = dataclasses.replace(self._program, sink=self._program.sink.of_slice(request.limit))
         self._tally = Tally(program.steps, program.ledger)
-        steps = marked(program.steps, self._marks, request.precedents, self._tally)
+        elements = self._elements[request.start : request.stop]
+        alone = len(elements) == 1  # then its calls are made one by one, and the marks tell which it is at
+        steps = within(program.steps, self._share)
+        steps = marked(steps, self._marks, request.precedents, self._tally, alone)
         self._marks.begin(RUNNING)
         place = self._place.after(request.start)
-        elements = self._elements[request.start : request.stop]
-        return run_elements(Chain(steps, self._tally), program, elements, place, SLICE_SECONDS, self._pack)
+        seconds = WAITING_SECONDS if program.waits else SLICE_SECONDS
+        return run_elements(Chain(steps, self._tally), program, elements, place, seconds, self._pack)
 
     def _pack(self, value: Any) -> Packed:
         if ending.told:  # the marks are to name the call that was interrupted

@@ -12,9 +12,10 @@ from parcoll.chain import apart
 from parcoll.chain.failures import packed, stands_between
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place
+from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
-from parcoll.system import alarm_is_set, unset_alarm
+from parcoll.system import alarm_is_set, begin_busy, busy_lately, unset_alarm
 from parcoll.wire.payload import Packed, Payload, Space
 from parcoll.wire.script import running
 from parcoll.worker.fold import join
@@ -27,6 +28,7 @@ from parcoll.worker.outcome import (
     broken,
     elements_of,
     events_of,
+    given_up,
     kept_of,
     mailbox,
     report,
@@ -56,16 +58,19 @@ def run_partition(
     budget: float | None = None,
     space: Space | None = None,
     ticket: Ticket | None = None,
+    share: Share = WHOLE,
 ) -> Outcome | Kept:
     """Run the program on one partition. With `keep` the results stay in the worker.
 
     After `budget` seconds, the elements that have not begun are handed back, unless as much time again should
     be enough for them. Large results go into `space`. With a `ticket` the outcome is left in the mailbox too.
+    Steps that make several calls at the same time make so many as the `share` says.
     """
     pack = space.pack if space is not None else Packed.pack
     what = f"the partition at {place.element(0)} could not be finished"
-    watched = ticket if budget is not None else None
-    return finished(lambda: run(shared, place, elements, budget, pack, watched), what, keep, ticket, space)
+    watched = ticket if not keep else None
+    work = functools.partial(run, shared, place, elements, budget, pack, watched, share)
+    return finished(work, what, keep, ticket, space)
 
 
 def join_kept(
@@ -124,6 +129,7 @@ def finished(
         outcome.unshared = space.failure
     if ticket is not None:
         under_way.pop(ticket.key, None)
+        given_up.discard(ticket.key)
         if ticket.topic is not None:
             mailbox[ticket.key] = ticket.topic, outcome
     return result
@@ -163,10 +169,11 @@ def run(
     budget: float | None,
     pack: Pack,
     ticket: Ticket | None = None,
+    share: Share = WHOLE,
 ) -> Outcome:
     """Load the program and the partition, and run one on the other, in this process.
 
-    With a `ticket`, another thread may take away what has not been begun.
+    With a `ticket`, another thread may take away what has not been begun, or all of it.
     """
     try:
         program = shared.load()
@@ -181,8 +188,15 @@ def run(
         tally = Tally(program.steps, program.ledger)
         if ticket is not None:
             watched = under_way[ticket.key]
-            watched.base, watched.end, watched.tally = place.base, place.base + len(elements), tally
-        outcome = run_elements(Chain(program.steps, tally), program, elements, place, budget, pack)
+            watched.running = tally
+            if ticket.key in given_up:
+                tally.abandon()
+            if budget is not None:
+                watched.base, watched.end, watched.tally = place.base, place.base + len(elements), tally
+        chain = Chain(within(program.steps, share), tally)
+        outcome = run_elements(chain, program, elements, place, budget, pack)
+    if tally.abandoned:  # should anybody wait for it after all, all elements go back
+        return Outcome(complete=False)
     outcome.seconds = apart.clock() - started
     outcome.made = apart.taken()
     return outcome
@@ -193,6 +207,7 @@ def run_elements(
 ) -> Outcome:
     """Run the program's chain on elements that are loaded, and finish with its sink."""
     outcome, tally = Outcome(), chain.tally
+    begin_busy()
     sink = program.sink.begin(tally, place)
     run_all = _run_in_one if chain.holds else _run_in_chunks
     alarmed = alarm_is_set()  # by a function that waits for this one
@@ -204,6 +219,7 @@ def run_elements(
     outcome.failed_elements, outcome.raised = packed(tally.failed_elements), tally.raised
     outcome.failure, outcome.failed_step, outcome.ended_at = tally.failure, tally.failed_step, tally.ended_at
     outcome.ended_apart = tally.ended_apart
+    outcome.timeouts = tally.timeouts
     if sink.failure is None:
         try:
             outcome.results = sink.finish(pack)
@@ -212,6 +228,7 @@ def run_elements(
     if outcome.results is not None:
         outcome.nbytes = outcome.results.nbytes
     outcome.produced = sink.taken
+    outcome.busy_seconds = busy_lately()
     if sink.failure is not None:  # at a result before the element that ended the chain
         outcome.failure, outcome.failed_step = sink.failure, len(program.steps)
     return outcome

@@ -64,6 +64,15 @@ def threads() -> int:
     return count
 
 
+def named() -> str:
+    """Name this worker, for messages."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return f"worker {distributed.get_worker().address}" if distributed is not None else "this process"
+    except ValueError:  # not in a task
+        return "this process"
+
+
 def task_key() -> Any:
     """Return the key of the task that this thread runs; None outside of one."""
     try:

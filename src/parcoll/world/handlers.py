@@ -44,6 +44,13 @@ _postponing = 0  # so many contexts within each other have handlers wait until t
 _postponed: list[tuple[_Noting, int, Any]] = []
 
 
+class Left(GeneratorExit):
+    """Ends an evaluation whose thread is told to, since nobody waits for it any more."""
+
+
+left: set[int] = set()  # the threads that are told to
+
+
 class _Noting:
     """Stands for a handler of the script's."""
 
@@ -121,10 +128,12 @@ def methods_reaching(kind: type[T]) -> type[T]:
 
 
 def look() -> None:
-    """Raise what a handler has raised, if it was swallowed.
+    """Raise what a handler has raised, if it was swallowed; `Left` in a thread that is told to end.
 
     For loops that may go on for long, and where something is kept of an exception that was caught.
     """
+    if left and threading.get_ident() in left:
+        raise Left
     if _noted and _in_main_thread() and (swallowed := _swallowed(None)) is not None:
         raise swallowed
 

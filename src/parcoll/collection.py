@@ -1,23 +1,18 @@
-"""ParallelGen: what users call. It checks arguments, extends the chain and asks for evaluations."""
+"""ParallelGen: what users call to make and extend a chain. `evaluating` has the calls that evaluate it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
-from typing import Any, Generic, Literal, TypeGuard, TypeVar, Unpack, overload
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from typing import Any, Literal, TypeGuard, TypeVar, Unpack, overload
 
 from parcoll import arguments
 from parcoll.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
-from parcoll.current import engine_for
 from parcoll.errors import ElementError
-from parcoll.evaluation import folding
-from parcoll.evaluation import run as evaluation
+from parcoll.evaluating import Evaluated, kept
 from parcoll.evaluation.plan import Batched, Node
-from parcoll.evaluation.run import UNSET, Options, Run
-from parcoll.explain import Described
-from parcoll.watch.stats import Stats
 from parcoll.world import handlers
 
 T = TypeVar("T")
@@ -34,12 +29,13 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 
 @handlers.methods_reaching
-class ParallelGen(Described, Generic[T_co]):
+class ParallelGen(Evaluated[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
     `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
-    nothing. Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first` and `count`: they
-    read the source from its start and run the whole chain. Results are not kept for the next evaluation.
+    nothing. Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count` and
+    `persist`: they read the source from its start and run the whole chain. Results are not kept for the next
+    evaluation, but by `persist` and `foreach`.
 
     Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle. They get a
     copy of each element in a worker process, so changes to it or to global variables are not seen by the
@@ -58,11 +54,6 @@ class ParallelGen(Described, Generic[T_co]):
     """
 
     __slots__ = ("__weakref__",)
-
-    def __init__(self, node: Node, options: Options) -> None:
-        self._node = node
-        self._options = options
-        self._own: Stats | None = None  # of the last evaluation of this collection itself
 
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
         step = arguments.step(kind, func, settings, self._options.policy)
@@ -256,77 +247,6 @@ class ParallelGen(Described, Generic[T_co]):
         """
         return ParallelGen(self._node, dataclasses.replace(self._options, ordered=False))
 
-    def __iter__(self) -> Iterator[T_co]:
-        """Evaluate, and give the results one by one, in order, as they come.
-
-        The thread that iterates reads the source, at most a bounded window ahead of what it consumed: some
-        partitions for each worker thread. Closing or dropping the iterator cancels what has not begun. Raises
-        what a function or the source raised, after the results before it.
-        """
-        return evaluation.iterate(self._run)
-
-    def __aiter__(self) -> AsyncGenerator[T_co, None]:
-        """Evaluate as `for` does, for `async for`: a thread waits, and the event loop goes on.
-
-        Left early, by `break` or a cancelled task, the evaluation ends as soon as the loop has its turn, and
-        when `aclose` returns.
-        """
-        return evaluation.iterate_async(self._run)
-
-    def _run(self) -> Run:
-        self._own = stats = Stats()
-        for node in self._node.back():
-            node.stats = stats
-        return Run(self._node, self._options, lambda: engine_for(self._options.client), stats)
-
-    @overload
-    def reduce(self, func: Callable[[T_co, T_co], T_co]) -> T_co: ...
-    @overload
-    def reduce(self, func: Callable[[A, T_co], A], initial: A) -> A: ...
-    def reduce(self, func: Callable[[Any, Any], Any], initial: Any = UNSET) -> Any:
-        """Evaluate, and return `functools.reduce(func, elements[, initial])`.
-
-        This is an exact left fold in the order of the source, for any `func`; it may write into its first
-        argument. The steps before it run in parallel; the fold goes on where its value is, and only that
-        comes back. It starts from a copy of `initial`. If `func` is associative, `fold` is faster.
-
-        Raises TypeError for an empty collection without `initial`, and what a function raised. An element for
-        which `func` itself raises cannot be left out.
-
-        >>> from parcoll import parallel
-        >>> parallel("abc").reduce(lambda x, y: y + x)
-        'cba'
-        """
-        arguments.no_checkpoint(self._options.checkpoint, "reduce", "functools.reduce(func, collection)")
-        func = arguments.function(func, "reduce")
-        return folding.reduce(self._run(), func, initial)
-
-    def fold(self, func: Callable[[A, T_co], A], initial: A, combine: Callable[[A, A], A] | None = None) -> A:
-        """Evaluate, and return the fold of all elements from `initial`; each worker folds its own partitions.
-
-        Without `combine`, `func` must be associative and take two elements: each partition folds its own, and
-        `func` combines these values in the order of the source. With `combine`, each partition starts from a
-        copy of `initial`, and `combine` combines the values. Neighbours are combined as they come, in any
-        grouping, on several workers where that is slow. Only the last value comes back.
-        `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
-        equal to `initial`, the elements are folded one after the other, as `reduce` does.
-
-        Raises ValueError if a check of some values shows that `func` is not associative, or that `initial`
-        changes what it is combined with; and what a function raised. An element for which `func` or `combine`
-        itself raises cannot be left out.
-
-        >>> from parcoll import parallel
-        >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
-        8
-        """
-        arguments.no_checkpoint(
-            self._options.checkpoint, "fold", "functools.reduce(func, collection, initial)"
-        )
-        func = arguments.function(func, "fold")
-        combine = None if combine is None else arguments.function(combine, "fold")
-        value: A = folding.fold(self._run(), func, initial, combine)
-        return value
-
     def foreach(self, func: Callable[[T_co], Any], **settings: Unpack[StepSettings]) -> None:
         """Evaluate now: call `func` with each element; its results replace this collection's elements.
 
@@ -345,53 +265,7 @@ class ParallelGen(Described, Generic[T_co]):
         arguments.no_checkpoint(self._options.checkpoint, "foreach", "map(func) and a loop over its results")
         run = self._extended(Foreach, func, settings)._run()
         self._own = run.stats
-        from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
-
-        self._node = Node(source=bag_of_kept(evaluation.keep_results(run)))
-
-    def take(self, n: int) -> list[T_co]:
-        """Evaluate, and return a list of the first `n` elements, or of all if there are fewer.
-
-        The evaluation ends as soon as it has them, and what has not begun is cancelled. Raises what a
-        function or the source raised before that: the list comes whole or not at all.
-
-        >>> from parcoll import parallel
-        >>> parallel(itertools.count()).map(lambda x: x * x).take(3)
-        [0, 1, 4]
-        """
-        return evaluation.take(self._run, arguments.taken(n))
-
-    @overload
-    def first(self) -> T_co: ...
-    @overload
-    def first(self, default: D) -> T_co | D: ...
-    def first(self, default: Any = UNSET) -> Any:
-        """Evaluate, and return the first element, or `default` if there is none.
-
-        Cancels what has not begun. Raises ValueError for an empty collection if there is no `default`, and
-        what a function or the source raised before.
-
-        >>> from parcoll import parallel
-        >>> parallel(["x", "y"]).first()
-        'x'
-        """
-        for element in self.take(1):
-            return element
-        if default is UNSET:
-            raise ValueError(f"first() of an empty collection: {self!r} has no elements and no default")
-        return default
-
-    def count(self) -> int:
-        """Evaluate, and return the number of elements, which are counted on the workers and stay there.
-
-        With a checkpoint, the elements come here to be saved, and those that are saved count. Raises what a
-        function or the source raised.
-
-        >>> from parcoll import parallel
-        >>> parallel(range(10)).filter(lambda x: x > 6).count()
-        3
-        """
-        return evaluation.count(self._run())
+        self._node = kept(run, "foreach")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParallelGen, (self._node, self._options)

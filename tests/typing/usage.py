@@ -190,6 +190,7 @@ def evaluation(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     assert_type(numbers.first("none"), int | str)
     assert_type(numbers.count(), int)
     assert_type(numbers.foreach(print), None)
+    assert_type(numbers.map(str).persist(), ParallelGen[str])
 
 
 def reductions(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:

@@ -381,11 +381,11 @@ def count(run: Run) -> int:
     return total
 
 
-def keep_results(run: Run) -> list[Handle]:
-    """Run everything, and return handles of the results, which stay where they were made."""
+def keep_results(run: Run, name: str) -> list[Handle]:
+    """Run everything for the method `name`, and return handles of the results, which stay on the workers."""
     with run.watched():
         lost = "kept nothing: its results were on that cluster"
-        return run.restarting("foreach", lost, lambda: _kept(run.window(Results(), keep=True)))
+        return run.restarting(name, lost, lambda: _kept(run.window(Results(), keep=True)))
 
 
 def _kept(window: Window) -> list[Handle]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from parcoll.chain.apart import Made
 from parcoll.chain.failures import unpacked
 from parcoll.text import escaped
 from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats
@@ -137,7 +138,7 @@ class Recorder:
 
     def _add_made(self, outcome: Outcome) -> None:
         stats = self._stats
-        for label, seconds, _ in outcome.made:
+        for label, seconds, _ in (made for made in outcome.made if type(made) is Made):
             made = stats.made.setdefault(label, MadeStats(label))
             made.count += 1
             made.seconds += seconds

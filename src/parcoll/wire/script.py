@@ -195,8 +195,7 @@ def running(script: Script | None) -> Iterator[None]:
 def make_main(script: Script | None) -> None:
     """Have this be the `__main__` of a process that runs one task at a time, until another is."""
     if script is not None:
-        sys.modules["__main__"] = script.module
-        _thread.owner = script.owner
+        sys.modules["__main__"], _thread.owner = script.module, script.owner
 
 
 def owner() -> str:
@@ -274,9 +273,8 @@ def make_function(code: CodeType, names: dict[str, Any], closure: Any, at: str |
 
 def add_class(kind: type, at: str | None) -> None:
     """Have the script that is being loaded have a class under its name."""
-    script = _thread.script
-    if at is not None and script is not None:
-        script.names[at] = kind
+    if at is not None and _thread.script is not None:
+        _thread.script.names[at] = kind
 
 
 def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:

@@ -80,10 +80,10 @@ def understood(event: Any) -> tuple[str, Outcome | None, list[bytes] | None]:
 _TALLIES = (list, tuple)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("read", "produced", "nbytes", "deaths", "timeouts"), (int,)),
-    **dict.fromkeys(("complete", "unprogrammed", "early", "lost"), (bool,)),
+    **dict.fromkeys(("complete", "unprogrammed", "early", "lost", "ended_apart"), (bool,)),
     **dict.fromkeys(("failed_step", "ended_at"), (int, type(None))),
     **dict.fromkeys(("failed_elements", "records"), (bytes,)),
-    **dict.fromkeys(("flows", "faults", "step_seconds"), _TALLIES),
+    **dict.fromkeys(("flows", "faults", "step_seconds", "made"), _TALLIES),
     "seconds": (int, float),
     "unshared": (str, type(None)),
     **dict.fromkeys(("unloaded", "held_at"), (str,)),

@@ -71,7 +71,7 @@ def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
-    return _plain(func, f"{method}()") if method in ("reduce", "fold") else func
+    return _plain(func, f"{method}()") if method in ("reduce", "fold", "map_batches") else func
 
 
 def _plain(func: Any, what: str) -> Any:

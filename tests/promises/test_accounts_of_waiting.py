@@ -71,5 +71,5 @@ def test_what_is_raised_comes_after_the_results_before_it(steps, values, size, s
         collection = waiting_chain_of(steps, values, size, several)
         results, raised = drained(collection)
     assert (results, repr(raised)) == (expected, repr(error))
-    raising = [found for found in found_errors(collection) if found not in oracle.errors]
-    assert raising == [], "of elements behind the one that ended it"
+    # Elements behind the one that ended it were under way, and may have failed too.
+    assert not Counter(oracle.errors) - Counter(found_errors(collection))

@@ -313,6 +313,7 @@ def test_where_nobody_would_await_it_it_is_refused():
         lambda: numbers.reduce(is_odd),
         lambda: numbers.fold(is_odd, 0),
         lambda: numbers.fold(int.__add__, 0, is_odd),
+        lambda: numbers.map_batches(is_odd),
         lambda: numbers.map(abs, on_error=is_odd),
         lambda: numbers.map(abs, retries=1, retry_on=is_odd),
         lambda: parallel([1], on_error=Service(1)),

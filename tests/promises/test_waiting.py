@@ -167,6 +167,25 @@ def test_elements_of_a_flatmap_before_it_are_named_by_their_source(place: Connec
     assert [(error.index, error.element) for error in found.errors] == [(7, (7, 2))]
 
 
+def test_batches_behind_it_name_their_elements(place: Connection):
+    def some(batch: list[int]) -> list[int]:
+        if any(x % 10 == 4 for x in batch):
+            raise ValueError(batch)
+        return batch
+
+    def one(x: int) -> int:
+        time.sleep(x * 7919 % 5 / 1000)
+        if x % 10 == 7:
+            raise KeyError(x)
+        return x
+
+    numbers = parallel(range(60), partition_size=30, on_error="skip")
+    found = numbers.map(one, concurrency=5).map_batches(some, 7)
+    assert list(found) == [x for x in range(60) if x % 10 not in (4, 7)]
+    assert [(e.index, e.element) for e in found.errors] == [(x, x) for x in range(60) if x % 10 in (4, 7)]
+    assert list(numbers.map_batches(some, 7).map(one, concurrency=5)) == list(found)
+
+
 @pytest.mark.parametrize("ends", [12, 40])
 def test_a_failure_before_it_comes_after_the_results_that_are_under_way(place: Connection, ends: int):
     """And one in it comes first, where its element does."""

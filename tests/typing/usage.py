@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, assert_type
 
@@ -285,6 +285,15 @@ def per_workers() -> None:
     def session() -> Generator[str, None, None]:
         yield ""
 
+    @per_worker
+    async def client() -> AsyncIterator[bytes]:
+        yield b""
+
+    async def ask(n: int) -> bytes:
+        return await client()
+
+    assert_type(client, PerWorker[Awaitable[bytes]])
+    assert_type(list(parallel([1]).map(ask)), list[bytes])
     assert_type(model, PerWorker[dict[int, str]])
     assert_type(connection, PerWorker[bytes])
     assert_type(session(), str)

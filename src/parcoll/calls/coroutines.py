@@ -8,16 +8,40 @@ the loop of dask's worker: a coroutine that blocks holds up other coroutines, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from parcoll.world import ending
 
 NAME = "parcoll-coroutines"  # of the thread
 END_SECONDS = 0.2  # for what runs in the loop to be cancelled, where the process ends
+
+
+# The time that the call which runs now has, and what is to run in the loop before it ends.
+limit: contextvars.ContextVar[asyncio.Timeout | None] = contextvars.ContextVar("limit", default=None)
+finishing: set[Callable[[], Coroutine[Any, Any, None]]] = set()
+
+
+@contextlib.contextmanager
+def stopped_clock() -> Iterator[None]:
+    """Take the time of this block out of that of the call which runs now."""
+    now, clock = limit.get(), asyncio.get_running_loop()
+    when = None if now is None else now.when()
+    if now is None or when is None:
+        yield
+        return
+    left = when - clock.time()
+    with contextlib.suppress(RuntimeError):  # its time is over already
+        now.reschedule(None)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):
+            now.reschedule(clock.time() + left)
 
 
 class _Loop:
@@ -47,6 +71,7 @@ class _Loop:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.gather(*(finish() for finish in list(finishing)), return_exceptions=True)
             await self.loop.shutdown_asyncgens()
         finally:
             self.loop.stop()

@@ -13,13 +13,14 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import cloudpickle
 
 from parcoll.calls import objects
-from parcoll.calls.objects import at, called
+from parcoll.calls.awaited import factory_of, is_async
+from parcoll.calls.objects import at
 from parcoll.chain import apart
 from parcoll.text import describe, function_name, short_repr
 from parcoll.wire.reducers import sentinels
@@ -48,6 +49,7 @@ class PerWorker(Generic[T]):
         self._scope = scope
         self._key = key or f"{sentinels.process}-{next(_numbers)}"
         self._label = f"per_worker({function_name(factory)})"
+        self._awaits = is_async(factory)
         self.__module__ = module
         self.__name__ = getattr(factory, "__name__", "")
         self.__qualname__ = getattr(factory, "__qualname__", "")
@@ -56,6 +58,7 @@ class PerWorker(Generic[T]):
     def __call__(self) -> T:
         """Return the object of this process, or thread; it is made if there is none yet.
 
+        If the factory is an `async def` function, this returns what gives the object when it is awaited.
         Raises what the factory raises. This ends the evaluation, after the retries of the step.
         """
         slot: objects.Slot = self._key
@@ -65,8 +68,9 @@ class PerWorker(Generic[T]):
         if found is not None:
             value = found.value
             if value is not objects.UNMADE and owner() in found.owners and not found.is_stale():
-                return value  # type: ignore[no-any-return]
-        return self._found(slot)  # type: ignore[no-any-return]
+                return value.get() if self._awaits else value  # type: ignore[no-any-return]
+        value = self._found(slot)
+        return value.get() if self._awaits else value  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the object in all processes that have it; the next call makes another one.
@@ -99,12 +103,19 @@ class PerWorker(Generic[T]):
         started = apart.clock()
         try:
             with making(self._label), found.lock:
-                if found.value is objects.UNMADE and not found.ended:
+                if found.value is not objects.UNMADE or found.ended:
+                    return
+                if self._awaits:
+                    found.make(factory_of(self._factory, self._label, self._note))
+                else:
                     found.make(self._factory)
-                    name = objects.name_of(self._key, self._place())
-                    apart.note(apart.Made(self._label, apart.clock() - started, name))
+                    self._note(apart.clock() - started)
         finally:
             apart.spend(apart.clock() - started)
+
+    def _note(self, seconds: float) -> None:
+        """Note for `stats` how long it took to make an object."""
+        apart.note(apart.Made(self._label, seconds, objects.name_of(self._key, self._place())))
 
     def _place(self) -> tuple[str, str] | None:
         """Return the module that has this, and its name there; None if no import gives it."""
@@ -142,6 +153,10 @@ class Decorator(Protocol):
     """What `per_worker(scope=...)` returns."""
 
     @overload
+    def __call__(self, factory: Callable[[], AsyncIterator[T]], /) -> PerWorker[Awaitable[T]]: ...
+    @overload
+    def __call__(self, factory: Callable[[], Coroutine[Any, Any, T]], /) -> PerWorker[Awaitable[T]]: ...
+    @overload
     def __call__(self, factory: Callable[[], Generator[T, Any, Any]], /) -> PerWorker[T]: ...
     @overload
     def __call__(self, factory: Callable[[], Iterator[T]], /) -> PerWorker[T]: ...
@@ -149,6 +164,10 @@ class Decorator(Protocol):
     def __call__(self, factory: Callable[[], T], /) -> PerWorker[T]: ...
 
 
+@overload
+def per_worker(factory: Callable[[], AsyncIterator[T]], /) -> PerWorker[Awaitable[T]]: ...
+@overload
+def per_worker(factory: Callable[[], Coroutine[Any, Any, T]], /) -> PerWorker[Awaitable[T]]: ...
 @overload
 def per_worker(factory: Callable[[], Generator[T, Any, Any]], /) -> PerWorker[T]: ...
 @overload
@@ -166,7 +185,9 @@ def per_worker(factory: Any = None, /, *, scope: Any = "process") -> Any:
     Args:
         factory: A function without arguments that returns the object. Of a generator function it is what
             `yield` gives; what follows the `yield` runs when the object ends. It may be a lambda or a
-            class, and whatever it refers to travels as with the functions of a step.
+            class, and whatever it refers to travels as with the functions of a step. If it is an
+            `async def` function, functions await what they get: `session = await http()`. There is one object
+            for each event loop, and all coroutines of a worker process share a loop.
         scope: "process" makes one object in each worker process, which all its threads share. "thread" makes
             one in each thread, for what threads must not share.
 
@@ -189,7 +210,8 @@ def per_worker(factory: Any = None, /, *, scope: Any = "process") -> Any:
     It is no failure of an element: `on_error` does not see it.
 
     Raises:
-        TypeError: The factory needs arguments, or is an `async def` function.
+        TypeError: The factory needs arguments.
+        ValueError: The scope is none of these, or "thread" for an `async def` function.
 
     Example:
         >>> from parcoll import parallel, per_worker
@@ -210,11 +232,10 @@ def per_worker(factory: Any = None, /, *, scope: Any = "process") -> Any:
 def _checked(factory: Any, scope: Any, module: str) -> PerWorker[Any]:
     if not callable(factory):
         raise TypeError(f"per_worker() needs a function without arguments, got {describe(factory)}")
-    func = called(factory)
-    if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
-        raise TypeError(
-            f"per_worker() needs a plain function or generator function, and {describe(factory)} is "
-            "`async def`: make the object in a plain one"
+    if is_async(factory) and scope == "thread":
+        raise ValueError(
+            f'scope="thread" is for plain functions: {describe(factory)} is `async def`, and makes an object '
+            "for each event loop"
         )
     try:
         inspect.signature(factory).bind()

@@ -63,6 +63,7 @@ def one(step: Callee, element: Any) -> Any:
 async def _awaited(step: Callee, element: Any) -> Any:
     try:
         async with asyncio.timeout(step.seconds) as limit:
+            coroutines.limit.set(limit)
             return await step.await_one(element, [])
     except TimeoutError:
         if step.seconds is not None and limit.expired():
@@ -290,6 +291,7 @@ class InLoop(Calls):
             return
         try:
             async with asyncio.timeout(seconds) as limit:
+                coroutines.limit.set(limit)
                 await self._step.make_async(call.element, call.given)
         except TimeoutError:
             if not limit.expired():

@@ -1,0 +1,122 @@
+"""Awaited: what an `async def` factory of `per_workers` makes: one object for each event loop of a process.
+
+An HTTP session, say, belongs to the loop that it was made in. The coroutines of a worker process share a
+loop, and so the object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from parcoll.calls import coroutines
+from parcoll.calls.objects import called
+from parcoll.chain.failures import makes_apart
+from parcoll.log import logger
+
+END_SECONDS = 2.0  # that a loop has to run what follows the `yield` of a factory
+
+Loop = asyncio.AbstractEventLoop
+
+
+def is_async(factory: Any) -> bool:
+    """Tell whether what a factory makes has to be awaited."""
+    func = called(factory)
+    return inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)
+
+
+class Awaited:
+    """The objects of one process, by the event loop that they were made in."""
+
+    def __init__(self, factory: Callable[[], Any], label: str, note: Callable[[float], None]) -> None:
+        """`note` is told how long it took to make one."""
+        self._factory = factory
+        self._label = label
+        self._note = note
+        self._made: dict[Loop, asyncio.Task[Any]] = {}
+        self._generators: dict[Loop, Any] = {}  # asynchronous ones
+        coroutines.finishing.add(self.finish)
+
+    async def get(self) -> Any:
+        """Return the object of the loop that runs this; the first call makes it, and others wait.
+
+        That time is taken out of the call's own, where it has a timeout.
+        """
+        loop = asyncio.get_running_loop()
+        task = self._made.get(loop)
+        if task is None:
+            task = self._made[loop] = loop.create_task(self._make(loop))
+        if not task.done():
+            with coroutines.stopped_clock():
+                # A call that is cancelled meanwhile leaves the others their object.
+                await asyncio.wait([task])
+        return task.result()
+
+    async def _make(self, loop: Loop) -> Any:
+        started = time.perf_counter()
+        try:
+            promised: Any = self._factory()
+            if not inspect.isasyncgen(promised):
+                made = await promised
+            else:
+                made = await anext(promised)
+                self._generators[loop] = promised
+        except BaseException as error:
+            self._made.pop(loop, None)  # the next call tries again
+            if isinstance(error, StopAsyncIteration):
+                raise RuntimeError(f"the factory of {self._label} has not yielded anything") from None
+            raise
+        self._note(time.perf_counter() - started)
+        return made
+
+    async def finish(self) -> None:
+        """Run what follows the `yield`, for the object of the loop that runs this."""
+        loop = asyncio.get_running_loop()
+        self._made.pop(loop, None)
+        generator = self._generators.pop(loop, None)
+        if generator is None:
+            return
+        try:
+            await anext(generator)
+        except StopAsyncIteration:
+            return
+        except Exception as error:
+            name = type(error).__name__
+            logger.warning("at the end of %s: %s: %s", self._label, name, error, exc_info=True)
+            return
+        await generator.aclose()
+        logger.warning("the factory of %s has a second yield, behind which nothing runs", self._label)
+
+    def end(self) -> None:
+        """Do so in all loops that run. Waits for them, but for one that runs this."""
+        coroutines.finishing.discard(self.finish)
+        here: Loop | None = None
+        with contextlib.suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+        for loop in list(self._generators):
+            if loop.is_closed() or not loop.is_running():
+                continue
+            ending = asyncio.run_coroutine_threadsafe(self.finish(), loop)
+            if loop is not here:
+                with contextlib.suppress(TimeoutError):
+                    ending.result(END_SECONDS)
+
+
+def factory_of(
+    factory: Callable[[], Any], label: str, note: Callable[[float], None]
+) -> Callable[[], Generator[Awaited, None, None]]:
+    """Return a plain factory of what waits for the objects of an `async def` factory."""
+
+    def make() -> Generator[Awaited, None, None]:
+        made = Awaited(factory, label, note)
+        yield made
+        made.end()
+
+    return make
+
+
+makes_apart(Awaited._make.__code__)

@@ -256,6 +256,11 @@ def test_the_page_s_script(cluster: Connection, tmp_path: Path) -> None:
         assert page.evaluate(times) == ["0 µs", "1 ms", "1.5 ms", "1.0 s", "1.3 s", "2.0 min", "2.0 h"]
         sizes = "[0, 1023, 1536, 1010 * 1024, 5 * 2 ** 40].map(size)"
         assert page.evaluate(sizes) == ["0 B", "1,023 B", "1.5 KiB", "1,010 KiB", "5 TiB"]
+        made = "{label: 'per_worker(model)', count: 2, seconds: 4, mean: 2}"
+        rows = f"steps({{steps: [], made: [{made}], worker_seconds: 8}}).querySelector('tbody tr').cells"
+        assert page.evaluate(f"[...{rows}].map(cell => cell.textContent).join('|')").split("|")[:-1] == (
+            ["per_worker(model)", "", "2", "", "4.0 s", "2.0 s"]
+        )
         run = parallel(range(100_000), name="scrolled", partition_size=20).map(slow)
         stream = iter(run)
         next(stream)

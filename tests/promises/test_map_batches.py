@@ -49,6 +49,26 @@ def test_it_is_map_whatever_the_borders_are(elements: list[int], size: Any, cut:
         assert step.entered + step.added + step.replaced == step.left + step.filtered + step.failed
 
 
+@pytest.mark.usefixtures("inline")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(-3, 3)), st.integers(1, 9), st.integers(1, 12), st.booleans())
+def test_a_step_behind_it_names_its_own_element(elements: list[int], size: int, cut: int, skip: bool) -> None:
+    chain = parallel(elements, partition_size=cut, on_error="skip" if skip else "raise")
+    kept = chain.filter(lambda x: x != 2)
+    found: list[Any] = []
+    for collection in (
+        kept.map_batches(squares, size).map(lambda x: 12 // (x - 1)),
+        kept.map(lambda x: x * x).map(lambda x: 12 // (x - 1)),
+    ):
+        results, note = [], []
+        try:
+            results.extend(collection)
+        except ZeroDivisionError as error:
+            note = [line.rpartition(", at ")[2] for line in error.__notes__]
+        found.append((results, note, [(e.index, e.element, e.step_index) for e in collection.errors]))
+    assert found[0] == found[1]
+
+
 def test_elements_go_in_batches_that_end_with_their_partition(kind: dict[str, Any], tmp_path: Path) -> None:
     def noting(batch: list[int]) -> list[int]:
         append(tmp_path / "sizes", len(batch))

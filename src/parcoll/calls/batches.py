@@ -108,7 +108,7 @@ class MapBatches(Step):
             else:
                 self._learn(len(batch), time.perf_counter() - started)
                 batch.clear()
-                yield from results
+                yield from results if self.flat or elements.last_step else _each(elements, positions, results)
 
     @property
     def _next_size(self) -> int:
@@ -145,6 +145,14 @@ class MapBatches(Step):
             self._auto[0] = min(2 * size, MOST)
         elif seconds > LONG:
             self._auto[0] = max(size // 2, 1)
+
+
+def _each(elements: Any, positions: Sequence[int], results: list[Any]) -> Iterator[Any]:
+    """Give the results of a batch, each while its own element is the one under way."""
+    for position, result in zip(positions, results, strict=True):
+        elements.back_to(position)
+        yield result
+    elements.back_to(None)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -139,7 +139,8 @@ class Chain:
         clock = self._clock if timed else float  # float() is 0.0, and costs nothing
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
-            drawn = _Draws(iter(stream), tally, clock, one_for_one, drops=not flows)
+            last_step = position == len(self.steps) - 1
+            drawn = _Draws(iter(stream), tally, clock, one_for_one, not flows, last_step)
             made: Iterator[Any] = iter(())
             passed, pause = 0, 0.0
             started = clock()
@@ -162,7 +163,7 @@ class Chain:
                     made.close()
                 tally.passed[position] += passed
                 self.seconds[position] += clock() - started - pause - drawn.seconds
-                if position == len(self.steps) - 1:
+                if last_step:
                     self.seconds[-1] += pause
 
         return loop
@@ -185,7 +186,9 @@ class _Draws:
         clock: Callable[[], float],
         one_for_one: bool,
         drops: bool,
+        last_step: bool,
     ) -> None:
+        self.last_step = last_step  # nothing behind it asks which element is under way
         self._one_for_one = one_for_one  # each source element gives one
         self.last: Any = None
         self.seconds = 0.0

@@ -48,13 +48,22 @@ LONGEST = (
 
 # Cases of long tests that other cases of the same test show too: `nox -s slow` runs them.
 REPEATED = {
-    "promises/test_same_modules.py": r"\[bare--timeout\]",
+    "promises/test_same_modules.py": r"\[bare--timeout\]|each_state\[bare-\]|\[bare-not reloaded\]",
     "promises/test_same_world.py": r"\[bare--timeout\]|\[no_debug_ranges\]",
     "promises/test_same_logging.py": r"\[bare--timeout\]",
-    "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]",
-    "promises/test_script_classes.py": r"\[(-c|-m|stdin)-world\]|\[timeout-classes\]|\[-m-classes\]",
+    "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]"
+    r"|beside_it\[remote-clients_task\]|killed\[local-clients_task\]",
+    "promises/test_script_classes.py": r"\[(-c|-m|stdin)-(world|classes)\]|\[timeout-classes\]",
     "promises/test_resuming.py": r"until_it_is_done\[(0|25)\]",
-    "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]",
+    "promises/test_memory.py": r"what_grows_from_element",
+    "promises/test_large_folds.py": r"killed\[in a later one\]|cluster-(210|5000)-",
+    "promises/test_timeouts.py": r"an_element_that_was_stopped_is_tried_again",
+    "evaluation/test_sizing.py": r"\[unsized\]|\[4000\]",
+    "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]"
+    r"|\[isolate-both workers\]|says_so\[the scheduler\]",
+    "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays",
+    "faults/test_faults.py": r"three-times|stopped-for-a-while.*(count|unordered|foreach)"
+    r"|all-workers-at-once.*(count|unordered)|scheduler.*(count|unordered)",
 }
 
 
@@ -67,7 +76,7 @@ FAILING = (
 )
 
 
-# What any Python answers alike: which numbers are shown, random chains, what evaluations leave in memory.
+# What any Python answers alike: which numbers are shown, random chains, sizes, what evaluations leave behind.
 ALIKE = (
     *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
     *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
@@ -75,6 +84,10 @@ ALIKE = (
     *("promises/test_clocks.py", "wire/test_without_shared_memory.py", "local/test_dashboard.py"),
     *("promises/test_large_folds.py", "cluster/test_broken_workers.py", "evaluation/test_joins.py"),
     *("local/test_temporary_directories.py", "cluster/test_captured_elsewhere.py"),
+    *("cluster/test_held_values.py", "cluster/test_targets.py", "cluster/test_waiting_for_a_worker.py"),
+    *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_reduce_fold.py"),
+    *("promises/test_failing_elements.py", "promises/test_many_errors.py", "promises/test_rates.py"),
+    *("promises/test_accounts_of_waiting.py", "promises/test_deadly_elements.py"),
 )
 
 

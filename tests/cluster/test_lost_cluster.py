@@ -206,7 +206,7 @@ def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None
 
 def test_a_cluster_that_dies_each_time_is_given_up() -> None:
     class Dying(InlineSession):
-        def completed(self, block: bool) -> Any:
+        def completed(self, block: bool, seconds: float = 0.0) -> Any:
             raise ClusterLostError("it died")
 
     class Engine(InlineEngine):
@@ -216,7 +216,7 @@ def test_a_cluster_that_dies_each_time_is_given_up() -> None:
         def open(self, program: Program, label: str, keep: bool) -> InlineSession:
             Engine.opened += 1
             session = super().open(program, label, keep)
-            return Dying(session._shared, keep, session._pack)
+            return Dying(session._shared, keep, session._pack, session._owner)
 
     with connect("inline") as connection:
         connection.engine = Engine()

@@ -275,7 +275,9 @@ async def fetch(x: int) -> int:
     return x
 
 
-@pytest.mark.parametrize("evaluate", [lambda p: list(p.map(fetch)), lambda p: p.foreach(fetch)])
+@pytest.mark.parametrize(
+    "evaluate", [lambda p: list(p.map(lambda x: fetch(x))), lambda p: p.foreach(lambda x: fetch(x))]
+)
 def test_a_coroutine_says_what_to_write_instead(
     cluster: Connection, evaluate: Callable[[Any], Any], capfd: pytest.CaptureFixture[str]
 ):

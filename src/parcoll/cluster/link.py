@@ -166,7 +166,8 @@ class Placement:
             advice = (
                 ": start one that has them (`dask worker --resources`)" if "resources" in self._wanted else ""
             )
-            logger.warning("%s: %d tasks wait for %s%s", self._name, count, self._wanted, advice)
+            wait = f"{count} tasks wait" if count > 1 else "a task waits"
+            logger.warning("%s: %s for %s%s", self._name, wait, self._wanted, advice)
 
 
 class ThreadCount:

@@ -281,7 +281,7 @@ async def fetch(x: int) -> int:
 def test_a_coroutine_says_what_to_write_instead(
     cluster: Connection, evaluate: Callable[[Any], Any], capfd: pytest.CaptureFixture[str]
 ):
-    with pytest.raises(SerializationError, match=r"is a coroutine.*the `async def` function itself") as raised:
+    with pytest.raises(SerializationError, match=r"is a coroutine.*pass the `async def`") as raised:
         evaluate(parallel([1, 2]))
     assert not isinstance(raised.value, ElementError)
     assert "never awaited" not in capfd.readouterr().err

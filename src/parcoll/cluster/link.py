@@ -302,12 +302,13 @@ class Gathering:
         """
         asked = self._client.gather(futures, direct=direct, asynchronous=True)
         gathering, losing = asyncio.ensure_future(asked), asyncio.ensure_future(self._loss.wait())
+        # How it ends may be of interest to nobody: the client is closed, or a worker was lost.
+        gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await asyncio.wait({gathering, losing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             losing.cancel()
         if not gathering.done():
-            # Not cancelled: the client shares it with other evaluations. Nobody needs to know how it ends.
-            gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
+            # Not cancelled: the client shares it with other evaluations.
             raise WorkerLostMeanwhileError
         return [report(result) for result in gathering.result()]

@@ -127,8 +127,17 @@ def test_a_function_that_has_become_slow_gives_back_soon() -> None:
     assert sizer.next_size(9, 2) == 1
 
 
-def test_what_cannot_be_given_back_is_shared_out() -> None:
+def test_where_a_task_that_is_under_way_gives_nothing_back_each_worker_gets_its_share() -> None:
     assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
+    assert Adaptive(pace=1e-6, hands_back=False).next_size(10, 2) == 5
+
+
+def test_what_is_given_back_goes_out_one_by_one() -> None:
+    """The function takes longer than it did, whatever was known of it."""
+    sizer = Adaptive(pace=1e-6)
+    assert sizer.next_size(8, 8) == 8
+    sizer.forget()
+    assert [sizer.next_size(7, 8) for _ in range(7)] == [1] * 7
 
 
 def test_few_elements_go_out_for_few_results_of_known_functions() -> None:

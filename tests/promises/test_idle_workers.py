@@ -68,6 +68,18 @@ def test_long_elements_of_a_short_source_run_side_by_side(
     assert list(parallel(SOURCES[name]()).map(meeting(tmp_path))) == [0, 1, 2, 3]
 
 
+def meet_in(place: tuple[str, int] | None) -> int | None:
+    """Meet as those above do, in a folder; at once without one. It holds no data, so its pace is known."""
+    return None if place is None else meeting(Path(place[0]))(place[1])
+
+
+def test_a_function_that_was_quick_before_is_shared_out_too(cluster: Connection, tmp_path: Path) -> None:
+    for _ in range(3):
+        assert list(parallel([None] * 10).map(meet_in)) == [None] * 10
+    places = [(str(tmp_path), x) for x in range(4)]
+    assert list(parallel(places).map(meet_in)) == [0, 1, 2, 3]
+
+
 def test_pairs_and_lines_of_files_run_side_by_side(cluster: Connection, tmp_path: Path) -> None:
     meet = meeting(tmp_path)
     pairs = parallel(zip(range(4), "abcd", strict=True)).map(lambda pair: (meet(pair[0]), pair[1]))

@@ -57,6 +57,11 @@ class DistributedEngine:
         losses.listen(link.client, add_plugin=not self._within)
 
     @property
+    def hands_back(self) -> bool:
+        """Whether the workers have the plugin that hands back elements, as those of a local cluster do."""
+        return self._reports is not None
+
+    @property
     def client(self) -> Any:
         """The client."""
         return self.link.client

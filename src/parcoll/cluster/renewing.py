@@ -134,6 +134,11 @@ class RenewingEngine:
         return not self._closed.is_set() and os.getpid() == self._pid
 
     @property
+    def hands_back(self) -> bool:
+        """Whether tasks that take long hand back what they have not begun."""
+        return (self.current or self.connected()).hands_back
+
+    @property
     def address(self) -> str:
         """The address of the scheduler, or of the last one."""
         return (self.current or self.connected()).address

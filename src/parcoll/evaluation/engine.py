@@ -129,6 +129,10 @@ class Engine(Protocol):
         """Whether a session that is opened after its cluster was lost is on another cluster."""
 
     @property
+    def hands_back(self) -> bool:
+        """Whether a task that takes long hands back, while it runs, what it has not begun."""
+
+    @property
     def in_background(self) -> bool:
         """Whether tasks run while nobody waits for them."""
 

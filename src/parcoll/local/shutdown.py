@@ -11,6 +11,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from parcoll.errors import ClusterStartError
 
 DAEMONS_SECONDS = 1.0  # more than a thread needs to print a traceback on a busy machine
+# A daemon that began an evaluation so lately will begin another, as a rule: it is between two of them.
+LATELY_SECONDS = 0.5
 
 
 def refuse_at_end() -> None:
@@ -29,6 +32,16 @@ def refuse_at_end() -> None:
         )
 
 
+_begun: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()  # by daemons
+
+
+def note_evaluation() -> None:
+    """Note that this thread begins an evaluation."""
+    thread = threading.current_thread()
+    if thread.daemon:
+        _begun[thread] = time.monotonic()
+
+
 @contextlib.contextmanager
 def daemons_may_end() -> Iterator[None]:
     """Wait a moment for daemon threads that evaluate, whose cluster the block closes.
@@ -36,8 +49,9 @@ def daemons_may_end() -> Iterator[None]:
     Each gets an error, which Python prints if nobody catches it. A thread that prints while the interpreter
     is taken apart would end the process with a fatal error of Python's own.
     """
-    frames = sys._current_frames()
-    evaluating = [thread for thread in threading.enumerate() if thread.daemon and _evaluates(thread, frames)]
+    frames, lately = sys._current_frames(), time.monotonic() - LATELY_SECONDS
+    daemons = [thread for thread in threading.enumerate() if thread.daemon]
+    evaluating = [one for one in daemons if _begun.get(one, -1.0) > lately or _evaluates(one, frames)]
     yield
     deadline = time.monotonic() + DAEMONS_SECONDS
     for thread in evaluating:

@@ -63,6 +63,8 @@ def _evaluates(thread: threading.Thread, frames: dict[int, FrameType]) -> bool:
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("parcoll.evaluation."):
             return True
+        if frame.f_code.co_name == "invoke_excepthook":  # of `threading`: it prints its error already
+            return True
         frame = frame.f_back
     return False
 

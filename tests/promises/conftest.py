@@ -1,4 +1,4 @@
-"""Engines that elements fail on, and no pause before a retry."""
+"""Engines that elements fail on, places to evaluate, a server of pages, and no pause before a retry."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from impatience import no_pause
+from pages import Pages, pages
 
 from parcoll import Connection
 from parcoll.chain import policy
@@ -34,3 +35,17 @@ def isolated(cluster: Connection, monkeypatch: pytest.MonkeyPatch) -> Connection
 @pytest.fixture(params=["inline", "cluster", "isolated"])
 def engine(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["inline", "cluster"])
+def place(request: pytest.FixtureRequest) -> Connection:
+    """Run the test in this process, and once more on worker processes."""
+    connection: Connection = request.getfixturevalue(request.param)
+    return connection
+
+
+@pytest.fixture(scope="module")
+def server(leaves_no_trace: None) -> Iterator[Pages]:
+    """Give a server whose pages take as long as they are asked to."""
+    with pages() as found:
+        yield found

@@ -18,12 +18,6 @@ from scripts import Scripts, append, eventually
 from parcoll import Connection, parallel
 
 
-@pytest.fixture(params=["inline", "cluster"])
-def place(request: pytest.FixtureRequest) -> Connection:
-    connection: Connection = request.getfixturevalue(request.param)
-    return connection
-
-
 @asynccontextmanager
 async def heartbeat() -> AsyncIterator[list[float]]:
     """Note in a task of the same loop how late it is, each time."""

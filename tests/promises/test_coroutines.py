@@ -7,27 +7,15 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import Pages, collect, fetch_async, pages
+from pages import Pages, collect, fetch_async
 from scripts import append, eventually, lines
 
 from parcoll import Connection, ElementTimeoutError, parallel
-
-
-@pytest.fixture(scope="module")
-def server(leaves_no_trace: None) -> Iterator[Pages]:
-    with pages() as found:
-        yield found
-
-
-@pytest.fixture(params=["inline", "cluster"])
-def place(request: pytest.FixtureRequest) -> Connection:
-    connection: Connection = request.getfixturevalue(request.param)
-    return connection
 
 
 async def double(x: int) -> int:

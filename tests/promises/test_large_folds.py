@@ -24,12 +24,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LARGE = 100_000  # bytes: a value that is worth keeping as an object
 
 
-@pytest.fixture(params=["inline", "cluster"])
-def engine(request: pytest.FixtureRequest) -> Any:
-    """Run the test in this process, and once more on worker processes."""
-    return request.getfixturevalue(request.param)
-
-
 def append(values: list[Any], value: Any) -> list[Any]:
     values.append(value)
     return values
@@ -56,7 +50,7 @@ def slowly(x: Any) -> Any:
 
 @pytest.mark.parametrize(("elements", "size"), [(17, 1), (90, 1), (210, 3), (5_000, 77)])
 def test_values_are_combined_in_order_whichever_partition_ends_first(
-    engine: Connection, elements: int, size: int
+    place: Connection, elements: int, size: int
 ) -> None:
     texts = [f"{x}," for x in range(elements)]
     source = parallel(texts, partition_size=size)
@@ -66,7 +60,7 @@ def test_values_are_combined_in_order_whichever_partition_ends_first(
     assert chain.reduce(append, []) == texts
 
 
-def test_large_values_are_counted_once(engine: Connection) -> None:
+def test_large_values_are_counted_once(place: Connection) -> None:
     keys = parallel(range(60_000), partition_size=1_500).map(lambda x: f"key {x * 7919 % 40_009}")
     expected = functools.reduce(count, (f"key {x * 7919 % 40_009}" for x in range(60_000)), {})
     assert keys.fold(count, {}, merge) == expected
@@ -90,7 +84,7 @@ def test_joins_run_at_the_same_time(cluster: Connection, tmp_path: Path) -> None
     assert chain.fold(lambda found, x: found | {x}, set(), meet) == set(range(32))
 
 
-def test_what_functions_capture_stays_as_it_is(engine: Connection) -> None:
+def test_what_functions_capture_stays_as_it_is(place: Connection) -> None:
     """A value may be an object that others see too: `combine` writes into a copy of it."""
     captured = [list(range(LARGE // 3)), list(range(LARGE // 2))]
     expected = [captured[x % 2][:] for x in range(20)]
@@ -188,7 +182,7 @@ def test_a_value_of_a_fold_is_packed_once_for_each_level(cluster: Connection, tm
 # --- failures ------------------------------------------------------------------------------------
 
 
-def test_the_first_value_that_cannot_be_combined_is_told(engine: Connection) -> None:
+def test_the_first_value_that_cannot_be_combined_is_told(place: Connection) -> None:
     def refuse(left: list[int], right: list[int]) -> list[int]:
         if left and right and right[0] in (21, 40):
             raise ValueError(f"refused {right[0]}")
@@ -200,7 +194,7 @@ def test_the_first_value_that_cannot_be_combined_is_told(engine: Connection) -> 
     assert note == "in fold(append), combining with refuse, at element 21 of those that reached it: [21]"
 
 
-def test_an_element_that_fails_comes_before_joins_behind_it(engine: Connection) -> None:
+def test_an_element_that_fails_comes_before_joins_behind_it(place: Connection) -> None:
     def fails(values: list[int], x: int) -> list[int]:
         if x == 38:
             raise KeyError(x)
@@ -218,7 +212,7 @@ def test_an_element_that_fails_comes_before_joins_behind_it(engine: Connection) 
 
 @pytest.mark.parametrize("size", [0, LARGE])
 @pytest.mark.parametrize("at", [3, 30])
-def test_a_value_that_cannot_be_sent_is_told(engine: Connection, size: int, at: int) -> None:
+def test_a_value_that_cannot_be_sent_is_told(place: Connection, size: int, at: int) -> None:
     """At once, or when a state that has stayed an object is to come here."""
 
     def add(state: list[Any], x: Any) -> list[Any]:

@@ -140,6 +140,25 @@ def test_in_the_script_each_loop_has_its_own() -> None:
     session.close()
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "in another task"])
+def test_a_factory_that_needs_what_it_makes_says_so(place: Connection, apart: bool) -> None:
+    """Directly or through another one: it would wait for itself for ever."""
+
+    @per_worker
+    async def one() -> Any:
+        return await (asyncio.gather(other()) if apart else other())
+
+    @per_worker
+    async def other() -> Any:
+        return await one()
+
+    async def ask(x: int) -> Any:
+        return await one()
+
+    with pytest.raises(RuntimeError, match=r"per_worker\(one\) needs the object that it is to make"):
+        list(parallel([1], on_error="skip").map(ask))
+
+
 def test_what_cannot_be_meant_is_refused() -> None:
     async def make() -> int:
         return 1

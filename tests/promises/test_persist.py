@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scripts import append, eventually, lines
@@ -19,12 +18,9 @@ def tasks_of(cluster: Connection) -> int:
     return int(cluster.engine.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
 
 
-@pytest.fixture(params=["cluster", "inline"])
-def anywhere(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
-def test_nothing_before_it_runs_again_and_the_first_collection_stays(anywhere: Any, tmp_path: Path) -> None:
+def test_nothing_before_it_runs_again_and_the_first_collection_stays(
+    place: Connection, tmp_path: Path
+) -> None:
     calls = tmp_path / "calls"
 
     def square(x: int) -> int:
@@ -44,14 +40,14 @@ def test_nothing_before_it_runs_again_and_the_first_collection_stays(anywhere: A
     assert len(lines(calls)) == 40
 
 
-def test_numbers_and_errors_are_those_of_the_evaluation(anywhere: Any) -> None:
+def test_numbers_and_errors_are_those_of_the_evaluation(place: Connection) -> None:
     found = parallel([3, 0, 5], on_error="skip").map(lambda x: 15 // x).persist()
     assert found.stats.failed == 1
     assert [error.element for error in found.errors] == [0]
     assert list(found) == [5, 3]
 
 
-def test_an_endless_or_failing_source_raises_and_keeps_nothing(anywhere: Any) -> None:
+def test_an_endless_or_failing_source_raises_and_keeps_nothing(place: Connection) -> None:
     chain = parallel([1, 0]).map(lambda x: 1 // x)
     with pytest.raises(ZeroDivisionError):
         chain.persist()

@@ -14,22 +14,10 @@ from typing import Any
 
 import pytest
 from bare import bare_cluster
-from pages import Pages, collect, fetch, fetch_async, most_within, pages, starts_of
+from pages import Pages, collect, fetch, fetch_async, most_within, starts_of
 from scripts import append, eventually, lines
 
 from parcoll import Connection, ElementError, connect, parallel
-
-
-@pytest.fixture(scope="module")
-def server(leaves_no_trace: None) -> Iterator[Pages]:
-    with pages() as found:
-        yield found
-
-
-@pytest.fixture(params=["inline", "cluster"])
-def place(request: pytest.FixtureRequest) -> Connection:
-    connection: Connection = request.getfixturevalue(request.param)
-    return connection
 
 
 def is_at_rest(server: Pages) -> bool:

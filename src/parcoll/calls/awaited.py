@@ -11,22 +11,18 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import Any
 
 from parcoll.calls import coroutines
-from parcoll.calls.objects import called
+from parcoll.calls.objects import gives_nothing, needs_itself, tell_of_end, tell_of_yield
 from parcoll.chain.failures import makes_apart
-from parcoll.log import logger
 
 END_SECONDS = 2.0  # that a loop has to run what follows the `yield` of a factory
 
 Loop = asyncio.AbstractEventLoop
 
-
-def is_async(factory: Any) -> bool:
-    """Tell whether what a factory makes has to be awaited."""
-    func = called(factory)
-    return inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)
+_making: ContextVar[tuple[Any, ...]] = ContextVar("making", default=())  # whose factories this is called by
 
 
 class Awaited:
@@ -50,6 +46,8 @@ class Awaited:
         task = self._made.get(loop)
         if task is None:
             task = self._made[loop] = loop.create_task(self._make(loop))
+        elif not task.done() and self in _making.get():
+            raise needs_itself(self._label)
         if not task.done():
             with coroutines.stopped_clock():
                 # A call that is cancelled meanwhile leaves the others their object.
@@ -58,6 +56,7 @@ class Awaited:
 
     async def _make(self, loop: Loop) -> Any:
         started = time.perf_counter()
+        _making.set((*_making.get(), self))  # in the context of this task, and of those that it starts
         try:
             promised: Any = self._factory()
             if not inspect.isasyncgen(promised):
@@ -68,7 +67,7 @@ class Awaited:
         except BaseException as error:
             self._made.pop(loop, None)  # the next call tries again
             if isinstance(error, StopAsyncIteration):
-                raise RuntimeError(f"the factory of {self._label} has not yielded anything") from None
+                raise gives_nothing(self._label) from None
             raise
         self._note(time.perf_counter() - started)
         return made
@@ -85,11 +84,10 @@ class Awaited:
         except StopAsyncIteration:
             return
         except Exception as error:
-            name = type(error).__name__
-            logger.warning("at the end of %s: %s: %s", self._label, name, error, exc_info=True)
+            tell_of_end(self._label, error)
             return
         await generator.aclose()
-        logger.warning("the factory of %s has a second yield, behind which nothing runs", self._label)
+        tell_of_yield(self._label)
 
     def end(self) -> None:
         """Do so in all loops that run. Waits for them, but for one that runs this."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.failures import makes_apart
 from parcoll.log import logger
+from parcoll.text import line_of
 from parcoll.wire.script import current, owner
 
 UNMADE: Any = object()
@@ -52,7 +53,7 @@ class Object:
     def make(self, factory: Callable[[], Any]) -> None:
         """Call the factory. With the lock held."""
         if self._makes:
-            raise RuntimeError(f"the factory of {self.label} needs the object that it is to make")
+            raise needs_itself(self.label)
         self._makes = True
         try:
             made = factory()
@@ -60,7 +61,7 @@ class Object:
             if generator is not None:
                 made = next(generator, UNMADE)
                 if made is UNMADE:
-                    raise RuntimeError(f"the factory of {self.label} has not yielded anything")
+                    raise gives_nothing(self.label)
         except BaseException:
             _forget(self)
             self.ended = True
@@ -90,13 +91,32 @@ class Object:
             except StopIteration:
                 return
             except Exception as error:
-                name = type(error).__name__
-                logger.warning("at the end of %s: %s: %s", self.label, name, error, exc_info=True)
+                tell_of_end(self.label, error)
                 return
             generator.close()
-            logger.warning("the factory of %s has a second yield, behind which nothing runs", self.label)
+            tell_of_yield(self.label)
         finally:
             self.lock.release()
+
+
+def tell_of_end(label: str, error: Exception) -> None:
+    """Log what was raised behind the `yield` of a factory."""
+    logger.warning("at the end of %s: %s", label, line_of(error), exc_info=error)
+
+
+def tell_of_yield(label: str) -> None:
+    """Log that a factory has more than one `yield`."""
+    logger.warning("the factory of %s has a second yield, behind which nothing runs", label)
+
+
+def needs_itself(label: str) -> RuntimeError:
+    """Return the error for a factory that asks for the object that it makes."""
+    return RuntimeError(f"the factory of {label} needs the object that it is to make")
+
+
+def gives_nothing(label: str) -> RuntimeError:
+    """Return the error for a factory that ends before it yields."""
+    return RuntimeError(f"the factory of {label} has not yielded anything")
 
 
 makes_apart(Object.make.__code__)

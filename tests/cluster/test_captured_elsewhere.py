@@ -140,6 +140,33 @@ def test_all_workers_die_with_it(bare: BareCluster) -> None:
         assert list(chain) == list(data[:10])
 
 
+def test_the_only_worker_that_has_it_dies_and_another_comes(tmp_path: Path) -> None:
+    data, told = numbers(8), tmp_path / "told"
+
+    def deadly(i: int) -> float:
+        if i == 3 and not told.exists():
+            append(told, "")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(data[i])
+
+    with bare_cluster(tmp_path, 1, lacking=("parcoll",)) as cluster, connect(cluster.file):
+        stream = iter(parallel(range(30), partition_size=1).map(deadly))
+        assert next(stream) == 0.0
+        assert eventually(told.exists, 20)
+        cluster.add_worker()
+        assert list(stream) == list(data[1:30])
+
+
+def test_a_client_of_the_user_s_keeps_nothing_when_it_is_left(bare: BareCluster) -> None:
+    data = numbers(8)
+    with bare.client() as client:
+        with connect(client) as connection:
+            bare.wait_for_workers(2)
+            assert list(parallel([1, 2]).map(lambda i: float(data[i]))) == [1.0, 2.0]
+            assert len(places(bare)) == 1
+        assert eventually(lambda: not places(bare), 20), connection
+
+
 def test_two_threads_at_once(remote: Connection) -> None:
     found: dict[float, list[float]] = {}
 

@@ -17,6 +17,8 @@ from parcoll import Connection, parallel
 from parcoll.evaluation import sizing
 from parcoll.evaluation.feed import StreamFeed
 from parcoll.evaluation.sizing import Adaptive, Fixed, sizer_for
+from parcoll.evaluation.source import source_of
+from parcoll.wire.payload import Packed
 from parcoll.worker.outcome import Outcome
 
 MIB = 2**20
@@ -138,6 +140,15 @@ def test_what_is_given_back_goes_out_one_by_one() -> None:
     assert sizer.next_size(8, 8) == 8
     sizer.forget()
     assert [sizer.next_size(7, 8) for _ in range(7)] == [1] * 7
+
+
+def test_a_rest_of_what_was_quick_is_cut_into_single_elements() -> None:
+    feed = StreamFeed(source_of(range(8)).open(), Adaptive(pace=1e-6), Packed.pack)
+    job = feed.next_job(8)
+    assert job is not None
+    assert job.size == 8
+    rest = feed.rest_of(job, Outcome(read=1, complete=False, early=True))
+    assert [cut.size for _ in range(7) if (cut := feed.job_of(rest, 8)) is not None] == [1] * 7
 
 
 def test_few_elements_go_out_for_few_results_of_known_functions() -> None:

@@ -96,6 +96,7 @@ class DistributedSession:
         self._program: Any = None if large and self._lent is None else self._shared
         self._program_future: Any = None
         self._captured: list[Any] = []  # futures of large data that the program captures
+        self._need_captured: set[Job] = set()  # whose tasks were sent with these
         if large and not keep and link.sharing is None and link.direct is True:
             self._send_captured(packed)
         self._level = level()
@@ -181,6 +182,8 @@ class DistributedSession:
     def _task(self, key: str, job: Job, graph: dict[Any, Any]) -> Task:
         link = self._link
         ticket = Ticket(self._topic, key, job.patience)
+        if self._captured:
+            self._need_captured.add(job)
         isolated = job.isolated or self._isolated
         if isinstance(job, Join):
             self._check_parts(job)
@@ -249,6 +252,8 @@ class DistributedSession:
                 found.append((job, outcome))
                 continue
             sent_ahead = self._ahead is not None and self._ahead.forget(job)
+            needed_captured = job in self._need_captured
+            self._need_captured.discard(job)
             if isinstance(outcome, Outcome) and outcome.unprogrammed:
                 self._send_otherwise(job, outcome)
             elif isinstance(outcome, Outcome):
@@ -261,7 +266,11 @@ class DistributedSession:
                         raise
                     self._receiving.fail(error)  # after what has come
                     return found
-            elif self._captured_is_lost() or sent_ahead:  # with the worker that had it
+            elif needed_captured:  # which was lost with its worker: from now on it travels with the program
+                if self._captured:
+                    self._captured, self._program = [], None
+                self._submit([job])
+            elif sent_ahead:  # its elements were lost with their worker
                 self._submit([job])
             elif job.graph is not None and self._link.connected:
                 raise lost_for_good(
@@ -272,13 +281,6 @@ class DistributedSession:
                 raise self._restarted()
             else:
                 raise self._link.lost()
-
-    def _captured_is_lost(self) -> bool:
-        """Tell whether data that the program captures is gone; from then on it travels with the program."""
-        if not self._captured or all(future.status == "finished" for future in self._captured):
-            return False
-        self._captured, self._program = [], None
-        return True
 
     def _restarted(self) -> ClusterLostError:
         return ClusterLostError(

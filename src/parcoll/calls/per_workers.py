@@ -106,9 +106,7 @@ class PerWorker(Generic[T]):
                 if found.value is not objects.UNMADE or found.ended:
                     return
                 if self._awaits:
-                    from parcoll.calls.awaited import (
-                        factory_of,
-                    )  # lazy: asyncio, 0.04 s of the script's start
+                    from parcoll.calls.awaited import factory_of  # lazy: asyncio, 0.04 s
 
                     found.make(factory_of(self._factory, self._label, self._note))
                 else:

@@ -12,7 +12,8 @@ import inspect
 import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from parcoll.calls import coroutines
 from parcoll.calls.objects import gives_nothing, needs_itself, tell_of_end, tell_of_yield
@@ -23,6 +24,16 @@ END_SECONDS = 2.0  # that a loop has to run what follows the `yield` of a factor
 Loop = asyncio.AbstractEventLoop
 
 _making: ContextVar[tuple[Any, ...]] = ContextVar("making", default=())  # whose factories this is called by
+
+
+class _Failed(NamedTuple):
+    """What a factory has raised for all that wait, with the frames that say so.
+
+    A task's own exception has them for the first one that asks only (Python 3.13).
+    """
+
+    error: Exception
+    frames: TracebackType | None
 
 
 class Awaited:
@@ -52,23 +63,33 @@ class Awaited:
             with coroutines.stopped_clock():
                 # A call that is cancelled meanwhile leaves the others their object.
                 await asyncio.wait([task])
-        return task.result()
+        made = task.result()
+        if isinstance(made, _Failed):
+            raise made.error.with_traceback(made.frames)
+        return made
 
     async def _make(self, loop: Loop) -> Any:
-        started = time.perf_counter()
+        """Return the object, or what its factory has raised."""
         _making.set((*_making.get(), self))  # in the context of this task, and of those that it starts
         try:
-            promised: Any = self._factory()
-            if not inspect.isasyncgen(promised):
-                made = await promised
-            else:
-                made = await anext(promised)
-                self._generators[loop] = promised
+            return await self._call(loop)
         except BaseException as error:
             self._made.pop(loop, None)  # the next call tries again
-            if isinstance(error, StopAsyncIteration):
+            if not isinstance(error, Exception):
+                raise
+            return _Failed(error, error.__traceback__)
+
+    async def _call(self, loop: Loop) -> Any:
+        started = time.perf_counter()
+        promised: Any = self._factory()
+        if not inspect.isasyncgen(promised):
+            made = await promised
+        else:
+            try:
+                made = await anext(promised)
+            except StopAsyncIteration:
                 raise gives_nothing(self._label) from None
-            raise
+            self._generators[loop] = promised
         self._note(time.perf_counter() - started)
         return made
 

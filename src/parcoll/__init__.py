@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parcoll.calls.broadcasts import Broadcast, broadcast
     from parcoll.calls.per_workers import PerWorker, per_worker
-    from parcoll.collection import ParallelGen
-    from parcoll.connection import Connection, connect
     from parcoll.errors import (
         CheckpointError,
         ClusterLostError,
@@ -22,7 +20,9 @@ if TYPE_CHECKING:
         WorkerLostError,
         WorkerSetupError,
     )
-    from parcoll.sources import parallel, read_text
+    from parcoll.front.collection import ParallelGen
+    from parcoll.front.connection import Connection, connect
+    from parcoll.front.sources import parallel, read_text
     from parcoll.watch.progress import progress
 
 __all__ = [
@@ -56,12 +56,12 @@ __all__ = [
 # none of the modules that only the script's process does.
 _HOMES = {
     "Broadcast": "parcoll.calls.broadcasts",
-    "ParallelGen": "parcoll.collection",
+    "ParallelGen": "parcoll.front.collection",
     "PerWorker": "parcoll.calls.per_workers",
-    "Connection": "parcoll.connection",
-    "connect": "parcoll.connection",
-    "parallel": "parcoll.sources",
-    "read_text": "parcoll.sources",
+    "Connection": "parcoll.front.connection",
+    "connect": "parcoll.front.connection",
+    "parallel": "parcoll.front.sources",
+    "read_text": "parcoll.front.sources",
     "broadcast": "parcoll.calls.broadcasts",
     "per_worker": "parcoll.calls.per_workers",
     "progress": "parcoll.watch.progress",

@@ -25,8 +25,9 @@ from ports import free_port
 from restarted import Restarted, slowly, stopped
 from scripts import append, eventually, lines
 
-from parcoll import ClusterLostError, Connection, connect, current, parallel
+from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import clients
+from parcoll.front import current
 
 WAIT = 60.0  # seconds: `reconnect` where the scheduler does come back
 

@@ -1,4 +1,4 @@
-"""Threads: the names of dask's, by which `parcoll.current` knows them, and what Python keeps for its end."""
+"""Threads: the names of dask's, by which `front/current.py` knows them, and what Python keeps for its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from distributed.utils import _offload_executor
 
-from parcoll import Connection, current, parallel
+from parcoll import Connection, parallel
 from parcoll.evaluation.inline import InlineEngine
+from parcoll.front import current
 
 
 async def _name() -> str:

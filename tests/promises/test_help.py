@@ -10,7 +10,7 @@ import pytest
 
 import parcoll
 from parcoll import ClusterLostError, Connection, ElementError, ParallelGen, ParcollError, connect, parallel
-from parcoll.explain import Explanation
+from parcoll.front.explain import Explanation
 from parcoll.watch.stats import FailureReport, PartitionSizes, Stats, StepStats, Waits
 
 VALUES = [Stats, StepStats, Waits, PartitionSizes, FailureReport, ElementError, Explanation]

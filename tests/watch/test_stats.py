@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from scripts import eventually, wait_for_file
 
-from parcoll import Connection, connect, current, parallel
+from parcoll import Connection, connect, parallel
+from parcoll.front import current
 from parcoll.text import function_words, key_words
 from parcoll.watch import table
 from parcoll.watch.recorder import Recorder

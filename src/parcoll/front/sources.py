@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
-from parcoll import arguments
 from parcoll.chain.policy import OnError, RetryOn
-from parcoll.collection import ParallelGen
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
+from parcoll.front import arguments
+from parcoll.front.collection import ParallelGen
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
 

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import Any, Literal, TypeGuard, TypeVar, Unpack, overload
 
-from parcoll import arguments
-from parcoll.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
-from parcoll.evaluating import Evaluated, kept
 from parcoll.evaluation.plan import Batched, Node
+from parcoll.front import arguments
+from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
+from parcoll.front.evaluating import Evaluated, kept
 from parcoll.world import handlers
 
 T = TypeVar("T")

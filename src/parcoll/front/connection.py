@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from parcoll import arguments, current
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
+from parcoll.front import arguments, current
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
 from parcoll.text import describe, short_repr

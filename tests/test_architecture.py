@@ -24,7 +24,7 @@ ORDER = [
     {"ground"},
     {"wire"},
     {"chain", "world"},
-    {"calls"},
+    {"calls", "files", "keys"},
     {"worker"},
     {"checkpoint", "watch"},
     {"local"},
@@ -33,7 +33,7 @@ ORDER = [
     {"front"},
 ]
 # What a worker loads, which needs no more than every dask worker has.
-ON_WORKERS = {"ground", "wire", "chain", "world", "calls", "worker"}
+ON_WORKERS = {"ground", "wire", "chain", "world", "calls", "files", "keys", "worker"}
 # These have modules that load distributed, and these one that loads dask.bag.
 USE_DISTRIBUTED = {"worker", "watch", "local", "cluster"}
 USE_BAGS = {"evaluation.bag", "front.sources"}
@@ -141,7 +141,15 @@ def test_rooms_are_few_and_each_holds_a_dozen_modules_at_most():
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in ON_WORKERS))
 def test_what_runs_on_workers_needs_what_every_dask_worker_has(name: str):
     # psutil and tblib are among distributed's own dependencies.
-    allowed = sys.stdlib_module_names | {"parcoll", "cloudpickle", "tblib", "psutil", "distributed"}
+    allowed = sys.stdlib_module_names | {
+        "parcoll",
+        "cloudpickle",
+        "tblib",
+        "psutil",
+        "distributed",
+        "dask",
+        "fsspec",
+    }
     assert {module.split(".")[0] for module in imported(MODULES[name])} <= allowed
 
 

@@ -1,0 +1,1 @@
+"""Keys: which elements belong together, where they go, and in which order they come back."""

@@ -88,6 +88,11 @@ ALIKE = (
     *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_reduce_fold.py"),
     *("promises/test_failing_elements.py", "promises/test_many_errors.py", "promises/test_rates.py"),
     *("promises/test_accounts_of_waiting.py", "promises/test_deadly_elements.py"),
+    *("cluster/test_bare_cluster.py", "cluster/test_engines.py", "local/test_work_of_a_host.py"),
+    *("local/test_end_of_a_host.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py"),
+    *("checkpoint/test_any_damage.py", "checkpoint/test_walks.py", "checkpoint/test_formats.py"),
+    *("promises/test_setup_failures.py", "promises/test_told.py", "promises/test_retries.py"),
+    *("evaluation/test_seams.py",),
 )
 
 

@@ -108,8 +108,9 @@ class StreamFeed:
         self._may_read_to = math.inf if buffersize is None else reader.position + buffersize
 
     def close(self) -> None:
-        """Have the reader let go of it."""
+        """Have the reader let go of it, and of what it raised, which holds the frames that read it."""
         self._reader.close()
+        self.take_error()
 
     def take_error(self) -> BaseException | None:
         """Take it from the source too."""

@@ -1,0 +1,594 @@
+"""A model of dask: scheduler, workers, messages and a client, as far as an evaluation leans on them.
+
+What dask guarantees, and this model keeps:
+
+1. Messages of one stream arrive in the order in which they were sent: client to scheduler, scheduler to each
+   worker, each worker to the scheduler, scheduler to client. Between streams there is no order.
+2. A worker's event about a task arrives before its message that the task is done.
+3. A task runs when all that it depends on is in memory, on one worker at a time as far as the scheduler
+   knows.
+4. If a worker is lost, the scheduler notices behind all that it has heard of it, gives its tasks to others,
+   and has results that were there only, and are still wanted, made again. A task whose workers were lost
+   four times has failed.
+5. What no client and no task wants is forgotten. A task that has begun is not stopped by that.
+
+What it does not guarantee, and this model does not keep: a task may run twice, and both may tell; the
+messages of a worker that dies may arrive in part; a result may be asked of a worker that has just died;
+tasks may be moved before they begin; workers come and go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import pickle
+import random
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed.scheduler import KilledWorker
+from virtual import ClientLoop, Clock
+
+from parcoll.cluster.losses import LOST_TOPIC
+from parcoll.worker import outcome as outcomes
+
+ALLOWED_FAILURES = 3
+
+
+class Stream:
+    """Messages in one direction, in order."""
+
+    def __init__(self, clock: Clock, delay: Callable[[], float]) -> None:
+        self._clock = clock
+        self._delay = delay
+        self._last = 0.0
+        self.cut = float("inf")  # what arrives later is lost
+
+    def send(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
+        """Have a call be made at the other end."""
+        self._last = max(self._last, when + self._delay())
+        self._clock.at(self._last, self._arrive, call, arguments)
+
+    def _arrive(self, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        if self._clock.now < self.cut:
+            call(*arguments)
+
+    @property
+    def empty_at(self) -> float:
+        """When all that was sent has arrived."""
+        return self._last
+
+
+@dataclass(eq=False)
+class STask:
+    """A task as the scheduler knows it."""
+
+    key: str
+    run: Any
+    needs: set[str]
+    priority: float
+    state: str = "waiting"  # processing, memory, erred
+    worker: SWorker | None = None
+    there: dict[SWorker, None] = field(default_factory=dict)
+    wanted: bool = False
+    suspicious: int = 0
+    attempt: int = 0  # how often it was given to a worker (dask's `run_id`)
+
+
+@dataclass(eq=False)
+class SWorker:
+    """A worker process with one thread."""
+
+    name: str
+    inbox: Stream
+    outbox: Stream
+    alive: bool = True
+    data: dict[str, Any] = field(default_factory=dict)
+    ready: list[tuple[float, int, str]] = field(default_factory=list)
+    given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
+    executing: str | None = None
+    freed: bool = False  # what it executes is wanted no more
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Scheduler:
+    """The scheduler of one cluster."""
+
+    def __init__(self, clock: Clock, rng: random.Random, n_workers: int, tell: Callable[[str], None]) -> None:
+        self.clock = clock
+        self.rng = rng
+        self.tell = tell
+        self.tasks: dict[str, STask] = {}
+        self.workers: dict[str, SWorker] = {}
+        self.client: Client | None = None
+        self.alive = True
+        self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
+        self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
+        self._numbers = 0
+        self.to_client = self.stream()
+        for _ in range(n_workers):
+            self.add_worker()
+
+    def delay(self) -> float:
+        """Return how long a message takes."""
+        return self.speed * self.rng.choice([0.5, 1.0, 1.0, 3.0, 20.0]) * self.rng.random()
+
+    def stream(self) -> Stream:
+        """Return a new stream."""
+        return Stream(self.clock, self.delay)
+
+    def add_worker(self) -> None:
+        """Have another worker come."""
+        self._numbers += 1
+        worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream())
+        self.workers[worker.name] = worker
+        self.tell(f"{worker.name} comes")
+        self._assign()
+
+    # What the client asks for.
+
+    def update_graph(self, graph: dict[str, Any], keys: list[str], priority: dict[str, float]) -> None:
+        """Take tasks in."""
+        for key, run in graph.items():
+            needs = {str(need) for need in run.dependencies}
+            self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
+        self._assign()
+
+    def client_releases(self, keys: list[str]) -> None:
+        """Note that the client wants some results no more."""
+        for key in keys:
+            if (task := self.tasks.get(key)) is not None:
+                task.wanted = False
+                self._forget_unneeded(task)
+        self._assign()
+
+    # What workers say.
+
+    def task_finished(self, worker: SWorker, key: str, attempt: int) -> None:
+        """Note that a worker has a result."""
+        task = self.tasks.get(key)
+        if task is None or task.worker is not worker or task.attempt != attempt:
+            if task is None or task.worker is not worker:
+                worker.inbox.send(self.clock.now, self._worker_frees, worker, key)
+            return
+        task.state, task.worker = "memory", None
+        task.there = {worker: None}
+        self._report(key, "finished")
+        for need in task.needs:
+            if (needed := self.tasks.get(need)) is not None:
+                self._forget_unneeded(needed)
+        self._forget_unneeded(task)
+        self._assign()
+
+    def event(self, topic: str, message: Any) -> None:
+        """Pass an event on to the client."""
+        if self.client is not None:
+            self.to_client.send(self.clock.now, self.client.on_event, topic, message)
+
+    def remove_worker(self, worker: SWorker) -> None:
+        """Notice that a worker is gone."""
+        if self.workers.pop(worker.name, None) is None:
+            return
+        processing = [task for task in self.tasks.values() if task.worker is worker]
+        lost = [task for task in self.tasks.values() if worker in task.there]
+        for task in lost:
+            del task.there[worker]
+        lost = [task for task in lost if not task.there]
+        self.tell(f"the scheduler notices that {worker.name} is gone: {[t.key for t in processing + lost]}")
+        for task in processing:
+            task.worker, task.state = None, "waiting"
+            task.suspicious += 1
+            if task.suspicious > ALLOWED_FAILURES:
+                task.state = "erred"
+                self._report(task.key, "error")
+        for task in lost:
+            task.state = "waiting"
+            if task.wanted:
+                self._report(task.key, "lost")
+            for other in list(self.tasks.values()):
+                if task.key in other.needs and other.state == "processing":
+                    self._take_back(other)
+        for task in lost:
+            self._forget_unneeded(task)
+        keys = [task.key for task in processing + lost]
+        message = {"worker": worker.name, "tasks": len(processing), "keys": keys}
+        self.event(LOST_TOPIC, message)
+        self._assign()
+
+    def steal(self) -> None:
+        """Ask a worker for a task that it has not begun, as dask does where another one is idle."""
+        waiting = [task for task in self.tasks.values() if task.worker is not None]
+        if waiting and len(self.workers) > 1:
+            task = self.rng.choice(waiting)
+            assert task.worker is not None
+            task.worker.inbox.send(self.clock.now, self._worker_gives_back, task.worker, task.key)
+
+    def reschedule(self, worker: SWorker, key: str, attempt: int) -> None:
+        """Give a task to another worker: this one has let go of it."""
+        task = self.tasks.get(key)
+        if task is not None and task.worker is worker and task.attempt == attempt:
+            task.worker, task.state = None, "waiting"
+            self._assign()
+
+    # Its own doing.
+
+    def _take_back(self, task: STask) -> None:
+        worker, task.worker, task.state = task.worker, None, "waiting"
+        if worker is not None:
+            worker.inbox.send(self.clock.now, self._worker_frees, worker, task.key)
+
+    def _needed(self, task: STask) -> bool:
+        return task.wanted or any(
+            task.key in other.needs and other.state in ("waiting", "processing")
+            for other in self.tasks.values()
+        )
+
+    def _forget_unneeded(self, task: STask) -> None:
+        if self._needed(task) or task.key not in self.tasks:
+            return
+        # A result of which another one was made that may have to be made again is remembered, not kept.
+        makes = any(task.key in other.needs for other in self.tasks.values())
+        for worker in [*task.there, *([task.worker] if task.worker is not None else [])]:
+            worker.inbox.send(self.clock.now, self._worker_frees, worker, task.key)
+        task.there, task.worker = {}, None
+        if makes:
+            task.state = "released"
+            return
+        del self.tasks[task.key]
+        for need in task.needs:
+            if (needed := self.tasks.get(need)) is not None:
+                self._forget_unneeded(needed)
+
+    def _assign(self) -> None:
+        for task in list(self.tasks.values()):  # results that are wanted again
+            if task.state == "waiting":
+                for need in task.needs:
+                    if (needed := self.tasks.get(need)) is not None and needed.state == "released":
+                        needed.state = "waiting"
+                        self._assign()
+                        return
+        ready = [task for task in self.tasks.values() if task.state == "waiting" and self._may_run(task)]
+        for task in sorted(ready, key=lambda task: task.priority, reverse=True):
+            counts = {
+                worker: sum(other.worker is worker for other in self.tasks.values())
+                for worker in self.workers.values()
+            }
+            free = [worker for worker, count in counts.items() if count < self.at_once]
+            if not free:
+                return
+            least = min(counts[worker] for worker in free)
+            worker = self.rng.choice([worker for worker in free if counts[worker] == least])
+            task.state, task.worker = "processing", worker
+            task.attempt += 1
+            worker.inbox.send(self.clock.now, self._worker_gets, worker, task, task.attempt)
+
+    def _may_run(self, task: STask) -> bool:
+        return all(need in self.tasks and self.tasks[need].state == "memory" for need in task.needs)
+
+    def _report(self, key: str, status: str) -> None:
+        if self.client is not None:
+            self.to_client.send(self.clock.now, self.client.on_status, key, status)
+
+    # What workers do.
+
+    def _worker_gets(self, worker: SWorker, task: STask, attempt: int) -> None:
+        if not worker.alive:
+            return
+        worker.given[task.key] = task, attempt
+        if worker.executing == task.key:  # it was to be dropped, and is wanted after all
+            worker.freed = False
+            return
+        self._numbers += 1
+        heapq.heappush(worker.ready, (-task.priority, self._numbers, task.key))
+        self._begin(worker)
+
+    def _worker_frees(self, worker: SWorker, key: str) -> None:
+        worker.data.pop(key, None)
+        worker.given.pop(key, None)
+        if worker.executing == key:
+            worker.freed = True
+
+    def _worker_gives_back(self, worker: SWorker, key: str) -> None:
+        if worker.alive and worker.executing != key and (given := worker.given.pop(key, None)) is not None:
+            self.tell(f"{worker.name} gives {key} back")
+            worker.outbox.send(self.clock.now, self.reschedule, worker, key, given[1])
+
+    def _begin(self, worker: SWorker) -> None:
+        while worker.alive and worker.executing is None and worker.ready:
+            _, _, key = heapq.heappop(worker.ready)
+            if key not in worker.given:
+                continue
+            task, _ = worker.given[key]
+            values: dict[str, Any] = {}
+            for need in task.needs:
+                source = next((w for w in self.workers.values() if w.alive and need in w.data), None)
+                if source is None:  # lost just now: the scheduler will notice, and take the task back
+                    break
+                value = source.data[need]
+                values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
+            else:
+                worker.executing, worker.freed = key, False
+                self._execute(worker, task, values)
+                return
+
+    def _execute(self, worker: SWorker, task: STask, values: dict[str, Any]) -> None:
+        clock = self.clock
+        started = clock.now + self.delay()
+        self.tell(f"{worker.name} begins {task.key}")
+        with clock.task(started), running(worker, self, started):
+            result = task.run(values)
+            ended = clock.read()
+        topic, told = outcomes.mailbox.pop(task.key, ("", None))
+        clock.at(ended, self._ended, worker, task.key, result, topic, told)
+
+    def _ended(self, worker: SWorker, key: str, result: Any, topic: str, told: Any) -> None:
+        if not worker.alive:
+            return
+        worker.executing = None
+        if not worker.freed and (given := worker.given.pop(key, None)) is not None:
+            worker.data[key] = result
+            self.tell(f"{worker.name} ends {key}")
+            if told is not None:
+                small = self.rng.random() < 0.8  # else the client has to ask for it
+                message = (key, pickle.dumps(told) if small else None)
+                worker.outbox.send(self.clock.now, self.event, topic, message)
+            worker.outbox.send(self.clock.now, self.task_finished, worker, key, given[1])
+        self._begin(worker)
+
+    # Faults.
+
+    def kill(self, worker: SWorker) -> None:
+        """End a worker: what it has sent arrives in part, and the scheduler notices behind that."""
+        if not worker.alive:
+            return
+        self.tell(f"{worker.name} dies" + (f", with {worker.executing}" if worker.executing else ""))
+        worker.alive = False
+        worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
+        noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
+        self.clock.at(noticed, self.remove_worker, worker)
+        self.clock.at(noticed + self.rng.choice([0.0, 0.5, 5.0]), self.add_worker)
+
+    def die(self) -> None:
+        """End the scheduler, and with it all workers."""
+        self.tell("the scheduler dies")
+        self.alive = False
+        self.to_client.cut = self.clock.now
+        for worker in self.workers.values():
+            worker.alive = False
+            worker.outbox.cut = worker.inbox.cut = self.clock.now
+        if self.client is not None:
+            self.client.lose()
+
+
+class _Running:
+    """The task that runs now."""
+
+    worker: SWorker | None = None
+    scheduler: Scheduler | None = None
+    started = 0.0
+
+
+running_now = _Running()
+
+
+@contextlib.contextmanager
+def running(worker: SWorker, scheduler: Scheduler, started: float) -> Any:
+    """Note which worker's task runs."""
+    before = running_now.worker, running_now.scheduler
+    running_now.worker, running_now.scheduler, running_now.started = worker, scheduler, started
+    try:
+        yield
+    finally:
+        running_now.worker, running_now.scheduler = before
+
+
+def look_at_late() -> None:
+    """Do what the worker's own watch does while a function takes long (`outcome.Watch`)."""
+    worker, scheduler = running_now.worker, running_now.scheduler
+    if worker is None or scheduler is None or len(outcomes.under_way) != 1:
+        return
+    (task,) = outcomes.under_way.values()
+    tally, ticket = task.tally, task.ticket
+    now = scheduler.clock.read()
+    look = running_now.started + ticket.patience + outcomes.SLACK
+    while look <= now and tally is not None and ticket.topic is not None:
+        if tally.position != task.seen:
+            task.seen = tally.position
+        elif (begun := tally.hand_back(task.end)) is not None:
+            early = outcomes.Outcome(read=begun - task.base, complete=False, early=True)
+            message = (ticket.key, pickle.dumps(early))
+            scheduler.clock.at(look, _told_early, worker, scheduler, ticket.topic, message)
+            return
+        look += outcomes.LOOK_AGAIN
+
+
+def _told_early(worker: SWorker, scheduler: Scheduler, topic: str, message: Any) -> None:
+    if worker.alive:
+        scheduler.tell(f"{worker.name} hands back elements of {message[0]}")
+        worker.outbox.send(scheduler.clock.now, scheduler.event, topic, message)
+
+
+class Comm:
+    """The client's stream to its scheduler."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def closed(self) -> bool:
+        """Tell whether the scheduler is gone."""
+        return self.is_closed
+
+
+class Future:
+    """What stands for a result."""
+
+    def __init__(self, client: Client, key: str, number: int) -> None:
+        self.client = client
+        self.key = key
+        self.status = "pending"
+        self.released = False
+        self._number = number
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def cancelled(self) -> bool:
+        """Tell whether it was cancelled."""
+        return self.status == "cancelled"
+
+    def release(self) -> None:
+        """Want it no more."""
+        if not self.released:
+            self.released = True
+            self.client.futures.pop(self.key, None)
+            self.client.send_release([self.key])
+
+    def __del__(self) -> None:
+        self.release()
+
+    async def exception(self) -> BaseException | None:
+        """Wait for the task; return why it failed."""
+        while self.status in ("pending", "lost"):
+            await self.client.changed()
+        if self.status == "cancelled":
+            raise asyncio.CancelledError
+        return KilledWorker(self.key, None, ALLOWED_FAILURES) if self.status == "error" else None
+
+
+class Client:
+    """A client of the scheduler."""
+
+    status = "running"
+    id = "client"
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.clock = scheduler.clock
+        self.loop = ClientLoop(self.clock, lambda: scheduler.delay() / 10)
+        self.scheduler_comm = Comm()
+        self.scheduler = self  # whose methods are asked for through the client
+        self.address = "sim://scheduler"
+        self.futures: weakref.WeakValueDictionary[str, Future] = weakref.WeakValueDictionary()
+        self._out = scheduler.stream()
+        self._topics: dict[str, list[Callable[[Any], None]]] = {}
+        self._changes: list[Any] = []
+        self._numbers = 0
+        scheduler.client = self
+
+    # As distributed.Client has them.
+
+    def subscribe_topic(self, topic: str, handler: Callable[[Any], None]) -> None:
+        """Have a handler be called for each event of a topic."""
+        self._topics.setdefault(topic, []).append(handler)
+
+    async def register_scheduler_plugin(self, **plugin: Any) -> None:
+        """Do nothing: the model tells of losses by itself."""
+
+    def nthreads(self) -> dict[str, int]:
+        """Return how many threads each worker has."""
+        return dict.fromkeys(self._scheduler.workers, 1)
+
+    async def ncores(self) -> dict[str, int]:
+        """Return the same, in a moment."""
+        await self.clock.moment(self._scheduler.delay())
+        return self.nthreads()
+
+    async def get_task_status(self, keys: list[str]) -> dict[str, str]:
+        """Return the states of tasks."""
+        await self.clock.moment(self._scheduler.delay())
+        found = self._scheduler.tasks
+        return {key: found[key].state if key in found else "" for key in keys}
+
+    def get(self, graph: Any, keys: list[str], sync: bool, priority: Any, **where: Any) -> list[Future]:
+        """Send tasks."""
+        found = []
+        for key in keys:
+            self._numbers += 1
+            self.futures[key] = future = Future(self, key, self._numbers)
+            found.append(future)
+        priorities = {key: priority(key) or 0.0 for key in graph}
+        self._out.send(self.clock.now, self._scheduler.update_graph, dict(graph), keys, priorities)
+        if self._scheduler.rng.random() < 0.3:  # meanwhile the loop of the client goes on
+            self.clock.sleep(self._scheduler.delay())
+        return found
+
+    async def _cancel(self, futures: list[Future]) -> None:
+        for future in futures:
+            future.status = "cancelled"
+            future.release()
+        self._change()
+
+    def cancel(self, futures: list[Future], asynchronous: bool) -> Any:
+        """Cancel tasks."""
+        assert asynchronous
+        return self._cancel(futures)
+
+    def gather(self, futures: Any, direct: Any = None, asynchronous: bool = False) -> Any:
+        """Bring results here."""
+        if asynchronous:
+            return self._gather(futures)
+        task = self.clock.aio.create_task(self._gather([futures]))
+        self.clock.in_loop(lambda: None)
+        if not self.clock.wait(task.done):
+            raise AssertionError("a result that is asked for never comes")
+        return task.result()[0]
+
+    async def _gather(self, futures: list[Future]) -> list[Any]:
+        values = []
+        for future in futures:
+            while True:
+                if await future.exception() is not None:
+                    raise KilledWorker(future.key, None, ALLOWED_FAILURES)
+                await self.clock.moment(self._scheduler.delay())
+                holders = [w for w in self._scheduler.workers.values() if w.alive and future.key in w.data]
+                if holders:
+                    values.append(pickle.loads(pickle.dumps(holders[0].data[future.key])))
+                    break
+                await self.clock.moment(0.5)  # its worker does not answer: dask asks again
+        return values
+
+    # What comes from the scheduler.
+
+    def on_event(self, topic: str, message: Any) -> None:
+        """Hear an event."""
+        for handler in self._topics.get(topic, ()):
+            self.loop.add_callback(handler, (self.clock.now, message))
+
+    def on_status(self, key: str, status: str) -> None:
+        """Hear what became of a task."""
+        future = self.futures.get(key)
+        if future is not None and future.status != "cancelled":
+            future.status = status
+            self._change()
+
+    async def changed(self) -> None:
+        """Wait until some future has changed."""
+        change = self.clock.aio.create_future()
+        self._changes.append(change)
+        await change
+
+    def _change(self) -> None:
+        changes, self._changes = self._changes, []
+        for change in changes:
+            if not change.done():
+                change.set_result(None)
+
+    def send_release(self, keys: list[str]) -> None:
+        """Tell that results are wanted no more."""
+        if not self.scheduler_comm.is_closed:
+            self._out.send(self.clock.now, self._scheduler.client_releases, keys)
+
+    def lose(self) -> None:
+        """Notice that the scheduler is gone."""
+        self.scheduler_comm.is_closed = True
+        for future in list(self.futures.values()):
+            future.status = "cancelled"
+        self._change()

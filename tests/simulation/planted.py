@@ -1,0 +1,246 @@
+"""Faults that are planted into parcoll, one at a time: the simulation has to find each of them.
+
+Each is a mistake that somebody could make in the protocol, in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from parcoll.cluster.receiving import Receiving
+from parcoll.cluster.session import DistributedSession
+from parcoll.evaluation.feed import Rest, StreamFeed
+from parcoll.evaluation.folding import _Chain, _Tree
+from parcoll.evaluation.reader import SliceReader, StreamReader
+from parcoll.evaluation.window import Window, _Slot
+from parcoll.worker import tasks
+from parcoll.worker.outcome import Outcome
+
+Plant = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, made: Callable[[Any], Any]) -> Iterator[None]:
+    """Have another attribute in the place of one; `made` gets what it was."""
+    before = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    setattr(owner, name, made(before))
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _any_slot(take: Any) -> Any:
+    def taken(self: Window) -> _Slot | None:
+        ordered, self._ordered = self._ordered, False
+        try:
+            return take(self)  # type: ignore[no-any-return]
+        finally:
+            self._ordered = ordered
+
+    return taken
+
+
+def _rest_at_the_end(returned: Any) -> Any:
+    def return_rest(self: Window, slot: _Slot, outcome: Any) -> None:
+        rest = _Slot(rest=self._feed.rest_of(slot.job, outcome))  # type: ignore[arg-type]
+        self._slots.append(rest)
+        self._rests = deque(other for other in self._slots if other.rest is not None)
+
+    return return_rest
+
+
+def _rest_one_short(rest_of: Any) -> Any:
+    def shorter(self: StreamFeed, job: Any, outcome: Any) -> Rest:
+        rest: Rest = rest_of(self, job, outcome)
+        if len(rest.elements) > 3:
+            rest.elements = rest.elements[1:]
+        return rest
+
+    return shorter
+
+
+def _begun_is_forgotten(rest_of: Any) -> Any:
+    def forgetful(self: StreamFeed, job: Any, outcome: Any) -> Rest:
+        rest: Rest = rest_of(self, job, outcome)
+        job.begun = None
+        return rest
+
+    return forgetful
+
+
+def _lost_jobs_are_forgotten(lose: Any) -> Any:
+    def lost(self: Receiving, worker: str, keys: list[str]) -> None:
+        for future in [future for future in self._pending if future.key in keys]:
+            self._pending.pop(future)
+
+    return lost
+
+
+def _reported_twice(reported: Any) -> Any:
+    def twice(self: Receiving, key: str, outcome: Any) -> None:
+        future = self._by_key.get(key)
+        job = self._pending.get(future)
+        reported(self, key, outcome)
+        if outcome is not None and not outcome.early and job is not None and job.lost_workers:
+            self.results.put((job, outcome))
+
+    return twice
+
+
+def _joined_backwards(submit: Any) -> Any:
+    def submitted(self: Any, job: Any) -> None:
+        job.parts = list(job.parts)[::-1]
+        submit(self, job)
+
+    return submitted
+
+
+def _a_join_takes_one_less(start: Any) -> Any:
+    def started(self: _Chain, last: bool = False) -> None:
+        if len(self._parts) > 2:
+            self._parts.pop()
+        start(self, last)
+
+    return started
+
+
+def _one_element_less(read: Any) -> Any:
+    def reads(self: Any, size: int, *settings: Any) -> Any:
+        elements = read(self, size, *settings)
+        return elements[:-1] if len(elements) > 4 else elements
+
+    return reads
+
+
+def _sent_again_from_the_start(again: Any) -> Any:
+    def send_again(self: DistributedSession, job: Any, found: Any) -> None:
+        job.begun = None
+        again(self, job, found)
+
+    return send_again
+
+
+def _lost_is_done(again: Any) -> Any:
+    def send_again(self: DistributedSession, job: Any, found: Any) -> None:
+        found.append((job, Outcome(read=job.size or 0)))
+
+    return send_again
+
+
+def _nothing_is_cancelled(close: Any) -> Any:
+    def closed(self: Receiving) -> bool:
+        self.closed = True
+        kept.append(dict(self._pending))
+        return False
+
+    return closed
+
+
+kept: list[Any] = []
+
+
+def _released_too_early(expecting: Any) -> Any:
+    @contextlib.contextmanager
+    def expected(self: Receiving, keys: Any, jobs: Any) -> Any:
+        with expecting(self, keys, jobs) as futures:
+            yield futures
+            if len(futures) > 3:
+                futures[0].release()
+
+    return expected
+
+
+def _too_soon_is_dropped(take: Any) -> Any:
+    def taken(self: Receiving) -> None:
+        self._too_soon.clear()
+        take(self)
+
+    return taken
+
+
+def _new_cluster_gets_only_the_first(begin: Any) -> Any:
+    def again(self: Window, error: Any) -> Any:
+        for job in sorted(self._by_job, key=lambda job: job.order)[1:]:
+            del self._by_job[job]
+        return begin(self, error)
+
+    return again
+
+
+def _complete_though_cut(run: Any) -> Any:
+    def ran(*settings: Any, **named: Any) -> Any:
+        outcome = run(*settings, **named)
+        outcome.complete = True
+        return outcome
+
+    return ran
+
+
+def _a_failure_comes_at_once(take: Any) -> Any:
+    def taken(self: Window) -> _Slot | None:
+        for position, slot in enumerate(self._slots):
+            if slot.outcome is not None and slot.outcome.failure is not None:
+                del self._slots[position]
+                return slot
+        return take(self)  # type: ignore[no-any-return]
+
+    return taken
+
+
+def _buffer_grows(taken: Any) -> Any:
+    def took(self: StreamFeed, elements: int) -> None:
+        taken(self, elements * 3 + 5)
+
+    return took
+
+
+def _the_error_of_the_source_is_lost(take_error: Any) -> Any:
+    def take(self: StreamFeed) -> None:
+        take_error(self)
+
+    return take
+
+
+def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
+    """Return what plants one."""
+    return lambda: replaced(owner, name, made)
+
+
+PLANTED: dict[str, Plant] = {
+    "a slot is delivered before its turn": planting(Window, "_take", _any_slot),
+    "an error comes before the results before it": planting(Window, "_take", _a_failure_comes_at_once),
+    "a rest is put at the end": planting(Window, "_return_rest", _rest_at_the_end),
+    "a rest lacks its first element": planting(StreamFeed, "rest_of", _rest_one_short),
+    "what was handed back runs there too": planting(StreamFeed, "rest_of", _begun_is_forgotten),
+    "after a loss, what was handed back runs again": planting(
+        DistributedSession, "_send_again", _sent_again_from_the_start
+    ),
+    "a lost partition counts as done": planting(DistributedSession, "_send_again", _lost_is_done),
+    "lost partitions are forgotten": planting(Receiving, "lose", _lost_jobs_are_forgotten),
+    "a second report counts": planting(Receiving, "reported", _reported_twice),
+    "a report that comes while tasks are sent is dropped": planting(
+        Receiving, "_take_what_came", _too_soon_is_dropped
+    ),
+    "nothing is cancelled at the end": planting(Receiving, "close", _nothing_is_cancelled),
+    "a future is released too early": planting(Receiving, "expecting", _released_too_early),
+    "a join forgets its order": planting(_Tree, "_submit", _joined_backwards),
+    "a chain of joins forgets its order": planting(_Chain, "_submit", _joined_backwards),
+    "a join leaves one out": planting(_Chain, "_start", _a_join_takes_one_less),
+    "a slice loses an element": planting(SliceReader, "read", _one_element_less),
+    "a stream loses an element": planting(StreamReader, "read", _one_element_less),
+    "a new cluster gets the first partition only": planting(
+        Window, "_begin_again", _new_cluster_gets_only_the_first
+    ),
+    "a partition that was cut is said to be whole": planting(tasks, "run", _complete_though_cut),
+    "buffersize is no limit": planting(StreamFeed, "taken", _buffer_grows),
+    "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
+}
+
+
+def dropped() -> None:
+    """Let go of what a planted fault has kept from being cancelled."""
+    kept.clear()

@@ -1,0 +1,271 @@
+"""Random work: a source, steps, what takes the results; and what plain Python gives for it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_model import look_at_late
+from virtual import Clock
+
+from parcoll import ClusterLostError, ParallelGen, parallel
+
+
+class Now:
+    """What the functions of the work that is under way need."""
+
+    clock: Clock
+    costs: list[float]
+    tried: dict[tuple[str, int], int]
+
+
+def spend(x: Any) -> None:
+    """Let the time pass that an element takes."""
+    costs = Now.costs
+    Now.clock.sleep(costs[hash(x) % len(costs)])
+    look_at_late()
+
+
+def add(x: int) -> int:
+    """Map."""
+    spend(x)
+    return x + 1_000
+
+
+def is_odd(x: int) -> bool:
+    """Filter."""
+    spend(x)
+    return x % 2 == 1
+
+
+def several(x: int) -> list[int]:
+    """Flatmap: none, one or more."""
+    spend(x)
+    return [x * 10 + i for i in range(x % 4)]
+
+
+def lazily(x: int) -> Iterator[int]:
+    """Flatmap, with a generator."""
+    for i in range(x % 3):
+        spend(x)
+        yield x * 10 + i
+
+
+def flaky(x: int) -> int:
+    """Map: fails the first time with some elements."""
+    spend(x)
+    key = "flaky", x
+    Now.tried[key] = Now.tried.get(key, 0) + 1
+    if x % 3 == 0 and Now.tried[key] == 1:
+        raise ConnectionError(x)
+    return x
+
+
+def bad(x: int) -> int:
+    """Map: fails with some elements."""
+    spend(x)
+    if x % 5 == 3:
+        raise ValueError(x)
+    return x
+
+
+def instead(error: Any) -> int:
+    """Return what stands for an element that failed."""
+    return -int(error.element)
+
+
+def joined(a: str, b: str) -> str:
+    """Fold: every order but the right one gives another result."""
+    Now.clock.sleep(Now.costs[0] / 4)
+    return f"{a}{b}"
+
+
+def text(x: int) -> str:
+    """Map to what `joined` takes."""
+    return f"<{x}>"
+
+
+# Each step: its name, how parcoll is asked for it, and what plain Python does.
+Plain = Callable[[Iterator[Any]], Iterator[Any]]
+flat = itertools.chain.from_iterable
+STEPS: dict[str, tuple[Callable[[Any], Any], Plain]] = {
+    "map(add)": (lambda p: p.map(add), lambda it: map(add, it)),
+    "filter(is_odd)": (lambda p: p.filter(is_odd), lambda it: filter(is_odd, it)),
+    "flatmap(several)": (
+        lambda p: p.flatmap(several),
+        lambda it: itertools.chain.from_iterable(map(several, it)),
+    ),
+    "flatmap(lazily)": (
+        lambda p: p.flatmap(lazily),
+        lambda it: itertools.chain.from_iterable(map(lazily, it)),
+    ),
+    "map(flaky, retries=2)": (lambda p: p.map(flaky, retries=2, retry_on=ConnectionError), lambda it: it),
+    "map(bad, skip)": (lambda p: p.map(bad, on_error="skip"), lambda it: (x for x in it if x % 5 != 3)),
+    "map(bad, instead)": (
+        lambda p: p.map(bad, on_error=instead),
+        lambda it: (-x if x % 5 == 3 else x for x in it),
+    ),
+    "map(bad)": (lambda p: p.map(bad), lambda it: map(bad, it)),
+}
+ENDS = ("list", "take", "count", "reduce", "fold", "fold with combine", "leave", "slow consumer", "foreach")
+
+
+@dataclass
+class Work:
+    """One evaluation."""
+
+    seed: int
+    rng: random.Random
+    count: int = 0
+    source: str = ""
+    steps: list[str] = field(default_factory=list)
+    end: str = ""
+    number: int = 0  # that is taken, or after which the consumer leaves
+    settings: dict[str, Any] = field(default_factory=dict)
+    ordered: bool = True
+    read: int = 0  # elements of the source
+    given: int = 0  # results that the consumer has
+    most_unread: int = 0
+    results: list[Any] = field(default_factory=list)  # that the consumer got
+
+    @classmethod
+    def of(cls, seed: int) -> Work:
+        """Return the work of a seed."""
+        rng = random.Random(seed)
+        work = cls(seed, rng)
+        work.count = rng.choice([0, 1, 2, 3, 7, 20, 60])
+        work.source = rng.choice(["list", "generator", "slow generator", "failing generator", "function"])
+        work.steps = rng.choices(list(STEPS)[:-1], k=rng.choice([0, 1, 1, 2, 3]))
+        if rng.random() < 0.15:
+            work.steps.append("map(bad)")
+        work.end = rng.choice(ENDS)
+        work.number = rng.randrange(12)
+        if rng.random() < 0.5:
+            work.settings["partition_size"] = rng.choice([1, 2, 3, 10])
+        if rng.random() < 0.3:
+            work.settings["buffersize"] = rng.choice([1, 2, 5, 20])
+        work.ordered = rng.random() < 0.8 or work.end not in ("list", "count", "slow consumer")
+        scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
+        Now.costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
+        if rng.random() < 0.3:
+            Now.costs[rng.randrange(7)] = 20.0
+        Now.tried = {}
+        return work
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether it may end with its scheduler: what is kept there, and a fold whose source is used up."""
+        folds = self.end == "reduce" or self.end.startswith("fold")
+        return self.end == "foreach" or (folds and self.source.endswith("generator"))
+
+    @property
+    def steps_multiply(self) -> bool:
+        """Whether results are not one for each element."""
+        return any(not step.startswith("map") or "skip" in step for step in self.steps)
+
+    def __str__(self) -> str:
+        steps = "".join(f".{step}" for step in self.steps) + ("" if self.ordered else ".unordered()")
+        settings = "".join(f", {name}={value}" for name, value in self.settings.items())
+        costs = ", ".join(f"{cost:g}" for cost in Now.costs)
+        chain = f"parallel({self.source} of {self.count}{settings}){steps}"
+        return f"{chain} -> {self.end} {self.number}; costs {costs}"
+
+    def elements(self, quick: bool = False) -> Iterator[int]:
+        """Give the elements of the source, and note how many were read."""
+        for x in range(self.count):
+            if not quick:
+                self.read += 1
+                self.most_unread = max(self.most_unread, self.read - self.given)
+            if self.source == "slow generator" and not quick:
+                Now.clock.sleep(0.03 if x % 5 else 0.4)
+            if self.source == "failing generator" and x == self.count - 2:
+                raise LookupError(x)
+            yield x
+
+    def collection(self) -> ParallelGen[Any]:
+        """Return the chain."""
+        if self.source == "list":
+            source: Any = list(range(self.count))
+        elif self.source == "function":
+            source = self.elements
+        else:
+            source = self.elements()
+        made: Any = parallel(source, **self.settings)
+        for step in self.steps:
+            made = STEPS[step][0](made)
+        return made if self.ordered else made.unordered()  # type: ignore[no-any-return]
+
+    def plain(self) -> Iterator[Any]:
+        """Return what plain Python gives for it."""
+        made: Iterator[Any] = self.elements(quick=True)
+        for step in self.steps:
+            made = STEPS[step][1](made)
+        return made
+
+
+def outcome_of(call: Callable[[], Any]) -> tuple[str, Any]:
+    """Return what a call returns, or what it raises."""
+    try:
+        return "returns", call()
+    except ClusterLostError:
+        return "is lost", None
+    except (ValueError, LookupError, TypeError) as error:
+        return "raises", (type(error), () if isinstance(error, TypeError) else error.args)
+
+
+def expected(work: Work) -> tuple[str, Any]:
+    """Return what plain Python does."""
+
+    def call() -> Any:
+        results = work.plain()
+        if work.end == "take" or work.end == "leave":
+            return list(itertools.islice(results, work.number))
+        if work.end == "count":
+            return sum(1 for _ in results)
+        if work.end == "reduce":
+            return functools.reduce(joined, map(text, results))
+        if work.end == "foreach":
+            return list(map(add, results))
+        if work.end.startswith("fold"):
+            return functools.reduce(joined, map(text, results), "")
+        return list(results)
+
+    return outcome_of(call)
+
+
+def found(work: Work) -> tuple[str, Any]:
+    """Return what parcoll does."""
+    made = work.collection()
+
+    def call() -> Any:
+        if work.end == "take":
+            return made.take(work.number)
+        if work.end == "count":
+            return made.count()
+        if work.end == "reduce":
+            return made.map(text).reduce(joined)
+        if work.end == "fold":
+            return made.map(text).fold(joined, "")
+        if work.end == "fold with combine":
+            return made.map(text).fold(joined, "", operator.add)
+        if work.end == "foreach":
+            made.foreach(add)
+            return list(made)
+        results = work.results
+        iterator = iter(made)
+        for result in iterator if work.end != "leave" or work.number else ():
+            results.append(result)
+            work.given += 1
+            if work.end == "leave" and len(results) == work.number:
+                break
+            if work.end == "slow consumer":
+                Now.clock.sleep(0.05)
+        iterator.close()  # type: ignore[attr-defined]
+        return results
+
+    return outcome_of(call)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from parcoll.keys.streams import Operation
+
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 FIRST_SECONDS = 0.002  # and no longer than this at the start, while all workers are idle
@@ -54,6 +56,10 @@ class Reader:
     def close(self) -> None:
         """Let go of what it reads from, which may be another evaluation."""
 
+    def stream(self) -> Iterator[Any]:
+        """Give the elements one by one, for who does not call `read`."""
+        raise NotImplementedError
+
     def read_all(self) -> list[Any]:
         """Return the rest, or raise what the source raises."""
         elements: list[Any] = []
@@ -78,6 +84,10 @@ class SliceReader(Reader):
     def __init__(self, sequence: Sequence[Any]) -> None:
         super().__init__()
         self._sequence = sequence
+
+    def stream(self) -> Iterator[Any]:
+        """Iterate over it."""
+        return iter(self._sequence)
 
     def remaining(self) -> int | None:
         """Return the length that is left; None for a range too long for `len`."""
@@ -126,6 +136,10 @@ class StreamReader(Reader):
     def at_hand(self) -> int:  # type: ignore[override]
         """How many elements were read ahead."""
         return len(self._ahead)
+
+    def stream(self) -> Iterator[Any]:
+        """Iterate over it. What cannot be iterated raises when it is drawn from."""
+        yield from self._iterable
 
     def remaining(self) -> int | None:
         """Return what is left once the source has ended, or if it has a length (a set, a dict's items)."""
@@ -191,36 +205,35 @@ class StreamReader(Reader):
         return len(elements) >= size
 
 
-class BatchReader(StreamReader):
-    """Tuples of `size` elements, from a reader or an iterator; the last may be shorter."""
+class DerivedReader(StreamReader):
+    """What an operation makes of streams, of which `lengths` are known or not. At the end it closes them."""
 
-    def __init__(self, size: int, elements: Reader | Iterator[Any]) -> None:
-        super().__init__(self._batches())
-        self._size = size
-        self._elements = elements
+    def __init__(
+        self, operation: Operation, streams: Sequence[Iterator[Any]], lengths: Sequence[int] | None = None
+    ) -> None:
+        self._made = self._elements(operation, streams)
+        super().__init__(self._made)
+        self._length = None if lengths is None else operation.length(*lengths)
 
-    def _batches(self) -> Iterator[tuple[Any, ...]]:
-        elements, size = self._elements, self._size
-        if not isinstance(elements, Reader):
-            while batch := tuple(itertools.islice(elements, size)):
-                yield batch
-            return
-        while not elements.ended:
-            read = elements.read(size, sys.maxsize, exact=True)
-            if elements.error is not None:
-                raise elements.take_error()  # type: ignore[misc]
-            if len(read):
-                yield tuple(read)
+    @staticmethod
+    def _elements(operation: Operation, streams: Sequence[Iterator[Any]]) -> Generator[Any, None, None]:
+        made = operation.made(*streams)
+        try:
+            yield from made
+        finally:
+            for stream in (made, *streams):
+                if isinstance(stream, Generator):
+                    stream.close()
 
     def remaining(self) -> int | None:
-        """Return how many batches are left, where that is known."""
-        left = self._elements.remaining() if isinstance(self._elements, Reader) else None
-        return super().remaining() if left is None else -(-left // self._size) + len(self._ahead)
+        """Return how many are left, where that is known."""
+        if self._exhausted or self._length is None:
+            return super().remaining()
+        return max(self._length - self.position, 0)
 
     def close(self) -> None:
         """End what gives the elements."""
-        if isinstance(self._elements, Generator):
-            self._elements.close()
+        self._made.close()
 
 
 def _size(element: Any) -> int:

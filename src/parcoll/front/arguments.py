@@ -18,7 +18,7 @@ from parcoll.calls.batches import FORMATS
 from parcoll.calls.rates import Rate
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.chain.steps import Step
-from parcoll.evaluation.plan import Batched
+from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.run import Options
 from parcoll.text import describe, function_name, short_repr
 
@@ -173,19 +173,23 @@ def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
     return size, format, flat
 
 
-def of_batches(options: Options, source: Batched) -> Options:
-    """Return the settings of a collection of batches: those that count elements count batches then."""
+def of_derived(options: Options, source: Derived, size: int = 1, instead: str = "") -> Options:
+    """Return the settings of a collection of what is made of `size` elements each, of which those count then.
+
+    `instead` is what may be used with a checkpoint.
+    """
     if options.checkpoint is not None and not source.is_alone:
+        name, label = source.operation.name, source.operation.label
         raise TypeError(
-            f"batched({source.size}) behind other steps has them run in an evaluation of their own, of which "
-            f"checkpoint={options.checkpoint!r} would save nothing: call batched() first, use map_batches(), "
+            f"{label} behind other steps has them run in an evaluation of their own, of which "
+            f"checkpoint={options.checkpoint!r} would save nothing: call {name}() first, {instead}"
             "or leave checkpoint out"
         )
-    size, buffersize = options.partition_size, options.buffersize
+    partition_size, buffersize = options.partition_size, options.buffersize
     return dataclasses.replace(
         options,
-        partition_size=max(size // source.size, 1) if isinstance(size, int) else size,
-        buffersize=None if buffersize is None else max(buffersize // source.size, 1),
+        partition_size=max(partition_size // size, 1) if isinstance(partition_size, int) else partition_size,
+        buffersize=None if buffersize is None else max(buffersize // size, 1),
     )
 
 

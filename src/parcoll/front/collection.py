@@ -9,10 +9,11 @@ from typing import Any, Literal, TypeGuard, TypeVar, Unpack, overload
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
-from parcoll.evaluation.plan import Batched, Node
+from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.front import arguments
 from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.front.evaluating import Evaluated, kept
+from parcoll.keys.streams import Batches, Operation
 from parcoll.world import handlers
 
 T = TypeVar("T")
@@ -58,6 +59,14 @@ class ParallelGen(Evaluated[T_co]):
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
         step = arguments.step(kind, func, settings, self._options.policy)
         return ParallelGen(Node(before=self._node, step=step), self._options)
+
+    def _derived(
+        self, operation: Operation, *others: Read, size: int = 1, instead: str = ""
+    ) -> ParallelGen[Any]:
+        """Return the collection of what an operation makes of this chain, and of others."""
+        first = Read(self._node, dataclasses.replace(self._options, progress=False))
+        source = Derived((first, *others), operation)
+        return ParallelGen(Node(source=source), arguments.of_derived(self._options, source, size, instead))
 
     @overload
     def map(self, func: Callable[[T_co], Awaits[R]], **settings: Unpack[Skips]) -> ParallelGen[R]: ...
@@ -232,8 +241,7 @@ class ParallelGen(Evaluated[T_co]):
         [5, 50, 36]
         """
         n = arguments.whole_number(n, "batched() needs a whole number")
-        source = Batched(self._node, n, dataclasses.replace(self._options, progress=False))
-        return ParallelGen(Node(source=source), arguments.of_batches(self._options, source))
+        return self._derived(Batches(n), size=n, instead="use map_batches(), ")
 
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.

@@ -122,7 +122,10 @@ class Derived(Source):
         """Return the rows of `stats` before those of the chain behind: of each chain's steps, and its own."""
         if self.is_alone:
             return []
-        return [*(row for read in self.reads for row in read.labels()), (self.operation.label, False)]
+        return [
+            *(row for read in self.reads for row in read.labels()),
+            (self.operation.label, self.operation.filters),
+        ]
 
     def open(self) -> Reader:
         """Start reading, where there are no steps."""
@@ -136,7 +139,7 @@ class Derived(Source):
     def describe(self) -> str:
         """Return it as a user wrote it."""
         first, *others = (read.node.describe() for read in self.reads)
-        return f"{first}.{self.operation.describe(others)}"
+        return ".".join(filter(None, (first, self.operation.describe(others))))
 
     def __repr__(self) -> str:
         return self.describe()

@@ -22,6 +22,7 @@ from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.run import Options
 from parcoll.text import describe, function_name, short_repr
 
+AWAITED = ("map", "filter", "flatmap", "foreach", "starmap")  # methods whose functions may be `async`
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
 
 
@@ -52,6 +53,18 @@ class StepSettings(Calls, total=False):
     on_error: OnError | None
 
 
+class KeySkips(Tries, total=False):
+    """The settings of a key or a predicate, where no function stands for elements that fail."""
+
+    on_error: Literal["raise", "skip"] | None
+
+
+class KeySettings(Tries, total=False):
+    """All settings of a key or a predicate."""
+
+    on_error: OnError | None
+
+
 class ListBatches(Tries, total=False):
     """The settings of batches that are lists."""
 
@@ -71,7 +84,7 @@ def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
-    return _plain(func, f"{method}()") if method in ("reduce", "fold", "map_batches") else func
+    return _plain(func, f"{method}()") if method not in AWAITED else func
 
 
 def _plain(func: Any, what: str) -> Any:
@@ -191,6 +204,22 @@ def of_derived(options: Options, source: Derived, size: int = 1, instead: str = 
         partition_size=max(partition_size // size, 1) if isinstance(partition_size, int) else partition_size,
         buffersize=None if buffersize is None else max(buffersize // size, 1),
     )
+
+
+def probability(given: Any) -> float:
+    """Return a probability."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"sample() needs a probability from 0 to 1, got {describe(given)}")
+    if not 0 <= given <= 1:
+        raise ValueError(f"sample() needs a probability from 0 to 1, got {short_repr(given)}")
+    return float(given)
+
+
+def seed(given: Any) -> int | float | str | bytes:
+    """Return a seed."""
+    if not isinstance(given, int | float | str | bytes):
+        raise TypeError(f"seed must be a number, a string or bytes, got {describe(given)}")
+    return given
 
 
 def taken(given: Any) -> int:

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeGuard, TypeVar, Unpack, overload
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
-from parcoll.evaluation.plan import Derived, Node, Read
+from parcoll.evaluation.plan import Node
 from parcoll.front import arguments
 from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.front.evaluating import Evaluated, kept
-from parcoll.keys.streams import Batches, Operation
+from parcoll.front.streams import Streams
+from parcoll.keys.streams import Batches
 from parcoll.world import handlers
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 
 @handlers.methods_reaching
-class ParallelGen(Evaluated[T_co]):
+class ParallelGen(Streams[T_co], Evaluated[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
     `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
@@ -59,14 +60,6 @@ class ParallelGen(Evaluated[T_co]):
     def _extended(self, kind: type[Step], func: Any, settings: StepSettings) -> ParallelGen[Any]:
         step = arguments.step(kind, func, settings, self._options.policy)
         return ParallelGen(Node(before=self._node, step=step), self._options)
-
-    def _derived(
-        self, operation: Operation, *others: Read, size: int = 1, instead: str = ""
-    ) -> ParallelGen[Any]:
-        """Return the collection of what an operation makes of this chain, and of others."""
-        first = Read(self._node, dataclasses.replace(self._options, progress=False))
-        source = Derived((first, *others), operation)
-        return ParallelGen(Node(source=source), arguments.of_derived(self._options, source, size, instead))
 
     @overload
     def map(self, func: Callable[[T_co], Awaits[R]], **settings: Unpack[Skips]) -> ParallelGen[R]: ...

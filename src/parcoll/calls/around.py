@@ -60,12 +60,20 @@ class Begins(Around):
         return not self.func(element), element, element
 
 
-class Standing(Around):
+class Stands(Around):
     """An `on_error` function, as what asks a predicate: what it returns stays."""
 
     def __call__(self, error: ElementError) -> tuple[bool, Any]:
         """Ask it."""
         return False, self.func(error)
+
+
+class StandsForKey(Around):
+    """An `on_error` function that returns the key of an element."""
+
+    def __call__(self, error: ElementError) -> tuple[Any, Any]:
+        """Ask it."""
+        return self.func(error), error.element
 
 
 class Deferred:
@@ -120,7 +128,7 @@ class TakeWhile(Map):
     def of(cls, predicate: Callable[..., Any], policy: Policy) -> Step:
         """Return the step."""
         if callable(policy.on_error):
-            policy = replace(policy, on_error=Standing(policy.on_error))
+            policy = replace(policy, on_error=Stands(policy.on_error))
         return cls(Ends(predicate), policy)
 
 
@@ -153,6 +161,13 @@ class DropWhile(Map):
 
 class KeyOf(Map):
     """Each element behind its key."""
+
+    @classmethod
+    def of(cls, key: Callable[..., Any], policy: Policy) -> Step:
+        """Return the step."""
+        if callable(policy.on_error):
+            policy = replace(policy, on_error=StandsForKey(policy.on_error))
+        return cls(WithKey(key), policy)
 
 
 class KeyOfMin(KeyOf):

@@ -5,12 +5,13 @@ The functions below it are the calls themselves: iterating, `count` and what `fo
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.calls import looping
@@ -35,7 +36,7 @@ from parcoll.wire import script
 from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
-from parcoll.worker.sinks import Count, Results, Sink
+from parcoll.worker.sinks import Count, Part, Parts, Results, Sink
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
@@ -104,7 +105,7 @@ class Run:
         """Give each partition's outcome: first those that a checkpoint has, then those that ran."""
         if self.options.checkpoint is None:
             origin = self.plan.origin
-            if isinstance(origin, Derived) and not self.plan.steps and sink.resumes:
+            if isinstance(origin, Derived) and self.gives_elements and sink.resumes:
                 return self._derived(origin, sink.limit)
             return self.window(sink).outcomes()
         if not sink.resumes:
@@ -122,6 +123,12 @@ class Run:
 
         steps = self.plan.steps
         return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, missing)
+
+    @property
+    def gives_elements(self) -> bool:
+        """Whether the outcomes of a sink that resumes are the elements themselves: they come here anyway."""
+        here = isinstance(self.plan.origin, Derived) and not self.plan.steps
+        return here or self.options.checkpoint is not None
 
     def _derived(self, origin: Derived, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
         """Give what is made of other chains and goes through no step: it is here."""
@@ -344,6 +351,34 @@ def count(run: Run) -> int:
         error._tell(f"count() had come to {total:,}")
         raise
     return total
+
+
+def merged(run: Run, empty: Part, label: str) -> Any:
+    """Return what the workers' parts make, merged in order. `label` names the method in messages."""
+    run.options = replace(run.options, ordered=True)
+    found, sink = copy.deepcopy(empty), Parts(empty, label)
+    try:
+        with run.watched(label), closing(run.outcomes(sink)) as outcomes:  # type: ignore[type-var]
+            for job, outcome in outcomes:
+                if outcome.results is not None:
+                    found.merge(_part(run, empty, job, outcome))
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+    except ClusterLostError as error:
+        error._tell(f"{label} has no value: it had come to {run.stats.elements_out:,} elements")
+        raise
+    return found
+
+
+def _part(run: Run, empty: Part, job: Job, outcome: Outcome) -> Part:
+    what = f"the results of the partition at {job.place.element(0)}"
+    results, outcome.results = outcome.results, None
+    assert results is not None
+    if not run.gives_elements:
+        return loaded(results, what, 1)[0]  # type: ignore[no-any-return]
+    part = copy.deepcopy(empty)
+    part.add(loaded(results, what, outcome.produced))
+    return part
 
 
 def keep_results(run: Run, name: str) -> list[Handle]:

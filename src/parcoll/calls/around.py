@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import CodeType
 from typing import Any
 
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.place import Place
 from parcoll.chain.policy import Policy
-from parcoll.chain.steps import SKIP, Map, Step
+from parcoll.chain.steps import SKIP, Around, Map, Step
 from parcoll.errors import ElementError
 from parcoll.text import function_name, short_repr
 from parcoll.wire.exceptions import Failure
-
-
-class Around:
-    """A function around one of the user's, by whose name it goes."""
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-
-    def __call__(self, element: Any) -> Any:
-        """Call the function, and make something of what it returns."""
-        raise NotImplementedError
-
-    @property
-    def __name__(self) -> str:
-        return function_name(self.func)
-
-    @property
-    def __code__(self) -> CodeType:
-        return self.func.__code__  # so that a lambda is shown as it was written
 
 
 class WithKey(Around):

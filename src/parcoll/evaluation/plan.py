@@ -87,6 +87,9 @@ class Read:
         before = first.source.labels() if isinstance(first.source, Derived) else []
         return [*before, *((step.title, step.filters) for node in reversed(row) if (step := node.step))]
 
+    def __str__(self) -> str:
+        return self.node.describe()
+
     def all_elements(self) -> list[Any]:
         """Return all its elements, made here."""
         *row, first = self.node.back()

@@ -5,19 +5,20 @@ The functions below it are the calls themselves: iterating, `count` and what `fo
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.calls import looping
+from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.steps import Step
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
@@ -36,7 +37,7 @@ from parcoll.wire import script
 from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
-from parcoll.worker.sinks import Count, Part, Parts, Results, Sink
+from parcoll.worker.sinks import Count, Results, Sink
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNSET: Any = object()
+TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
 MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
 
 
@@ -121,8 +123,8 @@ class Run:
             self._watch.follower = self.engine.follow(self.stats)
             return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
 
-        steps = self.plan.steps
-        return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, missing)
+        checkpoint, origin = self.options.checkpoint, self.plan.origin
+        return resuming.outcomes(checkpoint, origin, self.steps, self.stats, missing)
 
     @property
     def gives_elements(self) -> bool:
@@ -183,6 +185,28 @@ class Run:
         finally:
             recorder.read(taken)
 
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the plan, with what they need of other chains."""
+        return tuple(step.prepared(self) for step in self.plan.steps)
+
+    def table(self, other: Read, make: Callable[[list[Any]], Any]) -> Broadcast[Any]:
+        """Evaluate a chain beside this one, and broadcast what is made of it, unless that is large."""
+        beside, most, what = Stats(), self.engine.memory_limit() * TABLE, str(other)
+        for node in other.node.back():
+            node.stats = beside
+        elements = []
+        for element in Run(other.node, other.options, lambda: self.engine, beside)._elements():
+            elements.append(element)
+            if beside.bytes_received > most:
+                raise too_large(
+                    other.node.describe(), len(elements), beside.bytes_received, most, "more than "
+                )
+        found = broadcast(make(elements))
+        if found.nbytes > most:
+            raise too_large(what, len(elements), found.nbytes, most)
+        return found
+
     def _elements(self) -> Iterator[Any]:
         """Give the results one by one to an evaluation that reads from this one."""
         with closing(self.outcomes(Results())) as outcomes:  # type: ignore[type-var]
@@ -205,9 +229,9 @@ class Run:
         saver: Saver | None = None,
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
-        program = Program(self.plan.steps, sink)
-        calls, pace = (program, None) if program.waits else (None, remembered(self.plan.steps))
-        batch = max((step.least for step in self.plan.steps), default=1)
+        program = Program(self.steps, sink)
+        calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
+        batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back
         sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls, hands_back)
         return Window(
@@ -230,7 +254,7 @@ class Run:
         if reader is not None:
             from parcoll.evaluation.resuming import ResumingFeed  # lazy: only with a checkpoint
 
-            return ResumingFeed(reader, self.plan.steps, limit, *settings)
+            return ResumingFeed(reader, self.steps, limit, *settings)
         if isinstance(origin, Source):
             return StreamFeed(self._opened(origin), *settings)
         if isinstance(origin, KeptPartitions):
@@ -351,34 +375,6 @@ def count(run: Run) -> int:
         error._tell(f"count() had come to {total:,}")
         raise
     return total
-
-
-def merged(run: Run, empty: Part, label: str) -> Any:
-    """Return what the workers' parts make, merged in order. `label` names the method in messages."""
-    run.options = replace(run.options, ordered=True)
-    found, sink = copy.deepcopy(empty), Parts(empty, label)
-    try:
-        with run.watched(label), closing(run.outcomes(sink)) as outcomes:  # type: ignore[type-var]
-            for job, outcome in outcomes:
-                if outcome.results is not None:
-                    found.merge(_part(run, empty, job, outcome))
-                if outcome.failure is not None:
-                    raise outcome.failure.rebuild()
-    except ClusterLostError as error:
-        error._tell(f"{label} has no value: it had come to {run.stats.elements_out:,} elements")
-        raise
-    return found
-
-
-def _part(run: Run, empty: Part, job: Job, outcome: Outcome) -> Part:
-    what = f"the results of the partition at {job.place.element(0)}"
-    results, outcome.results = outcome.results, None
-    assert results is not None
-    if not run.gives_elements:
-        return loaded(results, what, 1)[0]  # type: ignore[no-any-return]
-    part = copy.deepcopy(empty)
-    part.add(loaded(results, what, outcome.produced))
-    return part
 
 
 def keep_results(run: Run, name: str) -> list[Handle]:

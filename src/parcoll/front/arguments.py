@@ -20,6 +20,7 @@ from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.run import Options
+from parcoll.keys.joins import HOW
 from parcoll.text import describe, function_name, short_repr
 
 AWAITED = ("map", "filter", "flatmap", "foreach", "starmap")  # methods whose functions may be `async`
@@ -204,6 +205,15 @@ def of_derived(options: Options, source: Derived, size: int = 1, instead: str = 
         partition_size=max(partition_size // size, 1) if isinstance(partition_size, int) else partition_size,
         buffersize=None if buffersize is None else max(buffersize // size, 1),
     )
+
+
+def how(given: Any) -> str:
+    """Return how to join."""
+    if not isinstance(given, str) or given not in HOW:
+        raise ValueError(
+            f"how must be {', '.join(map(repr, HOW))}, got {short_repr(given)}".replace("'", '"')
+        )
+    return given
 
 
 def probability(given: Any) -> float:

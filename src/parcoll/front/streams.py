@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
 
 from parcoll.calls.around import DropWhile, StarMap, TakeWhile
 from parcoll.errors import ElementError
@@ -18,6 +18,7 @@ from parcoll.front import arguments
 from parcoll.front.arguments import Calls, KeySettings, KeySkips, Skips, StepSettings, Tries
 from parcoll.front.explain import Described
 from parcoll.keys import streams
+from parcoll.keys.joins import Join, KeyOfOther
 from parcoll.text import describe
 from parcoll.world import handlers
 
@@ -260,4 +261,81 @@ class Streams(Described, Generic[T_co]):
         [32, 9]
         """
         step = arguments.step(StarMap, func, settings, self._options.policy)
+        return self._made(Node(before=self._node, step=step), self._options)
+
+    @overload
+    def join(
+        self,
+        other: Iterable[A],
+        key: Callable[[T_co], object],
+        other_key: Callable[[A], object] | None = None,
+        how: Literal["inner"] = "inner",
+        **settings: Unpack[KeySettings],
+    ) -> ParallelGen[tuple[T_co, A]]: ...
+    @overload
+    def join(
+        self,
+        other: Iterable[A],
+        key: Callable[[T_co], object],
+        other_key: Callable[[A], object] | None = None,
+        *,
+        how: Literal["left"],
+        **settings: Unpack[KeySettings],
+    ) -> ParallelGen[tuple[T_co, A | None]]: ...
+    @overload
+    def join(
+        self,
+        other: Iterable[A],
+        key: Callable[[T_co], object],
+        other_key: Callable[[A], object] | None = None,
+        *,
+        how: Literal["semi", "anti"],
+        **settings: Unpack[KeySettings],
+    ) -> ParallelGen[T_co]: ...
+    def join(
+        self,
+        other: Any,
+        key: Any,
+        other_key: Any = None,
+        how: str = "inner",
+        **settings: Unpack[KeySettings],
+    ) -> ParallelGen[Any]:
+        """Return a collection of these elements with those of `other` that have the same key. Runs nothing.
+
+        `other` is a collection, or whatever `parallel` takes. When this one is evaluated, `other` is read, or
+        evaluated, first and whole, and sent to each worker once, as a table; it may take a quarter of a
+        worker's memory. This collection then streams through, in order, and may be endless.
+
+        Keys are equal as in a dict: 1, 1.0 and True are one key. NaN finds NaN. A key that cannot be hashed
+        is a failure of its element.
+
+        Args:
+            other: The smaller side.
+            key: A function of an element, called on the workers.
+            other_key: The same for elements of `other`; None means `key`.
+            how: "inner" gives `(element, found)` tuples, one for each of `other` that has the key, in its
+                order. "left" gives `(element, None)`, too, where none has it. "semi" gives the elements whose
+                key `other` has, "anti" those whose key it has not, each once.
+            settings: `on_error`, `retries`, `retry_on` and `timeout`, as in `flatmap`, for the calls of both
+                functions. An `on_error` function gets elements of this side only; those of `other` are left
+                out.
+
+        Raises SerializationError in the evaluation if `other` is too large.
+
+        >>> from parcoll import parallel
+        >>> names = {1: "one", 2: "two"}
+        >>> list(parallel([2, 3, 1]).join(names, lambda n: n, lambda item: item[0]))
+        [(2, (2, 'two')), (1, (1, 'one'))]
+        """
+        how = arguments.how(how)
+        func, policy = self._asking(key, "join", settings)
+        read = self._read(other, "join")
+        of_other, other_policy = func, read.options.policy
+        if other_key is not None:
+            of_other = arguments.function(other_key, "join")
+        other_policy = arguments.step_policy("join", of_other, settings, read.options.policy)
+        if callable(other_policy.on_error):
+            other_policy = dataclasses.replace(other_policy, on_error="skip")
+        keyed = Node(before=read.node, step=KeyOfOther.of(of_other, how, other_policy))
+        step = Join.of(func, how, Read(keyed, read.options), policy)
         return self._made(Node(before=self._node, step=step), self._options)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from parcoll.calls.around import KeyOf, KeyOfLargest, KeyOfMax, KeyOfMin, KeyOfSmallest
-from parcoll.evaluation import run as evaluation
+from parcoll.errors import ClusterLostError
+from parcoll.evaluation.engine import Job
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.run import UNSET
+from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Total
 from parcoll.text import function_name
+from parcoll.worker.outcome import Outcome
+from parcoll.worker.sinks import Part, Parts
 from parcoll.world import handlers
 
 T_co = TypeVar("T_co", covariant=True)
@@ -105,7 +111,7 @@ class Values(Evaluated[T_co]):
         (1.0, 385)
         """
         sum((), start)  # raises for strings
-        found: Total = evaluation.merged(self._run(), Total(), "sum()")
+        found: Total = merged(self._run(), Total(), "sum()")
         return found.answer(start)
 
     def _extreme(self, kind: type[KeyOf], key: Any, default: Any, settings: Any) -> Any:
@@ -130,5 +136,38 @@ class Values(Evaluated[T_co]):
         run = keyed._run()
         self._own = run.stats
         label = f"{kind.kind}({'' if key is None else function_name(key)})"
-        answer: list[Any] = evaluation.merged(run, empty, label).answer()
+        answer: list[Any] = merged(run, empty, label).answer()
         return answer
+
+
+def merged(run: Run, empty: Part, label: str) -> Any:
+    """Return what the workers' parts make, merged in order. `label` names the method in messages."""
+    run.options = dataclasses.replace(run.options, ordered=True)
+    found, sink = copy.deepcopy(empty), Parts(empty, label)
+    try:
+        with run.watched(label), closing(run.outcomes(sink)) as outcomes:  # type: ignore[type-var]
+            for job, outcome in outcomes:
+                if outcome.results is not None:
+                    part = _part(run, empty, job, outcome)
+                    try:
+                        found.merge(part)
+                    except Exception as error:
+                        error.add_note(f"in {label}")
+                        raise
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+    except ClusterLostError as error:
+        error._tell(f"{label} has no value: it had come to {run.stats.elements_out:,} elements")
+        raise
+    return found
+
+
+def _part(run: Run, empty: Part, job: Job, outcome: Outcome) -> Part:
+    what = f"the results of the partition at {job.place.element(0)}"
+    results, outcome.results = outcome.results, None
+    assert results is not None
+    if not run.gives_elements:
+        return loaded(results, what, 1)[0]  # type: ignore[no-any-return]
+    part = copy.deepcopy(empty)
+    part.add(loaded(results, what, outcome.produced))
+    return part

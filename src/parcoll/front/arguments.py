@@ -210,9 +210,8 @@ def of_derived(options: Options, source: Derived, size: int = 1, instead: str = 
 def how(given: Any) -> str:
     """Return how to join."""
     if not isinstance(given, str) or given not in HOW:
-        raise ValueError(
-            f"how must be {', '.join(map(repr, HOW))}, got {short_repr(given)}".replace("'", '"')
-        )
+        allowed = ", ".join(f'"{word}"' for word in HOW)
+        raise ValueError(f"how must be {allowed}, got {short_repr(given)}")
     return given
 
 

@@ -104,7 +104,8 @@ def test_failures_are_those_of_elements() -> None:
     assert "at element 1: [3]" in of_other.value.__notes__[0]
     found = numbers.join([1, 3, [4]], lambda x: x, on_error="skip")
     assert list(found) == [(1, 1), (3, 3)]
-    assert [(e.index, e.element) for e in found.errors] == [(1, [2])]
+    assert [(e.index, e.element) for e in found.errors] == [(1, [2]), (2, [4])], "of both sides"
+    assert found.stats.failed == 2
     replaced = numbers.join([[4], 3], lambda x: x, on_error=lambda error: error.index)
     assert list(replaced) == [1, (3, 3)]
     once: list[bool] = []

@@ -77,6 +77,7 @@ def test_they_are_lazy_and_stop_reading(tmp_path: Path) -> None:
     read = len(drawn)
     time.sleep(0.05)
     assert len(drawn) == read, "an evaluation goes on"
+    assert list(parallel(range(10**27)).skip(10**27 - 2).skip(1)) == [10**27 - 1]
     assert parallel(range(10**15)).enumerate().skip(1).pairwise().take(1) == [((1, 1), (2, 2))]
 
     def noted(x: int) -> int:

@@ -132,8 +132,10 @@ class Derived(Source):
 
     def open(self) -> Reader:
         """Start reading, where there are no steps."""
-        readers = [read.node.source.open() for read in self.reads]
-        return DerivedReader(self.operation, [reader.stream() for reader in readers], _lengths(readers))
+        readers, operation = [read.node.source.open() for read in self.reads], self.operation
+        if operation.skips:
+            operation = operation.skipped(readers[0].skip(operation.skips))
+        return DerivedReader(operation, [reader.stream() for reader in readers], _lengths(readers))
 
     def __call__(self) -> list[Any]:
         """Return all that is made: how dask's own engines read the bag."""

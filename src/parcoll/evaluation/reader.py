@@ -60,6 +60,10 @@ class Reader:
         """Give the elements one by one, for who does not call `read`."""
         raise NotImplementedError
 
+    def skip(self, number: int) -> int:
+        """Leave out so many elements at most, if that need not read them; return how many."""
+        return 0
+
     def read_all(self) -> list[Any]:
         """Return the rest, or raise what the source raises."""
         elements: list[Any] = []
@@ -87,7 +91,14 @@ class SliceReader(Reader):
 
     def stream(self) -> Iterator[Any]:
         """Iterate over it."""
-        return iter(self._sequence)
+        return iter(self._sequence[self.position :] if self.position else self._sequence)
+
+    def skip(self, number: int) -> int:
+        """Begin further on, where that copies nothing."""
+        if isinstance(self._sequence, range):
+            self.position += number
+            return number
+        return 0
 
     def remaining(self) -> int | None:
         """Return the length that is left; None for a range too long for `len`."""

@@ -202,6 +202,7 @@ class Run:
                 raise too_large(
                     other.node.describe(), len(elements), beside.bytes_received, most, "more than "
                 )
+        Recorder(self.stats).add_beside(beside)
         found = broadcast(make(elements))
         if found.nbytes > most:
             raise too_large(what, len(elements), found.nbytes, most)

@@ -24,10 +24,15 @@ class Operation:
 
     name: ClassVar[str]  # the method of the collection that makes it
     filters: ClassVar[bool] = False  # leaves elements out
+    skips = 0  # elements of the first chain, from the first on, that it does not look at
 
     def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
         """Give the elements; draw from the streams as they are needed, in order."""
         raise NotImplementedError
+
+    def skipped(self, number: int) -> Operation:
+        """Return the operation for a chain without so many of those."""
+        return self
 
     def length(self, *lengths: int) -> int | None:
         """Return how many elements are made of streams of these lengths; None if nobody knows."""
@@ -194,7 +199,11 @@ class Skipped(Operation):
     filters = True
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number = self.skips = number
+
+    def skipped(self, number: int) -> Operation:
+        """Drop fewer."""
+        return Skipped(self.number - number)
 
     def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
         """Drop the first ones."""

@@ -102,6 +102,17 @@ class Recorder:
                 stats.steps[rows.source].entered += elements
         return 0
 
+    def add_beside(self, beside: Stats) -> None:
+        """Count the failed elements of an evaluation beside this one, which was made for it."""
+        for stats in self._all():
+            with stats._lock.lock:
+                stats.failed += beside.failed
+                stats.retries += beside.retries
+                stats.timeouts += beside.timeouts
+                stats.deaths += beside.deaths
+                stats.failures += beside.failures
+                stats._failed_elements.add(beside._failed_elements.kept)
+
     def _levels(self) -> Iterator[tuple[Stats, _Rows]]:
         """Give the numbers here, and of the evaluations that read from this one, with its rows there."""
         stats = self._stats

@@ -226,6 +226,7 @@ def test_values_that_are_written_into_are_copied() -> None:
     assert list(rows) == list(rows) == [[], [0], [0, 1], [0, 1, 2]]
 
 
+@pytest.mark.usefixtures("inline")
 def test_samples_do_not_depend_on_partitions() -> None:
     found = [list(parallel(range(2000), partition_size=n).sample(0.25, seed=b"x")) for n in (7, 100)]
     found.append(list(parallel(range(2000)).map(abs).sample(0.25, seed=b"x")))
@@ -239,6 +240,7 @@ def test_samples_do_not_depend_on_partitions() -> None:
 SAMPLE = [1, 4, 5, 11, 17, 18]
 
 
+@pytest.mark.usefixtures("inline")
 def test_what_is_refused(tmp_path: Path) -> None:
     numbers: Any = parallel(range(3))
     saved: ParallelGen[int] = parallel(range(3), checkpoint=tmp_path / "saved")
@@ -257,7 +259,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (
             lambda: saved.map(abs).enumerate(),
             TypeError,
-            r"enumerate\(\) behind other steps .*: call enumerate\(\) first, or leave checkpoint out",
+            r"enumerate\(\) has the steps before it .*: call enumerate\(\) first, or leave checkpoint out",
+        ),
+        (
+            lambda: saved.take_while(bool),
+            TypeError,
+            r"take_while\(\) calls its function .*: leave checkpoint out",
         ),
         (lambda: numbers.zip(saved), TypeError, r"zip\(\) reads .* leave its checkpoint out"),
     ]

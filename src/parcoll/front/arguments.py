@@ -193,11 +193,15 @@ def of_derived(options: Options, source: Derived, size: int = 1, instead: str = 
     `instead` is what may be used with a checkpoint.
     """
     if options.checkpoint is not None and not source.is_alone:
-        name, label = source.operation.name, source.operation.label
+        operation = source.operation
+        nothing = (
+            f"in an evaluation of its own, of which checkpoint={options.checkpoint!r} would save nothing"
+        )
+        if operation.asks:
+            raise TypeError(f"{operation.name}() calls its function {nothing}: leave checkpoint out")
         raise TypeError(
-            f"{label} behind other steps has them run in an evaluation of their own, of which "
-            f"checkpoint={options.checkpoint!r} would save nothing: call {name}() first, {instead}"
-            "or leave checkpoint out"
+            f"{operation.label} has the steps before it run {nothing}: call {operation.name}() first, "
+            f"{instead}or leave checkpoint out"
         )
     partition_size, buffersize = options.partition_size, options.buffersize
     return dataclasses.replace(

@@ -24,6 +24,7 @@ class Operation:
 
     name: ClassVar[str]  # the method of the collection that makes it
     filters: ClassVar[bool] = False  # leaves elements out
+    asks: ClassVar[bool] = False  # has a step of its own before it, which calls the function
     skips = 0  # elements of the first chain, from the first on, that it does not look at
 
     def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
@@ -254,6 +255,7 @@ class Cut(Operation):
     """What a predicate's answers leave of the elements, with which they come; a step has asked for them."""
 
     filters = True
+    asks = True
 
     @property
     def label(self) -> str:

@@ -15,6 +15,7 @@ FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source 
 FIRST_SECONDS = 0.002  # and no longer than this at the start, while all workers are idle
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
+SEVERAL = 8  # elements of a tuple whose sizes are looked at; of a longer one, only the first's
 SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 
 
@@ -167,7 +168,7 @@ class StreamReader(Reader):
         """Read what the source gives in a moment, at least one element if none is at hand."""
         if self.remaining() is not None:
             return True
-        held = _size(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
+        held = self._bytes_of(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
         seconds = FLUSH_SECONDS if self.position else FIRST_SECONDS
         return self._draw(self._ahead, size, max_bytes - held, exact=False, seconds=seconds)
 
@@ -180,6 +181,9 @@ class StreamReader(Reader):
         self.position += len(elements)
         self.ended = self._exhausted and not self._ahead
         return elements
+
+    def _bytes_of(self, element: Any) -> int:
+        return _size(element)
 
     def _draw(
         self,
@@ -204,7 +208,7 @@ class StreamReader(Reader):
                 if len(elements) - before < wanted:
                     self._exhausted = True
                     break
-                nbytes += _size(elements[-1]) * wanted
+                nbytes += self._bytes_of(elements[-1]) * wanted
                 now = time.perf_counter()
                 if not exact and now - started > seconds:
                     break
@@ -245,6 +249,15 @@ class DerivedReader(StreamReader):
     def close(self) -> None:
         """End what gives the elements."""
         self._made.close()
+
+    def _bytes_of(self, element: Any) -> int:
+        """Look into tuples, which operations make of elements that may be large."""
+        nbytes = _size(element)
+        if type(element) is tuple and element:
+            if len(element) > SEVERAL:
+                return nbytes + len(element) * self._bytes_of(element[0])
+            nbytes += sum(map(self._bytes_of, element))
+        return nbytes
 
 
 def _size(element: Any) -> int:

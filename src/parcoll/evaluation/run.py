@@ -214,6 +214,7 @@ class Run:
             for job, outcome in outcomes:
                 if (above := self.stats._above) is not None:
                     above.total = above._total_below()
+                    above.threads = max(above.threads, self.stats.threads)
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"
                     results, outcome.results = loaded(outcome.results, what, outcome.produced), None

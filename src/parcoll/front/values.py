@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from parcoll.calls.around import KeyOf, KeyOfLargest, KeyOfMax, KeyOfMin, KeyOfSmallest
 from parcoll.errors import ClusterLostError
@@ -17,7 +17,7 @@ from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
-from parcoll.keys.totals import Total
+from parcoll.keys.totals import Sum, Total
 from parcoll.text import function_name
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.sinks import Part, Parts
@@ -102,7 +102,8 @@ class Values(Evaluated[T_co]):
         """Evaluate, and return the sum of `start` and all elements, whatever the partitions are.
 
         Integers and floats are summed on the workers: integers exactly, floats as `math.fsum` does, to the
-        float nearest to the exact sum. Other elements come here, and are added to that in their order.
+        float nearest to the exact sum. Other elements come here, and are added in their order; where there
+        are both, the integers and floats come last.
 
         Raises TypeError for a `start` that the builtin refuses (strings), and for what cannot be added.
 
@@ -111,8 +112,9 @@ class Values(Evaluated[T_co]):
         (1.0, 385)
         """
         sum((), start)  # raises for strings
-        found: Total = merged(self._run(), Total(), "sum()")
-        return found.answer(start)
+        found = Sum(start)
+        merge(self._run(), found, Total(), "sum()")
+        return found.answer()
 
     def _extreme(self, kind: type[KeyOf], key: Any, default: Any, settings: Any) -> Any:
         empty = Extreme(key is not None, kind is KeyOfMax)
@@ -136,14 +138,23 @@ class Values(Evaluated[T_co]):
         run = keyed._run()
         self._own = run.stats
         label = f"{kind.kind}({'' if key is None else function_name(key)})"
-        answer: list[Any] = merged(run, empty, label).answer()
+        found = copy.deepcopy(empty)
+        merge(run, found, empty, label)
+        answer: list[Any] = found.answer()
         return answer
 
 
-def merged(run: Run, empty: Part, label: str) -> Any:
-    """Return what the workers' parts make, merged in order. `label` names the method in messages."""
+class Whole(Protocol):
+    """What the parts of a chain are merged into, in order."""
+
+    def merge(self, later: Any, /) -> None:
+        """Take in the part behind those before."""
+
+
+def merge(run: Run, found: Whole, empty: Part, label: str) -> None:
+    """Merge what the workers make of each part into `found`. `label` names the method in messages."""
     run.options = dataclasses.replace(run.options, ordered=True)
-    found, sink = copy.deepcopy(empty), Parts(empty, label)
+    sink = Parts(empty, label)
     try:
         with run.watched(label), closing(run.outcomes(sink)) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
@@ -159,7 +170,6 @@ def merged(run: Run, empty: Part, label: str) -> Any:
     except ClusterLostError as error:
         error._tell(f"{label} has no value: it had come to {run.stats.elements_out:,} elements")
         raise
-    return found
 
 
 def _part(run: Run, empty: Part, job: Job, outcome: Outcome) -> Part:

@@ -125,9 +125,10 @@ class Ranked(Candidates):
 
     def merge(self, later: Ranked) -> None:
         """Take in the part behind this one."""
-        later._rank()
+        later.settle()
         self._more += later.best
-        self._rank()
+        if len(self._more) > max(self.number, LEAST_SORTED):
+            self._rank()
         self.behind = [*self.behind, *later.behind][: self.number]
 
     def _rank(self) -> None:

@@ -40,28 +40,17 @@ class Total:
             self._add_floats(floats)
         self.whole += sum(elements)
 
-    def merge(self, later: Total) -> None:
-        """Take in the part behind this one."""
+    def settle(self) -> None:
+        """Make ready to travel."""
+
+    def _merge(self, later: Total) -> None:
         self.plain = self.plain or later.plain
         self.whole += later.whole
         self.fraction += later.fraction
-        self.others += later.others
         if later.floats:
             self._add_floats(later.partials)
         if later.special is not None:
             self._add_special([later.special])
-
-    def settle(self) -> None:
-        """Make ready to travel."""
-
-    def answer(self, start: Any) -> Any:
-        """Return the sum of all, and of what it starts from."""
-        if type(start) in PLAIN:
-            if not (self.plain or self.others):
-                return start
-            self.add([start])
-            return sum(self.others, self._number())
-        return sum(self.others, start + self._number() if self.plain else start)
 
     def _add_floats(self, floats: list[float]) -> None:
         self.floats = True
@@ -92,6 +81,31 @@ class Total:
         except OverflowError:
             float(self.whole)  # or that is too large
             return math.inf if exact > 0 else -math.inf
+
+
+class Sum(Total):
+    """The sum of all parts, and of what it starts from."""
+
+    def __init__(self, start: Any) -> None:
+        super().__init__()
+        self._value = start
+        self._others = False  # others have been added to it
+
+    def merge(self, later: Total) -> None:
+        """Take in the part behind those before."""
+        self._merge(later)
+        if later.others:
+            self._others = True
+            self._value = sum(later.others, self._value)
+
+    def answer(self) -> Any:
+        """Return it."""
+        if not self.plain:
+            return self._value
+        if type(self._value) in PLAIN and not self._others:
+            self.add([self._value])
+            return self._number()
+        return self._value + self._number()
 
 
 def _partials(floats: list[float]) -> list[float]:

@@ -178,13 +178,10 @@ class Count(Sink):
 
 
 class Part(Protocol):
-    """What there is of the elements of one part of a chain. Later parts are merged into it."""
+    """What there is of the elements of one part of a chain."""
 
     def add(self, elements: list[Any], /) -> None:
         """Take in more elements of this part."""
-
-    def merge(self, later: Any, /) -> None:
-        """Take in the part behind this one."""
 
     def settle(self) -> None:
         """Make ready to travel."""

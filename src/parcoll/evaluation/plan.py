@@ -88,7 +88,8 @@ class Read:
         return [*before, *((step.title, step.filters) for node in reversed(row) if (step := node.step))]
 
     def __str__(self) -> str:
-        return self.node.describe()
+        named = self.node if self.node.step is None else self.node.before  # without a step for the reader
+        return "" if named is None else named.describe()
 
     def all_elements(self) -> list[Any]:
         """Return all its elements, made here."""

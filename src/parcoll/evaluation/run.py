@@ -167,9 +167,7 @@ class Run:
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        for node in read.node.back():
-            node.stats = below
-        yield from Run(read.node, read.options, lambda: self.engine, below)._elements()
+        yield from self._reading(read, below)._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""
@@ -193,20 +191,22 @@ class Run:
     def table(self, other: Read, make: Callable[[list[Any]], Any]) -> Broadcast[Any]:
         """Evaluate a chain beside this one, and broadcast what is made of it, unless that is large."""
         beside, most, what = Stats(), self.engine.memory_limit() * TABLE, str(other)
-        for node in other.node.back():
-            node.stats = beside
         elements = []
-        for element in Run(other.node, other.options, lambda: self.engine, beside)._elements():
+        for element in self._reading(other, beside)._elements():
             elements.append(element)
             if beside.bytes_received > most:
-                raise too_large(
-                    other.node.describe(), len(elements), beside.bytes_received, most, "more than "
-                )
+                raise too_large(what, len(elements), beside.bytes_received, most, "more than ")
         Recorder(self.stats).add_beside(beside)
         found = broadcast(make(elements))
         if found.nbytes > most:
             raise too_large(what, len(elements), found.nbytes, most)
         return found
+
+    def _reading(self, read: Read, stats: Stats) -> Run:
+        """Return the run of a chain that this one reads."""
+        for node in read.node.back():
+            node.stats = stats
+        return Run(read.node, read.options, lambda: self.engine, stats)
 
     def _elements(self) -> Iterator[Any]:
         """Give the results one by one to an evaluation that reads from this one."""

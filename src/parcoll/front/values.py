@@ -18,7 +18,7 @@ from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
-from parcoll.text import function_name
+from parcoll.text import function_name, short_repr
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.sinks import Part, Parts
 from parcoll.world import handlers
@@ -131,6 +131,11 @@ class Values(Evaluated[T_co]):
     def _found(self, kind: type[KeyOf], key: Any, settings: Any, empty: Any) -> list[Any]:
         """Evaluate, and return what the merged parts answer."""
         policy = arguments.step_policy(kind.kind, key, settings, self._options.policy)
+        if key is None and (unused := [name for name in settings if settings[name] is not None]):
+            raise ValueError(
+                f"{unused[0]} has no effect without key, whose calls it is for: pass a key, or leave it out; "
+                f"got {unused[0]}={short_repr(settings[unused[0]])}"
+            )
         keyed = self
         if key is not None:
             step = kind.of(arguments.function(key, kind.kind), policy)

@@ -9,9 +9,7 @@ import distributed
 import pytest
 from bare import bare_cluster
 
-from parcoll import (
-    current,
-)
+from parcoll.front import current
 
 
 @pytest.fixture(scope="module")

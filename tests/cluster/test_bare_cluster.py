@@ -60,6 +60,20 @@ def test_every_call_works(bare: BareCluster) -> None:
         assert (kept.first(), kept.count(), list(kept)[-1]) == (0, 1_000, -999)
 
 
+def test_what_needs_order_and_other_chains(bare: BareCluster) -> None:
+    def within(n: int) -> list[Any]:
+        tens = parallel(range(n)).map(lambda x: 10 * x)
+        both = tens.zip(tens.skip(1)).join({10: "ten"}, lambda pair: pair[0], lambda item: item[0])
+        return [list(both), tens.take_while(lambda x: x < 30).max(lambda x: -x), tens.map(float).sum()]
+
+    expected = [[((10, 20), (10, "ten"))], 0, 100.0]
+    with connect(bare.file):
+        assert list(parallel([5]).map(within)) == [within(5)] == [expected]
+        numbers = parallel(range(100), partition_size=9).filter(lambda x: x % 3)
+        assert numbers.enumerate().drop_while(lambda x: x[0] < 60).starmap(pow).take(1) == [60**91]
+        assert numbers.nlargest(2, lambda x: x % 10) == [19, 29]
+
+
 def test_nested_two_levels_deep(bare: BareCluster) -> None:
     def innermost(n: int) -> int:
         return parallel(range(n)).map(lambda x: x + 1).reduce(lambda a, b: a + b, 0)

@@ -17,9 +17,9 @@ from scripts import Scripts
 from parcoll import (
     ClusterLostError,
     connect,
-    current,
     parallel,
 )
+from parcoll.front import current
 
 LOOPBACK = "127.0.0.1"
 

@@ -148,7 +148,7 @@ def test_a_checkpoint_saves_what_comes_behind_it_or_says_why_not(tmp_path: Path)
     assert chain(3) == chain(3) == [3, 12, 21, 9]
     with pytest.raises(CheckpointError, match="has the results of another source"):
         chain(4)
-    with pytest.raises(TypeError, match=r"batched\(3\) behind other steps .* call batched\(\) first"):
+    with pytest.raises(TypeError, match=r"batched\(3\) has the steps before it .* call batched\(\) first"):
         parallel(range(10), checkpoint=tmp_path).map(abs).batched(3)
 
 

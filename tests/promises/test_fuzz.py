@@ -26,12 +26,12 @@ from parcoll import (
     ParcollError,
     SerializationError,
     connect,
-    current,
     parallel,
     progress,
     read_text,
 )
 from parcoll.cluster import clients
+from parcoll.front import current
 from parcoll.local import host
 from parcoll.text import short_repr
 
@@ -158,6 +158,9 @@ LAZY: dict[str, Callable[[Any], ParallelGen[Any]]] = {
     "filter on_error": lambda v: one().filter(name, on_error=v),
     "flatmap retries": lambda v: one().flatmap(name, retries=v),
     "parallel client": lambda v: parallel([1, 2, 3], client=v),
+    "enumerate start": lambda v: one().enumerate(v),
+    "take_while on_error": lambda v: one().take_while(name, on_error=v),
+    "join retries": lambda v: one().join([1], name, retries=v),
     "read_text blocksize": lambda v: read_text(FILE, blocksize=v),
     "read_text compression": lambda v: read_text(FILE, compression=v),
     "read_text encoding": lambda v: read_text(FILE, encoding=v),
@@ -172,6 +175,11 @@ AT_ONCE: dict[str, Callable[[Any], Any]] = {
     "parallel progress": lambda v: parallel([1], progress=v),
     "read_text progress": lambda v: read_text(FILE, progress=v),
     "read_text urlpath": lambda v: read_text(v),
+    "skip n": lambda v: one().skip(v),
+    "sample probability": lambda v: one().sample(v, 0),
+    "sample seed": lambda v: one().sample(0.5, v),
+    "join how": lambda v: one().join([1], name, how=v),
+    "nlargest n": lambda v: one().nlargest(v),
     "take n": lambda v: one().take(v),
     "connect n_workers": lambda v: connect(n_workers=v),
     "connect threads_per_worker": lambda v: connect(threads_per_worker=v),
@@ -193,6 +201,14 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "fold func": lambda v: one().fold(v, 0),
     "fold initial": lambda v: one().fold(lambda x, y: y, v),
     "fold combine": lambda v: one().fold(lambda x, y: x, 0, v),
+    "zip other": lambda v: one().zip(v),
+    "chain other": lambda v: one().chain(v).take(3),
+    "scan initial": lambda v: one().scan(lambda x, y: x, v),
+    "drop_while predicate": lambda v: one().drop_while(v),
+    "starmap func": lambda v: one().zip([1]).starmap(v),
+    "join key": lambda v: one().join([1], v),
+    "max key": lambda v: one().max(v),
+    "sum start": lambda v: one().sum(v),
     "first default": lambda v: parallel([]).first(v),
 }
 ERRORS = (TypeError, ValueError, LookupError, FileNotFoundError, ParcollError)

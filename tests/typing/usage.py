@@ -272,6 +272,51 @@ def batches() -> None:
     numbers.map_batches(half)  # type: ignore[arg-type]
 
 
+def added(total: str, x: int) -> str:
+    return total + str(x)
+
+
+def streams(names: dict[int, str]) -> None:
+    numbers = parallel([1, 2])
+    words = parallel(["a"])
+    assert_type(numbers.enumerate(1), ParallelGen[tuple[int, int]])
+    assert_type(words.zip(numbers), ParallelGen[tuple[str, int]])
+    assert_type(words.zip(numbers, b"ab"), ParallelGen[tuple[str, int, int]])
+    assert_type(words.zip(numbers, [1.5], names), ParallelGen[tuple[str, int, float, int]])
+    assert_type(words.zip(), ParallelGen[tuple[str]])
+    assert_type(words.zip(words, words, words, words, strict=True), ParallelGen[tuple[Any, ...]])
+    assert_type(words.chain(numbers, [3]), ParallelGen[str | int])
+    assert_type(numbers.pairwise(), ParallelGen[tuple[int, int]])
+    assert_type(numbers.scan(operator.add), ParallelGen[int])
+    assert_type(numbers.scan(added, ""), ParallelGen[str])
+    assert_type(words.take_while(str.isalpha).drop_while(str.isupper, retries=1), ParallelGen[str])
+    assert_type(words.take_while(str.isalpha, on_error=lambda error: 1), ParallelGen[str | int])
+    assert_type(numbers.skip(1).sample(0.5, seed=1), ParallelGen[int])
+    assert_type(words.zip(numbers).starmap(added, concurrency=2), ParallelGen[str])
+    assert_type(words.zip(numbers).starmap(added, on_error=lambda error: 1), ParallelGen[str | int])
+    assert_type(words.join(numbers, len, half), ParallelGen[tuple[str, int]])
+    assert_type(words.join(numbers, len, half, how="left"), ParallelGen[tuple[str, int | None]])
+    assert_type(words.join(numbers, len, half, how="anti"), ParallelGen[str])
+    words.join(numbers, half)  # type: ignore[arg-type]
+    words.join(numbers, len, how="outer")  # type: ignore[call-overload]
+    words.take_while(half)  # type: ignore[arg-type]
+    numbers.skip("1")  # type: ignore[arg-type]
+    numbers.zip(3)  # type: ignore[call-overload]
+
+
+def values() -> None:
+    words = parallel(["a"])
+    assert_type(words.min(), str)
+    assert_type(words.max(len, retries=1), str)
+    assert_type(words.max(default=None), str | None)
+    assert_type(words.nlargest(2, key=len), list[str])
+    assert_type(words.nsmallest(2), list[str])
+    assert_type(words.map(len).sum(), int)
+    assert_type(words.map(len).sum(0.5), int | float)
+    words.min(half)  # type: ignore[arg-type]
+    words.nlargest()  # type: ignore[call-arg]
+
+
 def per_workers() -> None:
     @per_worker
     def model() -> dict[int, str]:

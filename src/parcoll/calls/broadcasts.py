@@ -35,6 +35,11 @@ class Broadcast(Generic[T]):
         self._packed = packed  # None on a worker, which packs it again if it sends it on
         self._digest = digest
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes packed; 0 on a worker."""
+        return len(self._packed or b"")
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         if self._packed is None:
             self._packed = _pack(self.value)
@@ -87,6 +92,16 @@ def _pack(value: object) -> bytes:
         raise SerializationError(
             f"{describe(value)} cannot be broadcast: it cannot be pickled ({line_of(error)})"
         ) from error
+
+
+def too_large(what: str, elements: int, nbytes: int, most: float, how: str = "") -> SerializationError:
+    """Return the error for a table of another chain that would take too much of each worker."""
+    return SerializationError(
+        f"join() sends its other side, {what}, whole to each worker: {elements:,} elements of it take {how}"
+        f"{nbytes / 2**20:,.1f} MiB, and a quarter of what a worker may hold is {most / 2**20:,.1f} MiB: "
+        "make it smaller (map() to what is needed, filter() before), join the larger collection with the "
+        "smaller one, or raise memory_limit"
+    )
 
 
 _loaded: OrderedDict[str, Broadcast[Any]] = OrderedDict()  # by digest; used last at the end

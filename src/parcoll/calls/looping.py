@@ -1,4 +1,4 @@
-"""Looping: results for an event loop of the user's own, which goes on while a thread waits for them."""
+"""Looping: results one by one, for a `for` loop, or for an event loop that goes on while a thread waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from typing import Any
 
 from parcoll.world import handlers
@@ -15,6 +16,10 @@ ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody
 BETWEEN_LOOKS = 256  # results that are given to an event loop between two looks at the clock
 LOOP_SECONDS = 0.005  # after which its other tasks get their turn
 SAMPLE = 64  # results, of which the type of one is looked at
+DRAWN_WITHIN = (
+    "the next result was asked for while it was being made: by a signal's handler, say, that draws from the "
+    "iterator which it interrupted"
+)
 
 
 def let_go(results: list[Any]) -> Iterator[Any]:
@@ -23,6 +28,57 @@ def let_go(results: list[Any]) -> Iterator[Any]:
         return iter(results)  # four times as fast
     results.reverse()
     return map(results.pop, itertools.repeat(-1, len(results)))
+
+
+class ResultIterator(itertools.chain[Any]):
+    """The results one by one, as from a generator, but four times as fast (10 ns each)."""
+
+    _parts: Generator[list[Any], None, None]
+
+    @classmethod
+    def of(cls, parts: Generator[list[Any], None, None]) -> ResultIterator:
+        """Chain the parts. Each is asked for when those before it have been taken."""
+        results: ResultIterator = cls.from_iterable(_OneAtATime(parts))  # type: ignore[assignment]
+        results._parts = parts
+        return results
+
+    def close(self) -> None:
+        """End the evaluation: no more results come."""
+        handlers.reached(self._parts.close)
+        deque(self, maxlen=0)  # what is left of the part that was begun
+
+
+class _OneAtATime:
+    """An iterator that several threads may share. What it gives lets go of each result that is taken.
+
+    A generator that one thread is in raises an error in another, and a chain whose source raises has ended
+    for good.
+    """
+
+    def __init__(self, parts: Generator[list[Any], None, None]) -> None:
+        self._parts = parts
+        self._lock = threading.RLock()
+        self._draws = self._drawn_within = False
+
+    def __iter__(self) -> _OneAtATime:
+        return self
+
+    def __next__(self) -> Iterable[Any]:
+        with self._lock:
+            if self._draws:
+                self._drawn_within = True
+                raise ValueError(DRAWN_WITHIN)
+            try:
+                self._draws = True
+                results = handlers.reached(next, self._parts)
+                if self._drawn_within:  # the chain around this has ended with the error there
+                    raise ValueError(DRAWN_WITHIN)
+            except BaseException:  # where a handler's came late, the generator is not at its end
+                self._parts.close()
+                raise
+            finally:
+                self._draws = False
+        return let_go(results)
 
 
 async def drawn(parts: Generator[list[Any], None, None]) -> AsyncGenerator[Any, None]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from parcoll.calls.around import StarMap
 from parcoll.calls.rates import Rate
 from parcoll.chain.failures import stands_between
 from parcoll.chain.guard import Guard
@@ -133,8 +134,7 @@ class Waiting(Step):
 
     async def await_one(self, element: Any, given: list[Any]) -> Any:
         """Await the function, and return the result; add the elements of what multiplies to `given`."""
-        assert self.func is not None
-        made = self.func(element)
+        made = super().call(element)
         if not self.multiplies:
             return await made
         if not inspect.isasyncgen(made):
@@ -173,11 +173,16 @@ class WaitingForeach(Waiting, Foreach):
     """A map called for its effect."""
 
 
+class WaitingStarMap(Waiting, StarMap):
+    """One result for each element, which has the arguments."""
+
+
 _WAITING: dict[type[Step], type[Waiting]] = {
     Map: WaitingMap,
     Filter: WaitingFilter,
     FlatMap: WaitingFlatMap,
     Foreach: WaitingForeach,
+    StarMap: WaitingStarMap,
 }
 
 

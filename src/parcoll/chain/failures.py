@@ -134,6 +134,11 @@ class FailedElements:
         """Keep as many as there is room for."""
         self._kept += failed[: max(KEPT - len(self._kept), 0)]
 
+    @property
+    def kept(self) -> list[FailedElement]:
+        """Those that there was room for."""
+        return self._kept[:]
+
     def rebuilt(self) -> list[ElementError]:
         """Return them as users get them, the same objects each time."""
         in_order = sorted(self._kept[:], key=lambda failed: (failed.place.partition or 0, failed.place.base))

@@ -8,6 +8,7 @@ collection. `loop` turns a row of steps into the loop that runs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType
 from typing import Any, ClassVar, NamedTuple
 
 from parcoll.chain.policy import PLAIN, Policy
@@ -95,6 +96,10 @@ class Step:
         """Return the step for a task that has this share."""
         return self
 
+    def prepared(self, evaluation: Any) -> Step:
+        """Return the step for one evaluation, which may evaluate what it needs: a `Run`."""
+        return self
+
     @property
     def arguments(self) -> Mapping[str, Any]:
         """What it was given beside its function and policy: a checkpoint compares it."""
@@ -126,6 +131,25 @@ def within(steps: Sequence[Step], share: Share) -> Sequence[Step]:
 
 def _itself(element: Any) -> Any:
     return element
+
+
+class Around:
+    """A function around one of the user's, by whose name it goes."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, element: Any) -> Any:
+        """Call the function, and make something of what it returns."""
+        raise NotImplementedError
+
+    @property
+    def __name__(self) -> str:
+        return function_name(self.func)
+
+    @property
+    def __code__(self) -> CodeType:
+        return self.func.__code__  # so that a lambda is shown as it was written
 
 
 class Map(Step):

@@ -32,7 +32,7 @@ LOST_VALUE = "has no value: what it had folded was on that cluster"
 def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
     """Fold the results from left to right on the workers. Only the value comes back."""
     timeout = run.options.policy.timeout
-    fold = Fold(func, f"reduce({function_name(func)})", _packed_initial(initial), timeout=timeout)
+    fold = Fold(func, f"reduce({function_name(func)})", packed_initial(initial), timeout=timeout)
     with run.watched(fold.label):
         return run.restarting("reduce", LOST_VALUE, lambda: _join(run, Results(), fold, initial, "reduce"))
 
@@ -44,7 +44,7 @@ def fold(
     combine: Callable[[Any, Any], Any] | None,
 ) -> Any:
     """Fold each partition on the worker that has its results, then combine the values in source order."""
-    start = _packed_initial(initial)
+    start = packed_initial(initial)
     label = f"fold({function_name(func)})"
     timeout = run.options.policy.timeout
     sink: Sink = Results()
@@ -61,7 +61,7 @@ def fold(
         return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
 
-def _packed_initial(initial: Any) -> Packed | None:
+def packed_initial(initial: Any) -> Packed | None:
     if initial is UNSET:
         return None
     try:
@@ -115,7 +115,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
         return loaded(payload, f"the values of {name}()", 1)[0]
     if initial is UNSET:
         raise TypeError(f"{name}() of empty iterable with no initial value")
-    packed = _packed_initial(initial)
+    packed = packed_initial(initial)
     assert packed is not None
     return packed.load()
 

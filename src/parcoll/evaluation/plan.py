@@ -13,8 +13,9 @@ from typing import Any
 
 from parcoll.chain.loop import Chain
 from parcoll.chain.steps import Step
-from parcoll.evaluation.reader import BatchReader, Reader
+from parcoll.evaluation.reader import DerivedReader, Reader
 from parcoll.evaluation.source import Source
+from parcoll.keys.streams import Operation
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Handle
 
@@ -61,68 +62,102 @@ def node_of(source: Any, steps: list[Step]) -> Node:
     return node
 
 
-class Batched(Source):
-    """Tuples of `size` elements of a chain, over its partitions; the last may be shorter.
+@dataclass(frozen=True)
+class Read:
+    """A chain that another one reads, with the settings for its evaluation."""
 
-    Behind steps, the elements come back through the user's process: an evaluation of the chain is the source
-    of another one. Directly behind a source there is only that source.
-    """
-
-    def __init__(self, node: Node, size: int, options: Any) -> None:
-        super().__init__(tuple, "")
-        self.node = node
-        self.size = size
-        self.options = options  # for the evaluation of the chain
+    node: Node
+    options: Any
 
     @property
     def is_alone(self) -> bool:
-        """Whether there are no steps to be evaluated."""
-        return self.node.step is None and isinstance(self.node.source, Source) and not self._source_evaluates
-
-    @property
-    def _source_evaluates(self) -> bool:
-        return isinstance(self.node.source, Batched) and not self.node.source.is_alone
+        """Whether there is a source only, and nothing to be evaluated."""
+        source = self.node.source
+        return isinstance(source, Source) and not (isinstance(source, Derived) and not source.is_alone)
 
     @property
     def one_pass(self) -> bool:
-        """Whether the source of the chain can be read once."""
+        """Whether its source can be read once."""
         *_, first = self.node.back()
         return isinstance(first.source, Source) and first.source.one_pass
 
     def labels(self) -> list[tuple[str, bool]]:
-        """Return the title of each step that is evaluated before, and whether it is a filter; and its own."""
-        if self.is_alone:
-            return []
+        """Return the title of each step that is evaluated, and whether it is a filter."""
         *row, first = self.node.back()
-        before = first.source.labels() if isinstance(first.source, Batched) else []
-        own = [(step.title, step.filters) for node in reversed(row) if (step := node.step) is not None]
-        return [*before, *own, (f"batched({self.size})", False)]
+        before = first.source.labels() if isinstance(first.source, Derived) else []
+        return [*before, *((step.title, step.filters) for node in reversed(row) if (step := node.step))]
 
-    def open(self) -> Reader:
-        """Start reading, where there are no steps."""
-        return BatchReader(self.size, self._alone())
+    def __str__(self) -> str:
+        named = self.node if self.node.step is None else self.node.before  # without a step for the reader
+        return "" if named is None else named.describe()
 
-    def _alone(self) -> Reader:
-        source: Source = self.node.source
-        return source.open()
-
-    def __call__(self) -> list[Any]:
-        """Return all batches: how dask's own engines read the bag."""
+    def all_elements(self) -> list[Any]:
+        """Return all its elements, made here."""
         *row, first = self.node.back()
         steps = [node.step for node in reversed(row) if node.step is not None]
         source = first.source
         elements = source() if isinstance(source, Source) else source.compute(scheduler="synchronous")
-        return BatchReader(self.size, iter(Chain(steps).run_all(elements))).read_all()
+        return Chain(steps).run_all(elements)
+
+
+class Derived(Source):
+    """What an operation makes of the elements of one chain, or of several.
+
+    Behind steps, the elements come back through the user's process: evaluations of the chains are the source
+    of another one (`evaluation.run`). Directly behind sources there are only these sources.
+    """
+
+    def __init__(self, reads: tuple[Read, ...], operation: Operation) -> None:
+        super().__init__(tuple, "")
+        self.reads = reads
+        self.operation = operation
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no steps to be evaluated."""
+        return all(read.is_alone for read in self.reads)
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether one of the chains can be read once only."""
+        return any(read.one_pass for read in self.reads)
+
+    def labels(self) -> list[tuple[str, bool]]:
+        """Return the rows of `stats` before those of the chain behind: of each chain's steps, and its own."""
+        if self.is_alone:
+            return []
+        return [
+            *(row for read in self.reads for row in read.labels()),
+            (self.operation.label, self.operation.filters),
+        ]
+
+    def open(self) -> Reader:
+        """Start reading, where there are no steps."""
+        readers, operation = [read.node.source.open() for read in self.reads], self.operation
+        if operation.skips:
+            operation = operation.skipped(readers[0].skip(operation.skips))
+        return DerivedReader(operation, [reader.stream() for reader in readers], _lengths(readers))
+
+    def __call__(self) -> list[Any]:
+        """Return all that is made: how dask's own engines read the bag."""
+        return list(self.operation.made(*(iter(read.all_elements()) for read in self.reads)))
 
     def describe(self) -> str:
         """Return it as a user wrote it."""
-        return f"{self.node.describe()}.batched({self.size})"
+        first, *others = (read.node.describe() for read in self.reads)
+        return ".".join(filter(None, (first, self.operation.describe(others))))
 
     def __repr__(self) -> str:
         return self.describe()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Batched, (self.node, self.size, self.options)
+        return Derived, (self.reads, self.operation)
+
+
+def _lengths(readers: list[Reader]) -> list[int] | None:
+    """Return how many elements are left in each; None if one does not know."""
+    lengths = [length for reader in readers if (length := reader.remaining()) is not None]
+    return lengths if len(lengths) == len(readers) else None
 
 
 @dataclass(frozen=True)

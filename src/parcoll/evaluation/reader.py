@@ -8,11 +8,14 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from parcoll.keys.streams import Operation
+
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 FLUSH_SECONDS = 0.05  # a partition waits no longer than this for a slow source to fill it
 FIRST_SECONDS = 0.002  # and no longer than this at the start, while all workers are idle
 MAX_READ_BYTES = 32 * 2**20  # a partition ends here, whatever size it should have
 STEP = 64  # elements between two looks at the clock and at one element's size
+SEVERAL = 8  # elements of a tuple whose sizes are looked at; of a longer one, only the first's
 SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 
 
@@ -54,6 +57,14 @@ class Reader:
     def close(self) -> None:
         """Let go of what it reads from, which may be another evaluation."""
 
+    def stream(self) -> Iterator[Any]:
+        """Give the elements one by one, for who does not call `read`."""
+        raise NotImplementedError
+
+    def skip(self, number: int) -> int:
+        """Leave out so many elements at most, if that need not read them; return how many."""
+        return 0
+
     def read_all(self) -> list[Any]:
         """Return the rest, or raise what the source raises."""
         elements: list[Any] = []
@@ -78,6 +89,17 @@ class SliceReader(Reader):
     def __init__(self, sequence: Sequence[Any]) -> None:
         super().__init__()
         self._sequence = sequence
+
+    def stream(self) -> Iterator[Any]:
+        """Iterate over it."""
+        return iter(self._sequence[self.position :] if self.position else self._sequence)
+
+    def skip(self, number: int) -> int:
+        """Begin further on, where that copies nothing."""
+        if isinstance(self._sequence, range):
+            self.position += number
+            return number
+        return 0
 
     def remaining(self) -> int | None:
         """Return the length that is left; None for a range too long for `len`."""
@@ -127,6 +149,10 @@ class StreamReader(Reader):
         """How many elements were read ahead."""
         return len(self._ahead)
 
+    def stream(self) -> Iterator[Any]:
+        """Iterate over it. What cannot be iterated raises when it is drawn from."""
+        yield from self._iterable
+
     def remaining(self) -> int | None:
         """Return what is left once the source has ended, or if it has a length (a set, a dict's items)."""
         if self._exhausted:
@@ -142,7 +168,7 @@ class StreamReader(Reader):
         """Read what the source gives in a moment, at least one element if none is at hand."""
         if self.remaining() is not None:
             return True
-        held = _size(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
+        held = self._bytes_of(self._ahead[-1]) * len(self._ahead) if self._ahead else 0
         seconds = FLUSH_SECONDS if self.position else FIRST_SECONDS
         return self._draw(self._ahead, size, max_bytes - held, exact=False, seconds=seconds)
 
@@ -155,6 +181,9 @@ class StreamReader(Reader):
         self.position += len(elements)
         self.ended = self._exhausted and not self._ahead
         return elements
+
+    def _bytes_of(self, element: Any) -> int:
+        return _size(element)
 
     def _draw(
         self,
@@ -179,7 +208,7 @@ class StreamReader(Reader):
                 if len(elements) - before < wanted:
                     self._exhausted = True
                     break
-                nbytes += _size(elements[-1]) * wanted
+                nbytes += self._bytes_of(elements[-1]) * wanted
                 now = time.perf_counter()
                 if not exact and now - started > seconds:
                     break
@@ -191,36 +220,44 @@ class StreamReader(Reader):
         return len(elements) >= size
 
 
-class BatchReader(StreamReader):
-    """Tuples of `size` elements, from a reader or an iterator; the last may be shorter."""
+class DerivedReader(StreamReader):
+    """What an operation makes of streams, of which `lengths` are known or not. At the end it closes them."""
 
-    def __init__(self, size: int, elements: Reader | Iterator[Any]) -> None:
-        super().__init__(self._batches())
-        self._size = size
-        self._elements = elements
+    def __init__(
+        self, operation: Operation, streams: Sequence[Iterator[Any]], lengths: Sequence[int] | None = None
+    ) -> None:
+        self._made = self._elements(operation, streams)
+        super().__init__(self._made)
+        self._length = None if lengths is None else operation.length(*lengths)
 
-    def _batches(self) -> Iterator[tuple[Any, ...]]:
-        elements, size = self._elements, self._size
-        if not isinstance(elements, Reader):
-            while batch := tuple(itertools.islice(elements, size)):
-                yield batch
-            return
-        while not elements.ended:
-            read = elements.read(size, sys.maxsize, exact=True)
-            if elements.error is not None:
-                raise elements.take_error()  # type: ignore[misc]
-            if len(read):
-                yield tuple(read)
+    @staticmethod
+    def _elements(operation: Operation, streams: Sequence[Iterator[Any]]) -> Generator[Any, None, None]:
+        made = operation.made(*streams)
+        try:
+            yield from made
+        finally:
+            for stream in (made, *streams):
+                if isinstance(stream, Generator):
+                    stream.close()
 
     def remaining(self) -> int | None:
-        """Return how many batches are left, where that is known."""
-        left = self._elements.remaining() if isinstance(self._elements, Reader) else None
-        return super().remaining() if left is None else -(-left // self._size) + len(self._ahead)
+        """Return how many are left, where that is known."""
+        if self._exhausted or self._length is None:
+            return super().remaining()
+        return max(self._length - self.position, 0)
 
     def close(self) -> None:
         """End what gives the elements."""
-        if isinstance(self._elements, Generator):
-            self._elements.close()
+        self._made.close()
+
+    def _bytes_of(self, element: Any) -> int:
+        """Look into tuples, which operations make of elements that may be large."""
+        nbytes = _size(element)
+        if type(element) is tuple and element:
+            if len(element) > SEVERAL:
+                return nbytes + len(element) * self._bytes_of(element[0])
+            nbytes += sum(map(self._bytes_of, element))
+        return nbytes
 
 
 def _size(element: Any) -> int:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.calls import looping
+from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
 from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.steps import Step
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
-from parcoll.evaluation.plan import BagPartitions, Batched, KeptPartitions, Node
-from parcoll.evaluation.reader import BatchReader, Reader
+from parcoll.evaluation.plan import BagPartitions, Derived, KeptPartitions, Node, Read
+from parcoll.evaluation.reader import DerivedReader, Reader
 from parcoll.evaluation.sizing import Sizer, sizer_for
 from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
@@ -38,7 +38,6 @@ from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
 from parcoll.worker.sinks import Count, Results, Sink
-from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
@@ -46,12 +45,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNSET: Any = object()
-DRAWN_WITHIN = (
-    "the next result was asked for while it was being made: by a signal's handler, say, that draws from the "
-    "iterator which it interrupted"
-)
-
-MOST_AT_ONCE = 256  # batches that go through no step
+TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
+MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Run:
         self.plan = plan_of(bag_of(node))
         steps = self.plan.steps
         origin = self.plan.origin
-        before = origin.labels() if isinstance(origin, Batched) else []
+        before = origin.labels() if isinstance(origin, Derived) else []
         stats.steps[:] = [StepStats(title, filters=filters) for title, filters in before]
         stats.steps += [StepStats(step.title, filters=step.filters, waits=step.waits) for step in steps]
         stats._first = len(before)
@@ -112,8 +107,8 @@ class Run:
         """Give each partition's outcome: first those that a checkpoint has, then those that ran."""
         if self.options.checkpoint is None:
             origin = self.plan.origin
-            if isinstance(origin, Batched) and not self.plan.steps and sink.resumes:
-                return self._batches(origin, sink.limit)
+            if isinstance(origin, Derived) and self.gives_elements and sink.resumes:
+                return self._derived(origin, sink.limit)
             return self.window(sink).outcomes()
         if not sink.resumes:
             name = sink.label or type(sink).__name__
@@ -128,11 +123,17 @@ class Run:
             self._watch.follower = self.engine.follow(self.stats)
             return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
 
-        steps = self.plan.steps
-        return resuming.outcomes(self.options.checkpoint, self.plan.origin, steps, self.stats, missing)
+        checkpoint, origin = self.options.checkpoint, self.plan.origin
+        return resuming.outcomes(checkpoint, origin, self.steps, self.stats, missing)
 
-    def _batches(self, origin: Batched, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
-        """Give batches that go through no step: they are here."""
+    @property
+    def gives_elements(self) -> bool:
+        """Whether the outcomes of a sink that resumes are the elements themselves: they come here anyway."""
+        here = isinstance(self.plan.origin, Derived) and not self.plan.steps
+        return here or self.options.checkpoint is not None
+
+    def _derived(self, origin: Derived, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
+        """Give what is made of other chains and goes through no step: it is here."""
         reader, recorder, yielded = self._opened(origin), Recorder(self.stats), 0
         try:
             while not reader.ended and (limit is None or yielded < limit):
@@ -151,22 +152,69 @@ class Run:
             reader.close()
 
     def _opened(self, source: Source) -> Reader:
-        """Start reading a source; what it is made of is evaluated while it is read."""
-        if not isinstance(source, Batched) or source.is_alone:
+        """Start reading a source; the chains that it is made of are evaluated while it is read."""
+        if not isinstance(source, Derived) or source.is_alone:
             return source.open()
+        self.stats._reads = len(source.reads)
+        streams, row = [], 0
+        for read in source.reads:
+            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row))
+            row += len(read.labels())
+        return DerivedReader(source.operation, streams)
+
+    def _evaluated(self, read: Read, row: int) -> Generator[Any, None, None]:
+        """Evaluate a chain that the source is made of; its steps begin at `row` of the numbers."""
         below = Stats()
-        below._above, self.stats._below = self.stats, below
-        for node in source.node.back():
-            node.stats = below
-        run = Run(source.node, source.options, lambda: self.engine, below)
-        return BatchReader(source.size, run._elements())
+        below._above, below._row = self.stats, row
+        self.stats._below.append(below)
+        yield from self._reading(read, below)._elements()
+
+    def _counted(self, read: Read) -> Generator[Any, None, None]:
+        """Give the elements of a chain without steps, which nothing but this counts."""
+        recorder = Recorder(self.stats)
+        elements = read.node.source.open().stream()
+        taken = 0
+        try:
+            for element in elements:
+                taken += 1
+                yield element
+                if taken >= MOST_AT_ONCE:
+                    taken = recorder.read(taken)
+        finally:
+            recorder.read(taken)
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the plan, with what they need of other chains."""
+        return tuple(step.prepared(self) for step in self.plan.steps)
+
+    def table(self, other: Read, make: Callable[[list[Any]], Any]) -> Broadcast[Any]:
+        """Evaluate a chain beside this one, and broadcast what is made of it, unless that is large."""
+        beside, most, what = Stats(), self.engine.memory_limit() * TABLE, str(other)
+        elements = []
+        for element in self._reading(other, beside)._elements():
+            elements.append(element)
+            if beside.bytes_received > most:
+                raise too_large(what, len(elements), beside.bytes_received, most, "more than ")
+        Recorder(self.stats).add_beside(beside)
+        found = broadcast(make(elements))
+        if found.nbytes > most:
+            raise too_large(what, len(elements), found.nbytes, most)
+        return found
+
+    def _reading(self, read: Read, stats: Stats) -> Run:
+        """Return the run of a chain that this one reads."""
+        for node in read.node.back():
+            node.stats = stats
+        return Run(read.node, read.options, lambda: self.engine, stats)
 
     def _elements(self) -> Iterator[Any]:
         """Give the results one by one to an evaluation that reads from this one."""
         with closing(self.outcomes(Results())) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
                 if (above := self.stats._above) is not None:
-                    above.total = self.stats.total
+                    above.total = above._total_below()
+                    above.threads = max(above.threads, self.stats.threads)
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"
                     results, outcome.results = loaded(outcome.results, what, outcome.produced), None
@@ -183,9 +231,9 @@ class Run:
         saver: Saver | None = None,
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
-        program = Program(self.plan.steps, sink)
-        calls, pace = (program, None) if program.waits else (None, remembered(self.plan.steps))
-        batch = max((step.least for step in self.plan.steps), default=1)
+        program = Program(self.steps, sink)
+        calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
+        batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back
         sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls, hands_back)
         return Window(
@@ -208,7 +256,7 @@ class Run:
         if reader is not None:
             from parcoll.evaluation.resuming import ResumingFeed  # lazy: only with a checkpoint
 
-            return ResumingFeed(reader, self.plan.steps, limit, *settings)
+            return ResumingFeed(reader, self.steps, limit, *settings)
         if isinstance(origin, Source):
             return StreamFeed(self._opened(origin), *settings)
         if isinstance(origin, KeptPartitions):
@@ -260,60 +308,9 @@ class Run:
             Recorder(self.stats).forget()
 
 
-class ResultIterator(itertools.chain[Any]):
-    """The results one by one, as from a generator, but four times as fast (10 ns each)."""
-
-    _parts: Generator[list[Any], None, None]
-
-    @classmethod
-    def of(cls, parts: Generator[list[Any], None, None]) -> ResultIterator:
-        """Chain the parts. Each is asked for when those before it have been taken."""
-        results: ResultIterator = cls.from_iterable(_OneAtATime(parts))  # type: ignore[assignment]
-        results._parts = parts
-        return results
-
-    def close(self) -> None:
-        """End the evaluation: no more results come."""
-        handlers.reached(self._parts.close)
-        deque(self, maxlen=0)  # what is left of the part that was begun
-
-
-class _OneAtATime:
-    """An iterator that several threads may share. What it gives lets go of each result that is taken.
-
-    A generator that one thread is in raises an error in another, and a chain whose source raises has ended
-    for good.
-    """
-
-    def __init__(self, parts: Generator[list[Any], None, None]) -> None:
-        self._parts = parts
-        self._lock = threading.RLock()
-        self._draws = self._drawn_within = False
-
-    def __iter__(self) -> _OneAtATime:
-        return self
-
-    def __next__(self) -> Iterable[Any]:
-        with self._lock:
-            if self._draws:
-                self._drawn_within = True
-                raise ValueError(DRAWN_WITHIN)
-            try:
-                self._draws = True
-                results = handlers.reached(next, self._parts)
-                if self._drawn_within:  # the chain around this has ended with the error there
-                    raise ValueError(DRAWN_WITHIN)
-            except BaseException:  # where a handler's came late, the generator is not at its end
-                self._parts.close()
-                raise
-            finally:
-                self._draws = False
-        return looping.let_go(results)
-
-
-def iterate(start: Callable[[], Run], limit: int | None = None) -> ResultIterator:
+def iterate(start: Callable[[], Run], limit: int | None = None) -> looping.ResultIterator:
     """Give the results one by one. The run starts when the first is asked for."""
-    return ResultIterator.of(_parts(start, limit))
+    return looping.ResultIterator.of(_parts(start, limit))
 
 
 def iterate_async(start: Callable[[], Run]) -> AsyncGenerator[Any, None]:

@@ -83,9 +83,9 @@ class OnePassSource(Source):
         )
 
 
-def source_of(given: Any) -> Source:
-    """Check what `parallel` was given. Reads nothing."""
-    _refuse_what_cannot_be_meant(given)
+def source_of(given: Any, method: str = "parallel") -> Source:
+    """Check what `parallel`, or another method, was given. Reads nothing."""
+    _refuse_what_cannot_be_meant(given, method)
     if isinstance(given, Mapping):
         return Source(given.items, _name(given))
     if isinstance(given, Iterator):
@@ -93,8 +93,8 @@ def source_of(given: Any) -> Source:
     if _is_iterable(given):
         return Source(lambda: given, _name(given))
     if callable(given) and not isinstance(given, type):
-        return _source_of_function(given)
-    raise TypeError(f"parallel() needs {ALLOWED}; got {describe(given)}")
+        return _source_of_function(given, method)
+    raise TypeError(f"{method}() needs {ALLOWED}; got {describe(given)}")
 
 
 def _is_iterable(given: Any) -> bool:
@@ -122,21 +122,21 @@ _TABLES = {
 }
 
 
-def _refuse_what_cannot_be_meant(given: Any) -> None:
+def _refuse_what_cannot_be_meant(given: Any, method: str) -> None:
     """Refuse tables and what is not computed yet; warn of a string that is the path of a file."""
     kind = type(given)
     if (why := _TABLES.get(_package_and_name(kind))) is not None:
-        raise TypeError(f"parallel() got a {' '.join(_package_and_name(kind))}, which gives {why}")
+        raise TypeError(f"{method}() got a {' '.join(_package_and_name(kind))}, which gives {why}")
     if kind in (list, tuple) and given:
         package, name = _package_and_name(type(given[0]))
         if (package, name) in _TABLES and name == "Future":
             raise TypeError(
-                f"parallel() got a {kind.__name__} of {package} futures, whose results may not be there: "
+                f"{method}() got a {kind.__name__} of {package} futures, whose results may not be there: "
                 "pass client.gather(futures), or [future.result() for future in futures]"
             )
     if kind is str and 0 < len(given) < MAX_PATH and "\0" not in given and os.path.isfile(given):
         warnings.warn(
-            f"parallel({short_repr(given)}) gives the characters of this text, which is the path of a file: "
+            f"{method}({short_repr(given)}) gives the characters of this text, which is the path of a file: "
             "read_text() gives the lines of the file",
             UserWarning,
             stacklevel=_level_of_caller(),
@@ -151,12 +151,12 @@ def _level_of_caller() -> int:
     return level
 
 
-def _source_of_function(func: Callable[..., Any]) -> Source:
+def _source_of_function(func: Callable[..., Any], method: str) -> Source:
     try:
         inspect.signature(func).bind()
     except TypeError as error:
         raise TypeError(
-            f"parallel() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
+            f"{method}() needs {ALLOWED}; {describe(func)} cannot be called without arguments ({error})"
         ) from None
     except ValueError:
         pass  # a builtin without a signature: the call will show

@@ -18,10 +18,12 @@ from parcoll.calls.batches import FORMATS
 from parcoll.calls.rates import Rate
 from parcoll.chain.policy import PLAIN, OnError, Policy, RetryOn
 from parcoll.chain.steps import Step
-from parcoll.evaluation.plan import Batched
+from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.run import Options
+from parcoll.keys.joins import HOW
 from parcoll.text import describe, function_name, short_repr
 
+AWAITED = ("map", "filter", "flatmap", "foreach", "starmap")  # methods whose functions may be `async`
 MOST_SECONDS = 1e9  # 32 years; a longer timeout is none, and may be too long for a clock
 
 
@@ -52,6 +54,18 @@ class StepSettings(Calls, total=False):
     on_error: OnError | None
 
 
+class KeySkips(Tries, total=False):
+    """The settings of a key or a predicate, where no function stands for elements that fail."""
+
+    on_error: Literal["raise", "skip"] | None
+
+
+class KeySettings(Tries, total=False):
+    """All settings of a key or a predicate."""
+
+    on_error: OnError | None
+
+
 class ListBatches(Tries, total=False):
     """The settings of batches that are lists."""
 
@@ -71,7 +85,7 @@ def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
-    return _plain(func, f"{method}()") if method in ("reduce", "fold", "map_batches") else func
+    return _plain(func, f"{method}()") if method not in AWAITED else func
 
 
 def _plain(func: Any, what: str) -> Any:
@@ -173,20 +187,52 @@ def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
     return size, format, flat
 
 
-def of_batches(options: Options, source: Batched) -> Options:
-    """Return the settings of a collection of batches: those that count elements count batches then."""
+def of_derived(options: Options, source: Derived, size: int = 1, instead: str = "") -> Options:
+    """Return the settings of a collection of what is made of `size` elements each, of which those count then.
+
+    `instead` is what may be used with a checkpoint.
+    """
     if options.checkpoint is not None and not source.is_alone:
-        raise TypeError(
-            f"batched({source.size}) behind other steps has them run in an evaluation of their own, of which "
-            f"checkpoint={options.checkpoint!r} would save nothing: call batched() first, use map_batches(), "
-            "or leave checkpoint out"
+        operation = source.operation
+        nothing = (
+            f"in an evaluation of its own, of which checkpoint={options.checkpoint!r} would save nothing"
         )
-    size, buffersize = options.partition_size, options.buffersize
+        if operation.asks:
+            raise TypeError(f"{operation.name}() calls its function {nothing}: leave checkpoint out")
+        raise TypeError(
+            f"{operation.label} has the steps before it run {nothing}: call {operation.name}() first, "
+            f"{instead}or leave checkpoint out"
+        )
+    partition_size, buffersize = options.partition_size, options.buffersize
     return dataclasses.replace(
         options,
-        partition_size=max(size // source.size, 1) if isinstance(size, int) else size,
-        buffersize=None if buffersize is None else max(buffersize // source.size, 1),
+        partition_size=max(partition_size // size, 1) if isinstance(partition_size, int) else partition_size,
+        buffersize=None if buffersize is None else max(buffersize // size, 1),
     )
+
+
+def how(given: Any) -> str:
+    """Return how to join."""
+    if not isinstance(given, str) or given not in HOW:
+        allowed = ", ".join(f'"{word}"' for word in HOW)
+        raise ValueError(f"how must be {allowed}, got {short_repr(given)}")
+    return given
+
+
+def probability(given: Any) -> float:
+    """Return a probability."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"sample() needs a probability from 0 to 1, got {describe(given)}")
+    if not 0 <= given <= 1:
+        raise ValueError(f"sample() needs a probability from 0 to 1, got {short_repr(given)}")
+    return float(given)
+
+
+def seed(given: Any) -> int | float | str | bytes:
+    """Return a seed."""
+    if not isinstance(given, int | float | str | bytes):
+        raise TypeError(f"seed must be a number, a string or bytes, got {describe(given)}")
+    return given
 
 
 def taken(given: Any) -> int:

@@ -9,10 +9,13 @@ from typing import Any, Literal, TypeGuard, TypeVar, Unpack, overload
 from parcoll.calls.batches import MapBatches
 from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
-from parcoll.evaluation.plan import Batched, Node
+from parcoll.evaluation.plan import Node
 from parcoll.front import arguments
 from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
-from parcoll.front.evaluating import Evaluated, kept
+from parcoll.front.evaluating import kept
+from parcoll.front.streams import Streams
+from parcoll.front.values import Values
+from parcoll.keys.streams import Batches
 from parcoll.world import handlers
 
 T = TypeVar("T")
@@ -29,7 +32,7 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 
 @handlers.methods_reaching
-class ParallelGen(Evaluated[T_co]):
+class ParallelGen(Streams[T_co], Values[T_co]):
     """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
 
     `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
@@ -232,8 +235,7 @@ class ParallelGen(Evaluated[T_co]):
         [5, 50, 36]
         """
         n = arguments.whole_number(n, "batched() needs a whole number")
-        source = Batched(self._node, n, dataclasses.replace(self._options, progress=False))
-        return ParallelGen(Node(source=source), arguments.of_batches(self._options, source))
+        return self._derived(Batches(n), size=n, instead="use map_batches(), ")
 
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.

@@ -150,8 +150,9 @@ def explanation(chain: str, source: Any, options: Options, stats: Stats) -> Expl
 
 
 def _describe_source(source: Any) -> str:
-    if isinstance(source, OnePassSource):
-        return f"{source!r}, an iterator: it gives its elements to one evaluation"
+    if isinstance(source, Source) and source.one_pass:
+        what = "an iterator" if isinstance(source, OnePassSource) else "made of an iterator"
+        return f"{source!r}, {what}: it gives its elements to one evaluation"
     if isinstance(source, Source):
         return f"{source!r}, read anew by each evaluation"
     return f"{source!r}, whose partitions are where the workers are"

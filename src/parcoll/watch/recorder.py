@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import unpacked
@@ -14,6 +15,22 @@ from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
 MESSAGE = 500  # characters of a message that are remembered
+
+
+class _Rows(NamedTuple):
+    """Where the numbers of an evaluation stand among those of one that reads from it, or among its own."""
+
+    of: slice  # its steps
+    source: int | None = None  # what it reads is made of other evaluations: the row for that
+    sink: int | None = None  # the row of what is made of its results; None where they are the results
+
+    def within(self, row: int, sink: int) -> _Rows:
+        """Return them one evaluation further up: its rows begin at `row` there, and are read into `sink`."""
+        return _Rows(
+            slice(self.of.start + row, self.of.stop + row),
+            None if self.source is None else self.source + row,
+            sink if self.sink is None else self.sink + row,
+        )
 
 
 class Recorder:
@@ -72,21 +89,51 @@ class Recorder:
 
     def add(self, outcome: Outcome) -> None:
         """Count one partition that has come back: here, and in the evaluations that read from this one."""
-        steps = slice(self._stats._first, len(self._stats.steps))
+        for stats, rows in self._levels():
+            with stats._lock.lock:
+                Recorder(stats)._add(outcome, rows)
+
+    def read(self, elements: int) -> int:
+        """Count elements of a source that are read beside those of evaluations; return 0."""
+        for stats, rows in self._levels():
+            assert rows.source is not None
+            with stats._lock.lock:
+                stats.elements_in += elements
+                stats.steps[rows.source].entered += elements
+        return 0
+
+    def add_beside(self, beside: Stats) -> None:
+        """Count the failed elements of an evaluation beside this one, which was made for it."""
         for stats in self._all():
             with stats._lock.lock:
-                Recorder(stats)._add(outcome, steps)
+                stats.failed += beside.failed
+                stats.retries += beside.retries
+                stats.timeouts += beside.timeouts
+                stats.deaths += beside.deaths
+                stats.failures += beside.failures
+                stats._failed_elements.add(beside._failed_elements.kept)
+
+    def _levels(self) -> Iterator[tuple[Stats, _Rows]]:
+        """Give the numbers here, and of the evaluations that read from this one, with its rows there."""
+        stats = self._stats
+        source = stats._first - 1 if stats._first else None
+        rows = _Rows(slice(stats._first, len(stats.steps)), source)
+        while True:
+            yield stats, rows
+            above = stats._above
+            if above is None:
+                return
+            rows = rows.within(stats._row, above._first - 1)
+            stats = above
 
     def _all(self) -> Iterator[Stats]:
-        stats: Stats | None = self._stats
-        while stats is not None:
-            yield stats
-            stats = stats._above
+        return (stats for stats, _ in self._levels())
 
-    def _add(self, outcome: Outcome, of: slice) -> None:
-        stats, steps, is_last = self._stats, self._stats.steps[of], of.stop == len(self._stats.steps)
+    def _add(self, outcome: Outcome, rows: _Rows) -> None:
+        stats, of = self._stats, rows.of
+        steps = stats.steps[of]
         stats.partitions_done += 1
-        self._count(outcome, of)
+        self._count(outcome, rows)
         stats.worker_seconds += outcome.seconds
         stats.busy_seconds += outcome.busy_seconds
         self._add_made(outcome)
@@ -97,7 +144,7 @@ class Recorder:
             stats.sizes._add(outcome.read)
         for step, seconds in zip(steps, outcome.step_seconds, strict=False):
             step.seconds += seconds
-        if is_last and stats.fold is not None and len(outcome.step_seconds) > len(steps):
+        if rows.sink is None and stats.fold is not None and len(outcome.step_seconds) > len(steps):
             stats.fold_seconds += outcome.step_seconds[-1]
         self._add_faults(outcome, of)
         self._add_failure(outcome, of)
@@ -107,21 +154,21 @@ class Recorder:
         with self._stats._lock.lock:
             every = slice(0, len(self._stats.steps))
             self._stats.resumed += outcome.read
-            self._count(outcome, every)
+            self._count(outcome, _Rows(every))
             self._add_faults(outcome, every)
 
-    def _count(self, outcome: Outcome, of: slice) -> None:
-        """Count elements; between two evaluations is a row for the batches that the second one reads."""
+    def _count(self, outcome: Outcome, rows: _Rows) -> None:
+        """Count elements; between two evaluations is a row for what the second one reads."""
         stats = self._stats
-        if of.start:
-            stats.steps[of.start - 1].left += outcome.read
-        else:
+        if rows.source is None:
             stats.elements_in += outcome.read
-        if of.stop < len(stats.steps):
-            stats.steps[of.stop].entered += outcome.produced
         else:
+            stats.steps[rows.source].left += outcome.read
+        if rows.sink is None:
             stats.elements_out += outcome.produced
-        for step, (entered, left) in zip(stats.steps[of], outcome.flows, strict=False):
+        else:
+            stats.steps[rows.sink].entered += outcome.produced
+        for step, (entered, left) in zip(stats.steps[rows.of], outcome.flows, strict=False):
             step.entered += entered
             step.left += left
 

@@ -242,11 +242,13 @@ class Stats:
     started: float | None = None
     ended: float | None = None
     failures: deque[FailureReport] = field(default_factory=lambda: deque(maxlen=FAILURES))
-    # Behind `batched`, an evaluation reads from the one below it, which counts here too (`Recorder`). Its
-    # own steps begin at `_first`.
+    # Behind `batched` and its like, an evaluation reads from those below it, which count here too
+    # (`Recorder`). Its own steps begin at `_first`, and the row before that is for what it reads.
     _first: int = field(init=False, default=0, repr=False, compare=False)
     _above: Stats | None = field(init=False, default=None, repr=False, compare=False)
-    _below: Stats | None = field(init=False, default=None, repr=False, compare=False)
+    _row: int = field(init=False, default=0, repr=False, compare=False)  # above, of its first step
+    _reads: int = field(init=False, default=0, repr=False, compare=False)  # chains that it reads
+    _below: list[Stats] = field(init=False, default_factory=list, repr=False, compare=False)
     _began: float | None = field(init=False, default=None, repr=False, compare=False)  # by no wall clock
     _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
     _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
@@ -319,13 +321,18 @@ class Stats:
             }
 
     def _waited(self) -> dict[str, float]:
-        """Return the waits; what the evaluation that this one reads from waited for was no source."""
+        """Return the waits; what the evaluations that this one reads from waited for was no source."""
         waited = dict(vars(self.waited))
-        if self._below is not None:
-            below = self._below._waited()
+        for stats in self._below:
+            below = stats._waited()
             waited["source"] = max(waited["source"] - below["workers"], 0.0)
             waited["workers"] += below["workers"]
         return waited
+
+    def _total_below(self) -> int | None:
+        """Return how many elements the sources have of what this evaluation reads; None if nobody knows."""
+        totals = [stats.total for stats in self._below if stats.total is not None]
+        return sum(totals) if len(totals) == self._reads else None
 
     def __str__(self) -> str:
         return table.text(self.snapshot())

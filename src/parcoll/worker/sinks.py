@@ -11,7 +11,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.place import Place
@@ -23,6 +23,7 @@ from parcoll.wire.payload import Payload
 from parcoll.wire.unpicklable import first_unpicklable
 
 Pack = Callable[[Any], Payload]
+TOGETHER = 2048  # elements that a part takes in at once
 
 
 class Sink:
@@ -174,6 +175,45 @@ class Count(Sink):
     def of_slice(self, limit: int | None) -> Sink:
         """Return this sink: counts add up."""
         return self
+
+
+class Part(Protocol):
+    """What there is of the elements of one part of a chain."""
+
+    def add(self, elements: list[Any], /) -> None:
+        """Take in more elements of this part."""
+
+    def settle(self) -> None:
+        """Make ready to travel."""
+
+
+class Parts(Sink):
+    """What a part makes of the elements. The parts are merged where they come together."""
+
+    resumes = True
+
+    def __init__(self, empty: Part, label: str) -> None:
+        self.empty = empty
+        self.label = label
+
+    def start(self) -> None:
+        """Begin with an empty part."""
+        self._part = copy.deepcopy(self.empty)
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Add the elements, many at once."""
+        while taken := list(itertools.islice(elements, TOGETHER)):
+            self.taken += len(taken)
+            self._part.add(taken)
+
+    def fails(self, error: BaseException) -> None:
+        """Note that a comparison, or a sum, raised."""
+        self.failure = Failure.of(error, f"in {self.label}", own_frames(error))
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Pack it."""
+        self._part.settle()
+        return pack([self._part])
 
 
 stands_between(Results.take.__code__.co_filename)

@@ -1,0 +1,162 @@
+"""`join`: elements with those of another side that have the same key."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import append, lines
+
+from parcoll import CheckpointError, SerializationError, connect, parallel
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+    more: Any
+
+
+USERS = [(1, "ann"), (2, "bob"), (1, "amy")]
+EVENTS = [(2, "in"), (3, "in"), (1, "out"), (2, "out")]
+EXPECTED: dict[str, list[Any]] = {
+    "inner": [
+        ((2, "in"), (2, "bob")),
+        ((1, "out"), (1, "ann")),
+        ((1, "out"), (1, "amy")),
+        ((2, "out"), (2, "bob")),
+    ],
+    "semi": [(2, "in"), (1, "out"), (2, "out")],
+    "anti": [(3, "in")],
+}
+EXPECTED["left"] = [EXPECTED["inner"][0], ((3, "in"), None), *EXPECTED["inner"][1:]]
+
+
+def first(pair: Any) -> Any:
+    return pair[0]
+
+
+@pytest.mark.parametrize("place", ["inline", "cluster", "timeout"])
+def test_how_they_are_joined(place: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("inline" if place == "inline" else "cluster")
+    how: dict[str, Any] = {"timeout": 60} if place == "timeout" else {}
+    events = parallel(EVENTS, partition_size=2, **how).filter(None)
+    others: list[Any] = [USERS, parallel(USERS, partition_size=1, **how).map(tuple), lambda: iter(USERS)]
+    others = others if place == "inline" else others[1:2]
+    for kind, expected in EXPECTED.items():
+        for other in others:
+            joined: Any = events.join(other, first, how=kind)  # type: ignore[call-overload]
+            assert list(joined) == expected
+        assert list(joined.enumerate().map(first)) == [*range(len(expected))]
+        assert joined.count() == len(expected)
+    users = parallel(USERS, **how).map(tuple)
+    joined = events.join(users, lambda e: e[0] - 1, lambda u: u[0] - 1)
+    assert list(joined) == joined.bag.compute(scheduler="sync") == EXPECTED["inner"]
+    assert [(s.label.partition("(")[0], s.entered, s.left) for s in joined.stats.steps][1:] == [
+        ("join", 4, 4)
+    ]
+    assert users.stats.elements_in == 3
+    joined.foreach(len)
+    assert list(joined) == [2] * 4
+    assert list(events.join([], first, how="left")) == [(e, None) for e in EVENTS]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_keys_are_those_of_a_dict() -> None:
+    keys = [1, 1.0, True, Decimal(1), None, (1, None), Colour.RED, Key("a", None), float("nan"), "1", b"1"]
+    ones = parallel(keys, partition_size=3).join(keys, lambda x: x)
+    assert [repr(x) for x, _ in ones] == [repr(x) for x in keys[:4] for _ in range(4)] + [
+        *map(repr, keys[4:])
+    ]
+    assert list(parallel(keys[4:]).join([*keys[:4], Colour.BLUE], lambda x: x)) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_this_side_streams_and_the_other_is_read_once(tmp_path: Path) -> None:
+    def noted(x: int) -> int:
+        append(tmp_path / "calls", x)
+        return x
+
+    numbers = parallel(lambda: itertools.count()).join(parallel([3, 5]).map(noted), lambda x: x % 7)
+    assert not (tmp_path / "calls").exists()
+    assert numbers.take(3) == [(3, 3), (5, 5), (10, 3)]
+    assert lines(tmp_path / "calls") == ["3", "5"]
+
+
+@pytest.mark.usefixtures("inline")
+def test_failures_are_those_of_elements() -> None:
+    numbers = parallel([1, [2], 3])
+    with pytest.raises(TypeError, match="unhashable type: 'list'") as raised:
+        list(numbers.join([1, 3], lambda x: x))
+    assert "in step 1 of 1, join(lambda), at element 1: [2]" in raised.value.__notes__[0]
+    with pytest.raises(TypeError, match="unhashable type: 'list'") as of_other:
+        list(parallel([1]).join([1, [3]], lambda x: x))
+    assert "at element 1: [3]" in of_other.value.__notes__[0]
+    found = numbers.join([1, 3, [4]], lambda x: x, on_error="skip")
+    assert list(found) == [(1, 1), (3, 3)]
+    assert [(e.index, e.element) for e in found.errors] == [(1, [2]), (2, [4])], "of both sides"
+    assert found.stats.failed == 2
+    replaced = numbers.join([[4], 3], lambda x: x, on_error=lambda error: error.index)
+    assert list(replaced) == [1, (3, 3)]
+    once: list[bool] = []
+
+    def flaky(x: int) -> int:
+        once.append(True)
+        if len(once) == 1:
+            raise OSError
+        return x
+
+    with connect("inline"):
+        assert list(parallel([1]).join([1], abs, retries=1)) == [(1, 1)]
+        assert list(parallel([1]).join([1], flaky, abs, retries=1)) == [(1, 1)]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_side_that_is_too_large_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parcoll.evaluation.run.TABLE", 1e-6)
+    large = parallel(range(800)).map(lambda x: bytes(100_000))
+    sizes = r"[\d,]+ elements of it take more than [\d.]+ MiB, and a quarter .* is 0\.0 MiB: make it smaller"
+    whose = r"join\(\) sends its other side, parallel\(range\(0, 800\)\)\.map.*, whole to each worker: "
+    with pytest.raises(SerializationError, match=whose + sizes):
+        list(parallel([1]).join(large, len))
+    monkeypatch.setattr("parcoll.evaluation.run.TABLE", 1e-7)
+    with pytest.raises(SerializationError, match="elements of it take"):
+        list(parallel([1]).join(range(800), lambda x: x, how="semi"))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_checkpoint_knows_the_other_side(tmp_path: Path) -> None:
+    def joined(users: list[Any]) -> list[Any]:
+        return list(parallel(EVENTS, checkpoint=tmp_path / "saved").join(users, first))
+
+    assert joined(USERS) == joined(USERS) == EXPECTED["inner"]
+    with pytest.raises(CheckpointError, match=r"the function of step 1, join\(first\), has changed"):
+        joined(USERS[1:])
+
+
+def test_what_is_refused() -> None:
+    numbers: Any = parallel([1])
+    refused: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: numbers.join([1], 3), TypeError, r"join\(\) needs a function, got 3"),
+        (lambda: numbers.join([1], abs, 3), TypeError, r"join\(\) needs a function, got 3"),
+        (lambda: numbers.join(3, abs), TypeError, r"join\(\) needs an iterable"),
+        (
+            lambda: numbers.join([1], abs, how="outer"),
+            ValueError,
+            'how must be "inner", "left", "semi", "anti"',
+        ),
+        (lambda: numbers.join([1], abs, retires=1), TypeError, r"join\(\) has no setting 'retires'"),
+    ]
+    for call, error, message in refused:
+        with pytest.raises(error, match=message):
+            call()

@@ -26,7 +26,8 @@ for folder in (".", "../helpers"):
     sys.path.insert(0, str(Path(__file__).resolve().parent / folder))
 
 import work as works
-from dask_model import Client, Scheduler
+from client_model import Client
+from dask_model import Scheduler
 from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too

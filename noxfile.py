@@ -115,6 +115,14 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Run evaluations on a model of dask, from fresh numbers: `nox -s simulate -- --seconds 3600`."""
+    session.install(".", *group("test"))
+    compile_packages(session)
+    session.run("python", "tests/simulation/simulate.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Count words with the dashboard on: `nox -s demo -- FOLDER --pattern '*.txt' --top 10`."""
     session.install(".[dashboard]")

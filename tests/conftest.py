@@ -92,7 +92,12 @@ ALIKE = (
     *("local/test_end_of_a_host.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py"),
     *("checkpoint/test_any_damage.py", "checkpoint/test_walks.py", "checkpoint/test_formats.py"),
     *("promises/test_setup_failures.py", "promises/test_told.py", "promises/test_retries.py"),
-    *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
+    *(
+        "simulation/test_simulation.py",
+        "evaluation/test_seams.py",
+        "promises/test_chains_in_order.py",
+        "promises/test_joined_sides.py",
+    ),
 )
 
 

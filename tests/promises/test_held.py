@@ -153,3 +153,23 @@ def test_an_exception_is_in_no_cycle(
 
     with connect("inline"):
         assert catching()() is None
+
+
+def test_an_error_of_the_source_that_nobody_gets_is_let_go_of(
+    cluster: Connection, without_collections: None
+) -> None:
+    """An element before it has failed; it would hold what the evaluation held, with results on the workers."""
+    seen: list[weakref.ref[Box]] = []
+
+    def source() -> Iterator[int]:
+        mine = Box(True)
+        seen.append(weakref.ref(mine))
+        yield from (0, 1)
+        raise LookupError("there is no more")
+
+    def evaluate() -> None:
+        with pytest.raises(ZeroDivisionError):
+            parallel(source, partition_size=1).map(lambda x: 1 // x).map(str).fold(lambda a, b: a + b, "")
+
+    evaluate()
+    assert [ref() for ref in seen] == [None]

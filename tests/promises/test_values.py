@@ -142,7 +142,7 @@ def test_keys_have_the_settings_of_steps(cluster: object) -> None:
     with pytest.raises(TypeError, match=r"max\(\) has no setting 'retires'"):
         words.max(retires=3)  # type: ignore[call-overload]
 
-    with pytest.raises(ValueError, match="retries has no effect without key, .* got retries=3"):
+    with pytest.raises(ValueError, match=r"retries has no effect without key, .* got retries=3"):
         words.max(retries=3)
 
     async def later(x: Any) -> Any:

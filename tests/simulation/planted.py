@@ -154,12 +154,13 @@ def _released_too_early(expecting: Any) -> Any:
     return expected
 
 
-def _too_soon_is_dropped(take: Any) -> Any:
-    def taken(self: Receiving) -> None:
-        self._too_soon.clear()
-        take(self)
+def _early_is_the_end(reported: Any) -> Any:
+    def report(self: Receiving, key: str, outcome: Any) -> None:
+        if outcome is not None:
+            outcome.early = False
+        reported(self, key, outcome)
 
-    return taken
+    return report
 
 
 def _new_cluster_gets_only_the_first(begin: Any) -> Any:
@@ -222,9 +223,7 @@ PLANTED: dict[str, Plant] = {
     "a lost partition counts as done": planting(DistributedSession, "_send_again", _lost_is_done),
     "lost partitions are forgotten": planting(Receiving, "lose", _lost_jobs_are_forgotten),
     "a second report counts": planting(Receiving, "reported", _reported_twice),
-    "a report that comes while tasks are sent is dropped": planting(
-        Receiving, "_take_what_came", _too_soon_is_dropped
-    ),
+    "what is handed back early ends the task": planting(Receiving, "reported", _early_is_the_end),
     "nothing is cancelled at the end": planting(Receiving, "close", _nothing_is_cancelled),
     "a future is released too early": planting(Receiving, "expecting", _released_too_early),
     "a join forgets its order": planting(_Tree, "_submit", _joined_backwards),

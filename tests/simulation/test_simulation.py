@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planted import PLANTED, dropped
 from simulate import fresh, run
 
-SECONDS = 20.0  # of fresh numbers
-# Numbers that failed once, and why.
+SECONDS = 10.0  # of fresh numbers
+# Numbers that failed once, and why. They tell other stories where `work` has changed since.
 FAILED = {
     36: "the model never ran a coroutine that nothing else woke",
     429: "the model gave a task twice to one worker, without dask's number of the attempt",
@@ -62,12 +62,18 @@ def first_found(name: str) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", list(PLANTED)[:3])
+LATE = (  # which takes a minute, where the others take seconds
+    "an error comes before the results before it",
+    "after a loss, what was handed back runs again",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANTED if name not in LATE])
 def test_a_planted_fault_is_found(name: str) -> None:
     assert first_found(name) is not None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(PLANTED)[3:])
-def test_each_planted_fault_is_found(name: str) -> None:
+@pytest.mark.parametrize("name", LATE)
+def test_a_planted_fault_is_found_in_the_end(name: str) -> None:
     assert first_found(name) is not None

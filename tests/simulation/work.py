@@ -79,6 +79,17 @@ def instead(error: Any) -> int:
     return -int(error.element)
 
 
+def small(x: int) -> bool:
+    """Take_while."""
+    return x % 50 < 45
+
+
+def batches(elements: Iterator[int]) -> Iterator[tuple[int, ...]]:
+    """Give tuples of three; the last may be shorter."""
+    while batch := tuple(itertools.islice(elements, 3)):
+        yield batch
+
+
 def joined(a: str, b: str) -> str:
     """Fold: every order but the right one gives another result."""
     Now.clock.sleep(Now.costs[0] / 4)
@@ -110,6 +121,13 @@ STEPS: dict[str, tuple[Callable[[Any], Any], Plain]] = {
         lambda p: p.map(bad, on_error=instead),
         lambda it: (-x if x % 5 == 3 else x for x in it),
     ),
+    "skip(2)": (lambda p: p.skip(2), lambda it: itertools.islice(it, 2, None)),
+    "take_while(small)": (lambda p: p.take_while(small), lambda it: itertools.takewhile(small, it)),
+    "scan(add)": (
+        lambda p: p.scan(operator.add, 0),
+        lambda it: itertools.accumulate(it, operator.add, initial=0),
+    ),
+    "batched(3)": (lambda p: p.batched(3).map(sum), lambda it: map(sum, batches(it))),
     "map(bad)": (lambda p: p.map(bad), lambda it: map(bad, it)),
 }
 ENDS = ("list", "take", "count", "reduce", "fold", "fold with combine", "leave", "slow consumer", "foreach")

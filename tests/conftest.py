@@ -92,12 +92,10 @@ ALIKE = (
     *("local/test_end_of_a_host.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py"),
     *("checkpoint/test_any_damage.py", "checkpoint/test_walks.py", "checkpoint/test_formats.py"),
     *("promises/test_setup_failures.py", "promises/test_told.py", "promises/test_retries.py"),
-    *(
-        "simulation/test_simulation.py",
-        "evaluation/test_seams.py",
-        "promises/test_chains_in_order.py",
-        "promises/test_joined_sides.py",
-    ),
+    *("checkpoint/test_growth.py", "checkpoint/test_failed_again.py", "checkpoint/test_folds_resume.py"),
+    *("checkpoint/test_info.py", "promises/test_resuming_again.py"),
+    *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
+    *("simulation/test_simulation.py",),
 )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parcoll.calls.broadcasts import Broadcast, broadcast
     from parcoll.calls.per_workers import PerWorker, per_worker
+    from parcoll.checkpoint.info import CheckpointFailure, CheckpointInfo, checkpoint_info
     from parcoll.errors import (
         CheckpointError,
         ClusterLostError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Broadcast",
     "CheckpointError",
+    "CheckpointFailure",
+    "CheckpointInfo",
     "ClusterLostError",
     "ClusterStartError",
     "ConnectError",
@@ -43,6 +46,7 @@ __all__ = [
     "WorkerLostError",
     "WorkerSetupError",
     "broadcast",
+    "checkpoint_info",
     "connect",
     "parallel",
     "per_worker",
@@ -56,12 +60,15 @@ __all__ = [
 # none of the modules that only the script's process does.
 _HOMES = {
     "Broadcast": "parcoll.calls.broadcasts",
+    "CheckpointFailure": "parcoll.checkpoint.info",
+    "CheckpointInfo": "parcoll.checkpoint.info",
     "ParallelGen": "parcoll.front.collection",
     "PerWorker": "parcoll.calls.per_workers",
     "Connection": "parcoll.front.connection",
     "connect": "parcoll.front.connection",
     "parallel": "parcoll.front.sources",
     "read_text": "parcoll.front.sources",
+    "checkpoint_info": "parcoll.checkpoint.info",
     "broadcast": "parcoll.calls.broadcasts",
     "per_worker": "parcoll.calls.per_workers",
     "progress": "parcoll.watch.progress",

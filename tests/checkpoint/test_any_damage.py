@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,8 @@ def halves(x: int) -> list[str]:
 RESULTS = [text for x in ELEMENTS if x % 5 != 3 for text in halves(x)]
 
 
-def chain(folder: Path | str) -> ParallelGen[str]:
-    return parallel(ELEMENTS, partition_size=3, checkpoint=folder, on_error="skip").flatmap(halves)
+def chain(folder: Path | str, **more: Any) -> ParallelGen[str]:
+    return parallel(ELEMENTS, partition_size=3, checkpoint=folder, on_error="skip", **more).flatmap(halves)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,25 @@ def test_flipped_bits(inline: Connection, whole: Path, folder: Path, caplog: pyt
             (folder / name).write_bytes(content)
 
 
+def test_flipped_bits_where_what_had_failed_runs_again(inline: Connection, whole: Path, folder: Path):
+    chosen = random.Random(17)
+    for name in names_of(whole):
+        for _ in range(6):
+            damaged = bytearray((whole / name).read_bytes())
+            for position in chosen.sample(range(len(damaged)), chosen.choice([1, 2, 5])):
+                damaged[position] ^= 1 << chosen.randrange(8)
+            (folder / name).write_bytes(damaged)
+            again = chain(folder, retry_failed=True)
+            found, told_so = refused(again)
+            if told_so is None:
+                assert (found, [error.element for error in again.errors]) == (RESULTS, [3, 8, 13, 18, 23])
+                assert list(chain(folder)) == RESULTS
+            else:
+                assert re.match(f"the checkpoint {str(folder)!r} .*{name}.*: .*delete the folder", told_so)
+            shutil.rmtree(folder)
+            shutil.copytree(whole, folder)
+
+
 def test_cut_short_empty_or_longer(
     inline: Connection, whole: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -126,8 +146,8 @@ def test_one_file_in_the_place_of_another(
 
 
 DUPLICATES = [
-    (CHAIN, b'{\n "format": 3,', b'{\n "format": 2,\n "format": 3,'),
-    (CHAIN, b'{\n "format": 3,', b'{\n "format": 3,\n "format": 2,'),
+    (CHAIN, b'{\n "format": 4,', b'{\n "format": 2,\n "format": 4,'),
+    (CHAIN, b'{\n "format": 4,', b'{\n "format": 4,\n "format": 2,'),
     (CHAIN, b' "length": 24', b' "length": 24,\n "length": null'),
     (END, b' "elements": 24', b' "elements": 24,\n "elements": 25'),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parcoll import CheckpointError, Connection, ParallelGen, parallel
-from parcoll.checkpoint.descriptions import CHAIN, END, FORMAT, _sealed, chain_file, end_file
+from parcoll.checkpoint.descriptions import (
+    CHAIN,
+    END,
+    FORMAT,
+    _sealed,
+    chain_file,
+    end_file,
+    running_python,
+)
 from parcoll.checkpoint.fingerprint import of_function
 
 # What parcoll wrote in format 1 for ["1", "2"], map(int), which then was killed.
@@ -48,6 +57,11 @@ SECOND = {
     OLD_PIECE: OLD[OLD_PIECE].replace(b"parcoll piece 1", b"parcoll piece 2"),
     END: b'{\n "elements": 2\n}',
 }
+# What it wrote in format 3, which did not say when the results came, nor which were of elements that failed.
+THIRD = (
+    b"parcoll piece 3\n\x967\x8c\tR\x0e\x7f\xd5[\xdc!Q\x88\xbe\xa1\xc9Z\n\xa7\x89!y\xa59\xf6\xf3\xce"
+    b"\xbaA\xbb[\xdbc\x00\x00\x00\x00\x00\x00\x00" + OLD[OLD_PIECE][56:]
+)
 DELETE = r", or delete the folder \(or name another one\) to start from the first element$"
 
 
@@ -81,26 +95,43 @@ def refusal(folder: fsspec.FSMap) -> str:
 
 def test_a_folder_of_format_1_is_refused(inline: Connection, folder: fsspec.FSMap):
     folder.update(OLD)
-    older = r"was written by an older parcoll \(format 1, this one writes 3\): go on with that version"
+    older = r"was written by an older parcoll \(format 1, this one writes 4\): go on with that version"
     assert re.search(older + DELETE, refusal(folder))
     del folder[OLD_PIECE]
     assert re.search(older + DELETE, refusal(folder))
-    assert FORMAT == 3
+    assert FORMAT == 4
 
 
 def test_a_folder_of_format_2_is_refused(inline: Connection, folder: fsspec.FSMap):
     folder.update(SECOND)
-    older = r"was written by an older parcoll \(format 2, this one writes 3\): go on with that version"
+    older = r"was written by an older parcoll \(format 2, this one writes 4\): go on with that version"
     assert re.search(older + DELETE, refusal(folder))
     del folder[OLD_PIECE], folder[END]
     assert re.search(older + DELETE, refusal(folder))
+
+
+def test_a_folder_of_format_3_goes_on(inline: Connection, folder: fsspec.FSMap):
+    """With pieces of this format beside those that it has."""
+    step = {"label": "map(int)", "kind": "map", "parts": of_function(int)}
+    described = {"format": 3, "python": running_python(), "length": 4, "steps": [step]}
+    folder[CHAIN], folder[OLD_PIECE] = _sealed(described), THIRD
+    found = numbers(folder)
+    assert list(found) == [1, 2, 3, 4]
+    assert found.stats.resumed == 2
+    assert (folder[CHAIN], folder[OLD_PIECE]) == (_sealed(described), THIRD)
+    found = numbers(folder, ["1", "2", "3", "4", "5"])
+    assert found.take(5) == [1, 2, 3, 4, 5]
+    assert found.stats.resumed == 4
+    grown = json.loads(folder[CHAIN])
+    assert (grown["format"], grown["length"], grown["since"]) == (FORMAT, 5, None)
+    assert list(numbers(folder, ["1", "2", "3", "4", "5"])) == [1, 2, 3, 4, 5]
 
 
 def test_a_folder_of_a_format_to_come_is_refused(inline: Connection, folder: fsspec.FSMap):
     """Whatever else the file says."""
     folder[CHAIN] = json.dumps({"format": FORMAT + 1, "chain": []}).encode()
     folder[OLD_PIECE] = b"another suffix, another content"
-    newer = r"was written by a newer parcoll \(format 4, this one writes 3\): go on with that vers.*"
+    newer = r"was written by a newer parcoll \(format 5, this one writes 4\): go on with that vers.*"
     assert re.search(newer + DELETE, refusal(folder))
 
 
@@ -111,7 +142,7 @@ def test_old_results_whose_description_was_deleted_are_refused(inline: Connectio
 
 
 @pytest.mark.parametrize(
-    ("number", "writer"), [(1, "an older"), (2, "an older"), (4, "a newer"), (40, "a newer")]
+    ("number", "writer"), [(1, "an older"), (2, "an older"), (5, "a newer"), (40, "a newer")]
 )
 def test_a_piece_of_another_format_is_refused_and_kept(
     inline: Connection, folder: fsspec.FSMap, number: int, writer: str
@@ -121,11 +152,11 @@ def test_a_piece_of_another_format_is_refused_and_kept(
     whole = folder[last]
     foreign = OLD[OLD_PIECE].replace(b"piece 1", b"piece %d" % number)
     folder[last] = foreign
-    message = rf"has a file of {writer} parcoll \(format {number}, this one writes 3\), {last}: remove that "
+    message = rf"has a file of {writer} parcoll \(format {number}, this one writes 4\), {last}: remove that "
     with pytest.raises(CheckpointError, match=message + "file to run its elements again" + DELETE):
         list(numbers(folder))
     assert folder[last] == foreign
-    folder[last] = whole.replace(b"piece 3", b"piece 7")  # one bit: what follows tells that it is ours
+    folder[last] = whole.replace(b"piece 4", b"piece 6")  # one bit: what follows tells that it is ours
     assert list(numbers(folder)) == [1, 2, 3, 4]
     assert folder[last] == whole
 
@@ -193,7 +224,7 @@ json_values = st.recursive(
 def descriptions(draw: st.DrawFn) -> Any:
     """Give what the file says, with some of its values replaced or left out."""
     step = {"label": "map(int)", "kind": "map", "parts": of_function(int)}
-    found: dict[str, Any] = json.loads(chain_file(4, [step]).encoded()) | {"elements": 4}
+    found: dict[str, Any] = json.loads(chain_file(4, [step], 1.5e9).encoded()) | {"elements": 4}
     for holder in (found, found["steps"][0]):
         for name in draw(st.lists(st.sampled_from(sorted(holder)), unique=True)):
             if draw(st.booleans()):
@@ -227,6 +258,9 @@ SHAPES: list[tuple[str, Any]] = [
     (CHAIN, {"format": 3, "python": "cpython 3.11", "length": 4, "steps": [{}]}),
     (CHAIN, {"format": 3, "python": "cpython 3.11", "length": "4", "steps": []}),
     (CHAIN, {"format": 3, "python": "cpython 3.11", "steps": []}),
+    (CHAIN, {"format": 4, "python": "cpython 3.11", "length": 4, "steps": [], "since": "now"}),
+    (CHAIN, {"format": 4, "python": "cpython 3.11", "length": 4, "steps": [], "since": math.inf}),
+    (CHAIN, {"format": 4, "python": "cpython 3.11", "length": 4, "steps": [], "since": True}),
 ]
 
 

@@ -160,10 +160,8 @@ def test_another_source_is_refused_and_the_place_named(inline: Connection, tmp_p
     changed = [*elements[:25], 99, *elements[26:]]
     with pytest.raises(CheckpointError, match="elements 20 to 29 are not the same"):
         run(changed)
-    with pytest.raises(CheckpointError, match="it had 40 elements and has 41"):
-        run([*elements, 40])
-    with pytest.raises(CheckpointError, match="it ended after 40 elements, and now goes on"):
-        run(iter([*elements, 40]))
+    with pytest.raises(CheckpointError, match="it had 40 elements and has 39, and a source may only grow"):
+        run(elements[:39])
     with pytest.raises(CheckpointError, match="ends after 33"):
         run(iter(elements[:33]))
     assert run(iter(elements)) == [-x for x in elements]
@@ -197,10 +195,8 @@ def test_what_does_not_resume_says_so(inline: Connection, tmp_path: Path):
     import dask.bag
 
     numbers = parallel(range(5), checkpoint=tmp_path / "run").map(abs)
-    with pytest.raises(TypeError, match=r"functools\.reduce\(func, collection\)"):
-        numbers.reduce(lambda a, b: a + b)
-    with pytest.raises(TypeError, match=r"fold\(\) keeps its results on the workers"):
-        numbers.fold(lambda a, b: a + b, 0)
+    with pytest.raises(TypeError, match=r"persist\(\) keeps its results on the workers"):
+        numbers.persist()
     with pytest.raises(TypeError, match="a loop over its results"):
         numbers.foreach(print)
     with pytest.raises(TypeError, match="is a dask bag"):

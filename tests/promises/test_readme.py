@@ -14,11 +14,12 @@ from parcoll import ParallelGen
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESUMING = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks in that language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """Return the code blocks of the README, or of another text, in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def cells(heading: str) -> list[str]:
@@ -40,7 +41,7 @@ def test_ci_runs_the_readme_test_command():
     assert lines[-1] == tests.strip()
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks("python") + blocks("python", RESUMING))
 def test_python_block_prints_what_its_comments_say(block, tmp_path):
     script = tmp_path / "readme.py"
     script.write_text(block, encoding="utf-8")

@@ -15,10 +15,13 @@ from dask.bag import Bag
 
 from parcoll import (
     Broadcast,
+    CheckpointFailure,
+    CheckpointInfo,
     ElementError,
     ParallelGen,
     PerWorker,
     broadcast,
+    checkpoint_info,
     connect,
     parallel,
     per_worker,
@@ -239,11 +242,19 @@ def connections() -> None:
     assert_type(connection.close(), None)
 
 
+def checkpoints() -> None:
+    assert_type(parallel([1], checkpoint=Path("run"), retry_failed=True).map(half), ParallelGen[float])
+    assert_type(checkpoint_info(Path("run")), CheckpointInfo)
+    assert_type(checkpoint_info("s3://bucket/run").failures[0], CheckpointFailure)
+
+
 def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     parallel(3)  # type: ignore[call-overload]
     parallel([1], 100)  # type: ignore[call-overload]
     parallel([1], partition_sizes=100)  # type: ignore[call-overload]
     parallel([1], progress=1.5)  # type: ignore[call-overload]
+    parallel([1], checkpoint="run", retry_failed=None)  # type: ignore[call-overload]
+    checkpoint_info(1)  # type: ignore[arg-type]
     parallel([1], checkpoint=1)  # type: ignore[call-overload]
     progress("label")  # type: ignore[arg-type]
     words.map(half)  # type: ignore[arg-type]

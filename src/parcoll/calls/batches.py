@@ -53,6 +53,11 @@ class MapBatches(Step):
         return {"size": self.size, "format": self.format, "flat": self.flat}
 
     @property
+    def one_for_one(self) -> bool:
+        """Whether it is to return one result for each."""
+        return not self.flat
+
+    @property
     def least(self) -> int:  # type: ignore[override]
         """A whole batch."""
         return self.size if isinstance(self.size, int) else FIRST

@@ -68,6 +68,11 @@ class Waiting(Step):
         return {}
 
     @property
+    def one_for_one(self) -> bool:
+        """Whether it is a map."""
+        return not (self.filters or self.multiplies)
+
+    @property
     def limit(self) -> int | None:
         """The concurrency, or the calls of the rate if those are fewer."""
         limits = (self.concurrency, None if self.rate is None else self.rate.calls)

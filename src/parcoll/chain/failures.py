@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from parcoll.chain.place import Place
 from parcoll.errors import ElementError, ElementTimeoutError, WorkerSetupError
@@ -88,6 +88,16 @@ class FailedElement:
         )
 
 
+class FailedPart(NamedTuple):
+    """What came of a source element that failed: which results of its partition, and what was counted."""
+
+    at: int  # the index of the element in the source
+    start: int  # its first result, among those of the partition
+    end: int  # behind its last one
+    flows: list[tuple[int, int]]
+    faults: list[tuple[int, int, int]]
+
+
 @dataclass
 class Ledger:
     """How many failed elements of one program a worker process has sent, and how many bytes of them."""
@@ -121,6 +131,17 @@ def unpacked(content: bytes) -> list[FailedElement]:
     except Exception as error:
         why = line_of(error)
     raise WorkerSetupError(f"what a worker says of failed elements cannot be read: {why}")
+
+
+def pack_parts(parts: list[FailedPart]) -> bytes:
+    """Return parts as the bytes that are sent, and saved: a pickle that names no class; b"" for none."""
+    return pickle.dumps([tuple(part) for part in parts]) if parts else b""
+
+
+def moved_parts(content: bytes, by: int) -> list[FailedPart]:
+    """Return the parts that were packed, for results that stand behind so many others."""
+    parts = [FailedPart(*part) for part in pickle.loads(content)] if content else []
+    return [part._replace(start=part.start + by, end=part.end + by) for part in parts]
 
 
 class FailedElements:

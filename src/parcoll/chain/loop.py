@@ -140,7 +140,8 @@ class Chain:
 
         def loop(stream: Iterable[Any]) -> Generator[Any, None, None]:
             last_step = position == len(self.steps) - 1
-            drawn = _Draws(iter(stream), tally, clock, one_for_one, not flows, last_step)
+            asked = not last_step or tally.spots is not None
+            drawn = _Draws(iter(stream), tally, clock, one_for_one, not flows, not asked)
             made: Iterator[Any] = iter(())
             passed, pause = 0, 0.0
             started = clock()

@@ -55,6 +55,11 @@ class Step:
         return self.filters or self.multiplies or self.holds
 
     @property
+    def one_for_one(self) -> bool:
+        """Whether each element that enters and does not fail gives one, in order."""
+        return not self.counts
+
+    @property
     def call(self) -> Callable[..., Any]:
         """The function that is called with an element. A step that holds elements may have none."""
         return _itself if self.func is None else self.func

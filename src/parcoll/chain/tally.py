@@ -58,6 +58,9 @@ class Tally:
         self._standing: int | None = None  # where an element stands that was drawn earlier, and is under way
         self.abandoned = False
         self.cut = False  # what was not begun has been taken away
+        # For each failure that does not end the evaluation, where somebody asks for them: the index in the
+        # source, the step, the attempts.
+        self.spots: list[tuple[int, int, int]] | None = None
 
     def begin(
         self,
@@ -154,6 +157,10 @@ class Tally:
             entered = left
         return flows
 
+    def faults(self) -> list[tuple[int, int, int]]:
+        """Return (failed, replaced, retries) of each step."""
+        return [(counts.failed, counts.replaced, counts.retries) for counts in self.counts]
+
     @property
     def in_place(self) -> bool:
         """Whether each result stands where its element does: none was left out or held, none made several."""
@@ -166,6 +173,8 @@ class Tally:
     def failed(self, error: Exception, position: int, element: Any, attempts: int) -> None:
         """Count an element that failed and does not end the evaluation; describe it if there is room."""
         self.counts[position].failed += 1
+        if self.spots is not None:
+            self.spots.append((self._here().base, position, attempts))
         if self._ledger.elements < KEPT:
             self._ledger.elements += 1
             failure = Failure.of(error, self._note(position, element, attempts), own_frames(error))

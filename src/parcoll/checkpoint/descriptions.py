@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, TypeGuard
 
 from parcoll.checkpoint import fingerprint
 
-FORMAT = 3  # of all files in the folder; to be raised when pickles in pieces name other modules, too
+FORMAT = 4  # of all files in the folder; to be raised when pickles in pieces name other modules, too
+READ = (3, 4)  # formats of folders that are used; 3 does not say which results failed elements have given
 CHAIN = "parcoll-chain.json"
 END = "parcoll-end.json"
 _SEAL = b',\n "sha256": "%s"\n}'
 _NUMBER = re.compile(rb'"format": \d+')
 _HIGHEST = 10**6  # formats that there may ever be
+_LATEST = 2e11  # seconds since 1970: year 8307; a clock may be set to anything
 
 
 class ChainFile(NamedTuple):
@@ -31,15 +33,18 @@ class ChainFile(NamedTuple):
     python: str = ""
     length: int | None = None  # of the source, if it was known before its end
     steps: Sequence[dict[str, Any]] = ()  # their fingerprint
+    since: float | None = (
+        None  # when the folder's first results were saved, by the wall clock; since format 4
+    )
 
     def encoded(self) -> bytes:
         """Return the bytes of the file."""
         return _sealed(self._asdict())
 
 
-def chain_file(length: int | None, steps: Sequence[dict[str, Any]]) -> ChainFile:
+def chain_file(length: int | None, steps: Sequence[dict[str, Any]], since: float | None = None) -> ChainFile:
     """Return the description of what this process makes."""
-    return ChainFile(FORMAT, running_python(), length, steps)
+    return ChainFile(FORMAT, running_python(), length, steps, since)
 
 
 def chain_file_in(content: bytes) -> ChainFile:
@@ -48,16 +53,20 @@ def chain_file_in(content: bytes) -> ChainFile:
     number = found.get("format")
     if type(number) is not int or not 0 < number < _HIGHEST:
         raise ValueError(number)
-    if number != FORMAT and not _is_whole(_NUMBER.sub(b'"format": %d' % FORMAT, content, count=1)):
+    if number not in READ and not any(
+        _is_whole(_NUMBER.sub(b'"format": %d' % read, content, count=1)) for read in READ
+    ):
         return ChainFile(number)
-    if not _is_whole(content):
+    if number not in READ or not _is_whole(content):
         raise ValueError(found)
-    python, length, steps = (found.get(name) for name in ("python", "length", "steps"))
+    python, length, steps, since = (found.get(name) for name in ("python", "length", "steps", "since"))
     if not isinstance(python, str) or not fingerprint.is_chain(steps):
         raise ValueError(found)
     if "length" not in found or not (length is None or _is_count(length)):
         raise ValueError(length)
-    return ChainFile(number, python, length, steps)
+    if not (since is None or (isinstance(since, float) and 0 < since < _LATEST)):
+        raise ValueError(since)
+    return ChainFile(number, python, length, steps, since)
 
 
 def end_file(elements: int) -> bytes:
@@ -79,8 +88,8 @@ def running_python() -> str:
 
 
 def other_format(number: int) -> str | None:
-    """Return words for a parcoll that writes another format; None if this one writes it."""
-    if number == FORMAT:
+    """Return words for a parcoll that writes another format; None if this one reads it."""
+    if number in READ:
         return None
     return (
         f"{'an older' if number < FORMAT else 'a newer'} parcoll (format {number}, this one writes {FORMAT})"

@@ -5,17 +5,15 @@
 * `parcoll-chain.json`: the number of the format, the fingerprint of the chain that made the results
   (`fingerprint`), and how many elements the source had, if that was known (`descriptions`).
 * `parcoll-<first>-<end>.piece`: the results of the source elements from `first` up to, not including,
-  `end`. A piece is written once and whole (`storage`), and never changed.
+  `end`. A piece is written whole (`storage`), and once, unless elements of it run again (`again`).
 * `parcoll-end.json`: how many elements the source had, once it has come to its end. Both end with a checksum.
 * `parcoll.lock`, on a local filesystem: the lock of the process that evaluates. The kernel releases it
   however that process ends. Elsewhere there is no lock, and two processes do the work twice. No answer gets
   wrong then: each process writes whole pieces, and their names show which pieces overlap.
 
-**A piece** is a magic number, in which the format's number stands; the SHA-256 of the magic number, the
-table and the results; the length of the table and the results; the table; and the results as they came from
-the workers, which are pickles with their buffers. The table has a record for each partition. The record says
-which elements the partition had, their digest, and what `stats` and `errors` count for it. Whoever can write
-to the folder can run code in the process that loads it, as with any pickle.
+**A piece** (`records`) has a record for each partition. The record says which elements the partition had,
+their digest, and what `stats` and `errors` count for it. Whoever can write to the folder can run code in the
+process that loads it, as with any pickle.
 
 **Order of events.** Results are on the disk before the consumer gets them. All results that have come by
 then go into one piece. Between two pieces `PIECE_SECONDS` pass, more in a long run, less if `PIECE_BYTES`
@@ -27,34 +25,30 @@ with the saved digest, and their results come from the disk; the others run. So 
 first on. A piece that is not whole (its checksum tells) is removed with a warning, wherever it stands, and
 its elements run again, like those that no piece covers. A piece that cannot be read (a network, a
 permission) is an error, since nobody knows whether it is whole. Another chain or another source is refused,
-and so is what a parcoll of another format wrote: nothing of it is removed.
+and so is what a parcoll of another format wrote: nothing of it is removed. A source that has grown at its end
+is the same one: its new elements run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import descriptions, fingerprint
-from parcoll.checkpoint.descriptions import CHAIN, END, FORMAT
+from parcoll.checkpoint.again import Reopened
+from parcoll.checkpoint.descriptions import CHAIN, END
+from parcoll.checkpoint.records import Record, decoded, encoded, other_writer, rows
 from parcoll.checkpoint.storage import TEMPORARY, Folder, NotAFileError
 from parcoll.errors import CheckpointError
 from parcoll.log import logger
-from parcoll.wire import codec
-from parcoll.wire.payload import Packed
 
-MAGIC = b"parcoll piece %d\n" % FORMAT
-HEADER = len(MAGIC) + 32 + 8  # bytes: the magic number, the SHA-256, the length
 PIECE_SECONDS = 0.1  # between two pieces; or a hundredth of the evaluation's time so far, if that is more
 LONGEST_SECONDS = 2.0  # between two pieces, at most
 PIECE_BYTES = 8 * 2**20  # results that wait are written at once when there are so many bytes of them
-_ANY_MAGIC = re.compile(rb"parcoll piece (\d{1,9})\n")  # with the number of the format
 _NAME = re.compile(r"parcoll-(\d+)-(\d+)\.piece")
 _GO_ON = "go on with that version"
 _Described = TypeVar("_Described")
@@ -72,38 +66,19 @@ class Piece(NamedTuple):
         return f"parcoll-{self.first:012}-{self.end:012}.piece"
 
 
-@dataclass
-class Record:
-    """The results of one partition, and what is counted for it, as in an `Outcome`."""
-
-    first: int
-    count: int
-    digest: bytes
-    produced: int = 0
-    flows: list[tuple[int, int]] = field(default_factory=list)
-    faults: list[tuple[int, int, int]] = field(default_factory=list)
-    failed_elements: bytes = b""
-    parts: list[Any] = field(default_factory=list)  # the results: their pickle, and its buffers
-
-    @property
-    def end(self) -> int:
-        """The first element behind those that it covers."""
-        return self.first + self.count
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes on the disk, about."""
-        return sum(len(part) for part in self.parts)
+def pieces_in(names: Sequence[str]) -> list[Piece]:
+    """Return the pieces among a folder's files; of those that begin together, the longest first."""
+    found = (Piece(*map(int, match.groups())) for name in names if (match := _NAME.fullmatch(name)))
+    return sorted(found, key=lambda piece: (piece.first, -piece.end))
 
 
-class SavedResults(Packed):
-    """Results that an earlier process saved; objects of its `__main__` get this process's classes."""
-
-    __slots__ = ()
-
-    def load(self, refresh_classes: bool = False) -> Any:
-        """Return a new object that is the caller's own."""
-        return codec.loads_saved(self.head, [bytearray(buffer) for buffer in self.buffers])
+def without_overlap(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return those pieces that count: of two that overlap, the first."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if piece.first >= (found[-1].end if found else 0):
+            found.append(piece)
+    return found
 
 
 class Checkpoint:
@@ -113,7 +88,9 @@ class Checkpoint:
         self.folder = folder
         self._chain = fingerprint.of_steps(steps)
         self._known_length: int | None = None  # of the source, if it is known before its end
-        self.has_chain_file = False
+        self._since: float | None = None  # when its first results were saved
+        self._described = False  # the file that describes the chain is there, and right
+        self._reopened: list[Reopened] = []
         self.pieces: list[Piece] = []  # in the order of the source, none overlapping
         self.source_length: int | None = None  # in elements, if a run has come to its end
         self.saved_elements = 0  # how many have their results in the folder
@@ -126,24 +103,19 @@ class Checkpoint:
     def open(self) -> None:
         """Find what the folder holds; CheckpointError if another chain made it."""
         names = self._try("listed", self.folder.names)
-        found = sorted(
-            (Piece(*map(int, match.groups())) for name in names if (match := _NAME.fullmatch(name))),
-            key=lambda piece: (piece.first, -piece.end),
-        )
+        found = pieces_in(names)
         if CHAIN in names:
-            self._compare(self._described(CHAIN, descriptions.chain_file_in))
-            self.has_chain_file = True
+            self._compare(self._description(CHAIN, descriptions.chain_file_in))
+            self._described = True
         elif found:
             raise CheckpointError(
                 f"the checkpoint {self.url!r} has results but no {CHAIN}, which says which chain made them: "
                 "restore that file, or delete the folder to start from the first element"
             )
-        for piece in found:
-            if piece.first >= (self.pieces[-1].end if self.pieces else 0):
-                self.pieces.append(piece)
-                self.saved_elements += piece.end - piece.first
+        self.pieces = without_overlap(found)
+        self.saved_elements = sum(piece.end - piece.first for piece in self.pieces)
         if END in names:
-            self.source_length = self._described(END, descriptions.elements_in)
+            self.source_length = self._description(END, descriptions.elements_in)
         for name in names:
             if name.startswith(TEMPORARY):  # left by a process that was killed
                 with contextlib.suppress(Exception):
@@ -163,16 +135,36 @@ class Checkpoint:
         difference = fingerprint.difference(saved.steps, self._chain)
         if difference is not None:
             raise self.refusal(f"has the results of another chain: {difference}")
-        self._known_length = saved.length
+        self._known_length, self._since = saved.length, saved.since
 
     def check_length(self, length: int | None) -> None:
-        """Raise CheckpointError if the source had another length, where both lengths are known."""
-        known = self._known_length if self.has_chain_file else None
-        if known is not None and length is not None and known != length:
+        """Raise CheckpointError if the source was longer, where both lengths are known."""
+        known = self._known_length if self._described else None
+        if known is not None and length is not None and known > length:
             raise self.refusal(
-                f"has the results of another source: it had {known:,} elements and has {length:,}"
+                f"has the results of another source: it had {known:,} elements and has {length:,}, and a "
+                "source may only grow"
             )
+        if known is not None and length is not None and known < length:
+            self._described = False
         self._known_length = length
+
+    def check_end(self, elements: int) -> None:
+        """Raise CheckpointError if the source was longer than it is at its end."""
+        known = max([self.source_length or 0, *(piece.end for piece in self.pieces[-1:])])
+        if elements < known:
+            raise self.shorter(known, elements)
+
+    def has_more(self, record: Record) -> bool:
+        """Tell whether there are results of elements behind those of a record."""
+        return bool(self.pieces) and self.pieces[-1].end > record.end
+
+    def shorter(self, known: int, elements: int) -> CheckpointError:
+        """Return the error for a source that has shrunk."""
+        return self.refusal(
+            f"has the results of another source: it had {known:,} elements or more, and ends after "
+            f"{elements:,}: a source may only grow"
+        )
 
     def refusal(self, why: str, remedy: str = "restore what was there") -> CheckpointError:
         """Return the error for a folder whose results cannot be used."""
@@ -196,7 +188,7 @@ class Checkpoint:
                 "remove the cause and start again",
             ) from error
 
-    def _described(self, name: str, parsed: Callable[[bytes], _Described]) -> _Described:
+    def _description(self, name: str, parsed: Callable[[bytes], _Described]) -> _Described:
         content = self._read(name)
         try:
             return parsed(content)
@@ -214,9 +206,9 @@ class Checkpoint:
     def load(self, piece: Piece) -> list[Record] | None:
         """Return the records of a piece; if it is not whole, remove it and return None."""
         content = self._read(piece.name)
-        records = _decoded(content)
+        records = decoded(content)
         if not records or (records[0].first, records[-1].end) != piece:
-            writer = _other_writer(content)
+            writer = other_writer(content)
             if writer is not None:
                 raise self.refusal(
                     f"has a file of {writer}, {piece.name}", "remove that file to run its elements again"
@@ -240,14 +232,21 @@ class Checkpoint:
         self.pieces.remove(piece)
         self.saved_elements -= piece.end - piece.first
 
+    def reopen(self, piece: Piece, records: Sequence[Record]) -> Reopened:
+        """Have results of this piece be replaced by those that are saved from now on."""
+        reopened = Reopened(records, piece.name)
+        self._reopened.append(reopened)
+        return reopened
+
     def save(self, records: Sequence[Record]) -> None:
         """Put records on the disk: one piece for each row of records without a gap."""
         try:
-            if not self.has_chain_file:
-                chain = descriptions.chain_file(self._known_length, self._chain)
-                self.folder.write(CHAIN, [chain.encoded()])
-                self.has_chain_file = True
-            for row in _rows(records):
+            self._describe()
+            for reopened in self._reopened:
+                self._save_again(reopened, [record for record in records if reopened.covers(record)])
+            new = [r for r in records if not any(reopened.covers(r) for reopened in self._reopened)]
+            self._reopened = [reopened for reopened in self._reopened if reopened.waits]
+            for row in rows(new):
                 self._save_row(row)
         except Exception as error:
             raise CheckpointError(
@@ -256,9 +255,34 @@ class Checkpoint:
                 "cause (on a full disk, make room) and start again; they will not run again"
             ) from error
 
+    def _describe(self) -> None:
+        """Say which chain makes the results, unless that is said already."""
+        if self._described:
+            return
+        # A folder of format 3 does not say when its results came.
+        since = self._since or (None if self.saved_elements else time.time())
+        chain = descriptions.chain_file(self._known_length, self._chain, since)
+        self.folder.write(CHAIN, [chain.encoded()])
+        self._since, self._described = since, True
+
+    def _save_again(self, reopened: Reopened, records: Sequence[Record]) -> None:
+        """Put these in the places of others, and remove the files that are left over then."""
+        if not records:
+            return
+        before = reopened.elements
+        reopened.put(records)
+        written = {Piece(row[0].first, row[-1].end).name: row for row in reopened.rows()}
+        for name, row in written.items():
+            self.folder.write(name, encoded(row))
+        # Until they are removed, the old ones are those that count: they begin before, or are longer.
+        for name in reopened.names - written.keys():
+            self.folder.remove(name)
+        reopened.names = set(written)
+        self.saved_elements += reopened.elements - before
+
     def _save_row(self, row: list[Record]) -> None:
         try:
-            self.folder.write(Piece(row[0].first, row[-1].end).name, _encoded(row))
+            self.folder.write(Piece(row[0].first, row[-1].end).name, encoded(row))
             self.saved_elements += row[-1].end - row[0].first
         except Exception:
             if len(row) == 1:
@@ -268,69 +292,8 @@ class Checkpoint:
 
     def finish(self, elements: int) -> None:
         """Note on the disk that the source has ended after that many elements."""
-        if self.source_length is None:
+        if self.source_length != elements:
             content = [descriptions.end_file(elements)]
+            self._try("completed", self._describe)
             self._try("completed", lambda: self.folder.write(END, content))
             self.source_length = elements
-
-
-def _rows(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Yield rows of records in the order of the source, none of which has a gap."""
-    row: list[Record] = []
-    for record in sorted(records, key=lambda record: record.first):
-        if row and row[-1].end != record.first:
-            yield row
-            row = []
-        row.append(record)
-    if row:
-        yield row
-
-
-def _encoded(records: Sequence[Record]) -> list[Any]:
-    """Return the bytes of a piece in parts, so that large results are not copied."""
-    table = [
-        (
-            *(record.first, record.count, record.digest, record.produced, record.flows, record.faults),
-            *(record.failed_elements, [len(part) for part in record.parts]),
-        )
-        for record in records
-    ]
-    head = pickle.dumps(table)
-    body = [len(head).to_bytes(8, "little"), head, *(part for record in records for part in record.parts)]
-    checksum = hashlib.sha256(MAGIC)
-    for part in body:
-        checksum.update(part)
-    return [MAGIC, checksum.digest(), sum(map(len, body)).to_bytes(8, "little"), *body]
-
-
-def _decoded(content: bytes) -> list[Record] | None:
-    """Return the records of a piece; None if it is cut short or changed, or has another format."""
-    body = memoryview(content)[HEADER:]
-    if not content.startswith(MAGIC) or not _is_whole(content):
-        return None
-    position = 8 + int.from_bytes(body[:8], "little")
-    records = []
-    for *fields, sizes in pickle.loads(body[8:position]):
-        parts: list[Any] = []
-        for size in sizes:
-            parts.append(body[position : position + size])
-            position += size
-        records.append(Record(*[*fields, parts]))
-    return records
-
-
-def _is_whole(content: bytes) -> bool:
-    """Tell whether all is there as this parcoll wrote it, but for the magic number."""
-    view = memoryview(content)
-    body, checksum, length = view[HEADER:], view[len(MAGIC) : HEADER - 8], view[HEADER - 8 : HEADER]
-    if len(content) < HEADER or int.from_bytes(length, "little") != len(body):
-        return False
-    found = hashlib.sha256(MAGIC)
-    found.update(body)
-    return found.digest() == checksum
-
-
-def _other_writer(content: bytes) -> str | None:
-    """Return words for the parcoll that wrote a piece in another format; None for a damaged one of this."""
-    match = _ANY_MAGIC.match(content)
-    return descriptions.other_format(int(match[1])) if match and not _is_whole(content) else None

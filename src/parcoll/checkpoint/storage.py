@@ -14,7 +14,8 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
 
 from parcoll.errors import CheckpointError
 from parcoll.log import logger
@@ -34,6 +35,14 @@ class NotAFileError(Exception):
     """In the place of a file there is a folder, a pipe, a device: nothing that has an end."""
 
 
+class File(NamedTuple):
+    """A file of a folder, as its filesystem tells of it."""
+
+    name: str
+    nbytes: int
+    written: float | None  # when, by the filesystem's wall clock
+
+
 class Folder(Protocol):
     """The folder of a checkpoint, local or remote."""
 
@@ -42,8 +51,14 @@ class Folder(Protocol):
     def names(self) -> list[str]:
         """Return the names of its files; none if there is no folder."""
 
-    def read(self, name: str) -> bytes:
-        """Return a file's content; FileNotFoundError if there is none, NotAFileError if it is no file."""
+    def files(self) -> list[File]:
+        """Return its files; none if there is no folder."""
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return a file's content, or so many bytes at its start.
+
+        FileNotFoundError if there is none, NotAFileError if it is no file.
+        """
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Create or replace a file with these bytes; they are on the disk when this returns."""
@@ -94,10 +109,20 @@ class LocalFolder:
                 stacklevel=2,
             )
 
-    def read(self, name: str) -> bytes:
+    def files(self) -> list[File]:
+        """List it, without what is no file."""
+        found = []
+        for name in self.names():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                status = os.stat(os.path.join(self._path, name))
+                if stat.S_ISREG(status.st_mode):
+                    found.append(File(name, status.st_size, status.st_mtime))
+        return found
+
+    def read(self, name: str, most: int | None = None) -> bytes:
         """Read a file."""
         with open(os.path.join(self._path, name), "rb", opener=_opened_if_file) as file:
-            return file.read()
+            return file.read(-1 if most is None else most)
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Write, sync, rename, and sync the folder."""
@@ -204,18 +229,29 @@ class RemoteFolder:
 
     def names(self) -> list[str]:
         """List the folder as it is now; fsspec may have kept an earlier listing."""
+        return [_last_part(path) for path in self._listed(detail=False)]
+
+    def _listed(self, detail: bool) -> list[Any]:
         self._system.invalidate_cache(self._path)
         try:
-            found = self._system.ls(self._path, detail=False)
+            found: list[Any] = self._system.ls(self._path, detail=detail)
         except FileNotFoundError:
             return []
-        return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+        return found
 
-    def read(self, name: str) -> bytes:
+    def files(self) -> list[File]:
+        """List it, with what the filesystem says of each file."""
+        return [
+            File(_last_part(found["name"]), int(found.get("size") or 0), _time_in(found))
+            for found in self._listed(detail=True)
+            if found.get("type") != "directory"
+        ]
+
+    def read(self, name: str, most: int | None = None) -> bytes:
         """Get an object."""
         path = f"{self._path}/{name}"
         try:
-            content: bytes = self._system.cat_file(path)
+            content: bytes = self._system.cat_file(path, *(() if most is None else (0, most)))
         except Exception:
             if self._system.isdir(path):
                 raise NotAFileError(path) from None
@@ -243,6 +279,26 @@ class RemoteFolder:
             yield
         finally:
             _urls_in_use.discard(self.url)
+
+
+def _last_part(path: Any) -> str:
+    return str(path).rstrip("/").rpartition("/")[2]
+
+
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")  # as filesystems say
+
+
+def _time_in(found: dict[str, Any]) -> float | None:
+    """Return when a file was written, as one of fsspec's filesystems says it."""
+    for name in _TIMES:
+        moment = found.get(name)
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+        if isinstance(moment, datetime):
+            return moment.timestamp()
+        if isinstance(moment, int | float):
+            return float(moment)
+    return None
 
 
 def _in_use_error(url: str, owner: str) -> CheckpointError:

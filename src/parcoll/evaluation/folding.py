@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from parcoll.calls.held import Held
 from parcoll.chain.paces import remember, remembered
 from parcoll.chain.steps import Step
+from parcoll.checkpoint import values
 from parcoll.evaluation.engine import Job, Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
 from parcoll.text import function_name, function_words
@@ -82,16 +83,22 @@ def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> boo
         return False
 
 
+def _partitions(run: Run, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
+    """Give each partition's job, with the handle of what the sink makes of it, and its outcome."""
+    if run.options.checkpoint is None:
+        return run.window(sink, keep=True).outcomes()
+    return values.kept(run.saved(*values.saved_as(sink, run.steps), ordered=True), sink, loaded)
+
+
 def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     """Evaluate into the sink, keep what it makes of each partition, and fold these values."""
-    window = run.window(sink, keep=True)
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     program = Program((), fold)
     session = run.engine.open(program, label, keep=True)
     kind: type[_Joins] = _Tree if isinstance(sink, Fold) else _Chain
     joins = kind(session, program, run.stats)
     try:
-        with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
+        with closing(_partitions(run, sink)) as outcomes:  # type: ignore[type-var]
             while True:
                 try:
                     job, outcome = next(outcomes)
@@ -285,9 +292,7 @@ class _Tree(_Joins):
         self._made_by: dict[Job, _Run] = {}
         self._values = 0
         self._complete = False  # no more values come
-        self._value_seconds: deque[float] = deque(
-            [0.0] * 3, 3
-        )  # that each of the last joins took for a value
+        self._value_seconds = deque([0.0] * 3, 3)  # that each of the last joins took for a value
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, if it has a value."""

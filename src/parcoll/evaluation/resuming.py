@@ -21,19 +21,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.chain.failures import packed as pack_failed
-from parcoll.chain.failures import unpacked
 from parcoll.chain.place import Place
 from parcoll.chain.steps import Step
 from parcoll.checkpoint import digest
-from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece, Record
-from parcoll.checkpoint.pieces import SavedResults as Results
+from parcoll.checkpoint.again import Part, Reopened, has_grown_batch, joined, taken_apart, without_last
+from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece
+from parcoll.checkpoint.records import Record
 from parcoll.checkpoint.storage import folder_at
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
-from parcoll.evaluation.feed import StreamFeed
+from parcoll.evaluation.feed import Rest, StreamFeed
+from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.reader import Reader
-from parcoll.evaluation.source import Source
+from parcoll.keys.streams import Batches
 from parcoll.log import logger
 from parcoll.text import line_of
 from parcoll.watch.recorder import Recorder
@@ -46,42 +46,51 @@ Delivery = tuple[Job, Outcome]
 
 
 def outcomes(
-    url: str,
-    source: Source,
+    options: Any,
+    source: Any,
     steps: Sequence[Step],
     stats: Stats,
     evaluate: Callable[[Any, Any], Iterator[Delivery]],
 ) -> Iterator[Delivery]:
     """Give the outcome of each partition in order: the saved ones, then what `evaluate` makes of the missing.
 
-    `evaluate` gets the reader that is left and what saves its outcomes.
+    `options` are those of the run. `evaluate` gets the reader that is left and what saves its outcomes. With
+    `retry_failed`, elements that had failed are missing.
     """
-    checkpoint = Checkpoint(folder_at(url), steps)
+    checkpoint = Checkpoint(folder_at(options.checkpoint), steps)
     with checkpoint.folder.locked():
         checkpoint.open()  # before the source: a refusal leaves a one-pass source unread
-        reader = SavedReader(source.open(), checkpoint, stats)
+        reader = SavedReader(source.open(), checkpoint, stats, options.retry_failed, source)
         checkpoint.check_length(reader.total())
         stats.total = reader.total()
         yield from reader.replay()
         if not (checkpoint.saved_elements and reader.at_end()):
-            missing = evaluate(reader, Saver(checkpoint, steps))
+            missing = evaluate(reader, Saver(checkpoint))
             with closing(missing):  # type: ignore[type-var]
                 yield from missing
         if reader.error is not None:
             raise reader.take_error()  # type: ignore[misc]
+        checkpoint.check_end(reader.position)
         checkpoint.finish(reader.position)
 
 
 class SavedReader(Reader):
     """A source that is read up to where the next saved results begin; those it has compared and loaded."""
 
-    def __init__(self, reader: Reader, checkpoint: Checkpoint, stats: Stats) -> None:
+    def __init__(
+        self, reader: Reader, checkpoint: Checkpoint, stats: Stats, retry_failed: bool, source: Any
+    ) -> None:
         self.ended = False
+        self._batches = isinstance(source, Derived) and isinstance(source.operation, Batches)
+        self._retry_failed = retry_failed
         self._reader = reader
         self._checkpoint = checkpoint
         self._stats = stats
         self._ahead: list[Any] = []  # read to see whether there is more
         self._loaded: deque[Record] = deque()  # of the piece that begins where the source stands
+        self._parts: deque[Part] = deque()  # of what was loaded and compared last
+        self._piece: tuple[Piece, list[Record]] | None = None  # the one that was loaded, and all its records
+        self._reopened: Reopened | None = None  # that piece, if elements of it run again
 
     @property
     def position(self) -> int:  # type: ignore[override]
@@ -115,7 +124,7 @@ class SavedReader(Reader):
         """How many elements were read ahead, up to those that have saved results."""
         following = self._next_piece()
         known = len(self._ahead) + self._reader.at_hand
-        return known if following is None else min(known, following.first - self.position)
+        return known if following is None else max(min(known, following.first - self.position), 0)
 
     def look_ahead(self, size: int, max_bytes: int = sys.maxsize) -> bool:
         """Have the source read ahead."""
@@ -134,15 +143,12 @@ class SavedReader(Reader):
             first, self._ahead = self._ahead, []
             elements = [*first, *self._reader.read(size - 1, max_bytes, exact)]
         self.ended = self._reader.ended
-        length = self._checkpoint.source_length
-        if length is not None and self.position > length:
-            raise self._checkpoint.refusal(
-                f"has the results of another source: it ended after {length:,} elements, and now goes on"
-            )
         return elements
 
     def at_end(self) -> bool:
-        """Tell whether the source has no more elements; reads one to see where it does not know."""
+        """Tell whether nothing is left to run; reads an element to see where the source does not know."""
+        if self._parts:
+            return False
         left = self._reader.remaining()
         if left is not None:
             self.ended = left == 0
@@ -164,31 +170,49 @@ class SavedReader(Reader):
             yield job, job.saved
 
     def saved_job(self) -> Job | None:
-        """Return the partition that begins where the source stands, with its saved outcome, if it has one."""
-        if not self._loaded:
-            piece = self._next_piece()
-            if piece is None or piece.first != self.position:
-                return None
-            records = self._checkpoint.load(piece)
-            if records is None:
-                return self.saved_job()
-            self._loaded.extend(records)
-        record = self._loaded.popleft()
-        self._compare(record)
-        outcome = Outcome(
-            read=record.count,
-            produced=record.produced,
-            flows=record.flows,
-            faults=record.faults,
-            failed_elements=record.failed_elements,
-            nbytes=record.nbytes,
-            results=Results(*(bytes(record.parts[0]), *record.parts[1:])) if record.parts else None,
-        )
+        """Return the partition that comes next, with its saved outcome, if it has one and keeps it."""
+        if not self._parts:
+            self._load()
+        if not self._parts or self._parts[0].elements is not None:
+            return None
+        record = self._parts.popleft().record
+        outcome = record.outcome()
         Recorder(self._stats).add_saved(outcome)
         return Job(place=Place(record.first), size=record.count, saved=outcome)
 
-    def _compare(self, record: Record) -> None:
-        """Read the elements whose results are saved, and refuse others."""
+    def failed(self) -> tuple[Sequence[Any], Place] | None:
+        """Return the elements that come next, with their place, if they had failed and run again."""
+        found: list[Sequence[Any]] = []
+        place = Place(self._parts[0].record.first) if self._parts else Place()
+        while self._parts and (elements := self._parts[0].elements) is not None:
+            found.append(elements)
+            self._parts.popleft()
+        return (joined(found), place) if found else None
+
+    def _load(self) -> None:
+        """Load what is saved of the next elements, and compare it, if there is something."""
+        while not self._loaded:
+            piece = self._next_piece()
+            if piece is None or piece.first != self.position:
+                return
+            records = self._checkpoint.load(piece)
+            if records is not None:
+                self._loaded.extend(records)
+                self._piece, self._reopened = (piece, records), None
+        record = self._loaded.popleft()
+        elements = self._compare(record)
+        if not (record.runs_again or (self._retry_failed and record.failed)):
+            self._parts.append(Part(record))
+            return
+        parts = taken_apart(record, elements)
+        if self._reopened is None:
+            assert self._piece is not None
+            self._reopened = self._checkpoint.reopen(*self._piece)
+        self._reopened.replace(record, parts)
+        self._parts.extend(parts)
+
+    def _compare(self, record: Record) -> Sequence[Any]:
+        """Read and return the elements whose results are saved, and refuse others."""
         elements: list[Any] = []
         whole: Sequence[Any] = elements
         while len(elements) < record.count and not self._reader.ended:
@@ -200,17 +224,20 @@ class SavedReader(Reader):
         if self._reader.error is not None and len(whole) < record.count:
             raise self._reader.take_error()  # type: ignore[misc]
         if len(whole) < record.count:
-            raise self._checkpoint.refusal(
-                f"has the results of another source: it had {record.end:,} elements or more, and ends after "
-                f"{self._reader.position:,}"
-            )
-        if digest.of_elements(whole) != record.digest:
+            raise self._checkpoint.shorter(record.end, self._reader.position)
+        if digest.of_elements(whole) == record.digest:
+            return whole
+        record.runs_again = (
+            self._batches and not self._checkpoint.has_more(record) and has_grown_batch(record, whole)
+        )
+        if not record.runs_again:
             which = (
                 f"element {record.first} is another one"
                 if record.count == 1
                 else f"elements {record.first} to {record.end - 1} are not the same"
             )
             raise self._checkpoint.refusal(f"has the results of another source: {which}")
+        return whole
 
 
 @dataclass(eq=False)
@@ -237,6 +264,7 @@ class ResumingFeed(StreamFeed):
         self._saved = reader
         self._flat = any(step.multiplies or step.holds for step in steps)
         self._limit = limit
+        self._again: Rest | None = None  # elements that had failed
 
     def total(self) -> int | None:
         """Ask the source."""
@@ -244,12 +272,16 @@ class ResumingFeed(StreamFeed):
 
     def next_job(self, threads: int) -> Job | None:
         """Return the partition that comes next, with its outcome where that is saved."""
-        started = time.perf_counter()
-        job = self._saved.saved_job()
-        if job is not None:
-            self.reading += time.perf_counter() - started
-            return job
-        return super().next_job(threads)
+        if not self._again:
+            started = time.perf_counter()
+            job = self._saved.saved_job()
+            if job is not None:
+                self.reading += time.perf_counter() - started
+                return job
+            if (found := self._saved.failed()) is not None:
+                self._again = Rest(*found)
+                self._handed_back += len(self._again)
+        return self.job_of(self._again, threads) if self._again else super().next_job(threads)
 
     def _job(self, elements: Any, place: Place) -> Job | None:
         job = super()._job(elements, place)
@@ -280,6 +312,7 @@ class ResumingFeed(StreamFeed):
             settled.flows,
             settled.faults,
             settled.failed_elements,
+            settled.failed_parts,
         )
 
     def _settled(self, outcome: Outcome) -> Outcome | None:
@@ -290,7 +323,7 @@ class ResumingFeed(StreamFeed):
         position = outcome.failed_step
         if self._flat or outcome.lost or position is None or position >= len(outcome.flows):
             return None
-        return _without_last(outcome, position)
+        return without_last(outcome, position)
 
 
 def _copy(elements: Any) -> Packed | None:
@@ -300,37 +333,10 @@ def _copy(elements: Any) -> Packed | None:
         return None
 
 
-def _without_last(outcome: Outcome, position: int) -> Outcome:
-    """Take the last element out of the counts, which failed in the step at `position`."""
-    flows = [(entered - 1, left - 1) for entered, left in outcome.flows[:position]]
-    entered, left = outcome.flows[position]
-    counted = not outcome.ended_apart
-    flows += [(entered - counted, left), *outcome.flows[position + 1 :]]
-    faults = [list(counts) for counts in outcome.faults]
-    raised = outcome.raised
-    faults[position][0] -= counted
-    faults[position][2] -= raised.attempts - 1 if raised is not None else 0
-    failed = unpacked(outcome.failed_elements)
-    for element in failed:
-        if element.place.base == outcome.ended_at:
-            faults[element.step_index][2] -= element.attempts - 1
-            if element.step_index != position:  # it had failed in an earlier step, and was replaced there
-                faults[element.step_index][0] -= 1
-                faults[element.step_index][1] -= 1
-    kept = [element for element in failed if element.place.base != outcome.ended_at]
-    return Outcome(
-        read=outcome.read - 1,
-        produced=outcome.produced,
-        flows=flows,
-        faults=[(one, two, three) for one, two, three in faults],
-        failed_elements=pack_failed(kept),
-    )
-
-
 class Saver:
     """Puts the outcomes that are to be delivered on the disk, several at once."""
 
-    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._started = time.monotonic()
         self._last = self._started - LONGEST_SECONDS

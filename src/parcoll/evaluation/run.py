@@ -37,13 +37,12 @@ from parcoll.wire import script
 from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
-from parcoll.worker.sinks import Count, Results, Sink
+from parcoll.worker.sinks import Count, Results, Sink, saving
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
 
 T = TypeVar("T")
-
 UNSET: Any = object()
 TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
 MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
@@ -61,6 +60,7 @@ class Options:
     progress: bool | str | None = None
     policy: Policy = PLAIN  # of steps that were told nothing else
     checkpoint: str | None = None
+    retry_failed: bool = False
 
 
 class Run:
@@ -111,20 +111,20 @@ class Run:
                 return self._derived(origin, sink.limit)
             return self.window(sink).outcomes()
         if not sink.resumes:
-            name = sink.label or type(sink).__name__
-            raise CheckpointError(
-                f"checkpoint={self.options.checkpoint!r} saves elements, and {name} keeps none: leave it out"
-            )
-        from parcoll.evaluation import resuming  # lazy: only with a checkpoint
+            name, given = sink.label or type(sink).__name__, self.options.checkpoint
+            raise CheckpointError(f"checkpoint={given!r} saves elements, and {name} keeps none: leave it out")
+        return self.saved(saving(self.steps, sink.limit))
 
-        assert isinstance(self.plan.origin, Source)
+    def saved(self, sink: Sink, *more: Any, ordered: bool = False) -> Iterator[tuple[Job, Outcome]]:
+        """Do so with a checkpoint of what the sink makes; `more` is compared as the chain's steps are."""
+        from parcoll.evaluation import resuming  # lazy: only with a checkpoint
 
         def missing(reader: SavedReader, saver: Saver) -> Iterator[tuple[Job, Outcome]]:
             self._watch.follower = self.engine.follow(self.stats)
-            return self.window(Results(sink.limit), reader=reader, saver=saver).outcomes()
+            return self.window(sink, reader=reader, saver=saver, ordered=ordered).outcomes()
 
-        checkpoint, origin = self.options.checkpoint, self.plan.origin
-        return resuming.outcomes(checkpoint, origin, self.steps, self.stats, missing)
+        steps = (*self.steps, *more)
+        return resuming.outcomes(self.options, self.plan.origin, steps, self.stats, missing)
 
     @property
     def gives_elements(self) -> bool:
@@ -229,6 +229,7 @@ class Run:
         keep: bool = False,
         reader: SavedReader | None = None,
         saver: Saver | None = None,
+        ordered: bool = False,
     ) -> Window:
         """Return the window over this run's partitions, whose elements the sink takes."""
         program = Program(self.steps, sink)
@@ -243,7 +244,7 @@ class Run:
             sizer,
             self.stats,
             words=self.words,
-            ordered=(self.options.ordered and sink.in_order) or keep,
+            ordered=(self.options.ordered and sink.in_order) or keep or ordered,
             keep=keep,
             saver=saver,
         )

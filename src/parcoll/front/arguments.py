@@ -165,6 +165,18 @@ def checkpoint(given: Any) -> str | None:
     return path
 
 
+def retry_failed(given: Any, checkpoint: Any) -> bool:
+    """Return a `retry_failed`, which goes with a checkpoint only."""
+    if not isinstance(given, bool):
+        raise TypeError(f"retry_failed must be True or False, got {describe(given)}")
+    if given and checkpoint is None:
+        raise ValueError(
+            "retry_failed=True runs again what had failed in an earlier run with the same checkpoint=, and "
+            "this has none: pass checkpoint=, or leave retry_failed out"
+        )
+    return given
+
+
 def no_checkpoint(given: str | None, method: str, instead: str) -> None:
     """Refuse a method that a collection with a checkpoint has no use for."""
     if given is not None:

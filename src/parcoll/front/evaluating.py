@@ -65,7 +65,8 @@ class Evaluated(Described, Generic[T_co]):
 
         This is an exact left fold in the order of the source, for any `func`; it may write into its first
         argument. The steps before it run in parallel; the fold goes on where its value is, and only that
-        comes back. It starts from a copy of `initial`. If `func` is associative, `fold` is faster.
+        comes back. It starts from a copy of `initial`. If `func` is associative, `fold` is faster. With a
+        checkpoint, the elements come here to be saved, as for iteration, and are folded from the first on.
 
         Raises TypeError for an empty collection without `initial`, and what a function raised. An element for
         which `func` itself raises cannot be left out.
@@ -74,7 +75,6 @@ class Evaluated(Described, Generic[T_co]):
         >>> parallel("abc").reduce(lambda x, y: y + x)
         'cba'
         """
-        arguments.no_checkpoint(self._options.checkpoint, "reduce", "functools.reduce(func, collection)")
         func = arguments.function(func, "reduce")
         return folding.reduce(self._run(), func, initial)
 
@@ -88,6 +88,9 @@ class Evaluated(Described, Generic[T_co]):
         `initial` counts once either way, whatever the partitions are: if `combine(initial, initial)` is not
         equal to `initial`, the elements are folded one after the other, as `reduce` does.
 
+        With a checkpoint, the values of partitions come here to be saved. A run that resumes combines them
+        with those of the elements that are left.
+
         Raises ValueError if a check of some values shows that `func` is not associative, or that `initial`
         changes what it is combined with; and what a function raised. An element for which `func` or `combine`
         itself raises cannot be left out.
@@ -96,9 +99,6 @@ class Evaluated(Described, Generic[T_co]):
         >>> parallel(["one", "three"]).fold(lambda n, word: n + len(word), 0, lambda a, b: a + b)
         8
         """
-        arguments.no_checkpoint(
-            self._options.checkpoint, "fold", "functools.reduce(func, collection, initial)"
-        )
         func = arguments.function(func, "fold")
         combine = None if combine is None else arguments.function(combine, "fold")
         value: A = folding.fold(self._run(), func, initial, combine)

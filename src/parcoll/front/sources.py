@@ -44,6 +44,7 @@ class Settings(TypedDict, total=False):
     retry_on: RetryOn
     timeout: float | None
     checkpoint: str | os.PathLike[str] | None
+    retry_failed: bool
 
 
 @overload
@@ -68,6 +69,7 @@ def parallel(
     retry_on: RetryOn = Exception,
     timeout: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    retry_failed: bool = False,
 ) -> ParallelGen[Any]:
     """Return a lazy collection of the source's elements. Reads, starts and sends nothing.
 
@@ -106,9 +108,13 @@ def parallel(
             ("s3://bucket/run-7"). The consumer gets results once they are on the disk. The same script
             started again, whatever ended it, gives the saved results first and runs only the elements that
             have none. It reads the source from its start and compares its elements: another chain or source
-            raises `CheckpointError`, and so does a full disk. It is for iteration, `take`, `first` and
-            `count`, not for bags. Results come up to 0.1 s later, in long runs up to 2 s. The folder is yours
-            to delete. It holds pickles: whoever can write to it can run code as you.
+            raises `CheckpointError`, and so does a full disk. A source that has grown at its end is the same
+            one: its new elements run. It is for all calls but `foreach` and `persist`, and not for bags.
+            Results come up to 0.1 s later, in long runs up to 2 s. The folder is yours to delete. It holds
+            pickles: whoever can write to it can run code as you. `checkpoint_info` says what it has.
+        retry_failed: True runs again what had failed in earlier runs with this `checkpoint`, and was left out
+            or replaced by `on_error`, and only that. The results come in their places, and take the places of
+            the old ones in the folder. What fails again is an error again.
 
     `on_error`, `retries`, `retry_on` and `timeout` hold for every step that was not told otherwise. They do
     not hold for the source, for the function of `reduce` or `fold`, or for what is no `Exception`, as
@@ -131,6 +137,7 @@ def parallel(
         progress=arguments.progress(progress),
         policy=arguments.policy(on_error, retries, retry_on, timeout),
         checkpoint=arguments.checkpoint(checkpoint),
+        retry_failed=arguments.retry_failed(retry_failed, checkpoint),
     )
     if _is_bag(source) and options.checkpoint is not None:
         raise TypeError(

@@ -228,5 +228,5 @@ class Recorder:
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
     *("bytes_sent", "bytes_received", "worker_seconds", "busy_seconds", "fold_seconds", "failures"),
-    *("_raised", "_failed_elements", "timeouts", "made"),
+    *("_raised", "_failed_elements", "timeouts", "made", "resumed"),
 )

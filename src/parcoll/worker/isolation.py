@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parcoll.calls.held import UnsentError
-from parcoll.chain.failures import late, unpacked
+from parcoll.chain.failures import FailedPart, late, moved_parts, pack_parts, unpacked
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, RUNNING, SEVERAL, Call, Precedent
 from parcoll.chain.place import Place
@@ -118,6 +118,7 @@ class _Partition:
         self._merged = Outcome()
         self._parts: list[Packed] = []
         self._failed: list[bytes] = []
+        self._failed_parts: list[FailedPart] = []
         self._precedents: dict[Call, Precedent] = {}
         self._deaths: Counter[object] = Counter()  # by what the process was doing
         self._ends: Counter[Call] = Counter()  # deaths and timeouts
@@ -336,6 +337,7 @@ class _Partition:
             merged.step_seconds = list(map(sum, seconds))
         if part.failed_elements:
             self._failed.append(part.failed_elements)
+        self._failed_parts += moved_parts(part.failed_parts, merged.produced)
         merged.seconds += part.seconds
         merged.busy_seconds += part.busy_seconds
         merged.produced += part.produced
@@ -356,6 +358,7 @@ class _Partition:
             merged.seconds += seconds
         if self._failed:
             merged.failed_elements = pack_failed([one for part in self._failed for one in unpacked(part)])
+        merged.failed_parts = pack_parts(self._failed_parts)
         if self._parts:
             merged.results = self._parts[0] if len(self._parts) == 1 else Several(self._parts)
         return merged

@@ -44,6 +44,7 @@ class Outcome:
     # (failed, replaced, retries) of each step; the element that ended the evaluation counts as failed too.
     faults: list[tuple[int, int, int]] = field(default_factory=list)
     failed_elements: bytes = b""  # packed; those that did not end the evaluation, as many as are sent
+    failed_parts: bytes = b""  # packed; what came of each source element that failed (`sinks.Traced`)
     raised: FailedElement | None = None  # the element that `failure` is of
     ended_at: int | None = None  # the index of the source element at which `failed_step` ended it
     ended_apart: bool = False  # by no fault of that element, which is not counted as one of the step's

@@ -54,7 +54,7 @@ class ReportSender(WorkerPlugin):
 def _is_small(outcome: Outcome) -> bool:
     """Tell whether an outcome may pass through the scheduler; the client asks the worker for a large one."""
     results = outcome.results.nbytes if isinstance(outcome.results, Packed | Several) else 0
-    return results + len(outcome.failed_elements) <= 2 * SHARED_BYTES
+    return results + len(outcome.failed_elements) + len(outcome.failed_parts) <= 2 * SHARED_BYTES
 
 
 def understood(event: Any) -> tuple[str, Outcome | None, list[bytes] | None]:
@@ -82,7 +82,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("read", "produced", "nbytes", "deaths", "timeouts"), (int,)),
     **dict.fromkeys(("complete", "unprogrammed", "early", "lost", "ended_apart"), (bool,)),
     **dict.fromkeys(("failed_step", "ended_at"), (int, type(None))),
-    **dict.fromkeys(("failed_elements", "records"), (bytes,)),
+    **dict.fromkeys(("failed_elements", "failed_parts", "records"), (bytes,)),
     **dict.fromkeys(("flows", "faults", "step_seconds", "made"), _TALLIES),
     "seconds": (int, float),
     "unshared": (str, type(None)),

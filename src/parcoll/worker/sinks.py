@@ -7,14 +7,17 @@ run in, and then `finish`es with what goes back. A new sink is a class like thes
 
 from __future__ import annotations
 
+import bisect
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
-from parcoll.chain.failures import own_frames, stands_between
+from parcoll.chain.failures import FailedPart, own_frames, pack_parts, stands_between
 from parcoll.chain.place import Place
+from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError
 from parcoll.text import line_of, short_repr
@@ -64,6 +67,15 @@ class Sink:
     def finish(self, pack: Pack) -> Payload | None:
         """Return, packed, what goes back of the partition; None for nothing."""
         raise NotImplementedError
+
+    alone: bool = False  # each element of a partition goes through the chain in a run of its own
+
+    def ran(self, drawn: int) -> None:
+        """Note that the elements of one run of the chain have been taken, which had drawn so many."""
+
+    def failed_parts(self) -> bytes:
+        """Return, packed, what came of each element that failed, where that is known."""
+        return b""
 
     @property
     def full(self) -> bool:
@@ -156,6 +168,117 @@ class Results(Sink):
         self.failure = Failure.of(SerializationError(message), last)
         self.taken = position
         return pack(self._results[:position])
+
+
+class Traced(Results):
+    """The elements, and what each source element has given that failed: a checkpoint may run it again.
+
+    Where each element gives one, what came of one that failed follows from where it did. Where there are
+    filters, the place of each result is noted too (0.5 µs). Where there are flatmaps, each element goes
+    through the chain alone (10 µs more), and the counts before and after it tell; but a step that holds
+    elements cannot do so, and then it is not known.
+    """
+
+    def start(self) -> None:
+        """Begin with no results, and have failures noted."""
+        super().start()
+        self._spots = self._tally.spots = []
+        steps = self._tally.steps
+        holds = any(step.holds for step in steps)
+        self._one_for_one = all(step.one_for_one for step in steps)
+        placed = all(step.one_for_one or step.filters for step in steps)
+        # Of one that was replaced before several filters, nobody knows which has left it out.
+        unclear = any(
+            callable(step.policy.on_error) and sum(later.filters for later in steps[i + 1 :]) > 1
+            for i, step in enumerate(steps)
+        )
+        self.alone = not holds and (unclear or not placed)
+        placed = placed and not self.alone
+        # The index in the source behind the element that each result was made from, if that is noted.
+        self._places: list[int] | None = [] if placed and not self._one_for_one else None
+        self._parts: list[FailedPart] = []
+        self._before = 0
+        self._retries = any(step.policy.retries for step in steps)
+        self._passed, self._faults = tuple(self._tally.passed.values()), self._tally.faults()
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Keep the elements."""
+        if self._places is None:
+            super().take(elements)
+            return
+        left = None if self.limit is None else self.limit - len(self._results)
+        try:
+            for element in itertools.islice(elements, left):
+                self._results.append(element)
+                self._places.append(self._tally.position)
+        finally:
+            self.taken = len(self._results)
+
+    def ran(self, drawn: int) -> None:
+        """Compare the counts with those before, if the chain ran with one element."""
+        if not self.alone:
+            return
+        passed = tuple(self._tally.passed.values())
+        if self._spots or self._retries:
+            faults = self._tally.faults()
+            if self._spots:
+                self._parts.append(self._part(drawn, passed, faults))
+                self._spots.clear()
+            self._faults = faults
+        self._passed, self._before = passed, self.taken
+
+    def _part(self, drawn: int, passed: Sequence[int], faults: list[tuple[int, int, int]]) -> FailedPart:
+        """Say what came of the element that ran last."""
+        pairs = zip(faults, self._faults, strict=True)
+        found = [(one - a, other - b, retries - c) for (one, other, retries), (a, b, c) in pairs]
+        left_of = iter([after - before for after, before in zip(passed, self._passed, strict=True)])
+        flows, entered = [], drawn
+        for step, (failed, replaced, _) in zip(self._tally.steps, found, strict=True):
+            left = next(left_of) if step.counts else entered - failed + replaced
+            flows.append((entered, left))
+            entered = left
+        return FailedPart(self._spots[0][0], self._before, self.taken, flows, found)
+
+    def failed_parts(self) -> bytes:
+        """Return what was found."""
+        if not self.alone:
+            self._parts = self._from_spots() if self._one_for_one or self._places is not None else []
+        return pack_parts(self._parts)
+
+    def _from_spots(self) -> list[FailedPart]:
+        """Say what came of each element that failed: it went on as one where it was replaced."""
+        steps, found, skipped = self._tally.steps, [], 0
+        in_order = sorted(self._spots)  # a step that holds elements may have drawn ahead
+        for index, spots in itertools.groupby(in_order, operator.itemgetter(0)):
+            faults, ended = [(0, 0, 0)] * len(steps), None
+            for _, position, attempts in spots:
+                replaced = callable(steps[position].policy.on_error)
+                faults[position] = (1, int(replaced), attempts - 1)
+                ended = None if replaced else position
+            start, given = index - self._place.base - skipped, int(ended is None)
+            if self._places is not None:
+                start = bisect.bisect_left(self._places, index + 1)
+                given = bisect.bisect_right(self._places, index + 1) - start
+                if ended is None and not given:  # a filter has left it out that came behind
+                    filters = [i for i, step in enumerate(steps) if i > position and step.filters]
+                    if len(filters) != 1:
+                        return []  # nobody knows which
+                    (ended,) = filters
+            skipped += ended is not None
+            flows = [(1, 1)] * len(steps)
+            if ended is not None:
+                flows[ended:] = [(1, 0)] + [(0, 0)] * (len(steps) - ended - 1)
+            found.append(FailedPart(index, start, start + given, flows, faults))
+        return found
+
+    def of_slice(self, limit: int | None) -> Sink:
+        """Return the same for a slice."""
+        return Traced(limit)
+
+
+def saving(steps: Sequence[Step], limit: int | None) -> Sink:
+    """Return the sink whose results a checkpoint saves."""
+    return Traced(limit) if any(step.policy.on_error != "raise" for step in steps) else Results(limit)
 
 
 class Count(Sink):

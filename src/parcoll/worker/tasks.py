@@ -215,7 +215,7 @@ def run_elements(
     if not alarmed:  # one that a function has left is not to come while others run
         unset_alarm()
     outcome.flows = tally.flows(outcome.read)
-    outcome.faults = [(counts.failed, counts.replaced, counts.retries) for counts in tally.counts]
+    outcome.faults = tally.faults()
     outcome.failed_elements, outcome.raised = packed(tally.failed_elements), tally.raised
     outcome.failure, outcome.failed_step, outcome.ended_at = tally.failure, tally.failed_step, tally.ended_at
     outcome.ended_apart = tally.ended_apart
@@ -227,6 +227,7 @@ def run_elements(
             sink.fails(error)
     if outcome.results is not None:
         outcome.nbytes = outcome.results.nbytes
+    outcome.failed_parts = sink.failed_parts()
     outcome.produced = sink.taken
     outcome.busy_seconds = busy_lately()
     if sink.failure is not None:  # at a result before the element that ended the chain
@@ -249,11 +250,12 @@ def _run_in_chunks(
     started = clock = apart.clock()
     while position < total and not (tally.cut or _ended(chain, sink)):
         # Without a budget the rest may be one chunk.
-        taken, timed = timing.begin(size if budget is not None else total)
+        taken, timed = timing.begin(1 if sink.alone else size if budget is not None else total)
         _take(sink, chain.run(elements[position : position + taken], place.after(position), timed))
         chain.close()
         position += tally.drawn
         timing.end(tally.drawn)
+        sink.ran(tally.drawn)
         if budget is not None:
             now = apart.clock()
             # The rest is finished here if, at the pace of the last chunk, it should take no longer than the

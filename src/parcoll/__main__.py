@@ -1,0 +1,34 @@
+"""The command line: `python -m parcoll checkpoint FOLDER` says what a checkpoint has."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from parcoll import CheckpointError, checkpoint_info
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the arguments say, and return the exit code: 2 for what is no checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m parcoll", description="What parcoll has left on disks.")
+    commands = parser.add_subparsers(title="commands", dest="command")
+    checkpoint = commands.add_parser(
+        "checkpoint",
+        help="how much a checkpoint has, of what, since when, and what failed",
+        description="Tell what the folder of parallel(..., checkpoint=FOLDER) has. Changes nothing there.",
+    )
+    checkpoint.add_argument("folder", metavar="FOLDER", help="its path, or any URL that fsspec knows")
+    given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help()
+        return 0
+    try:
+        print(checkpoint_info(given.folder))
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

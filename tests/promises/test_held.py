@@ -158,7 +158,7 @@ def test_an_exception_is_in_no_cycle(
 def test_an_error_of_the_source_that_nobody_gets_is_let_go_of(
     cluster: Connection, without_collections: None
 ) -> None:
-    """An element before it has failed; it would hold what the evaluation held, with results on the workers."""
+    """Since an element before it has failed. It would hold what the evaluation held, on workers too."""
     seen: list[weakref.ref[Box]] = []
 
     def source() -> Iterator[int]:

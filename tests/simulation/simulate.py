@@ -101,7 +101,7 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed ^ 0x5EED)
-        self.clock = works.Now.clock = Clock()
+        self.clock = works.now().clock = Clock()
         self.work = works.Work.of(seed)
         self.said: list[tuple[float, str]] = []
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
@@ -158,7 +158,7 @@ class Simulation:
 
     def run(self) -> None:
         """Evaluate, and compare."""
-        works.Now.clock = self.clock
+        works.now().clock = self.clock
         expected = works.expected(self.work)
         engine = RenewingEngine(Way(self, renews=True))
         with virtual_time(self.clock), patched(self), contextlib.ExitStack() as stack:

@@ -96,6 +96,8 @@ ALIKE = (
     *("checkpoint/test_info.py", "promises/test_resuming_again.py"),
     *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
     *("simulation/test_simulation.py",),
+    *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_written_objects.py"),
+    *("promises/test_tables.py", "faults/test_written_files.py"),
 )
 
 

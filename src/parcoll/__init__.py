@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from parcoll.front.collection import ParallelGen
     from parcoll.front.connection import Connection, connect
     from parcoll.front.sources import parallel, read_text
+    from parcoll.output.rolling import Written
     from parcoll.watch.progress import progress
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "VersionWarning",
     "WorkerLostError",
     "WorkerSetupError",
+    "Written",
     "broadcast",
     "checkpoint_info",
     "connect",
@@ -64,6 +66,7 @@ _HOMES = {
     "CheckpointInfo": "parcoll.checkpoint.info",
     "ParallelGen": "parcoll.front.collection",
     "PerWorker": "parcoll.calls.per_workers",
+    "Written": "parcoll.output.rolling",
     "Connection": "parcoll.front.connection",
     "connect": "parcoll.front.connection",
     "parallel": "parcoll.front.sources",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,19 @@ def test_what_needs_order_and_other_chains(bare: BareCluster) -> None:
         numbers = parallel(range(100), partition_size=9).filter(lambda x: x % 3)
         assert numbers.enumerate().drop_while(lambda x: x[0] < 60).starmap(pow).take(1) == [60**91]
         assert numbers.nlargest(2, lambda x: x % 10) == [19, 29]
+
+
+def test_files_are_written_here(bare: BareCluster, tmp_path: Path) -> None:
+    with connect(bare.file):
+        rows = parallel(range(500)).map(lambda x: {"x": x, "text": "é" * (x % 3)})
+        assert rows.write_jsonl(tmp_path / "a.jsonl", default=str).rows == 500
+        rows.write_csv(tmp_path / "a-*.csv", rows_per_file=200)
+    assert [json.loads(line)["x"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [
+        *range(500)
+    ]
+    found = [(tmp_path / f"a-0000{n}.csv").read_text().splitlines()[1:] for n in range(3)]
+    assert [int(line.partition(",")[0]) for lines in found for line in lines] == [*range(500)]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_nested_two_levels_deep(bare: BareCluster) -> None:

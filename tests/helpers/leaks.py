@@ -14,7 +14,7 @@ from named_memory import NamedMemory
 # Pools that distributed and asyncio fill one by one, as there is more to do at once.
 POOL_THREADS = ("Dask-Offload", "asyncio_", "TCP-Executor", "Profile", "Dask-Default-Threads")
 # Threads that they keep for the life of the process.
-KEPT_THREADS = (*POOL_THREADS, "IO loop")
+KEPT_THREADS = (*POOL_THREADS, "IO loop", "fsspecIO")
 
 
 named_memory: NamedMemory | None = None  # set in a run of pytest, by conftest.py

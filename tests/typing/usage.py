@@ -20,6 +20,7 @@ from parcoll import (
     ElementError,
     ParallelGen,
     PerWorker,
+    Written,
     broadcast,
     checkpoint_info,
     connect,
@@ -364,3 +365,13 @@ def broadcasts() -> None:
     names = broadcast({1: "one"})
     assert_type(names, Broadcast[dict[int, str]])
     assert_type(list(parallel([1]).map(lambda n: names.value[n])), list[str])
+
+
+def files() -> None:
+    rows = parallel([{"x": 1}])
+    assert_type(rows.write_jsonl("out.jsonl", default=str), Written)
+    assert_type(rows.write_csv(Path("out-*.csv"), columns=["x"], rows_per_file=10).files, list[str])
+    written = parallel("ab").write_text("out.txt.gz", end="", bytes_per_file="1 MiB", overwrite=True)
+    assert_type(written.rows, int)
+    rows.write_parquet("out.parquet", compression="zstd", storage_options={"anon": True})
+    rows.write_jsonl(3)  # type: ignore[arg-type]

@@ -284,13 +284,13 @@ class Counting:
         self._calls = -1
         self._numbers[1], self._numbers[3], self._numbers[4] = 0, 0, 1
 
-    def __call__(self, value: Any, element: Any) -> Any:
+    def __call__(self, *values: Any) -> Any:
         """Call the function."""
         self._calls += 1
         self._numbers[0], self._numbers[2], self._numbers[3] = RUNNING, self._step, self._calls
         self._times[0] = monotonic() + self._timeout
         try:
-            return self._func(value, element)
+            return self._func(*values)
         finally:
             self._times[0] = math.inf
 

@@ -34,4 +34,14 @@ class Place(NamedTuple):
         return f"element {self.base + offset}{of}"
 
 
+def reached(place: Place) -> Place:
+    """Return the place of elements that do not stand where those of the source do."""
+
+    class Reached(Place):
+        def element(self, offset: int) -> str:
+            return f"element {self.base - place.base + offset} of those of its partition that reached it"
+
+    return Reached(*place)
+
+
 START = Place()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import unpacked
 from parcoll.text import escaped
-from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats
+from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats, WrittenStats
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
@@ -172,6 +172,21 @@ class Recorder:
             step.entered += entered
             step.left += left
 
+    def add_written(self, rows: int, nbytes: int, seconds: float, encoding: float = 0.0) -> None:
+        """Note what was written so far, and seconds of encoding on a worker that no step's clock has seen."""
+        stats = self._stats
+        with stats._lock.lock:
+            stats.written = WrittenStats(rows, nbytes, seconds)
+            stats.fold_seconds += encoding
+
+    def add_ended(self, outcome: Outcome) -> None:
+        """Note what ended the evaluation behind the workers."""
+        with self._stats._lock.lock:
+            self._stats._raised = True
+            self._stats.failed += 1
+            if outcome.failure is not None:
+                self._remember(self._stats.fold or "", outcome.failure)
+
     def add_join(self, outcome: Outcome) -> None:
         """Count a join, which folds partitions that were counted before."""
         stats = self._stats
@@ -228,5 +243,5 @@ class Recorder:
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
     *("bytes_sent", "bytes_received", "worker_seconds", "busy_seconds", "fold_seconds", "failures"),
-    *("_raised", "_failed_elements", "timeouts", "made", "resumed"),
+    *("_raised", "_failed_elements", "timeouts", "made", "resumed", "written"),
 )

@@ -93,6 +93,21 @@ class MadeStats:
 
 
 @dataclass
+class WrittenStats:
+    """What this process has written to files so far.
+
+    Attributes:
+        rows: Elements that were written.
+        bytes: Bytes of the files that are whole.
+        seconds: Time that it took here, without that of encoding on the workers, which is `fold_seconds`.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class PartitionSizes:
     """How many source elements the partitions had that have come back.
 
@@ -200,8 +215,10 @@ class Stats:
         worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
         busy_seconds: Time of that in which they worked, or had to leave a processor to others; the rest, they
             waited for something else.
-        fold: What takes the results on the workers, for example `reduce(add)`; None if they come back.
+        fold: What takes the results on the workers, for example `reduce(add)`, or `write_jsonl`, which
+            encodes them there; None if they come back.
         fold_seconds: Time that it took there.
+        written: `WrittenStats` of a method that writes files; None for any other.
         waited: `Waits`: seconds that the evaluating thread waited for the source, the workers, the consumer.
         started: When the evaluation started, in seconds since the epoch; None before.
         ended: When it ended; None before.
@@ -238,6 +255,7 @@ class Stats:
     busy_seconds: float = 0.0
     fold: str | None = None
     fold_seconds: float = 0.0
+    written: WrittenStats | None = None
     waited: Waits = field(default_factory=Waits)
     started: float | None = None
     ended: float | None = None
@@ -300,6 +318,7 @@ class Stats:
                 "made": [vars(made) | {"mean": made.mean} for made in self.made.values()],
                 "fold": self.fold,
                 "fold_seconds": self.fold_seconds,
+                "written": None if self.written is None else dict(vars(self.written)),
                 "partitions": self.partitions,
                 "partitions_done": self.partitions_done,
                 "losses": self.losses,

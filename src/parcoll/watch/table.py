@@ -162,11 +162,17 @@ def _times(seconds: float, elements: int, snapshot: dict[str, Any]) -> tuple[str
     return f"{seconds:,.2f}", mean, share
 
 
+def _written(written: dict[str, Any]) -> str:
+    rows, nbytes, seconds = written["rows"], size(written["bytes"]), duration(written["seconds"])
+    return f"{rows:,} rows written, {nbytes} in whole files, which took this process {seconds}"
+
+
 def _details(snapshot: dict[str, Any]) -> list[str]:
     if not snapshot["partitions"]:
         return []
-    sizes, waited = snapshot["sizes"], snapshot["waited"]
+    sizes, waited, written = snapshot["sizes"], snapshot["waited"], snapshot.get("written")
     return [
+        *(() if written is None else [_written(written)]),
         f"{snapshot['partitions_done']:,} of {snapshot['partitions']:,} partitions came back, of "
         f"{sizes['smallest']:,} to {sizes['largest']:,} elements (median {sizes['median']:,})",
         f"{size(snapshot['bytes_sent'])} sent, {size(snapshot['bytes_received'])} received; "

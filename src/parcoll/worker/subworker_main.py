@@ -24,7 +24,7 @@ from parcoll.calls import per_workers
 from parcoll.chain import apart
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
-from parcoll.chain.place import Place
+from parcoll.chain.place import Place, reached
 from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
@@ -142,16 +142,6 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def _reached(place: Place) -> Place:
-    """Return the place of elements that do not stand where those of the source do."""
-
-    class Reached(Place):
-        def element(self, offset: int) -> str:
-            return f"element {self.base - place.base + offset} of those of its partition that reached it"
-
-    return Reached(*place)
-
-
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
@@ -238,7 +228,7 @@ class _Served:
         sink = self._marked(self._program.sink, len(self._program.steps))
         pace = Pace()  # the pace of the steps says nothing of the sink
         program = dataclasses.replace(self._program, steps=(), sink=sink, pace=pace)
-        place = request.place if request.in_place else _reached(request.place)
+        place = request.place if request.in_place else reached(request.place)
         return run_elements(Chain([]), program, elements, place, None, self._pack)
 
     def _marked(self, sink: Sink, step: int) -> Sink:

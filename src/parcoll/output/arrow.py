@@ -1,0 +1,257 @@
+"""Arrow: rows as tables of pyarrow, whose types do not depend on which rows came together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from parcoll.output.encoding import MisfitError
+from parcoll.output.kinds import alike, first_bad, inferred, lost, nests, sizes_of, widens
+from parcoll.output.tables import Tables, columns_of, package
+from parcoll.text import describe, line_of, short_repr
+
+
+class TablePart:
+    """Rows that are a table, with the size of each: of its texts and bytes, and 8 for any other value."""
+
+    __slots__ = ("batch", "first", "mixed", "sizes")
+
+    def __init__(
+        self, batch: Any, sizes: bytes, first: Mapping[str, int], mixed: Mapping[str, list[Any]]
+    ) -> None:
+        self.batch = batch
+        self.sizes = sizes  # an `array("Q")`
+        # Where the table may have to be cut before its types are known: the row that had each column first,
+        # and the values of columns whose type may be that of other rows.
+        self.first = first
+        self.mixed = mixed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TablePart, (self.batch, self.sizes, self.first, self.mixed)
+
+
+class Arrow(Tables):
+    """`pyarrow.RecordBatch`es of a schema, or of the types that have room for the rows."""
+
+    def __init__(self, what: str, schema: Any = None, cut: bool = False) -> None:
+        super().__init__(what)
+        self.schema = schema
+        self._cut = cut and schema is None
+
+    # On a worker.
+
+    def made(self, rows: Sequence[Any]) -> Any:
+        """Return a batch of mappings."""
+        pyarrow = package("pyarrow", self.what)
+        self.mappings(rows)
+        values = columns_of(rows)
+        if self.schema is not None:
+            self._check_names(rows, values)
+            none = [None] * len(rows)
+            columns = [self._of_field(pyarrow, values.get(field.name, none), field) for field in self.schema]
+            return pyarrow.RecordBatch.from_arrays(columns, schema=self.schema)
+        for name in values:
+            if not isinstance(name, str):
+                position = next(i for i, row in enumerate(rows) if name in row)
+                raise MisfitError(
+                    f"{self.what} needs str as names of columns, got {describe(name)}", position
+                )
+        columns = [self._inferred(pyarrow, values[name], name) for name in values]
+        if not columns:
+            return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * len(rows), pyarrow.struct([])))
+        return pyarrow.RecordBatch.from_arrays(columns, names=list(values))
+
+    def part(self, rows: Sequence[Any]) -> TablePart:
+        """Return a batch with the sizes of its rows."""
+        pyarrow = package("pyarrow", self.what)
+        batch = self.made(rows)
+        first: dict[str, int] = {}
+        mixed: dict[str, list[Any]] = {}
+        if self._cut:
+            for position, row in enumerate(rows):
+                if row.keys() - first.keys():
+                    first |= {name: position for name in row if name not in first}
+            for field in batch.schema:
+                values = [row.get(field.name) for row in rows]
+                if nests(pyarrow, field.type) or len(set(map(type, values)) - {type(None)}) > 1:
+                    mixed[field.name] = values
+        return TablePart(batch, sizes_of(pyarrow, batch), first, mixed)
+
+    def _check_names(self, rows: Sequence[Mapping[Any, Any]], found: Mapping[Any, Any]) -> None:
+        known = frozenset(self.schema.names)
+        for name in found:
+            if name not in known:
+                position = next(i for i, row in enumerate(rows) if name in row)
+                raise MisfitError(
+                    f"{self.what}: a row has a column {short_repr(name)}, which is not in schema=", position
+                )
+
+    def _inferred(self, pyarrow: Any, values: list[Any], name: str) -> Any:
+        try:
+            return inferred(pyarrow, values)
+        except Exception as error:
+            position, why = first_bad(values, lambda some: inferred(pyarrow, some), error)
+            raise MisfitError(
+                f"{self.what}: {short_repr(values[position])} in column {name!r} has no type with room for "
+                f"it and those before it ({line_of(why)})",
+                position,
+            ) from error
+
+    def _of_field(self, pyarrow: Any, values: list[Any], field: Any) -> Any:
+        name = field.name
+        try:
+            column = pyarrow.array(values, type=field.type)
+        except Exception as error:
+            position, why = first_bad(values, lambda some: pyarrow.array(some, type=field.type), error)
+            raise MisfitError(
+                f"{self.what}: {short_repr(values[position])} in column {name!r} is no {field.type} "
+                f"({line_of(why)})",
+                position,
+            ) from error
+        if not field.nullable and column.null_count:
+            position = next(i for i, value in enumerate(column) if not value.is_valid)
+            raise MisfitError(
+                f"{self.what}: column {name!r} has no value, and schema= allows no null", position
+            )
+        bad = lost(pyarrow, values, column)
+        if bad is not None:
+            raise MisfitError(
+                f"{self.what}: {short_repr(values[bad])} in column {name!r} is no {field.type}: it would "
+                f"become {short_repr(column[bad].as_py())}",
+                bad,
+            )
+        return column
+
+    # In the process that evaluates.
+
+    def begin_of(self, part: TablePart, rows: int) -> Any:
+        """Return the first rows as a batch that nothing behind them has changed."""
+        pyarrow = package("pyarrow", self.what)
+        columns = {}
+        for name, column in zip(part.batch.schema.names, part.batch.columns, strict=True):
+            if part.first[name] >= rows:
+                continue
+            column = column.slice(0, rows)
+            if name in part.mixed:
+                column = inferred(pyarrow, part.mixed[name][:rows])
+            elif column.null_count == rows:
+                column = pyarrow.nulls(rows)
+            columns[name] = column
+        if not columns:
+            return part.batch.slice(0, rows).select([])
+        return pyarrow.RecordBatch.from_pydict(columns)
+
+    def unified(self, schemas: Sequence[Any]) -> Any:
+        """Return the schema that has room for all; TypeError if there is none."""
+        pyarrow = package("pyarrow", self.what)
+        found = pyarrow.unify_schemas(list(schemas), promote_options="permissive")
+        for schema in schemas:
+            for field in schema:
+                wide = found.field(field.name).type
+                if not widens(pyarrow, field.type, wide):
+                    raise TypeError(f"column {field.name!r} has values that are {field.type} and {wide}")
+        return found
+
+    def agreed(self, schemas: Sequence[Any], tables: Iterable[tuple[Any, Any]]) -> Any:
+        """Return the schema with room for all of these tables; ValueError names a row that does not fit."""
+        try:
+            return self.unified(schemas)
+        except Exception:
+            before, schema = 0, None
+            for batch, _ in tables:
+                try:
+                    schema = batch.schema if schema is None else self.unified([schema, batch.schema])
+                except Exception:
+                    self.fitted(batch, schema, before)
+                    raise
+                before += batch.num_rows
+            raise
+
+    def check_columns(self, schema: Any) -> None:
+        """Refuse rows without any column: pyarrow does not count them."""
+        if not schema.names:
+            raise ValueError(f"{self.what}: rows without any column have no place in a table")
+
+    def joined(self, batches: Sequence[Any]) -> Any:
+        """Return a table of all rows."""
+        pyarrow = package("pyarrow", self.what)
+        schema = self.schema
+        if schema is None:
+            if not batches:
+                return pyarrow.table({})
+            schema = self.agreed([batch.schema for batch in batches], [(batch, None) for batch in batches])
+        if batches:
+            self.check_columns(schema)
+        before, fitted = 0, []
+        for batch in batches:
+            fitted.append(self.fitted(batch, schema, before))
+            before += batch.num_rows
+        return pyarrow.Table.from_batches(fitted, schema=schema)
+
+    def fitted(self, batch: Any, schema: Any, before: int) -> Any:
+        """Return a batch with this schema; ValueError if a row does not fit, of which so many were before."""
+        pyarrow = package("pyarrow", self.what)
+        if batch.schema.equals(schema):
+            return batch
+        found: list[tuple[int, str, Any]] = []  # rows that do not fit, with the name of a column
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            place = schema.get_field_index(field.name)
+            if place >= 0 and alike(pyarrow, field.type, schema.field(place).type):
+                continue
+            for position, value in enumerate(column.to_pylist()):
+                if value is not None and (
+                    place < 0 or not self._is(pyarrow, value, schema.field(place).type)
+                ):
+                    found.append((position, field.name, None))
+                    break
+        if not found:
+            columns = [self._cast(pyarrow, batch, field, found) for field in schema]
+        if found:
+            position, name, why = min(found, key=lambda each: each[0])
+            place = schema.get_field_index(name)
+            kind = schema.field(place).type if place >= 0 else None
+            raise ValueError(self._misfit(batch, name, kind, before, position, why))
+        if not columns:
+            return batch.select([])
+        return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+
+    @staticmethod
+    def _is(pyarrow: Any, value: Any, kind: Any) -> bool:
+        return alike(pyarrow, inferred(pyarrow, [value]).type, kind)
+
+    @staticmethod
+    def _cast(pyarrow: Any, batch: Any, field: Any, found: list[tuple[int, str, Any]]) -> Any:
+        """Return a column as one of this field, nulls if there is none; note a row that does not fit."""
+        place = batch.schema.get_field_index(field.name)
+        if place < 0 or batch.column(place).null_count == batch.num_rows:
+            return pyarrow.nulls(batch.num_rows, field.type)
+        column = batch.column(place)
+
+        def made(values: list[Any]) -> Any:  # pyarrow casts no int64 to the decimals that it finds for both
+            made = pyarrow.array(values, type=field.type)
+            bad = lost(pyarrow, values, made)
+            if bad is not None:
+                raise ValueError(f"it would become {short_repr(made[bad].as_py())}")
+            return made
+
+        try:
+            return column.cast(field.type)
+        except Exception:
+            values = column.to_pylist()
+            try:
+                return made(values)
+            except Exception as error:
+                position, why = first_bad(values, made, error)
+                found.append((position, field.name, why))
+                return None
+
+    def _misfit(self, batch: Any, name: str, kind: Any, before: int, position: int, why: Any) -> str:
+        row = batch.slice(position, 1).to_pylist()[0]
+        what = (
+            f"a column {name!r}, which no row of the first file has"
+            if kind is None
+            else f"{short_repr(row[name])} in column {name!r}, which is {kind} in the rows before it"
+        )
+        because = "" if why is None else f" ({line_of(why)})"
+        shown = short_repr({key: value for key, value in row.items() if value is not None})
+        return f"{self.what}: row {before + position:,} has {what}{because}: pass schema=; the row is {shown}"

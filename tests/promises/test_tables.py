@@ -1,0 +1,265 @@
+"""`write_parquet`, `to_arrow`, `to_pandas`: rows as tables, and rows that do not fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parcoll import Connection, ParallelGen, parallel
+
+pyarrow = pytest.importorskip("pyarrow")
+pandas = pytest.importorskip("pandas")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def record(x: int) -> dict[str, Any]:
+    """Make a row."""
+    return {
+        "x": x,
+        "text": "é" * (x % 4),
+        "half": x / 2,
+        "maybe": None if x % 3 else x,
+        "list": [x] * (x % 3),
+        "more": {"a": x, "b": [date(2020, 1, 1 + x % 28)]},
+    }
+
+
+ROWS = [record(x) for x in range(1000)]
+
+
+def rows(**options: Any) -> ParallelGen[dict[str, Any]]:
+    """Return the rows as a collection."""
+    return parallel(range(1000), **options).map(record)
+
+
+def names(folder: Path) -> list[str]:
+    """Return all that is in a folder."""
+    return sorted(os.listdir(folder))
+
+
+class TestParquet:
+    """Files of parquet."""
+
+    def test_rows_come_back(self, cluster: Connection, tmp_path: Path) -> None:
+        path = tmp_path / "out.parquet"
+        written = rows().write_parquet(path)
+        assert parquet.read_table(path).to_pylist() == ROWS
+        assert written == ([str(path)], 1000, path.stat().st_size)
+        written = rows().write_parquet(tmp_path / "p-*.parquet", rows_per_file=300, compression="zstd")
+        tables = [parquet.read_table(file) for file in written.files]
+        assert [table.num_rows for table in tables] == [300, 300, 300, 100]
+        assert [row for table in tables for row in table.to_pylist()] == ROWS
+        assert len({str(table.schema) for table in tables}) == 1
+        assert len(names(tmp_path)) == 5
+
+    @pytest.mark.parametrize(
+        "how", [{}, {"rows_per_file": 77}, {"bytes_per_file": 9999}, {"schema": pyarrow.table({}).schema}]
+    )
+    def test_files_do_not_depend_on_partitions(
+        self, inline: Connection, tmp_path: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("parcoll.output.parquet.GROUP_ROWS", 64)
+        monkeypatch.setattr("parcoll.output.parquet.IN_MEMORY", 20_000)  # the rest is on the disk
+        found = []
+        if "schema" in how:
+            how = {"schema": pyarrow.Table.from_pylist(ROWS).schema}
+        for size in (9, 13, 1000):
+            path = tmp_path / str(size) / ("part-*" if len(how) and "schema" not in how else "out")
+            written = rows(partition_size=size).write_parquet(path, **how)
+            assert [row for file in written.files for row in parquet.read_table(file).to_pylist()] == ROWS
+            found.append([Path(file).read_bytes() for file in written.files])
+        assert found[0] == found[1] == found[2]
+
+    def test_an_empty_one_has_its_schema(self, inline: Connection, tmp_path: Path) -> None:
+        schema = pyarrow.schema([("a", pyarrow.int8())])
+        parallel([]).write_parquet(tmp_path / "a", schema=schema)
+        assert parquet.read_table(tmp_path / "a").schema == schema
+        assert parallel([]).write_parquet(tmp_path / "b").rows == 0
+        assert parquet.read_table(tmp_path / "b").num_rows == 0
+
+    def test_types_make_room_within_the_first_file(self, inline: Connection, tmp_path: Path) -> None:
+        given: list[dict[str, Any]] = [
+            *({"a": None}, {"a": 1}, {"a": 2.5, "b": "x"}, {"b": None, "c": [None]}, {"c": [3]}),
+            {"d": {"x": 1}},
+            {"d": {"y": "z"}},
+            {"e": Decimal("1.5")},
+            {"e": 3},
+        ]
+        for size in (1, 2, 100):
+            path = tmp_path / str(size)
+            parallel(given, partition_size=size).write_parquet(path)
+            kinds = {field.name: str(field.type) for field in parquet.read_schema(path)}
+            assert kinds == {
+                "a": "double",
+                "b": "string",
+                "c": "list<element: int64>",
+                "d": "struct<x: int64, y: string>",
+                "e": "decimal128(19, 1)",
+            }
+            assert parquet.read_table(path).column("a").to_pylist() == [None, 1.0, 2.5, *[None] * 6]
+
+
+MISFITS = [
+    ({"a": "x"}, "a"),
+    ({"a": 2.5}, "a"),
+    ({"a": 1, "new": 1}, "new"),
+    ({"a": [1]}, "a"),
+    ({"a": {"b": 1}}, "a"),
+    ({"a": date(2020, 1, 1)}, "a"),
+    ({"a": Decimal("1.5")}, "a"),
+    ({"a": 2**70}, "a"),
+    ({"a": object()}, "a"),
+    ({"a": b"x"}, "a"),
+    ({"a": True}, "a"),
+]
+
+
+class TestMisfits:
+    """Rows that do not fit are errors that name column and element, and never nulls."""
+
+    @pytest.mark.parametrize(("bad", "column"), MISFITS)
+    def test_into_a_schema_that_is_given(
+        self, inline: Connection, tmp_path: Path, bad: dict[str, Any], column: str
+    ) -> None:
+        schema = pyarrow.schema([("a", pyarrow.int64())])
+        with pytest.raises(ValueError, match=f"column '{column}'") as caught:
+            parallel([{"a": 1}] * 7 + [bad], on_error="skip").write_parquet(tmp_path / "out", schema=schema)
+        assert caught.value.__notes__[0].startswith("in write_parquet, at element 7: {'a': ")
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("size", [1, 5, 100])
+    @pytest.mark.parametrize(("bad", "column"), MISFITS)
+    def test_into_that_of_the_first_file(
+        self, inline: Connection, tmp_path: Path, bad: dict[str, Any], column: str, size: int
+    ) -> None:
+        chain = parallel([{"a": 1}] * 6 + [bad] + [{"a": 1}] * 5, partition_size=size)
+        with pytest.raises(ValueError, match=f"column '{column}'") as caught:
+            chain.write_parquet(tmp_path / "out-*", rows_per_file=3)
+        text = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
+        assert "row 6 " in text or "element 6" in text
+        assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("size", [1, 100])
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (date(2020, 1, 1), datetime(2020, 1, 1, 12)),
+            (datetime(2020, 1, 1, 12), date(2020, 1, 1)),
+            ("x", b"x"),
+            (1.5, Decimal("1.5")),
+            (True, 1),
+            ([date(2020, 1, 1)], [datetime(2020, 1, 1, 12)]),
+            (2**60 + 1, 1.5),
+        ],
+    )
+    def test_two_types_without_one_for_both(
+        self, inline: Connection, tmp_path: Path, one: Any, other: Any, size: int
+    ) -> None:
+        chain = parallel([{"a": one}, {"a": other}], partition_size=size)
+        with pytest.raises(ValueError, match="column 'a'"):
+            chain.to_arrow()
+        with pytest.raises(ValueError, match="column 'a'"):
+            chain.write_parquet(tmp_path / "out")
+
+    def test_times_in_a_column_of_dates(self, inline: Connection) -> None:
+        chain = parallel([{"a": datetime(2020, 1, 1, 12, 0, 0, 5)}])
+        for kind in (pyarrow.date32(), pyarrow.timestamp("s")):
+            with pytest.raises(ValueError, match="it would become"):
+                chain.to_arrow(pyarrow.schema([("a", kind)]))
+        assert chain.to_arrow(pyarrow.schema([("a", pyarrow.timestamp("us", "UTC"))])).num_rows == 1
+
+    @pytest.mark.parametrize("size", [1, 100])
+    def test_types_are_those_of_the_first_file_alone(
+        self, inline: Connection, tmp_path: Path, size: int
+    ) -> None:
+        given: list[dict[str, Any]] = [
+            *({"a": 1, "b": None, "c": [1]}, {"a": 2}, {"a": 3.0, "c": [2.0]}, {"a": None, "d": None}),
+        ]
+        written = parallel(given, partition_size=size).write_parquet(tmp_path / "out-*", rows_per_file=2)
+        schemas = [parquet.read_schema(file) for file in written.files]
+        assert [str(field.type) for field in schemas[0]] == ["int64", "null", "list<element: int64>"]
+        assert schemas[0] == schemas[1]
+
+    @pytest.mark.parametrize("size", [1, 100])
+    def test_texts_and_numbers_in_one_file(self, inline: Connection, tmp_path: Path, size: int) -> None:
+        chain = parallel([{"a": 1}] * 6 + [{"a": "x"}], partition_size=size)
+        with pytest.raises(ValueError, match="'x' in column 'a'"):
+            chain.write_parquet(tmp_path / "out")
+        with pytest.raises(ValueError, match="'x' in column 'a'"):
+            chain.to_arrow()
+
+    def test_what_is_no_mapping_or_not_there(self, inline: Connection, tmp_path: Path) -> None:
+        schema = pyarrow.schema([pyarrow.field("a", pyarrow.int64(), nullable=False)])
+        for bad, kind in ((3, "needs mappings"), ({}, "no value"), ({"a": None}, "no value"), ({1: 2}, "1")):
+            with pytest.raises(ValueError, match=kind) as caught:
+                parallel([{"a": 1}, bad]).write_parquet(tmp_path / "a", schema=schema)
+            assert "at element 1" in caught.value.__notes__[0]
+        with pytest.raises(ValueError, match="str as names of columns"):
+            parallel([{1: 2}]).write_parquet(tmp_path / "a")
+        nested = pyarrow.schema([("a", pyarrow.list_(pyarrow.struct([("x", pyarrow.int64())])))])
+        with pytest.raises(ValueError, match="column 'a'"):
+            parallel([{"a": [{"x": 1}]}, {"a": [{"x": 1, "y": 2}]}]).write_parquet(
+                tmp_path / "a", schema=nested
+            )
+
+    def test_rows_without_columns(self, inline: Connection, tmp_path: Path) -> None:
+        for call in (lambda: parallel([{}] * 3).write_parquet(tmp_path / "a"), parallel([{}]).to_arrow):
+            with pytest.raises(ValueError, match="without any column"):
+                call()
+        assert names(tmp_path) == []
+
+    def test_arguments(self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(TypeError, match=r"pyarrow\.Schema"):
+            parallel([{}]).write_parquet(tmp_path / "a", schema={"a": "int"})
+        with pytest.raises(ValueError, match="'rar'"):
+            parallel([{}]).write_parquet(tmp_path / "a", compression="rar")
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        for call in (lambda: parallel([{}]).write_parquet(tmp_path / "a"), parallel([{}]).to_arrow):
+            with pytest.raises(ModuleNotFoundError, match="needs pyarrow"):
+                call()
+        with pytest.raises(ModuleNotFoundError, match=r"to_pandas\(\) needs pandas"):
+            parallel([{}]).to_pandas()
+
+
+class TestInMemory:
+    """Tables in this process."""
+
+    def test_of_arrow(self, cluster: Connection) -> None:
+        assert rows().to_arrow().to_pylist() == ROWS
+        schema = pyarrow.schema([("a", pyarrow.int8())])
+        assert parallel([{"a": 1}, {}]).to_arrow(schema).equals(pyarrow.table({"a": [1, None]}, schema))
+        assert parallel([]).to_arrow(schema).schema == schema
+        assert parallel([]).to_arrow().num_rows == 0
+
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ROWS[:20],
+            [{"a": 1}, {"a": None}, {"a": 3}],
+            [{"a": None}, {"a": None}, {"a": True}],
+            [{"a": 1}, {"b": "x"}, {"a": 2.5, "c": datetime(2020, 1, 1)}],
+            [{"a": 1}, {"a": "x"}, {"a": 2}],
+            [{"a": 1}, {}, {"a": 2}],
+            [{}, {}],
+            [],
+            [{1: 1, "1": 2}],
+        ],
+    )
+    def test_of_pandas(self, inline: Connection, given: list[dict[Any, Any]], size: int) -> None:
+        found = parallel(given, partition_size=size).to_pandas()
+        pandas.testing.assert_frame_equal(found, pandas.DataFrame(given))
+
+    def test_of_pandas_on_a_cluster(self, cluster: Connection) -> None:
+        pandas.testing.assert_frame_equal(rows().to_pandas(), pandas.DataFrame(ROWS))
+        with pytest.raises(ValueError, match="needs mappings") as caught:
+            parallel([{"a": 1}, 7]).to_pandas()
+        assert "element 1: 7" in caught.value.__notes__[0]

@@ -1,0 +1,174 @@
+"""Where files are written: what exists, what cannot be, links, permissions, and what comes meanwhile."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parcoll import Connection, parallel
+
+
+def names(folder: Path) -> list[str]:
+    """Return all that is in a folder."""
+    return sorted(os.listdir(folder))
+
+
+class TestWhatIsThere:
+    """Files that exist, and places where none can be."""
+
+    def refused(self, path: Any, kind: type[Exception], match: str, **options: Any) -> None:
+        def evaluated(*_: Any) -> None:
+            raise AssertionError("nothing is to be evaluated")
+
+        def source() -> Any:
+            yield evaluated()
+
+        with pytest.raises(kind, match=match):
+            parallel(source).map(evaluated).write_jsonl(path, **options)
+
+    def test_a_file_is_not_replaced(self, inline: Connection, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("old")
+        (tmp_path / "p-00007.x").write_text("old")
+        self.refused(tmp_path / "out", FileExistsError, "only with overwrite=True")
+        self.refused(tmp_path / "p-*.x", FileExistsError, "p-00007")
+        assert names(tmp_path) == ["out", "p-00007.x"]
+        assert parallel([1]).write_jsonl(tmp_path / "q-*.x").rows == 1
+
+    def test_it_is_replaced_when_all_is_written(self, cluster: Connection, tmp_path: Path) -> None:
+        path = tmp_path / "out"
+        path.write_text("old")
+        with pytest.raises(ZeroDivisionError):
+            parallel(range(50)).map(lambda x: 1 / (x - 40)).write_jsonl(path, overwrite=True)
+        assert path.read_text() == "old"
+        parallel(range(3)).write_jsonl(path, overwrite=True)
+        assert path.read_text() == "0\n1\n2\n"
+        assert names(tmp_path) == ["out"]
+
+    def test_a_file_may_be_read_while_it_is_replaced(self, cluster: Connection, tmp_path: Path) -> None:
+        path = tmp_path / "out"
+        path.write_text("".join(f"{x}\n" for x in range(10_000)))
+        with path.open() as lines:
+            parallel(lines).map(lambda line: line.strip() + "!").write_text(path, overwrite=True)
+        assert path.read_text() == "".join(f"{x}!\n" for x in range(10_000))
+
+    def test_places_where_no_file_can_be(self, inline: Connection, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("")
+        os.mkfifo(tmp_path / "pipe")
+        self.refused(tmp_path / "folder", IsADirectoryError, "folder", overwrite=True)
+        self.refused(tmp_path / "file" / "out", NotADirectoryError, "file")
+        self.refused(tmp_path / "file" / "new" / "out-*", NotADirectoryError, "file")
+        self.refused(tmp_path / "pipe", ValueError, "a device or a pipe", overwrite=True)
+        self.refused("/dev/full", ValueError, "a device or a pipe", overwrite=True)
+        self.refused(f"{tmp_path}/", ValueError, "that of a folder")
+        self.refused("", ValueError, "that of a folder")
+        self.refused(tmp_path / "a*b*", ValueError, "once, got")
+        self.refused(tmp_path / "*" / "a", ValueError, "not of a folder, got")
+        self.refused(tmp_path / "a", ValueError, r"needs a `\*`", rows_per_file=3)
+        self.refused(tmp_path / "a", ValueError, r"needs a `\*`", bytes_per_file="1 MiB")
+        self.refused(tmp_path / "a*", ValueError, "got both", bytes_per_file="1 MiB", rows_per_file=1)
+        self.refused(tmp_path / "a*", ValueError, "from 1 up", rows_per_file=0)
+        self.refused(tmp_path / "a*", ValueError, "bytes_per_file", bytes_per_file="many")
+        self.refused(b"a", TypeError, "path or a URL")
+        self.refused(3, TypeError, "path or a URL")
+        self.refused(tmp_path / "a", TypeError, "overwrite", overwrite="yes")
+        self.refused(tmp_path / "a", ValueError, "compression", compression="rar")
+        self.refused(tmp_path / "a", ValueError, "storage_options", storage_options={"key": "x"})
+        self.refused(tmp_path / ("n" * 300), OSError, "too long")
+        self.refused(tmp_path / "new" / ("n" * 300), OSError, "too long")
+        self.refused(tmp_path / ("n" * 252 + "*"), OSError, "too long")
+        self.refused("nosuch://a/b", ValueError, "nosuch")
+        assert names(tmp_path) == ["file", "folder", "pipe"]
+
+    def test_a_folder_without_permission(
+        self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda *_: False)  # the user may be root
+        self.refused(tmp_path / "new" / "out", PermissionError, "may not write in the folder")
+
+    def test_a_codec_that_is_missing(
+        self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("lz4", "lz4.frame", "zstandard", "compression.zstd"):
+            monkeypatch.setitem(sys.modules, name, None)
+        self.refused(tmp_path / "a.lz4", ModuleNotFoundError, "needs the package lz4")
+        self.refused(tmp_path / "a.zst", ModuleNotFoundError, "needs the package zstandard")
+
+    def test_links_are_followed_as_open_does(self, inline: Connection, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real/new")
+        parallel([1]).write_jsonl(tmp_path / "link")
+        assert (tmp_path / "real" / "new").read_text() == "1\n"
+        parallel([2]).write_jsonl(tmp_path / "link", overwrite=True)
+        assert (tmp_path / "real" / "new").read_text() == "2\n"
+        assert (tmp_path / "link").is_symlink()
+        assert names(tmp_path / "real") == ["new"]
+
+    def test_permissions_are_those_of_any_file(self, inline: Connection, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            parallel([1]).write_jsonl(tmp_path / "new" / "a")
+            parallel([1]).write_jsonl(tmp_path / "p-*")
+            (tmp_path / "old").write_text("")
+            (tmp_path / "old").chmod(0o604)
+            parallel([1]).write_jsonl(tmp_path / "old", overwrite=True)
+        finally:
+            os.umask(before)
+        modes = [
+            stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "new/a", "p-00000", "old")
+        ]
+        assert modes == [0o750, 0o640, 0o640, 0o604]
+
+    def test_paths_are_what_they_say(
+        self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert parallel([1]).write_jsonl("out[1]::?.txt").files == ["out[1]::?.txt"]
+        assert parallel([1]).write_jsonl("a/b/c-*").files == ["a/b/c-00000"]
+        parallel([1]).write_jsonl("~/x")
+        parallel([1]).write_jsonl(f"file://{tmp_path}/y")
+        assert names(tmp_path) == ["a", "home", "out[1]::?.txt", "y"]
+
+    def test_a_folder_that_comes_meanwhile(self, inline: Connection, tmp_path: Path) -> None:
+        def source() -> Any:
+            yield 1
+            (tmp_path / "new" / "deep").mkdir(parents=True)
+            (tmp_path / "new" / "other").write_text("another's")
+            yield 2
+
+        parallel(source).write_jsonl(tmp_path / "new" / "deep" / "a-*")
+        assert (tmp_path / "new" / "deep" / "a-00000").read_text() == "1\n2\n"
+        assert names(tmp_path) == ["new"]
+        assert names(tmp_path / "new") == ["deep", "other"]
+
+    def test_a_file_that_comes_meanwhile_stays(self, inline: Connection, tmp_path: Path) -> None:
+        for name in ("out", "p-00000"):
+
+            def source(name: str = name) -> Any:
+                yield 1
+                (tmp_path / name).write_text("another's")
+
+            path = tmp_path / name.replace("00000", "*")
+            with pytest.raises(FileExistsError):
+                parallel(source).write_jsonl(path)
+            assert (tmp_path / name).read_text() == "another's"
+        assert names(tmp_path) == ["out", "p-00000"]
+
+    @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no other filesystem")
+    def test_another_filesystem(self, inline: Connection, tmp_path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+            (tmp_path / "link").symlink_to(other)
+            (tmp_path / "file").symlink_to(f"{other}/file")
+            parallel([1, 2]).write_jsonl(tmp_path / "link" / "new" / "a-*", rows_per_file=1)
+            parallel([3]).write_jsonl(tmp_path / "link" / "b")
+            parallel([4]).write_jsonl(tmp_path / "file")
+            assert sorted(os.listdir(other)) == ["b", "file", "new"]
+            assert names(Path(other, "new")) == ["a-00000", "a-00001"]
+        assert names(tmp_path) == ["file", "link"]

@@ -93,6 +93,8 @@ ALIKE = (
     *("checkpoint/test_any_damage.py", "checkpoint/test_walks.py", "checkpoint/test_formats.py"),
     *("promises/test_setup_failures.py", "promises/test_told.py", "promises/test_retries.py"),
     *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
+    *("promises/test_files_meant.py", "promises/test_reading_formats.py"),
+    "promises/test_reading_goes_wrong.py",
 )
 
 

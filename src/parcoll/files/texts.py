@@ -1,7 +1,7 @@
 """Texts: how do the bytes of a file become lines, however it is cut? And how is a file read whole?
 
 A line belongs to the part of the file in which it begins. Parts are cut before they are decoded, so that an
-encoding must show where lines end. Lines are made some hundred kB at a time: what was decoded is right up to
+encoding must show where lines end. Lines are made some tens of kB at a time: what was decoded is right up to
 the line that cannot be.
 """
 
@@ -19,7 +19,7 @@ from parcoll.files import codecs as packing
 from parcoll.files.descriptors import Descriptor, Format, tell
 from parcoll.text import short_repr
 
-CHUNK = 2**18  # bytes that are read at once
+CHUNK = 2**16  # bytes that are read at once: their lines stay in the cache of a core
 TAIL = 2**13  # bytes that are read at once to find the end of a line that goes on behind its part
 BOM = codecs.BOM_UTF8
 UTF8 = ("utf_8", "utf_8_sig")

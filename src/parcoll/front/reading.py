@@ -65,7 +65,7 @@ def read_text(
 
     This call lists the files, and asks for their sizes. An evaluation reads them, on the workers: so they
     must be on a filesystem that these share, or at a URL. The order is that of the files, those of a pattern
-    sorted by name, and of the lines in them. Lines are drawn one by one: a worker holds some hundred kB of a
+    sorted by name, and of the lines in them. Lines are drawn one by one: a worker holds some tens of kB of a
     file, and the results of a partition until it sends them. Large files are cut, so that several workers
     read one.
 

@@ -215,7 +215,7 @@ def read_csv(
     given = {name: settings.pop(name) for name in ("dialect", *DIALECT) if name in settings}  # type: ignore[misc]
     names = columns_of(columns)
     if not flag("header", header) and not names:
-        raise ValueError("header=False needs columns=, the names of all columns")
+        raise ValueError("header=False needs columns=, the names of all columns; got columns=None")
     if blocksize is not None:
         blocksize = number_of_bytes(blocksize)
         if newlines_in_values:

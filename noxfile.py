@@ -77,13 +77,13 @@ def oldest(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """Test it with the newest Python that is here, but for what does not depend on Python's version."""
-    run_tests(session, chosen="not slow and not failing and not alike")
+    run_tests(session, *group("stores"), chosen="not slow and not failing and not alike")
 
 
-def run_tests(session: nox.Session, *pins: str, chosen: str = "not slow") -> None:
-    """Run the tests: together, and those that fail once more, alone."""
+def run_tests(session: nox.Session, *more: str, chosen: str = "not slow") -> None:
+    """Run the tests: together, and those that fail once more, alone. `more` is installed beside."""
     wheel = build_wheel(session)
-    session.install(f"{wheel}[dashboard]", *pins, *group("test"))
+    session.install(f"{wheel}[dashboard]", *more, *group("test"))
     # pip keeps an installed 0.1.0 when asked for another 0.1.0, so a reused environment
     # would test yesterday's code.
     session.install("--force-reinstall", "--no-deps", str(wheel))

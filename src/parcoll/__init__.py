@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     )
     from parcoll.front.collection import ParallelGen
     from parcoll.front.connection import Connection, connect
-    from parcoll.front.sources import parallel, read_text
+    from parcoll.front.reading import (
+        read_archive,
+        read_csv,
+        read_files,
+        read_jsonl,
+        read_parquet,
+        read_text,
+    )
+    from parcoll.front.sources import parallel
     from parcoll.output.rolling import Written
     from parcoll.watch.progress import progress
 
@@ -53,6 +61,11 @@ __all__ = [
     "parallel",
     "per_worker",
     "progress",
+    "read_archive",
+    "read_csv",
+    "read_files",
+    "read_jsonl",
+    "read_parquet",
     "read_text",
 ]
 
@@ -70,8 +83,13 @@ _HOMES = {
     "Connection": "parcoll.front.connection",
     "connect": "parcoll.front.connection",
     "parallel": "parcoll.front.sources",
-    "read_text": "parcoll.front.sources",
     "checkpoint_info": "parcoll.checkpoint.info",
+    "read_archive": "parcoll.front.reading",
+    "read_csv": "parcoll.front.reading",
+    "read_files": "parcoll.front.reading",
+    "read_jsonl": "parcoll.front.reading",
+    "read_parquet": "parcoll.front.reading",
+    "read_text": "parcoll.front.reading",
     "broadcast": "parcoll.calls.broadcasts",
     "per_worker": "parcoll.calls.per_workers",
     "progress": "parcoll.watch.progress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -21,7 +22,15 @@ from bare import LACKING, BareCluster, bare_cluster, tls_options
 from script_texts import CLASSES, PLUGINS, WORLD
 from scripts import Scripts, eventually, wait_for_file
 
-from parcoll import SerializationError, connect, parallel
+from parcoll import (
+    SerializationError,
+    connect,
+    parallel,
+    read_csv,
+    read_files,
+    read_jsonl,
+    read_text,
+)
 from parcoll.local.credentials import Credentials
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "word_count.py"
@@ -423,3 +432,27 @@ def test_the_example_gives_the_same_answer_anywhere_changed_by_one_environment_v
     with bare_cluster(folder / "cluster", 2, *options, security=security) as encrypted:
         assert encrypted.address.startswith("tls://")
         assert run(DASK_SCHEDULER_ADDRESS=encrypted.address) == here
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_workers_there_read_files(bare: BareCluster, tmp_path: Path) -> None:
+    text = "".join(f"line {number} \u00e4\r\n" for number in range(3_000))
+    lines = text.replace("\r\n", "\n").splitlines(keepends=True)
+    rows = [{"x": str(number), "y": "\u00e9"} for number in range(2_000)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{row['x']},{row['y']}\n" for row in rows))
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(text.encode())[:2_000])
+    with connect(bare.file):
+        assert list(read_text(tmp_path / "a.txt", blocksize="5 kiB")) == lines
+        assert list(read_jsonl(tmp_path / "*.jsonl.gz")) == rows
+        assert list(read_csv(tmp_path / "a.csv", blocksize="2 kiB", newlines_in_values=False)) == rows
+        csv = tmp_path / "a.csv"
+        assert read_files(tmp_path / "*.csv").first() == (str(csv), csv.read_bytes())
+        broken = read_text(tmp_path / "broken.gz", on_error="skip")
+        assert 0 < broken.count() < len(lines)
+        assert broken.errors[0].element.path == str(tmp_path / "broken.gz")
+    with bare.client() as client:
+        assert read_text(tmp_path / "a.txt").bag.count().compute(scheduler=client) == len(lines)

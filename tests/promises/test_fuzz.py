@@ -28,6 +28,10 @@ from parcoll import (
     connect,
     parallel,
     progress,
+    read_archive,
+    read_csv,
+    read_files,
+    read_jsonl,
     read_text,
 )
 from parcoll.cluster import clients
@@ -170,6 +174,14 @@ LAZY: dict[str, Callable[[Any], ParallelGen[Any]]] = {
     "read_text storage_options": lambda v: read_text(FILE, storage_options=v),
     "read_text client": lambda v: read_text(FILE, client=v),
     "read_text name": lambda v: read_text(FILE, name=v),
+    "read_text include_path": lambda v: read_text(FILE, include_path=v),
+    "read_csv columns": lambda v: read_csv(FILE, columns=v, header=False, on_error=str),
+    "read_csv header": lambda v: read_csv(FILE, header=v, on_error=str),
+    "read_csv delimiter": lambda v: read_csv(FILE, delimiter=v, on_error=str),
+    "read_csv dialect": lambda v: read_csv(FILE, dialect=v, on_error=str),
+    "read_files mode": lambda v: read_files(FILE, mode=v),
+    "read_archive pattern": lambda v: read_archive(FILE, v, on_error=str),
+    "read_jsonl blocksize": lambda v: read_jsonl(FILE, blocksize=v, on_error=str),
 }
 AT_ONCE: dict[str, Callable[[Any], Any]] = {
     "parallel progress": lambda v: parallel([1], progress=v),

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parcoll import Connection, ParallelGen, connect, read_text
+from parcoll.files import texts
+from parcoll.front import formats
 
 # One to four bytes a character, all kinds of line ends, an empty line, none at the end.
 MIXED = "ä\r\nßßß\n\n漢字 and\r\n\U0001f600\U0001f600 x\nlast é"
@@ -193,6 +195,48 @@ def test_other_encodings_can_be_cut(tmp_path: Path, inline: Connection, encoding
         assert list(read_text(path, encoding=encoding, blocksize=size)) == text.splitlines(keepends=True)
 
 
+def test_large_files_are_cut_if_they_can_be(
+    tmp_path: Path, inline: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "LARGE", 50)
+    text = MIXED * 10
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.txt").write_text("small\n")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(text.encode()))
+    parts = len(text.encode()) // 50 + 1
+    lines = read_text([tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt.gz"])
+    assert lines.bag.npartitions == parts + 2
+    assert list(lines) == [*builtin_lines(text), "small\n", *builtin_lines(text)]
+    for how in (
+        {"files_per_partition": 1},
+        {"encoding": "utf-16-le"},
+        {"linedelimiter": ""},
+        {"linedelimiter": "||"},
+    ):
+        assert read_text(tmp_path / "a.txt", **how).bag.npartitions == 1
+    assert read_text(tmp_path / "no-such.txt").bag.npartitions == 1
+
+
+def test_a_line_over_many_parts_is_read_by_the_one_in_which_it_begins(
+    tmp_path: Path, inline: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "a.txt", [0]
+    path.write_bytes(b"x\n" + b"y" * 100_000)
+    real = texts._reads
+
+    def counted(file: Any) -> Any:
+        def reading(size: int) -> bytes:
+            found = real(file)(size)
+            read[0] += len(found)
+            return found
+
+        return reading
+
+    monkeypatch.setattr(texts, "_reads", counted)
+    assert list(read_text(path, blocksize=1_000)) == ["x\n", "y" * 100_000]
+    assert read[0] < 250_000
+
+
 def test_an_encoding_that_cannot_be_cut_is_read_whole(tmp_path: Path, inline: Connection) -> None:
     path = tmp_path / "file.txt"
     path.write_text(MIXED, encoding="utf-16", newline="")
@@ -336,6 +380,12 @@ def test_compressed_files_are_not_cut(tmp_path: Path, urlpath: str, compression:
         ({"blocksize": 10, "encoding": "utf-16"}, ValueError, ["blocksize", "'utf-16'"]),
         ({"blocksize": 10, "encoding": "utf-16-le"}, ValueError, ["blocksize", "'utf-16-le'"]),
         ({"blocksize": 10, "encoding": "cp037"}, ValueError, ["blocksize", "'cp037'"]),
+        ({"blocksize": 10, "encoding": "iso2022_jp"}, ValueError, ["blocksize", "'iso2022_jp'"]),
+        ({"blocksize": 10, "encoding": "utf-7"}, ValueError, ["blocksize", "'utf-7'"]),
+        ({"blocksize": 10, "linedelimiter": "|", "encoding": "shift_jis"}, ValueError, ["'shift_jis'"]),
+        ({"encoding": "rot13"}, LookupError, ["'rot13'"]),
+        ({"files_per_partition": 2, "partition_size": 2}, ValueError, ["partition_size or files_per"]),
+        ({"include_path": 1}, TypeError, ["include_path", "1 (an int)"]),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_told_at_once(
@@ -359,7 +409,20 @@ def test_no_paths_and_unknown_protocols_are_told() -> None:
         read_text("nonsense://somewhere/a.txt")
 
 
-def test_partition_size_has_no_meaning_here(folder: Path) -> None:
-    with pytest.raises(TypeError, match="partition_size"):
-        read_text(folder / "a.txt", partition_size=10)  # type: ignore[call-arg]
-    assert isinstance(read_text(folder / "a.txt"), ParallelGen)
+def test_what_parallel_takes_is_taken_and_nothing_else(folder: Path, inline: Connection) -> None:
+    lines = read_text(f"{folder}/*.txt", partition_size=2)
+    assert isinstance(lines, ParallelGen)
+    assert list(lines) == THREE
+    assert lines.stats.elements_in == 3, "files"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chunksize'"):
+        read_text(folder / "a.txt", chunksize=10)  # type: ignore[call-overload]
+
+
+def test_lines_come_with_the_path_of_their_file(folder: Path, inline: Connection) -> None:
+    pairs = list(read_text(f"{folder}/*.txt", include_path=True))
+    assert pairs == [(line, str(folder / f"{line[0]}.txt")) for line in THREE]
+
+
+def test_a_text_says_its_call(folder: Path) -> None:
+    lines = read_text("no-such-folder/a.txt").map(len)
+    assert repr(lines) == "<ParallelGen: read_text('no-such-folder/a.txt').map(len)>"

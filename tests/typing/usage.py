@@ -27,6 +27,11 @@ from parcoll import (
     parallel,
     per_worker,
     progress,
+    read_archive,
+    read_csv,
+    read_files,
+    read_jsonl,
+    read_parquet,
     read_text,
 )
 
@@ -80,6 +85,16 @@ def text(paths: list[Path]) -> None:
     assert_type(read_text(paths, files_per_partition=10, name="logs"), ParallelGen[str])
     assert_type(read_text(["s3://a/b.gz"], compression="gzip", storage_options={}), ParallelGen[str])
     assert_type(read_text("a.txt").map(len), ParallelGen[int])
+    assert_type(read_text("a.txt", on_error="skip", retries=3, partition_size=10), ParallelGen[str])
+    assert_type(read_text("a.txt", include_path=True, checkpoint="run"), ParallelGen[tuple[str, str]])
+    assert_type(read_jsonl(paths, blocksize=2**20), ParallelGen[Any])
+    assert_type(read_csv("a.csv", delimiter=";", timeout=60), ParallelGen[dict[str, str]])
+    assert_type(read_csv("a.csv", include_path=True), ParallelGen[tuple[dict[str, str], str]])
+    assert_type(read_parquet("a.parquet", columns=["x"], progress=True), ParallelGen[dict[str, Any]])
+    read_parquet("a.parquet", batch_rows=1000).map(lambda batch: batch.num_rows)
+    assert_type(read_files("folder"), ParallelGen[tuple[str, bytes]])
+    assert_type(read_files("folder", mode="r", encoding="latin-1"), ParallelGen[tuple[str, str]])
+    assert_type(read_archive("a.zip", "*.json"), ParallelGen[tuple[str, bytes]])
 
 
 def options() -> None:
@@ -264,8 +279,9 @@ def mistakes(numbers: ParallelGen[int], words: ParallelGen[str]) -> None:
     numbers.map(half, retries="3")  # type: ignore[call-overload]
     numbers.flatmap(half)  # type: ignore[arg-type]
     numbers.take("3")  # type: ignore[arg-type]
-    read_text(3)  # type: ignore[arg-type]
-    read_text("a.txt", partition_size=10)  # type: ignore[call-arg]
+    read_text(3)  # type: ignore[call-overload]
+    read_text("a.txt", chunksize=10)  # type: ignore[call-overload]
+    read_files("folder", mode="w")  # type: ignore[call-overload]
 
 
 def halves(batch: list[int]) -> list[float]:

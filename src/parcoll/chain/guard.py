@@ -5,6 +5,7 @@ It calls the function again with the element, or puts a value in the element's p
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,21 +70,24 @@ class Guard:
     def draw(self, element: Any) -> Iterator[Any]:
         """Give what a flatmap makes of an element.
 
-        A call that raised is made again only if it had not given anything yet.
+        A call that raised is made again only if it had not given anything yet, or gives the same again: then
+        what was given is passed by.
         """
-        attempts, given = 0, False
+        attempts = given = 0
+        resumes = self._step.resumes
         while True:
             try:
-                for made in self._again(element) if attempts else self._func(element):
-                    given = True
-                    yield made
+                made = iter(self._again(element) if attempts else self._func(element))
+                for one in itertools.islice(made, given, None) if given else made:
+                    given += 1
+                    yield one
                 return
             except GeneratorExit:  # the consumer has enough
                 raise
             except BaseException as later:
                 error = later
             attempts = attempts + 1 if attempts else attempts_of(self._func)
-            if given or not self._tries_again(error, element, attempts):
+            if (given and not resumes) or not self._tries_again(error, element, attempts):
                 break
         value = self._give_up(error, element, attempts)
         if value is not SKIP:

@@ -38,6 +38,8 @@ class Step:
     together: Callable[[list[Any]], Any] | None = None  # what it calls with several elements at once
     least: int = 1  # elements of a partition that it needs to do well
     waits: ClassVar[bool] = False  # holds elements of which several are in calls: it has `flow`, too
+    of_source: ClassVar[bool] = False  # a part of the source, for users
+    resumes: ClassVar[bool] = False  # another call for an element gives what the call before has given
 
     # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}
     # is the variable for what it makes. The timed line of a filter is only its answer, as {new}, since the
@@ -104,6 +106,11 @@ class Step:
     def prepared(self, evaluation: Any) -> Step:
         """Return the step for one evaluation, which may evaluate what it needs: a `Run`."""
         return self
+
+    @property
+    def compared(self) -> Any:
+        """What a checkpoint compares of its function."""
+        return self.func
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -58,7 +58,7 @@ def of_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 def _parts_of_step(step: Step) -> Parts:
     arguments = {f"the argument {name!r}": _Walk().whole(value) for name, value in step.arguments.items()}
-    return of_function(step.func) | {label: found.hex() for label, found in arguments.items()}
+    return of_function(step.compared) | {label: found.hex() for label, found in arguments.items()}
 
 
 def of_function(func: Any) -> Parts:

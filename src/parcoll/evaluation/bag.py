@@ -58,6 +58,21 @@ def bag_of_source(source: Source) -> Bag:
     return Bag(layer, name, 1)
 
 
+def bag_to_show(node: Node) -> Bag:
+    """Return the bag that users get: that of files has a partition for each part that is read."""
+    *steps, first = node.back()
+    parts = first.source.parts() if isinstance(first.source, Source) else None
+    if parts is None:
+        return bag_of(node)
+    name = f"files-{next(_numbers)}"
+    layer: dict[Any, Any] = {(name, i): Task((name, i), Listed(part)) for i, part in enumerate(parts)}
+    bag = Bag(layer, name, len(parts))
+    for one in reversed(steps):
+        assert one.step is not None
+        bag = extend(bag, one.step)
+    return bag
+
+
 def bag_of_kept(handles: list[Handle]) -> Bag:
     """Return a bag of results that earlier tasks keep, on a cluster or in this process."""
     name = f"kept-{next(_numbers)}"
@@ -122,6 +137,16 @@ class Reading(Called):
     def __call__(self, *partition: Any) -> list[Any]:
         """Read them."""
         return self.given()
+
+
+class Listed(Called):
+    """Some elements of a source, which are there."""
+
+    given: list[Any]
+
+    def __call__(self, *partition: Any) -> list[Any]:
+        """Return them."""
+        return self.given
 
 
 class Recalling(Called):

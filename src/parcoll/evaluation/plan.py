@@ -49,7 +49,11 @@ class Node:
         """Return the chain as a user wrote it."""
         row = list(self.back())
         source = row[-1].source
-        calls = [f".{node.step.label}" for node in reversed(row) if node.step is not None]
+        calls = [
+            f".{node.step.label}"
+            for node in reversed(row)
+            if node.step is not None and not node.step.of_source
+        ]
         start = source.describe() if isinstance(source, Source) else f"parallel({source!r})"
         return start + "".join(calls)
 

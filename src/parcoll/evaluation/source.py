@@ -9,11 +9,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcoll.errors import SourceConsumedError
 from parcoll.evaluation.reader import Reader, reader_of
 from parcoll.text import describe, short_repr
+
+if TYPE_CHECKING:
+    from parcoll.files.descriptors import Descriptor
+    from parcoll.files.listing import Listing
 
 ALLOWED = "an iterable, an iterator, a function without arguments that returns an iterator, or a dask bag"
 SIZED = (list, tuple, str, bytes, dict, set, frozenset)
@@ -39,6 +43,10 @@ class Source:
     def __call__(self) -> list[Any]:
         """Return all elements: how dask's own engines read the bag."""
         return list(self._open())
+
+    def parts(self) -> list[list[Any]] | None:
+        """Return the elements of each partition of the bag that stands for it; None if it has one."""
+        return None
 
     def describe(self) -> str:
         """Return it as a user wrote it."""
@@ -83,8 +91,48 @@ class OnePassSource(Source):
         )
 
 
+class FilesSource(Source):
+    """The descriptors of files, which a step behind it reads on the workers.
+
+    The files as they were when the collection was made serve the first evaluation. Each one after it lists
+    them anew.
+    """
+
+    def __init__(self, listing: Listing, call: str, together: int = 1, fresh: bool = True) -> None:
+        super().__init__(self._next_listing, "")
+        self._listing = listing
+        self._call = call
+        self._together = together  # descriptors of a partition of the bag
+        self._fresh = fresh
+        self._lock = threading.RLock()
+
+    def _next_listing(self) -> list[Descriptor]:
+        with self._lock:
+            if not self._fresh:
+                self._listing = self._listing.again()
+            self._fresh = False
+            return self._listing.descriptors()
+
+    def parts(self) -> list[list[Any]]:
+        """Return the descriptors of each partition of the bag."""
+        every, size = self._listing.descriptors(), self._together
+        return [every[at : at + size] for at in range(0, len(every), size)] or [[]]
+
+    def describe(self) -> str:
+        """Return the call."""
+        return self._call
+
+    def __repr__(self) -> str:
+        return repr(self._listing)
+
+    def __reduce__(self) -> Any:
+        return FilesSource, (self._listing, self._call, self._together, self._fresh)
+
+
 def source_of(given: Any, method: str = "parallel") -> Source:
     """Check what `parallel`, or another method, was given. Reads nothing."""
+    if isinstance(given, FilesSource):
+        return given
     _refuse_what_cannot_be_meant(given, method)
     if isinstance(given, Mapping):
         return Source(given.items, _name(given))

@@ -34,7 +34,7 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 @handlers.methods_reaching
 class ParallelGen(Streams[T_co], Values[T_co], Writing[T_co]):
-    """A lazy collection, made by `parallel` or `read_text`. Its chained functions run on worker processes.
+    """A lazy collection, made by `parallel`, or of files. Its chained functions run on worker processes.
 
     `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
     nothing. Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count` and

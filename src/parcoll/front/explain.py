@@ -76,11 +76,12 @@ class Described:
         """The `dask.bag.Bag` that stands for this chain, with a layer for each call. Evaluates nothing.
 
         Look at it with dask's tools (`.dask`, `dask.visualize`). A source that is read as a stream is one
-        partition there, since an evaluation cuts it only while it runs.
+        partition there, since an evaluation cuts it only while it runs. What reads files has a partition for
+        each file, or part of one.
         """
-        from parcoll.evaluation.bag import bag_of  # lazy: dask.bag
+        from parcoll.evaluation.bag import bag_to_show  # lazy: dask.bag
 
-        return bag_of(self._node)
+        return bag_to_show(self._node)
 
     @property
     def stats(self) -> Stats:

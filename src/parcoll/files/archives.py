@@ -1,0 +1,163 @@
+"""Archives: how are the members of zip and tar files read?
+
+Each member of a zip file is read on its own, where the directory of the file says that it lies. A tar file
+has no directory, and is read from its start to its end.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from parcoll.chain.failures import stands_between
+from parcoll.files import codecs
+from parcoll.files.descriptors import Descriptor, Format, opened, tell
+
+_TAR_SUFFIXES = {".tar": None, ".tgz": "gzip", ".tbz2": "bz2", ".tbz": "bz2", ".txz": "xz", ".tzst": "zstd"}
+_HEADER = struct.Struct("<4s5H3L2H")  # of a member, before its name
+_ENCRYPTED = 0x1
+
+
+class Member(NamedTuple):
+    """What the directory of a zip file says of a member."""
+
+    name: str
+    crc: int
+    method: int
+    flags: int
+    packed: int  # bytes
+    size: int
+
+    def __repr__(self) -> str:
+        return f"member {self.name!r}"
+
+
+def compression_of(path: str) -> tuple[bool, str | None]:
+    """Tell whether the name of an archive says that it is a tar file, and how that is packed."""
+    lower = path.lower()
+    for suffix, name in _TAR_SUFFIXES.items():
+        if lower.endswith(suffix):
+            return True, name and codecs.of("x" + suffix, name)
+    if ".tar." in lower:
+        return True, codecs.of(path)
+    return False, None
+
+
+@dataclass(frozen=True)
+class Members:
+    """Cuts zip files into their members, in the order of the file's directory."""
+
+    systems: tuple[Any, ...]
+    pattern: str
+
+    def __call__(self, file: Descriptor) -> list[Descriptor]:
+        """Return a descriptor for each member whose name matches; a tar file stays whole."""
+        is_tar, name = compression_of(file.path)
+        if name is not None:
+            codecs.checked(name)
+        if is_tar:
+            return [file]
+        try:
+            with opened(file, self.systems) as source:
+                if not zipfile.is_zipfile(source):
+                    return [file]
+                source.seek(0)
+                with zipfile.ZipFile(source) as archive:
+                    found = archive.infolist()
+        except Exception as error:
+            tell(error, repr(file.path))
+            raise
+        return [
+            file._replace(start=one.header_offset, part=_member(one))
+            for one in found
+            if not one.is_dir() and fnmatch.fnmatchcase(one.filename, self.pattern)
+        ]
+
+
+def _member(found: zipfile.ZipInfo) -> Member:
+    return Member(
+        found.filename, found.CRC, found.compress_type, found.flag_bits, found.compress_size, found.file_size
+    )
+
+
+@dataclass(frozen=True)
+class Archive(Format):
+    """The members of an archive: their names, and what is in them."""
+
+    pattern: str = "*"
+
+    def elements(self, descriptor: Descriptor) -> Iterator[tuple[str, bytes]]:
+        """Give name and content of each."""
+        given: str | None = None
+        try:
+            if isinstance(descriptor.part, Member):
+                with opened(descriptor, self.systems) as file:
+                    content = _unpacked(file, descriptor.start, descriptor.part)
+                yield descriptor.part.name, content
+                return
+            for name, content in self._of_tar(descriptor):
+                yield name, content
+                given = name
+        except Exception as error:
+            tell(error, repr(descriptor) if given is None else f"{descriptor!r} behind member {given!r}")
+            raise
+
+    def _of_tar(self, descriptor: Descriptor) -> Iterator[tuple[str, bytes]]:
+        is_tar, name = compression_of(descriptor.path)
+        with opened(descriptor, self.systems) as file:
+            source = codecs.reading(file, name)
+            with tarfile.open(fileobj=source, mode="r|" if is_tar else "r|*") as archive:
+                for member in archive:
+                    matches = fnmatch.fnmatchcase(member.name, self.pattern)
+                    if matches and member.islnk():
+                        yield member.name, self._linked(descriptor, member.linkname)
+                    elif matches and member.isfile():
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        yield member.name, content.read()
+
+    def _linked(self, descriptor: Descriptor, target: str) -> bytes:
+        """Return what is in a member of which another one is a link: one that came before it."""
+        is_tar, name = compression_of(descriptor.path)
+        with opened(descriptor, self.systems) as file:
+            source = codecs.reading(file, name)
+            with tarfile.open(fileobj=source, mode="r|" if is_tar else "r|*") as archive:
+                for member in archive:
+                    if member.name == target and member.isfile():
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        return content.read()
+        raise tarfile.ReadError(f"the archive has no member {target!r}, to which another one is a link")
+
+
+def _unpacked(file: Any, at: int, member: Member) -> bytes:
+    """Return what is in a member of a zip file that begins at `at`."""
+    if member.flags & _ENCRYPTED:
+        raise RuntimeError(f"the member {member.name!r} is encrypted")
+    if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(file) as archive:
+            return archive.read(member.name)
+    file.seek(at)
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size or not head.startswith(b"PK\3\4"):
+        raise zipfile.BadZipFile(f"Bad magic number for file header of {member.name!r}")
+    *_, name, extra = _HEADER.unpack(head)
+    file.seek(at + _HEADER.size + name + extra)
+    packed = file.read(member.packed)
+    if member.method == zipfile.ZIP_DEFLATED:
+        content = zlib.decompress(packed, -zlib.MAX_WBITS)
+    else:
+        content = bz2.decompress(packed) if member.method == zipfile.ZIP_BZIP2 else packed
+    if len(content) != member.size or zlib.crc32(content) != member.crc:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.name!r}")
+    return content
+
+
+stands_between(Archive.elements.__code__.co_filename)

@@ -1,0 +1,271 @@
+"""Listing: which files do paths, patterns and URLs mean, and into which parts are they cut?
+
+It runs in the user's process, when the collection is made, and again for each evaluation after the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from parcoll.files import codecs
+from parcoll.files.descriptors import LOCAL, Descriptor, described, described_here
+from parcoll.text import describe, line_of, short_repr
+
+MANY = 50  # files of one folder, which is listed again rather than asked for each
+AT_ONCE = 32  # requests to a filesystem elsewhere, at the same time
+_PREFIXES = ("file://", "local://")
+_MAGIC = "*?["
+
+Cut = Callable[[Descriptor], list[Descriptor]]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Cuts files into ranges of so many bytes."""
+
+    size: int
+    asked: bool = True  # else only large files are cut, and of those the ones that can be
+    compression: str | None = "infer"
+
+    def __call__(self, file: Descriptor) -> list[Descriptor]:
+        """Return the ranges of a file."""
+        if file.size is None:
+            return [file]
+        if not self.asked and (file.size <= self.size or codecs.of(file.path, self.compression) is not None):
+            return [file]
+        starts = range(0, file.size, self.size)
+        return [file._replace(start=at, end=min(at + self.size, file.size)) for at in starts]
+
+
+@dataclass
+class Listing:
+    """The files that were named, and their parts."""
+
+    files: list[Descriptor]
+    systems: tuple[Any, ...] = ()
+    cut: Cut | None = None
+    _parts: list[list[Descriptor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self._parts:
+            self._parts = self._cut(self.files)
+
+    def descriptors(self) -> list[Descriptor]:
+        """Return what is read as one piece each, in order."""
+        return [part for parts in self._parts for part in parts]
+
+    def again(self) -> Listing:
+        """Return the same files as they are now."""
+        listed = _listed_again(self.files, self.systems)
+        now = _all(lambda file: _now(file, self.systems, listed), self.files)
+        changed = [new for old, new in zip(self.files, now, strict=True) if new != old]
+        cut = iter(self._cut(changed))
+        parts = [
+            next(cut) if new != old else part
+            for old, new, part in zip(self.files, now, self._parts, strict=True)
+        ]
+        return Listing(now, self.systems, self.cut, parts)
+
+    def _cut(self, files: list[Descriptor]) -> list[list[Descriptor]]:
+        cut = self.cut
+        return [[file] for file in files] if cut is None else _all(cut, files)
+
+    def __repr__(self) -> str:
+        files, parts = len(self.files), sum(map(len, self._parts))
+        text = f"{files:,} file{'s' * (files != 1)}"
+        return f"<{text}>" if files == parts else f"<{text} in {parts:,} part{'s' * (parts != 1)}>"
+
+
+def _all(do: Callable[[Descriptor], Any], files: Sequence[Descriptor]) -> list[Any]:
+    """Do something with each file, with several at once where that is to wait for another machine."""
+    if sum(file.system != LOCAL for file in files) < 2:
+        return list(map(do, files))
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(do, files))
+
+
+def _listed_again(files: list[Descriptor], systems: tuple[Any, ...]) -> dict[tuple[int, str], Any]:
+    """Return what filesystems elsewhere say of their files, where many are in one folder: one request."""
+    folders = Counter((file.system, os.path.dirname(file.path)) for file in files if file.system != LOCAL)
+    found = {}
+    for (number, folder), many in folders.items():
+        systems[number].invalidate_cache(folder)
+        if many < MANY:
+            continue
+        with contextlib.suppress(OSError, NotImplementedError):  # it has files, and no folders
+            infos = systems[number].ls(folder, detail=True)
+            found.update({(number, info["name"]): info for info in infos if info.get("size") is not None})
+    return found
+
+
+def _now(file: Descriptor, systems: tuple[Any, ...], listed: dict[tuple[int, str], Any]) -> Descriptor:
+    if file.system != LOCAL:
+        info = listed.get((file.system, file.path)) or systems[file.system].info(file.path)
+        return described(file.path, info, file.system)
+    try:
+        return described_here(file.path, os.stat(file.path))
+    except OSError:
+        return Descriptor(file.path)  # the worker that reads it says so
+
+
+class Lister:
+    """Finds the files that paths mean, for the function `method` that users call."""
+
+    def __init__(
+        self,
+        method: str,
+        options: dict[str, Any],
+        suffix: str = "*",
+        folders: bool = False,
+        sized: bool = False,
+    ) -> None:
+        """`suffix` is what the names of its files match, as a rule; `sized` files must be found here."""
+        self._method = method
+        self._options = options
+        self._suffix = suffix
+        self._folders = folders
+        self._sized = sized
+        self.systems: list[Any] = []
+
+    def files(self, given: Any) -> list[Descriptor]:
+        """Return the descriptors of all files, whole."""
+        paths = given if isinstance(given, (list, tuple)) else [given]
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+                raise TypeError(
+                    f"{self._method}() needs a path, a URL or a list of them, got {describe(path)}"
+                )
+        if not paths:
+            raise ValueError(f"{self._method}() needs at least one path, got an empty list")
+        texts = [os.fspath(path) for path in paths]
+        for text in texts:
+            if not text or "\0" in text:
+                raise ValueError(f"{self._method}() needs a path or a URL, got {text!r}")
+        found = [self._here(text) for text in texts]
+        remote = [text for text, here in zip(texts, found, strict=True) if here is None]
+        there = iter(_elsewhere(self._there, remote))
+        return [file for here in found for file in (next(there) if here is None else here)]
+
+    # On this machine ------------------------------------------------------------------------------
+
+    def _here(self, text: str) -> list[Descriptor] | None:
+        """Return the files of this machine that a text means; None if it is a URL."""
+        path = text
+        if not os.path.lexists(path):
+            prefix = next((prefix for prefix in _PREFIXES if path.startswith(prefix)), "")
+            if not prefix and "://" in path:
+                return None
+            if not prefix and "::" in path and path.partition("::")[0] in _protocols():
+                return None
+            path = path.removeprefix(prefix)
+            if not os.path.lexists(path):
+                path = os.path.expanduser(path)
+        path = os.path.abspath(path)
+        try:
+            found = os.stat(path)
+        except OSError:
+            return self._matching(text, path)
+        if stat.S_ISDIR(found.st_mode):
+            return self._folder(text, path)
+        return [described_here(path, found)]
+
+    def _matching(self, text: str, path: str) -> list[Descriptor]:
+        if not any(sign in path for sign in _MAGIC):
+            if self._sized:
+                raise FileNotFoundError(f"{self._method}() finds no file {short_repr(text)}")
+            return [Descriptor(path)]  # the workers may have it
+        files = _files_of(_pattern(path))
+        if not files:
+            raise self._not_found(text)
+        return files
+
+    def _folder(self, text: str, path: str) -> list[Descriptor]:
+        name = os.path.join(text, self._suffix)
+        if not self._folders:
+            raise IsADirectoryError(
+                f"{short_repr(text)} is a folder: write {short_repr(name)} for the files in it, or "
+                f"{short_repr(os.path.join(text, '**', self._suffix))} for those in its folders too"
+            )
+        files = _files_of(os.path.join(glob.escape(path), "*"))
+        if not files:
+            raise FileNotFoundError(f"{self._method}() finds no file in the folder {short_repr(text)}")
+        return files
+
+    def _not_found(self, text: str) -> FileNotFoundError:
+        return FileNotFoundError(f"{self._method}() finds no file that matches {short_repr(text)}")
+
+    # Elsewhere ------------------------------------------------------------------------------------
+
+    def _there(self, text: str) -> list[Descriptor]:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(text, **self._options)
+        if not any(system is other for other in self.systems):
+            self.systems.append(system)
+        number = next(at for at, other in enumerate(self.systems) if other is system)
+        signs = "*[" if text.startswith(("http://", "https://")) else _MAGIC  # where "?" begins a query
+        if any(sign in path for sign in signs) and not system.exists(path):
+            return self._glob(text, system, path, number)
+        try:
+            info = system.info(path)
+        except FileNotFoundError as error:  # or, over HTTP, no server
+            why = "" if error.__cause__ is None else f" ({line_of(error.__cause__)})"
+            raise FileNotFoundError(f"{self._method}() finds no file {short_repr(text)}{why}") from error
+        if info.get("type") == "directory":
+            if self._folders:
+                return self._glob(text, system, path.rstrip("/") + "/*", number)
+            raise IsADirectoryError(
+                f"{short_repr(text)} is a folder: write {short_repr(text.rstrip('/') + '/' + self._suffix)}"
+            )
+        return [described(path, info, number)]
+
+    def _glob(self, text: str, system: Any, path: str, number: int) -> list[Descriptor]:
+        found = system.glob(path, detail=True)
+        files = [
+            described(name, info, number)
+            for name, info in sorted(found.items())
+            if info["type"] != "directory"
+        ]
+        if not files:
+            raise self._not_found(text)
+        return files
+
+
+def _elsewhere(find: Callable[[str], list[Descriptor]], texts: list[str]) -> Iterable[list[Descriptor]]:
+    if len(texts) < 2:
+        return map(find, texts)
+    first = find(texts[0])  # which makes the filesystem, as a rule
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return [first, *threads.map(find, texts[1:])]
+
+
+def _protocols() -> set[str]:
+    from fsspec.registry import known_implementations, registry
+
+    return {*known_implementations, *registry}
+
+
+def _pattern(path: str) -> str:
+    """Return the pattern of a path in which the folders that are there mean themselves."""
+    *folders, name = path.split(os.sep)
+    literal = ""
+    while folders and os.path.isdir((literal + folders[0]) or os.sep):
+        literal += folders.pop(0) + os.sep
+    return glob.escape(literal) + os.sep.join([*folders, name])
+
+
+def _files_of(pattern: str) -> list[Descriptor]:
+    files = []
+    for path in sorted(set(glob.glob(pattern, recursive=True))):
+        found = os.stat(path) if os.path.exists(path) else os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            files.append(described_here(path, found))
+    return files

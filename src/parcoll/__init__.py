@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from parcoll.calls.broadcasts import Broadcast, broadcast
     from parcoll.calls.per_workers import PerWorker, per_worker
     from parcoll.checkpoint.info import CheckpointFailure, CheckpointInfo, checkpoint_info
+    from parcoll.connecting.connection import Connection, connect
     from parcoll.errors import (
         CheckpointError,
         ClusterLostError,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         WorkerSetupError,
     )
     from parcoll.front.collection import ParallelGen
-    from parcoll.front.connection import Connection, connect
     from parcoll.front.reading import (
         read_archive,
         read_csv,
@@ -80,8 +80,8 @@ _HOMES = {
     "ParallelGen": "parcoll.front.collection",
     "PerWorker": "parcoll.calls.per_workers",
     "Written": "parcoll.output.rolling",
-    "Connection": "parcoll.front.connection",
-    "connect": "parcoll.front.connection",
+    "Connection": "parcoll.connecting.connection",
+    "connect": "parcoll.connecting.connection",
     "parallel": "parcoll.front.sources",
     "checkpoint_info": "parcoll.checkpoint.info",
     "read_archive": "parcoll.front.reading",

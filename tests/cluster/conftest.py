@@ -9,7 +9,7 @@ import distributed
 import pytest
 from bare import bare_cluster
 
-from parcoll.front import current
+from parcoll.connecting import current
 
 
 @pytest.fixture(scope="module")

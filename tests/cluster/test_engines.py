@@ -19,7 +19,7 @@ from parcoll import (
     connect,
     parallel,
 )
-from parcoll.front import current
+from parcoll.connecting import current
 
 LOOPBACK = "127.0.0.1"
 

@@ -27,7 +27,7 @@ from scripts import append, eventually, lines
 
 from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import clients
-from parcoll.front import current
+from parcoll.connecting import current
 
 WAIT = 60.0  # seconds: `reconnect` where the scheduler does come back
 

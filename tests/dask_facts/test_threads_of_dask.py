@@ -1,4 +1,4 @@
-"""Threads: the names of dask's, by which `front/current.py` knows them, and what Python keeps for its end."""
+"""Threads: names of dask's, by which `connecting/current.py` knows them; what Python keeps for its end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from distributed.utils import _offload_executor
 
 from parcoll import Connection, parallel
+from parcoll.connecting import current
 from parcoll.evaluation.inline import InlineEngine
-from parcoll.front import current
 
 
 async def _name() -> str:

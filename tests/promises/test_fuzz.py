@@ -35,7 +35,7 @@ from parcoll import (
     read_text,
 )
 from parcoll.cluster import clients
-from parcoll.front import current
+from parcoll.connecting import current
 from parcoll.local import host
 from parcoll.text import short_repr
 

@@ -214,7 +214,7 @@ def count_of_hosts(client: Any) -> int:
     def hosts() -> int:
         import sys
 
-        current = sys.modules.get("parcoll.front.current")
+        current = sys.modules.get("parcoll.connecting.current")
         return int(
             current is not None and current.default is not None and current.default.current is not None
         )

@@ -360,7 +360,7 @@ def test_what_follows_yield_has_run_when_the_connection_is_closed(scripts: Scrip
 def test_on_a_remote_cluster_it_ends_when_the_client_leaves(
     scripts: Scripts, mode: str, how: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from parcoll.front import current
+    from parcoll.connecting import current
 
     address = current.engine_for(None).address
     script = scripts.write("script.py", ENDS)

@@ -21,7 +21,7 @@ from scripts import Scripts
 from ways import HERE, WAYS, One, connected
 
 from parcoll import parallel
-from parcoll.front.current import current_connection
+from parcoll.connecting.current import current_connection
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 

@@ -17,7 +17,7 @@ import pytest
 from scripts import eventually, wait_for_file
 
 from parcoll import Connection, connect, parallel
-from parcoll.front import current
+from parcoll.connecting import current
 from parcoll.text import function_words, key_words
 from parcoll.watch import table
 from parcoll.watch.recorder import Recorder

@@ -118,18 +118,6 @@ def whole_number(given: Any, wanted: str, least: int = 1) -> int:
     return number
 
 
-def reconnect(given: Any) -> float | None:
-    """Return a `reconnect`: seconds, or None if a lost scheduler is not waited for."""
-    wanted = "reconnect must be a number of seconds from 0 up, or None"
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise TypeError(f"{wanted}, got {describe(given)}")
-    if not given >= 0:
-        raise ValueError(f"{wanted}, got {short_repr(given)}")
-    return float(min(given, MOST_SECONDS)) or None
-
-
 def client(given: Any) -> Any:
     """Return a `client`: a `distributed.Client`, or None."""
     # Not imported here, which takes 0.5 s: without its class loaded, there can be no client.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Generic, Self, TypeVar, overload
 
+from parcoll.connecting.current import engine_for
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import UNSET, Options, Run
 from parcoll.front import arguments
-from parcoll.front.current import engine_for
 from parcoll.front.explain import Described
 from parcoll.local.shutdown import note_evaluation
 from parcoll.watch.stats import Stats

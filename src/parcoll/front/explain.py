@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from parcoll.connecting import current
 from parcoll.errors import ElementError
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
 from parcoll.evaluation.source import OnePassSource, Source
-from parcoll.front import current
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers

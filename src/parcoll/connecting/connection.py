@@ -12,10 +12,10 @@ from typing import Any
 
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
+from parcoll.connecting import current
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
-from parcoll.front import arguments, current
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
 from parcoll.text import describe, short_repr
@@ -26,6 +26,9 @@ ALLOWED = (
     '"inline", a distributed.Client, or a dask cluster object'
 )
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+
+
+LONGEST = 1e9  # seconds, 32 years; more may be too much for a clock
 
 
 class Connection:
@@ -158,7 +161,7 @@ def connect(
     ...     list(parallel("abc").map(str.upper))
     ['A', 'B', 'C']
     """
-    reconnect = arguments.reconnect(reconnect)
+    reconnect = _seconds(reconnect)
     settings = (n_workers, threads_per_worker, memory_limit) != (None, 1, "auto")
     if target is not None and settings:
         raise TypeError(
@@ -248,3 +251,15 @@ def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -
     if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
         return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+
+
+def _seconds(given: Any) -> float | None:
+    """Return a `reconnect`: seconds, or None if a lost scheduler is not waited for."""
+    wanted = "reconnect must be a number of seconds from 0 up, or None"
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"{wanted}, got {describe(given)}")
+    if not given >= 0:
+        raise ValueError(f"{wanted}, got {short_repr(given)}")
+    return float(min(given, LONGEST)) or None

@@ -1,0 +1,1 @@
+"""Connecting: which cluster evaluates: for a block, for the rest of a program, where several might."""

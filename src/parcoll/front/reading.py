@@ -144,7 +144,11 @@ def read_jsonl(
 
     A value is whatever its line says: rows need not be alike. Empty lines are left out, and so is a mark at
     the start of a utf-8 file. A line that is no JSON value is an error that names file and line, as where one
-    value goes over several lines. All arguments are those of `read_text`.
+    value goes over several lines.
+
+    Args:
+        urlpath: As for `read_text`, and so are `blocksize`, `compression`, `encoding`, `errors`,
+            `include_path`, `storage_options` and all other `settings`.
 
     >>> import tempfile, pathlib
     >>> from parcoll import connect, read_jsonl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -136,6 +137,20 @@ def test_a_file_that_gives_nothing_is_stopped(tmp_path: Path, cluster: Connectio
     lines = read_text([tmp_path / "a.txt", tmp_path / "pipe"], timeout=1, on_error="skip")
     assert list(lines) == ["one\n"]
     assert isinstance(lines.errors[0].exception, ElementTimeoutError)
+
+
+def test_a_worker_that_is_killed_doubles_no_line(tmp_path: Path, cluster: Connection) -> None:
+    path, killed = tmp_path / "a.txt", tmp_path / "killed"
+    path.write_text("".join(f"{number}\n" for number in range(5_000)))
+
+    def deadly(line: str) -> str:
+        if line == "2500\n" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return line
+
+    assert list(read_text(path, blocksize=1_000).map(deadly)) == [f"{number}\n" for number in range(5_000)]
+    assert killed.exists()
 
 
 # Files that change --------------------------------------------------------------------------------

@@ -70,9 +70,9 @@ def described_here(path: str, found: os.stat_result) -> Descriptor:
 @contextlib.contextmanager
 def opened(descriptor: Descriptor, systems: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Open the file of a descriptor; OSError if it is another one than was listed."""
-    path, local = descriptor.path, descriptor.system == LOCAL
-    import fsspec
+    import fsspec  # 0.04 s of a script's start
 
+    path, local = descriptor.path, descriptor.system == LOCAL
     system = fsspec.filesystem("file") if local else systems[descriptor.system]
     if not local:  # what this process may have listed before
         system.invalidate_cache(os.path.dirname(path))

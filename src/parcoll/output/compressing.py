@@ -11,7 +11,7 @@ BLOCK = 1 << 20
 
 # The end of a name, and the packages of which one is needed.
 KNOWN = {
-    "gz": ("gzip",),
+    "gz": ("zlib",),
     "bz2": ("bz2",),
     "xz": ("lzma",),
     "zst": ("compression.zstd", "zstandard"),
@@ -57,7 +57,7 @@ def opener(name: str, given: Any) -> Opener | None:
             "choose another compression",
             name=package,
         )
-    return lambda file: _InBlocks(_OPEN[kind](module, file))
+    return lambda file: _Compressed(_MAKE[kind](module), file)
 
 
 def _found(names: tuple[str, ...]) -> Any:
@@ -69,11 +69,12 @@ def _found(names: tuple[str, ...]) -> Any:
     return None
 
 
-class _InBlocks:
-    """Passes bytes on in blocks of one size."""
+class _Compressed:
+    """Compresses bytes in blocks of one size. Dropped before its end, it writes nothing."""
 
-    def __init__(self, out: Out) -> None:
-        self._out = out
+    def __init__(self, compressor: Any, file: Out) -> None:
+        self._compressor = compressor
+        self._file = file
         self._held = bytearray()
 
     def write(self, data: Any) -> None:
@@ -83,27 +84,46 @@ class _InBlocks:
             end = len(self._held) // BLOCK * BLOCK
             with memoryview(self._held) as view:
                 for start in range(0, end, BLOCK):
-                    self._out.write(view[start : start + BLOCK])
+                    self._file.write(self._compressor.compress(view[start : start + BLOCK]))
             del self._held[:end]
 
     def close(self) -> None:
         """Write what is left."""
-        self._out.write(bytes(self._held))
+        self._file.write(self._compressor.compress(bytes(self._held)))
         self._held.clear()
-        self._out.close()
+        self._file.write(self._compressor.flush())
 
 
-def _zstd(module: Any, file: Any) -> Out:
-    if module.__name__ == "zstandard":
-        return module.ZstdCompressor().stream_writer(file, closefd=False)  # type: ignore[no-any-return]
-    return module.ZstdFile(file, "wb")  # type: ignore[no-any-return]
+class _Lz4:
+    """A compressor of lz4, which has a call for what comes first."""
+
+    def __init__(self, module: Any) -> None:
+        self._compressor = module.LZ4FrameCompressor()
+        self._first = self._compressor.begin()
+
+    def compress(self, data: Any) -> bytes:
+        """Return bytes for these."""
+        first, self._first = self._first, b""
+        found: bytes = first + self._compressor.compress(data)
+        return found
+
+    def flush(self) -> bytes:
+        """Return the last bytes."""
+        return bytes(self._compressor.flush())
 
 
-_OPEN: dict[str, Callable[[Any, Any], Any]] = {
-    # Neither name nor time in the file: its bytes are the same whenever it is written.
-    "gz": lambda module, file: module.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0),
-    "bz2": lambda module, file: module.BZ2File(file, "wb"),
-    "xz": lambda module, file: module.LZMAFile(file, "wb"),
+def _zstd(module: Any) -> Any:
+    compressor = module.ZstdCompressor()
+    return compressor.compressobj() if module.__name__ == "zstandard" else compressor
+
+
+GZIP = 31  # for zlib: the largest window, in a file of gzip's
+
+_MAKE: dict[str, Callable[[Any], Any]] = {
+    # Neither a name nor a time is in the file: its bytes are the same whenever it is written.
+    "gz": lambda zlib: zlib.compressobj(6, zlib.DEFLATED, GZIP),
+    "bz2": lambda bz2: bz2.BZ2Compressor(),
+    "xz": lambda lzma: lzma.LZMACompressor(),
     "zst": _zstd,
-    "lz4": lambda module, file: module.open(file, "wb"),
+    "lz4": _Lz4,
 }

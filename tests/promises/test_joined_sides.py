@@ -73,11 +73,13 @@ def test_how_they_are_joined(place: str, request: pytest.FixtureRequest) -> None
 
 @pytest.mark.usefixtures("cluster")
 def test_keys_are_those_of_a_dict() -> None:
-    keys = [1, 1.0, True, Decimal(1), None, (1, None), Colour.RED, Key("a", None), float("nan"), "1", b"1"]
+    keys = [1, 1.0, True, Decimal(1), None, (1, None), Colour.RED, Key("a", None), "1", b"1"]
+    keys += [float("nan"), (1, ("a", float("nan")))]
     ones = parallel(keys, partition_size=3).join(keys, lambda x: x)
     assert [repr(x) for x, _ in ones] == [repr(x) for x in keys[:4] for _ in range(4)] + [
         *map(repr, keys[4:])
     ]
+    assert parallel([Decimal("NaN"), complex("nan")]).join([float("nan")], lambda x: x).count() == 2
     assert list(parallel(keys[4:]).join([*keys[:4], Colour.BLUE], lambda x: x)) == []
 
 

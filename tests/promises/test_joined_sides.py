@@ -92,7 +92,7 @@ def test_this_side_streams_and_the_other_is_read_once(tmp_path: Path) -> None:
     numbers = parallel(lambda: itertools.count()).join(parallel([3, 5]).map(noted), lambda x: x % 7)
     assert not (tmp_path / "calls").exists()
     assert numbers.take(3) == [(3, 3), (5, 5), (10, 3)]
-    assert lines(tmp_path / "calls") == ["3", "5"]
+    assert sorted(lines(tmp_path / "calls")) == ["3", "5"]
 
 
 @pytest.mark.usefixtures("inline")

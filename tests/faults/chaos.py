@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import gc
+import heapq
 import itertools
 import operator
 import os
@@ -117,6 +118,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         kinds = [self.stream, self.reduce, self.fold, self.foreach, self.count, self.unordered]
+        kinds += [self.in_order, self.joined, self.largest]
         for kind in itertools.cycle(kinds):
             if self.ending.is_set():
                 return
@@ -214,6 +216,24 @@ class Client(threading.Thread):
     def unordered(self) -> Stats:
         collection = self.chain(map(element, range(SHORT))).unordered()
         self.same("unordered", sorted(collection), RESULTS)
+        return collection.stats
+
+    def in_order(self) -> Stats:
+        collection = self.chain(map(element, range(SHORT))).enumerate().map(tuple).pairwise()
+        self.same("in_order", list(collection), list(itertools.pairwise(enumerate(RESULTS))))
+        return collection.stats
+
+    def joined(self) -> Stats:
+        collection = self.chain(map(element, range(SHORT)))
+        other = self.chain(map(element, range(SHORT // 2)))
+        joined = collection.join(other, lambda x: x, how="semi")
+        self.same("joined", list(joined), [x for x in RESULTS if x[0] < SHORT // 2])
+        return joined.stats
+
+    def largest(self) -> Stats:
+        collection = self.chain(map(element, range(SHORT)))
+        found = collection.nlargest(100, value_of)
+        self.same("largest", found, heapq.nlargest(100, RESULTS, value_of))
         return collection.stats
 
     def same(self, name: str, made: object, expected: object) -> None:

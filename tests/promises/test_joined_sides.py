@@ -73,11 +73,13 @@ def test_how_they_are_joined(place: str, request: pytest.FixtureRequest) -> None
 
 @pytest.mark.usefixtures("cluster")
 def test_keys_are_those_of_a_dict() -> None:
-    keys = [1, 1.0, True, Decimal(1), None, (1, None), Colour.RED, Key("a", None), float("nan"), "1", b"1"]
+    keys = [1, 1.0, True, Decimal(1), None, (1, None), Colour.RED, Key("a", None), "1", b"1"]
+    keys += [float("nan"), (1, ("a", float("nan")))]
     ones = parallel(keys, partition_size=3).join(keys, lambda x: x)
     assert [repr(x) for x, _ in ones] == [repr(x) for x in keys[:4] for _ in range(4)] + [
         *map(repr, keys[4:])
     ]
+    assert parallel([Decimal("NaN"), complex("nan")]).join([float("nan")], lambda x: x).count() == 2
     assert list(parallel(keys[4:]).join([*keys[:4], Colour.BLUE], lambda x: x)) == []
 
 
@@ -90,7 +92,7 @@ def test_this_side_streams_and_the_other_is_read_once(tmp_path: Path) -> None:
     numbers = parallel(lambda: itertools.count()).join(parallel([3, 5]).map(noted), lambda x: x % 7)
     assert not (tmp_path / "calls").exists()
     assert numbers.take(3) == [(3, 3), (5, 5), (10, 3)]
-    assert lines(tmp_path / "calls") == ["3", "5"]
+    assert sorted(lines(tmp_path / "calls")) == ["3", "5"]
 
 
 @pytest.mark.usefixtures("inline")

@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripts import append, lines
 
@@ -102,6 +103,26 @@ def test_sums_do_not_show_the_partitions(values: list[Any], expected: Any) -> No
     for size in (1, 2, 9):
         found = parallel(values, partition_size=size).map(lambda x: x).sum()
         assert repr(found) == repr(expected)
+
+
+@pytest.mark.usefixtures("inline")
+def test_numbers_of_numpy() -> None:
+    for size in (1, 3, 9):
+        whole, halves = (
+            parallel(np.arange(7) / divisor if divisor > 1 else np.arange(7), partition_size=size).filter(
+                lambda x: x != 3
+            )
+            for divisor in (1, 2)
+        )
+        assert repr((whole.sum(), halves.sum())) == repr((np.int64(18), np.float64(7.5)))
+        assert repr((whole.max(), halves.min(), whole.nlargest(1))) == repr(
+            (np.int64(6), np.float64(0), [np.int64(6)])
+        )
+        assert repr(whole.chain([0.5]).sum()) == repr(sum([np.int64(18), 0.5]))
+        rows = parallel(np.ones((4, 2)), partition_size=size).map(lambda row: row * 2)
+        assert rows.sum().tolist() == [8.0, 8.0]
+    with pytest.raises(ValueError, match="truth value of an array"):
+        rows.max()
 
 
 @pytest.mark.usefixtures("inline")

@@ -36,10 +36,10 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 class ParallelGen(Streams[T_co], Values[T_co], Writing[T_co]):
     """A lazy collection, made by `parallel`, or of files. Its chained functions run on worker processes.
 
-    `map`, `filter`, `flatmap` and `unordered` return a new collection, leave this one as it is, and run
-    nothing. Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count` and
-    `persist`: they read the source from its start and run the whole chain. Results are not kept for the next
-    evaluation, but by `persist` and `foreach`.
+    `map`, `filter`, `zip` and all else that returns a collection leave this one as it is, and run nothing.
+    Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count`, `min`, `max`,
+    `nlargest`, `nsmallest`, `sum` and `persist`: they read the source from its start and run the whole chain.
+    Results are not kept for the next evaluation, but by `persist` and `foreach`.
 
     Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle. They get a
     copy of each element in a worker process, so changes to it or to global variables are not seen by the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from parcoll.chain.policy import Policy
 from parcoll.chain.steps import Around, FlatMap, Map
 
 HOW = ("inner", "left", "semi", "anti")
+NEVER_NAN = frozenset((int, str, bytes, bool, type(None)))
 Table = dict[Any, tuple[Any, ...]]
 
 
@@ -35,9 +37,14 @@ class Evaluation(Protocol):
         """Evaluate another chain, and return what is made of its elements, as a broadcast."""
 
 
-def _key(func: Callable[[Any], Any], element: Any) -> Any:
-    key = func(element)
-    return Special.NAN if isinstance(key, float) and key != key else key
+def _one_nan(key: Any) -> Any:
+    """Return the key with one and the same in the place of each NaN, also within tuples."""
+    kind = type(key)
+    if kind in NEVER_NAN:
+        return key
+    if kind is tuple:
+        return tuple(map(_one_nan, key))
+    return Special.NAN if isinstance(key, numbers.Number) and key != key else key
 
 
 class OtherKey(Around):
@@ -49,7 +56,7 @@ class OtherKey(Around):
 
     def __call__(self, element: Any) -> tuple[Any, Any]:
         """Ask for the key."""
-        key = _key(self.func, element)
+        key = _one_nan(self.func(element))
         hash(key)
         return key, element if self.wanted else None
 
@@ -77,7 +84,7 @@ class Matching(Around):
 
     def __call__(self, element: Any) -> Iterable[Any]:
         """Look in the table."""
-        found = self._table().get(_key(self.func, element))
+        found = self._table().get(_one_nan(self.func(element)))
         if self.how in ("semi", "anti"):
             return (element,) if (found is None) == (self.how == "anti") else ()
         if found is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import operator
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +23,7 @@ class Total:
         self.plain = False  # there are plain numbers
         self.whole = 0
         self.floats = False  # there are floats
+        self.of_numpy = False  # and numpy's among them
         self.partials: list[float] = []  # whose exact sum is that of the floats
         self.fraction = Fraction(0)  # and of those that were too large to be added
         self.special: float | None = None  # what infinite and NaN ones make
@@ -29,6 +32,14 @@ class Total:
     def add(self, elements: list[Any]) -> None:
         """Take in elements of this part."""
         kinds = set(map(type, elements))
+        if not kinds <= PLAIN and (numpy := sys.modules.get("numpy")) is not None:
+            if kinds == {numpy.int64}:  # whose sums may be grouped in any way
+                self.others.append(sum(elements[1:], elements[0]))
+                return
+            if numpy.float64 in kinds:
+                self.of_numpy = True
+                elements = [float(x) if type(x) is numpy.float64 else x for x in elements]
+                kinds = set(map(type, elements))
         if not kinds <= PLAIN:
             self.others += [element for element in elements if type(element) not in PLAIN]
             elements = [element for element in elements if type(element) in PLAIN]
@@ -45,6 +56,7 @@ class Total:
 
     def _merge(self, later: Total) -> None:
         self.plain = self.plain or later.plain
+        self.of_numpy = self.of_numpy or later.of_numpy
         self.whole += later.whole
         self.fraction += later.fraction
         if later.floats:
@@ -69,10 +81,15 @@ class Total:
     def _add_special(self, special: list[float]) -> None:
         self.special = sum(special, self.special or 0.0)
 
-    def _number(self) -> int | float:
+    def _number(self) -> Any:
         """Return the sum of the plain numbers: a float if there was one, the nearest to the exact sum."""
         if not self.floats:
             return self.whole
+        if self.of_numpy:
+            return importlib.import_module("numpy").float64(self._float())
+        return self._float()
+
+    def _float(self) -> float:
         if self.special is not None:
             return self.special
         exact = self.fraction + self.whole + sum(map(Fraction, self.partials))

@@ -251,6 +251,31 @@ def test_a_run_resumes_within_its_files(tmp_path: Path, cluster: Connection) -> 
         list(made())
 
 
+def test_a_file_that_was_corrupt_and_is_mended_is_read_again(tmp_path: Path, inline: Connection) -> None:
+    """Only that one, and only with `retry_failed=True`; no other file may have changed."""
+    whole = {name: gzip.compress("".join(f"{name}{n}\n" for n in range(9)).encode()) for name in "abcd"}
+    for name, content in whole.items():
+        (tmp_path / f"{name}.gz").write_bytes(content[:-6] if name in "bd" else content)
+
+    def made(**settings: Any) -> Any:
+        run = tmp_path / "run"
+        return read_text(tmp_path / "*.gz", on_error="skip", checkpoint=run, **settings).map(str.strip)
+
+    assert list(made()) == [f"{name}{n}" for name in "abcd" for n in range(9)], "the ends alone are missing"
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"mended\n"))
+    with pytest.raises(CheckpointError, match="results of another source"):
+        list(made())
+    again = made(retry_failed=True)
+    expected = [f"{name}{n}" for name in "abcd" for n in range(9) if name != "b"]
+    expected.insert(9, "mended")
+    assert list(again) == expected
+    assert [Path(error.element.path).name for error in again.errors] == ["d.gz"]
+    assert list(made()) == expected, "and it is saved so"
+    (tmp_path / "a.gz").write_bytes(whole["b"])
+    with pytest.raises(CheckpointError, match="results of another source"):
+        list(made(retry_failed=True))
+
+
 def test_a_bag_has_a_partition_a_part(tmp_path: Path, cluster: Connection) -> None:
     for name in "ab":
         (tmp_path / f"{name}.csv").write_text("x\n" + "".join(f"{number}\n" for number in range(10)))

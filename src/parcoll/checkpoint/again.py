@@ -21,7 +21,9 @@ from parcoll.chain.failures import packed as pack_failed
 from parcoll.checkpoint import digest
 from parcoll.checkpoint.records import Record, plain, rows
 from parcoll.errors import SerializationError
+from parcoll.files.descriptors import Descriptor
 from parcoll.text import line_of
+from parcoll.wire.exceptions import decoded_part
 from parcoll.wire.payload import Packed
 from parcoll.worker.outcome import Outcome
 
@@ -66,6 +68,18 @@ def has_grown_batch(record: Record, elements: Sequence[Any]) -> bool:
         digest.of_elements([*others, last[:length]]) == record.digest
         for length in range(len(last) - 1, 0, -1)
     )
+
+
+def has_mended_files(record: Record, elements: Sequence[Any]) -> bool:
+    """Tell whether a record had these elements, but for files that could not be read, and have changed."""
+    before = list(elements)
+    for failed in unpacked(record.failed_elements):
+        if failed.step_index == 0 and record.first <= failed.place.base < record.end:
+            at = failed.place.base - record.first
+            old, new = decoded_part(failed.element), elements[at]
+            if isinstance(old, Descriptor) and isinstance(new, Descriptor) and old.path == new.path:
+                before[at] = old
+    return digest.of_elements(before) == record.digest
 
 
 def _failed_parts(record: Record) -> list[FailedPart] | None:

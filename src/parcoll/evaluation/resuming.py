@@ -23,7 +23,7 @@ from typing import Any
 
 from parcoll.chain.place import Place
 from parcoll.chain.steps import Step
-from parcoll.checkpoint import digest
+from parcoll.checkpoint import again, digest
 from parcoll.checkpoint.again import Part, Reopened, has_grown_batch, joined, taken_apart, without_last
 from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece
 from parcoll.checkpoint.records import Record
@@ -230,7 +230,7 @@ class SavedReader(Reader):
         record.runs_again = (
             self._batches and not self._checkpoint.has_more(record) and has_grown_batch(record, whole)
         )
-        if not record.runs_again:
+        if not record.runs_again and not (self._retry_failed and again.has_mended_files(record, whole)):
             which = (
                 f"element {record.first} is another one"
                 if record.count == 1

@@ -90,7 +90,7 @@ def read_text(
             `element` of its `ElementError`, with `path`, `start` and `end`. With `on_error="skip"` the lines
             before the fault stay; with `retries` they are not given again. `timeout` is for the reading of a
             part, and one that is stopped gives none. A checkpoint compares the files by path, size, and time
-            or ETag.
+            or ETag; with `retry_failed=True`, files that could not be read may have been mended since.
 
     A file that is changed or removed after it was listed is an error that names it. The first evaluation
     reads the files as this call has found them, each later one looks at them anew.

@@ -25,6 +25,7 @@ import scheduler_load
 import short
 import small
 import startup
+import written
 from children import RUN, ChildError, kill, marked
 from measuring import Bench, WrongAnswer, tell
 from peers import PEERS
@@ -35,6 +36,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "small": small,
     "captured": captured,
     "arrays": arrays,
+    "written": written,
     "startup": startup,
     "memory": memory,
     "latency": latency,

@@ -18,6 +18,7 @@ from typing import Any
 from children import Channel, Handler, serve
 from peers import CORES, PEERS, Peer
 from workloads import WORKLOADS, increment
+from written import write
 
 
 def run(peer: Peer, workload: str, chunk: int | None, **parameters: Any) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def main() -> None:
             "live": partial(live, peer),
             "small": partial(small, peer),
             "captured": partial(captured, peer),
+            "written": partial(write, peer),
         }
         serve(channel, handlers)
     finally:

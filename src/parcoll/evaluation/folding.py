@@ -49,7 +49,7 @@ def fold(
     label = f"fold({function_name(func)})"
     timeout = run.options.policy.timeout
     sink: Sink = Results()
-    if combine is not None and not _is_neutral(combine, start):
+    if combine is not None and not is_neutral(combine, start):
         # `initial` would count once for each partition: fold all elements one after the other instead.
         joined = Fold(func, label, start, timeout=timeout)
     else:
@@ -71,7 +71,7 @@ def packed_initial(initial: Any) -> Packed | None:
         raise cannot_send(initial, "the initial value", error) from error
 
 
-def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
+def is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
     """Tell whether partitions may start from `initial` without changing the answer.
 
     The workers ask again with the values that they get (`Fold.finish`).

@@ -1,8 +1,8 @@
 """Sinks: what takes the elements that leave the last step, and makes of them what goes back.
 
-`Results` and `Count` are here, `Fold` is in `worker.fold`. A sink travels with its program. For each
-partition, `begin` makes a copy of it. The copy `take`s the elements, in as many streams as the partition is
-run in, and then `finish`es with what goes back. A new sink is a class like these.
+Most are here, `Fold` is in `worker.fold`. A sink travels with its program. For each partition, `begin` makes
+a copy of it. The copy `take`s the elements, in as many streams as the partition is run in, and then
+`finish`es with what goes back. A new sink is a class like these.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from parcoll.chain.place import Place
 from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError
+from parcoll.keys.gathering import Gatherer
+from parcoll.keys.store import UnsentError
 from parcoll.text import line_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload
@@ -41,6 +43,7 @@ class Sink:
     whole: ClassVar[bool] = True
     # Whether a checkpoint serves it: it needs no more than the elements, or how many there are.
     resumes: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False  # makes one result of a partition, whatever its elements are
 
     def begin(self, tally: Tally, place: Place) -> Self:
         """Return the sink for the partition at `place`, whose steps are counted in `tally`."""
@@ -337,6 +340,54 @@ class Parts(Sink):
         """Pack it."""
         self._part.settle()
         return pack([self._part])
+
+
+class Gathering(Sink):
+    """What a gatherer makes of the elements: one piece of a partition."""
+
+    gathers = True
+
+    def __init__(self, gatherer: Gatherer, label: str, timeout: float | None = None) -> None:
+        self.gatherer = gatherer
+        self.label = label
+        self.timeout = timeout if gatherer.functions else None
+
+    def start(self) -> None:
+        """Begin with no elements."""
+        self.gatherer = self.gatherer.begin()
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Have the gatherer take them."""
+        self.taken += self.gatherer.take(elements)
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Pack the piece. SerializationError for what cannot be."""
+        try:
+            return pack([self.gatherer.piece()])
+        except UnsentError as error:
+            raise SerializationError(f"{self.label} cannot send {error}") from error.__cause__
+
+    @property
+    def current(self) -> Any:
+        """The element that is being taken."""
+        return self.gatherer.current
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """Those of the gatherer."""
+        return self.gatherer.functions
+
+    def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
+        """Return a copy whose gatherer calls these instead."""
+        changed = copy.copy(self)
+        changed.gatherer = self.gatherer.with_functions(functions)
+        return changed
+
+    def made_of(self, elements: list[Any]) -> list[Any]:
+        """Return the piece of all elements, made here."""
+        gatherer = self.gatherer.begin()
+        gatherer.take(iter(elements))
+        return [gatherer.piece()]
 
 
 stands_between(Results.take.__code__.co_filename)

@@ -1,0 +1,296 @@
+"""Gathering: what workers make of the elements of a partition for an operation that needs all partitions.
+
+The elements of one partition become one piece, which goes to the user's process as its only result. A piece
+of keys is cut into slots, so that what belongs together can be sent to one task without being unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from parcoll.chain.failures import stands_between
+from parcoll.keys.slots import NONE, SEED, SLOTS, one_nan, slots_of, written_slots
+from parcoll.keys.store import framed
+from parcoll.text import short_repr
+from parcoll.wire.payload import Packed
+
+IMMUTABLE = (int, float, complex, bool, str, bytes, type(None))
+
+
+class Gatherer:
+    """Takes the elements of one partition, once it has been begun for that partition."""
+
+    current: Any = None  # the element that is being taken, where a user's function gets it
+
+    def begin(self) -> Self:
+        """Return one for a partition."""
+        begun = copy.copy(self)
+        begun.start()
+        return begun
+
+    def start(self) -> None:
+        """Make ready for the first element."""
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Draw the elements, and return how many they were."""
+        raise NotImplementedError
+
+    def piece(self) -> Any:
+        """Return what goes back of the partition."""
+        raise NotImplementedError
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The functions of the user that it calls, by the names of its attributes."""
+        return {}
+
+    def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
+        """Return a copy that calls these instead."""
+        changed = copy.copy(self)
+        for name, func in functions.items():
+            setattr(changed, name, func)
+        return changed
+
+
+@dataclass
+class Piece:
+    """Keys with values, cut into slots. Each has positions, keys and values, pickled."""
+
+    other: str  # a class of keys whose hash may depend on more than the seed
+    ends: array[int]  # where each slot ends in the bytes
+    elements: array[int]  # how many elements each slot has
+    keys: array[int]  # how many keys
+    data: bytes
+    seed: int = SEED  # of the process that has cut it
+    none: int = NONE
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+
+def cut(
+    firsts: Sequence[int],
+    keys: Sequence[Any],
+    values: Sequence[Any],
+    weights: Sequence[int] | None,
+    level: int = 0,
+    written: bool = False,
+) -> Piece:
+    """Cut keys and values into slots.
+
+    `firsts` say where each key stands among all, `weights` how many elements each value has; None for one.
+    """
+    slots, other = (written_slots(keys, level), "") if written else slots_of(keys, level)
+    found: list[tuple[list[int], list[Any], list[Any]] | None] = [None] * SLOTS
+    elements = array("Q", bytes(8 * SLOTS))
+    for position, slot in enumerate(slots):
+        into = found[slot]
+        if into is None:
+            into = found[slot] = [], [], []
+        into[0].append(firsts[position])
+        into[1].append(keys[position])
+        into[2].append(values[position])
+    if weights is not None:
+        for slot, weight in zip(slots, weights, strict=True):
+            elements[slot] += weight
+    ends, counts, parts, end = array("Q"), array("Q"), [], 0
+    for slot, entries in enumerate(found):
+        if entries is not None:
+            parts.append(framed((array("Q", entries[0]), entries[1], entries[2])))
+            end += len(parts[-1])
+            if weights is None:
+                elements[slot] = len(entries[1])
+        counts.append(0 if entries is None else len(entries[1]))
+        ends.append(end)
+    return Piece(other, ends, elements, counts, b"".join(parts))
+
+
+class Values(Gatherer):
+    """A value for each key. The subclasses say what it is, and how two of them become one."""
+
+    in_order = False  # the value can be gone on with, element by element, and not be joined with another
+
+    def start(self) -> None:
+        """Begin with no keys."""
+        self._values: dict[Any, Any] = {}
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Join a value to that which the key has."""
+        raise NotImplementedError
+
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Join the values of many keys; note in `firsts` where each new one stands, counted from `base`."""
+        key: Any = None
+        try:
+            for position, key, value in zip(positions, keys, values, strict=True):
+                if key in into:
+                    self.join(into, key, value)
+                else:
+                    into[key] = value
+                    firsts.append(base + position)
+        except Exception as error:
+            error.add_note(f"for the key {short_repr(key)}")
+            raise
+
+    def weights(self, values: Sequence[Any]) -> list[int] | None:
+        """Return how many elements each value holds; None for one."""
+        return None
+
+    def final(self, value: Any) -> Any:
+        """Return what users get."""
+        return value
+
+    def piece(self) -> Piece:
+        """Cut what was gathered into slots."""
+        keys: Sequence[Any] = list(self._values)
+        same = one_nan(keys)
+        if same is not keys and any(map(lambda one, other: one is not other, same, keys)):
+            joined: dict[Any, Any] = {}
+            for key, value in zip(same, self._values.values(), strict=True):
+                if key in joined:
+                    self.join(joined, key, value)
+                else:
+                    joined[key] = value
+            self._values, keys = joined, list(joined)
+        values = list(self._values.values())
+        return cut(range(len(keys)), keys, values, self.weights(values))
+
+
+class Counts(Values):
+    """How many elements there are."""
+
+    def start(self) -> None:
+        """Begin with no keys."""
+        self._values: Counter[Any] = Counter()
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Count the elements, which are keys."""
+        before = self._values.total()
+        self._values.update(elements)
+        return self._values.total() - before
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Add."""
+        into[key] += value
+
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Add without a call for each."""
+        for position, key, value in zip(positions, keys, values, strict=True):
+            if key in into:
+                into[key] += value
+            else:
+                into[key] = value
+                firsts.append(base + position)
+
+
+class Groups(Values):
+    """A list of the elements."""
+
+    def start(self) -> None:
+        """Begin with no keys."""
+        self._values: defaultdict[Any, list[Any]] = defaultdict(list)
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Put each element into the list of its key."""
+        values, taken = self._values, 0
+        for key, element in elements:
+            taken += 1
+            values[key].append(element)
+        return taken
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Append."""
+        into[key] += value
+
+    def weights(self, values: Sequence[Any]) -> list[int]:
+        """Return the lengths."""
+        return list(map(len, values))
+
+
+class Start:
+    """The value that a fold starts from, as often as it is asked for: a copy each time."""
+
+    def __init__(self, initial: Packed) -> None:
+        self.initial = initial
+
+    def maker(self) -> Callable[[], Any]:
+        """Return what makes a copy."""
+        value = self.initial.load()
+        return (lambda: value) if type(value) in IMMUTABLE else self.initial.load
+
+
+class Folds(Values):
+    """A fold of the elements of each partition, from a copy of the initial value; `combine` joins two."""
+
+    def __init__(
+        self, func: Callable[[Any, Any], Any], start: Start, combine: Callable[[Any, Any], Any]
+    ) -> None:
+        self.func = func
+        self.begins = start
+        self.combine = combine
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The function that folds."""
+        return {"func": self.func}
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Fold each element into the value of its key."""
+        values, func, fresh, taken = self._values, self.func, self.begins.maker(), 0
+        for key, element in elements:
+            taken += 1
+            self.current = element
+            values[key] = func(values[key] if key in values else fresh(), element)
+        self.current = None
+        return taken
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Combine."""
+        into[key] = self.combine(into[key], value)
+
+
+class OrderedFolds(Groups):
+    """A fold of all elements of a key, in their order, once they are together."""
+
+    in_order = True
+
+    def __init__(self, func: Callable[[Any, Any], Any], start: Start) -> None:
+        self.func = func
+        self.begins = start
+
+    def final(self, value: Any) -> Any:
+        """Fold the elements."""
+        return self.fold_on(self.begins.maker()(), value)
+
+    def fold_on(self, value: Any, elements: list[Any]) -> Any:
+        """Fold elements into a value."""
+        func = self.func
+        for element in elements:
+            value = func(value, element)
+        return value
+
+
+stands_between(Folds.take.__code__.co_filename)

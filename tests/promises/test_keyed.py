@@ -174,7 +174,7 @@ def test_what_is_equal_to_itself_alone_is_refused(inline: Connection) -> None:
 
     things = [Thing()]
     for call in ("count_by", "distinct"):
-        with pytest.raises(TypeError, match="Thing are told apart by identity.*__eq__ and __hash__"):
+        with pytest.raises(TypeError, match=r"Thing are told apart by identity.*__eq__ and __hash__"):
             list(getattr(parallel(things * 3), call)())
     assert parallel([1, "a", 2]).count_by(type) == {int: 2, str: 1}
 
@@ -290,11 +290,11 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
             call("name")
         with pytest.raises(TypeError, match="no setting 'speed'"):
             call(abs, speed=1)
+
+    async def key(x: int) -> int:
+        return x
+
     with pytest.raises(TypeError, match="needs a plain function"):
-
-        async def key(x: int) -> int:
-            return x
-
         chain.group_by(key)
     saved = parallel([1], checkpoint=tmp_path / "saved")
     for name in ("group_by", "sorted", "distinct"):
@@ -380,7 +380,7 @@ def test_nothing_is_left_of_files(cluster: Connection, monkeypatch: Any, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.os, "pwrite", full)
-    with pytest.raises(OSError, match="no space left in .* for sorted, which has written 0 MiB there"):
+    with pytest.raises(OSError, match=r"no space left in .* for sorted, which has written 0 MiB there"):
         list(chain)
 
 
@@ -443,7 +443,7 @@ def test_workers_of_other_hash_seeds(other_seeds: Connection) -> None:
     assert list(chain.distinct(first)) == [found[0] for found in expected.values()]
     points = parallel([PureWindowsPath(f"C:/{x % 4}") for x in range(400)], partition_size=9)
     with pytest.raises(
-        TypeError, match="keys of PureWindowsPath have another hash on each of these workers.*PYTHONHASHSEED"
+        TypeError, match=r"keys of PureWindowsPath have another hash on each of these workers.*PYTHONHASHSEED"
     ):
         points.count_by()
     assert len(list(points.distinct())) == 4

@@ -95,7 +95,7 @@ class _Shelf:
         self.rows: list[_Row] = []
         self.mixed = False  # they come from processes with several hash seeds
         self.costs = [0] * SLOTS
-        self.most_keys = [0] * SLOTS  # of one piece
+        self.single = [True] * SLOTS  # whether no piece has more than one key there
         self._store = store
         self._others = False
 
@@ -108,12 +108,11 @@ class _Shelf:
         self.mixed = self.mixed or piece.seed != first.seed
         self.mixed = self.mixed or (self._others and any(row.piece.none != first.none for row in self.rows))
         before = 0
-        for slot, (end, elements, keys) in enumerate(
-            zip(piece.ends, piece.elements, piece.keys, strict=True)
-        ):
-            if keys:
-                self.costs[slot] += BYTE_COST * (end - before) + ELEMENT_COST * elements
-                self.most_keys[slot] = max(self.most_keys[slot], keys)
+        columns = zip(piece.ends, piece.values, piece.single, strict=True)
+        for slot, (end, values, single) in enumerate(columns):
+            if values:
+                self.costs[slot] += BYTE_COST * (end - before) + ELEMENT_COST * values
+                self.single[slot] = self.single[slot] and bool(single)
             before = end
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Part, int]]:
@@ -121,9 +120,9 @@ class _Shelf:
         for row in self.rows:
             begin, end = row.part(start, stop)
             if begin < end:
-                elements = sum(row.piece.elements[start:stop])
-                part = Part(row.number, self._store.read(row.spot, begin, end), elements)
-                yield part, BYTE_COST * (end - begin) + ELEMENT_COST * elements
+                values = sum(row.piece.values[start:stop])
+                part = Part(row.number, self._store.read(row.spot, begin, end), values)
+                yield part, BYTE_COST * (end - begin) + ELEMENT_COST * values
 
     def chunks(self, start: int, stop: int, most: int) -> Iterator[list[Part]]:
         """Give them in rows that cost no more than that, or are one part."""
@@ -187,7 +186,7 @@ class Exchange(Collective):
 
     def _large(self, shelf: _Shelf, store: Store, slot: int) -> Iterator[Slots]:
         """Give the tasks of a slot that is too large for one."""
-        last, single = shelf.level + 1 == len(LEVELS), shelf.most_keys[slot] == 1
+        last, single = shelf.level + 1 == len(LEVELS), shelf.single[slot]
         if self.kind.in_order and (last or (single and shelf.level)):
             yield from self._folded_on(shelf, slot)
         elif last or (single and shelf.level and shelf.costs[slot] <= self._holds):
@@ -225,7 +224,7 @@ class Exchange(Collective):
         parts = shelf.parts(slot, slot + 1)
         part, _ = next(parts)
         (key,) = self.around.evaluate([Slots(0, [part], label=self.name)], FirstKey())
-        elements = sum(row.piece.elements[slot] for row in shelf.rows)
+        values = sum(row.piece.values[slot] for row in shelf.rows)
         size = sum(end - begin for row in shelf.rows for begin, end in [row.part(slot, slot + 1)])
         limit = self.around.memory_limit()
         if self.name != "group_by":
@@ -235,7 +234,7 @@ class Exchange(Collective):
                 "memory_limit"
             )
         raise MemoryError(
-            f"the group of the key {key} has {elements:,} elements, {size >> 20:,} MiB packed, more than a "
+            f"the group of the key {key} has {values:,} elements, {size >> 20:,} MiB packed, more than a "
             f"worker may take in, which may hold {limit / 2**20:,.0f} MiB: use fold_by(), which holds one "
             "value of each key, or a key that makes smaller groups, or raise memory_limit"
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from parcoll.chain.failures import stands_between
 from parcoll.keys.slots import NONE, SEED, SLOTS, one_nan, slots_of, written_slots
@@ -63,8 +63,8 @@ class Piece:
 
     other: str  # a class of keys whose hash may depend on more than the seed
     ends: array[int]  # where each slot ends in the bytes
-    elements: array[int]  # how many elements each slot has
-    keys: array[int]  # how many keys
+    values: array[int]  # how many values each slot has
+    single: bytearray  # for each slot, whether all of them have one key
     data: bytes
     seed: int = SEED  # of the process that has cut it
     none: int = NONE
@@ -76,50 +76,47 @@ class Piece:
 
 
 def cut(
-    firsts: Sequence[int],
-    keys: Sequence[Any],
-    values: Sequence[Any],
-    weights: Sequence[int] | None,
-    level: int = 0,
-    written: bool = False,
+    firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any], level: int = 0, written: bool = False
 ) -> Piece:
-    """Cut keys and values into slots.
-
-    `firsts` say where each key stands among all, `weights` how many elements each value has; None for one.
-    """
+    """Cut keys and values into slots. `firsts` say where each stands among all."""
     slots, other = (written_slots(keys, level), "") if written else slots_of(keys, level)
     found: list[tuple[list[int], list[Any], list[Any]] | None] = [None] * SLOTS
-    elements = array("Q", bytes(8 * SLOTS))
-    for position, slot in enumerate(slots):
+    for slot, first, key, value in zip(slots, firsts, keys, values, strict=True):
         into = found[slot]
         if into is None:
-            into = found[slot] = [], [], []
-        into[0].append(firsts[position])
-        into[1].append(keys[position])
-        into[2].append(values[position])
-    if weights is not None:
-        for slot, weight in zip(slots, weights, strict=True):
-            elements[slot] += weight
-    ends, counts, parts, end = array("Q"), array("Q"), [], 0
+            found[slot] = [first], [key], [value]
+        else:
+            into[0].append(first)
+            into[1].append(key)
+            into[2].append(value)
+    ends, counts, single = array("Q"), array("Q"), bytearray(SLOTS)
+    parts, end = [], 0
     for slot, entries in enumerate(found):
         if entries is not None:
-            parts.append(framed((array("Q", entries[0]), entries[1], entries[2])))
+            positions, those, given = entries
+            parts.append(framed((array("Q", positions), those, given)))
             end += len(parts[-1])
-            if weights is None:
-                elements[slot] = len(entries[1])
+            single[slot] = all(key is those[0] for key in those)
         counts.append(0 if entries is None else len(entries[1]))
         ends.append(end)
-    return Piece(other, ends, elements, counts, b"".join(parts))
+    return Piece(other, ends, counts, single, b"".join(parts))
 
 
 class Values(Gatherer):
-    """A value for each key. The subclasses say what it is, and how two of them become one."""
+    """A value for each key. The subclasses say what it is, and how two of them become one.
+
+    What is gathered of a partition are keys with values, in order of appearance. A key may come again.
+    """
 
     in_order = False  # the value can be gone on with, element by element, and not be joined with another
 
     def start(self) -> None:
         """Begin with no keys."""
         self._values: dict[Any, Any] = {}
+
+    def gathered(self) -> tuple[list[Any], list[Any]]:
+        """Return the keys, and the values."""
+        return list(self._values), list(self._values.values())
 
     def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
         """Join a value to that which the key has."""
@@ -147,9 +144,9 @@ class Values(Gatherer):
             error.add_note(f"for the key {short_repr(key)}")
             raise
 
-    def weights(self, values: Sequence[Any]) -> list[int] | None:
-        """Return how many elements each value holds; None for one."""
-        return None
+    def rejoined(self, merged: Callable[[], Merged], parts: Iterator[Merged]) -> Merged:
+        """Return what is cut again: what has been `merged`, or the parts as they are."""
+        return merged()
 
     def final(self, value: Any) -> Any:
         """Return what users get."""
@@ -157,18 +154,16 @@ class Values(Gatherer):
 
     def piece(self) -> Piece:
         """Cut what was gathered into slots."""
-        keys: Sequence[Any] = list(self._values)
-        same = one_nan(keys)
-        if same is not keys and any(map(lambda one, other: one is not other, same, keys)):
-            joined: dict[Any, Any] = {}
-            for key, value in zip(same, self._values.values(), strict=True):
-                if key in joined:
-                    self.join(joined, key, value)
-                else:
-                    joined[key] = value
-            self._values, keys = joined, list(joined)
-        values = list(self._values.values())
-        return cut(range(len(keys)), keys, values, self.weights(values))
+        keys, values = self.gathered()
+        return cut(range(len(keys)), one_nan(keys), values)
+
+
+class Merged(NamedTuple):
+    """Keys in the order of their positions, with these and their values."""
+
+    firsts: list[int]
+    keys: list[Any]
+    values: list[Any]
 
 
 class Counts(Values):
@@ -207,27 +202,51 @@ class Counts(Values):
 
 
 class Groups(Values):
-    """A list of the elements."""
+    """A list of the elements. What is gathered are the elements, each with its key."""
 
     def start(self) -> None:
-        """Begin with no keys."""
-        self._values: defaultdict[Any, list[Any]] = defaultdict(list)
+        """Begin with no elements."""
+        self._known: dict[Any, Any] = {}
+        self._keys: list[Any] = []
+        self._elements: list[Any] = []
 
     def take(self, elements: Iterator[Any]) -> int:
-        """Put each element into the list of its key."""
-        values, taken = self._values, 0
+        """Keep the elements, and for equal keys one object."""
+        known, before = self._known.setdefault, len(self._keys)
+        add, add_key = self._elements.append, self._keys.append
         for key, element in elements:
-            taken += 1
-            values[key].append(element)
-        return taken
+            add_key(known(key, key))
+            add(element)
+        return len(self._keys) - before
 
-    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
-        """Append."""
-        into[key] += value
+    def gathered(self) -> tuple[list[Any], list[Any]]:
+        """Return the keys, and the elements."""
+        return self._keys, self._elements
 
-    def weights(self, values: Sequence[Any]) -> list[int]:
-        """Return the lengths."""
-        return list(map(len, values))
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Append the elements."""
+        for position, key, value in zip(positions, keys, values, strict=True):
+            if key in into:
+                into[key].append(value)
+            else:
+                into[key] = [value]
+                firsts.append(base + position)
+
+    def rejoined(self, merged: Callable[[], Merged], parts: Iterator[Merged]) -> Merged:
+        """Return the elements of all parts, one after the other."""
+        found = Merged([], [], [])
+        for part in parts:
+            for all_of_them, more in zip(found, part, strict=True):
+                all_of_them += more
+        return found
 
 
 class Start:

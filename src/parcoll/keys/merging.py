@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
-from parcoll.keys.gathering import Piece, Values, cut
+from parcoll.keys.gathering import Merged, Piece, Values, cut
 from parcoll.keys.slots import one_nan
-from parcoll.keys.store import framed, unframed
+from parcoll.keys.store import collector_paused, framed, unframed
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 64 * 1024  # of keys and values that go back together, about
@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
     number: int | None  # of the piece; None if its positions are among all already
     data: bytes
-    elements: int
+    values: int
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Slots:
         self.nbytes = sum(len(part.data) for part in self.parts) + len(self.state)
 
     def __repr__(self) -> str:
-        elements = sum(part.elements for part in self.parts)
-        return f"<{elements:,} elements or parts of values for {self.label}>"
+        values = sum(part.values for part in self.parts)
+        return f"<{values:,} elements or parts of values for {self.label}>"
 
 
 class Block(NamedTuple):
@@ -55,25 +55,23 @@ class Block(NamedTuple):
     data: bytes  # framed: positions, keys, values
 
 
-class Merged(NamedTuple):
-    """Keys in the order of their positions, with these and their values."""
-
-    firsts: list[int]
-    keys: list[Any]
-    values: list[Any]
-
-
 def merged(kind: Values, slots: Slots) -> Merged:
     """Join the values of each key, in the order of the pieces."""
     firsts: list[int] = []
     values: dict[Any, Any] = {}
-    for part in slots.parts:
-        base = 0 if part.number is None else part.number << SHIFT
-        for positions, keys, given in unframed(part.data):
-            kind.join_all(values, firsts, base, positions, one_nan(keys), given)
+    with collector_paused():
+        for base, positions, keys, given in _unpickled(slots):
+            kind.join_all(values, firsts, base, positions, keys, given)
     order = sorted(range(len(firsts)), key=firsts.__getitem__)  # each slot has an order of its own
     found, given = list(values), list(values.values())
     return Merged([firsts[at] for at in order], [found[at] for at in order], [given[at] for at in order])
+
+
+def _unpickled(slots: Slots) -> Iterator[tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]]:
+    for part in slots.parts:
+        base = 0 if part.number is None else part.number << SHIFT
+        for positions, keys, given in unframed(part.data):
+            yield base, positions, one_nan(keys), given
 
 
 class Merging(FlatMap):
@@ -152,8 +150,12 @@ class Regrouper:
 
     def __call__(self, slots: Slots) -> Piece:
         """Join what belongs together here, and cut."""
-        firsts, keys, values = merged(self.kind, slots)
-        return cut(firsts, keys, values, self.kind.weights(values), slots.level, slots.written)
+        parts = (
+            Merged([base + position for position in positions], list(keys), list(values))
+            for base, positions, keys, values in _unpickled(slots)
+        )
+        found = self.kind.rejoined(lambda: merged(self.kind, slots), parts)
+        return cut(found.firsts, found.keys, found.values, slots.level, slots.written)
 
 
 class FoldingOn(Map):

@@ -7,9 +7,12 @@ removed.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -123,6 +126,41 @@ def _named(value: Any, error: BaseException) -> str:
     return f"a value between processes ({line_of(error)})"
 
 
+_pauses = threading.Lock()
+_paused = 0  # by how many
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Have the collector of cycles wait while very many objects are made, none of which it could free.
+
+    It looks at all of them again and again: half of the time that merging took.
+    """
+    global _paused
+    with _pauses:
+        was_on = gc.isenabled() or _paused > 0
+        _paused += was_on
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _pauses:
+            _paused -= was_on
+            if was_on and not _paused:
+                gc.enable()
+
+
+def _in_child() -> None:
+    global _pauses, _paused
+    _pauses = threading.Lock()
+    if _paused:
+        _paused = 0
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def unframed(data: bytes) -> Iterator[Any]:
     """Give the values of such bytes."""
     at, view = 0, memoryview(data)
@@ -138,4 +176,6 @@ def unframed(data: bytes) -> Iterator[Any]:
         for size in sizes:
             parts.append(view[at : at + size])
             at += size
-        yield loads(bytes(parts[0]), [bytearray(part) for part in parts[1:]])
+        with collector_paused():
+            value = loads(bytes(parts[0]), [bytearray(part) for part in parts[1:]])
+        yield value

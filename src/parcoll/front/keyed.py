@@ -66,9 +66,12 @@ class Keys(Evaluated[T_co]):
                 return Counter(one_nan(list(keys)))
             finally:
                 self._own = keys._own
-        counts = self._by_key(step, Counts())
+        counts = self._by_key(step, Counts(), together=True)
+        found: Counter[Any] = Counter()
         try:
-            return Counter(dict(counts))
+            for keys, numbers in counts:
+                dict.update(found, zip(keys, numbers, strict=True))  # Counter's own loops, and adds
+            return found
         finally:
             self._own = counts._own
 
@@ -179,12 +182,12 @@ class Keys(Evaluated[T_co]):
         node = Node(before=self._node, step=step)
         return Read(node, dataclasses.replace(self._options, progress=False), sink)
 
-    def _by_key(self, step: Keyed, kind: Values) -> Any:
+    def _by_key(self, step: Keyed, kind: Values, together: bool = False) -> Any:
         """Return the collection of keys and values."""
         tasks = Node(source=Derived((self._gathered(step, kind),), Exchange(step.name, kind)))
         merged = Node(before=tasks, step=Merging(step.name, kind))
         options = dataclasses.replace(self._options, progress=False, ordered=False, policy=PLAIN, **_TASKS)
-        in_order = InOrder(step.name, self._options.ordered)
+        in_order = InOrder(step.name, self._options.ordered, together)
         return self._of(Node(source=Derived((Read(merged, options),), in_order)), self._options)
 
     def _of(self, node: Node, options: Options) -> Any:

@@ -80,24 +80,20 @@ def cut(
 ) -> Piece:
     """Cut keys and values into slots. `firsts` say where each stands among all."""
     slots, other = (written_slots(keys, level), "") if written else slots_of(keys, level)
-    found: list[tuple[list[int], list[Any], list[Any]] | None] = [None] * SLOTS
-    for slot, first, key, value in zip(slots, firsts, keys, values, strict=True):
-        into = found[slot]
-        if into is None:
-            found[slot] = [first], [key], [value]
-        else:
-            into[0].append(first)
-            into[1].append(key)
-            into[2].append(value)
+    found: list[list[int]] = [[] for _ in range(SLOTS)]
+    add = [entries.append for entries in found]
+    for at, slot in enumerate(slots):
+        add[slot](at)
     ends, counts, single = array("Q"), array("Q"), bytearray(SLOTS)
     parts, end = [], 0
     for slot, entries in enumerate(found):
-        if entries is not None:
-            positions, those, given = entries
-            parts.append(framed((array("Q", positions), those, given)))
+        if entries:
+            those = [keys[at] for at in entries]
+            positions = array("Q", entries if type(firsts) is range else [firsts[at] for at in entries])
+            parts.append(framed((positions, those, [values[at] for at in entries])))
             end += len(parts[-1])
             single[slot] = all(key is those[0] for key in those)
-        counts.append(0 if entries is None else len(entries[1]))
+        counts.append(len(entries))
         ends.append(end)
     return Piece(other, ends, counts, single, b"".join(parts))
 

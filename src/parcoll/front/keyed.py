@@ -15,11 +15,10 @@ from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.exchange import Exchange
-from parcoll.keys.firsts import Distinct, Firsts
 from parcoll.keys.gathering import Counts, Folds, Gatherer, Groups, OrderedFolds, Start, Values
 from parcoll.keys.keying import Keyed
 from parcoll.keys.merging import Merging
-from parcoll.keys.ordering import InOrder
+from parcoll.keys.ordering import Distinct, Firsts, InOrder
 from parcoll.keys.runs import Ranges, Runs, Sorting
 from parcoll.keys.slots import one_nan
 from parcoll.worker.sinks import Gathering

@@ -1,4 +1,4 @@
-"""Ordering: what the tasks have merged, as keys with their values, in the order of first appearance."""
+"""Ordering: what comes back in order of first appearance: keys with values, elements without repeats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from itertools import chain, starmap
 from typing import Any, NamedTuple
 
 from parcoll.keys.exchange import Collective
+from parcoll.keys.gathering import Gatherer
 from parcoll.keys.merging import Block
+from parcoll.keys.slots import one_nan, slots_of
 from parcoll.keys.store import Spot, Store, unframed
+from parcoll.keys.streams import Operation
 
 
 class _Waiting(NamedTuple):
@@ -81,3 +84,72 @@ def _rounds(store: Store, streams: list[deque[_Waiting]]) -> Iterator[_Columns]:
         yield entries[0], [entries[1][at] for at in order], [entries[2][at] for at in order]
         if not left:
             return
+
+
+class Firsts(Gatherer):
+    """The first element of each key in a partition; without keys, each element is its own.
+
+    Workers leave out repeats within partitions, and the user's process the rest.
+    """
+
+    def __init__(self, keyed: bool) -> None:
+        self.keyed = keyed
+
+    def start(self) -> None:
+        """Begin with none."""
+        self._firsts: dict[Any, Any] = {}
+        self._taken = 0
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Keep those whose keys are new."""
+        if not self.keyed:
+            self._taken = 0
+            self._firsts |= dict.fromkeys(self._counted(elements))
+            return self._taken
+        firsts, taken = self._firsts, 0
+        for key, element in elements:
+            taken += 1
+            if key not in firsts:
+                firsts[key] = element
+        return taken
+
+    def _counted(self, elements: Iterator[Any]) -> Iterator[Any]:
+        taken = 0
+        try:
+            for element in elements:
+                taken += 1
+                yield element
+        finally:
+            self._taken = taken
+
+    def piece(self) -> tuple[list[Any], list[Any] | None]:
+        """Return the keys, and their elements if these are others."""
+        keys = list(self._firsts)
+        slots_of(keys)  # raises for keys that would never be equal to others
+        return keys, list(self._firsts.values()) if self.keyed else None
+
+
+class Distinct(Operation):
+    """The elements whose keys no element before has."""
+
+    name = "distinct"
+
+    @property
+    def label(self) -> str:
+        """What it does, for tables."""
+        return "in_order()"
+
+    def describe(self, others: Any) -> str:
+        """Return nothing: the step before is what a user wrote."""
+        return ""
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
+        """Give them as they come."""
+        (pieces,) = streams
+        seen: set[Any] = set()
+        add = seen.add
+        for keys, elements in pieces:
+            for key, element in zip(one_nan(keys), keys if elements is None else elements, strict=True):
+                if key not in seen:
+                    add(key)
+                    yield element

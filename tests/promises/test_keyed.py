@@ -418,6 +418,41 @@ def test_a_worker_that_dies_in_any_phase(cluster: Connection, phase: str, tmp_pa
         assert list(chain.sorted(key)) == sorted(range(2000), key=lambda x: x % 40)
 
 
+class Travelling:
+    """A number that kills the worker where it arrives after so many trips, the first time."""
+
+    def __init__(self, number: int, deadly: int, flag: str, trips: int = 0) -> None:
+        self.number = number
+        self.deadly = deadly
+        self.flag = flag
+        self.trips = trips
+        if trips == deadly and number == 77 and not os.path.exists(flag):
+            Path(flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __reduce__(self) -> Any:
+        return Travelling, (self.number, self.deadly, self.flag, self.trips + 1)
+
+
+@pytest.mark.parametrize(("trips", "cut_again"), [(1, False), (2, True)])
+def test_a_worker_that_dies_with_what_it_merges(
+    cluster: Connection, trips: int, cut_again: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In the second phase, where the first task takes in elements of all partitions; and in the third."""
+    if cut_again:
+        request.getfixturevalue("small_tasks")
+    flag = str(tmp_path / "died")
+    chain = parallel(range(400), partition_size=50).map(lambda x: Travelling(x, trips, flag))
+    expected = grouped(range(400), lambda x: x % 9)
+    found = chain.group_by(lambda x: x.number % 9)
+    assert {key: [x.number for x in group] for key, group in found} == expected
+    assert os.path.exists(flag)
+    if not cut_again:
+        os.remove(flag)
+        assert [x.number for x in chain.sorted(lambda x: -x.number)] == [*reversed(range(400))]
+        assert os.path.exists(flag)
+
+
 @pytest.fixture(scope="module")
 def other_seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     """Evaluate on two workers of which each has a hash seed of its own."""

@@ -161,7 +161,10 @@ class Run:
             node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
             yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
 
-        return Around(self.engine.threads, self.engine.memory_limit, evaluate)
+        import dask  # lazy: start-up
+
+        folder = dask.config.get("temporary-directory", None)
+        return Around(self.engine.threads, self.engine.memory_limit, evaluate, folder)
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""

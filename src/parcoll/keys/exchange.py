@@ -97,7 +97,7 @@ class _Shelf:
         self.costs = [0] * SLOTS
         self.single = [True] * SLOTS  # whether no piece has more than one key there
         self._store = store
-        self._others = False
+        self._others = self._other_nones = False
 
     def add(self, number: int | None, piece: Piece) -> None:
         """Take a piece."""
@@ -105,8 +105,8 @@ class _Shelf:
         self.rows.append(_Row(number, spot, piece))
         first = self.rows[0].piece
         self._others = self._others or bool(piece.other)
-        self.mixed = self.mixed or piece.seed != first.seed
-        self.mixed = self.mixed or (self._others and any(row.piece.none != first.none for row in self.rows))
+        self._other_nones = self._other_nones or piece.none != first.none
+        self.mixed = self.mixed or piece.seed != first.seed or (self._others and self._other_nones)
         before = 0
         columns = zip(piece.ends, piece.values, piece.single, strict=True)
         for slot, (end, values, single) in enumerate(columns):

@@ -54,6 +54,8 @@ class Store:
 
     def _append(self, data: bytes) -> int:
         if self._file is None:
+            if self._folder is not None:
+                os.makedirs(self._folder, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder, prefix="parcoll-", buffering=0)  # noqa: SIM115
         start, view = self.spilled, memoryview(data)
         try:
@@ -109,19 +111,19 @@ def framed(value: Any) -> bytes:
     try:
         packed = Packed.pack(value)
     except Exception as error:
-        raise UnsentError(_named(value, error)) from error
+        raise UnsentError(unsent(value, error)) from error
     parts = [packed.head, *packed.buffers]
     sizes = [len(parts), *map(len, parts)]
     return b"".join([*(size.to_bytes(LENGTH, "little") for size in sizes), *parts])
 
 
-def _named(value: Any, error: BaseException) -> str:
+def unsent(value: Any, error: BaseException) -> str:
     """Name the first element within that cannot be pickled."""
     for within in value if isinstance(value, tuple) else ():
         if isinstance(within, list) and (found := first_unpicklable(within)) is not None:
             position, cause = found
             if isinstance(within[position], list):
-                return _named((within[position],), cause)
+                return unsent((within[position],), cause)
             return f"{short_repr(within[position])} between processes ({line_of(cause)})"
     return f"a value between processes ({line_of(error)})"
 

@@ -21,7 +21,7 @@ from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.store import UnsentError
+from parcoll.keys.store import UnsentError, unsent
 from parcoll.text import line_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload
@@ -363,9 +363,19 @@ class Gathering(Sink):
     def finish(self, pack: Pack) -> Payload | None:
         """Pack the piece. SerializationError for what cannot be."""
         try:
-            return pack([self.gatherer.piece()])
+            piece = self.gatherer.piece()
         except UnsentError as error:
             raise SerializationError(f"{self.label} cannot send {error}") from error.__cause__
+        try:
+            return pack([piece])
+        except Exception as error:
+            raise SerializationError(f"{self.label} cannot send {unsent(piece, error)}") from error
+
+    def fails(self, error: BaseException) -> None:
+        """Note that a function, a comparison or a pickle raised."""
+        super().fails(error)
+        if self.failure is not None and self.gatherer.current is None:  # at no element
+            self.failure.note = f"in {self.label}"
 
     @property
     def current(self) -> Any:

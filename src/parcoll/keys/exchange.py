@@ -162,7 +162,7 @@ class Exchange(Collective):
                 self._written = True
                 shelf = self._again(shelf, store, 0, SLOTS, 0)
             for number, slots in enumerate(self._tasks(shelf, store)):
-                slots.number = number
+                slots.number = number * SLOTS
                 yield slots
 
     def _tasks(self, shelf: _Shelf, store: Store) -> Iterator[Slots]:
@@ -182,7 +182,7 @@ class Exchange(Collective):
     def _task(self, shelf: _Shelf, start: int, stop: int) -> Iterator[Slots]:
         parts = [part for part, _ in shelf.parts(start, stop)] if start < stop else []
         if parts:
-            yield Slots(0, parts, label=self.name)
+            yield Slots(0, parts, label=self.name, level=shelf.level)
 
     def _large(self, shelf: _Shelf, store: Store, slot: int) -> Iterator[Slots]:
         """Give the tasks of a slot that is too large for one."""

@@ -59,7 +59,7 @@ class Gatherer:
 
 @dataclass
 class Piece:
-    """Keys with values, cut into slots. Each has positions, keys and values, pickled."""
+    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
 
     other: str  # a class of keys whose hash may depend on more than the seed
     ends: array[int]  # where each slot ends in the bytes
@@ -90,7 +90,7 @@ def cut(
         if entries:
             those = [keys[at] for at in entries]
             positions = array("Q", entries if type(firsts) is range else [firsts[at] for at in entries])
-            parts.append(framed((positions, those, [values[at] for at in entries])))
+            parts.append(framed((slot, positions, those, [values[at] for at in entries])))
             end += len(parts[-1])
             single[slot] = all(key is those[0] for key in those)
         counts.append(len(entries))
@@ -105,6 +105,7 @@ class Values(Gatherer):
     """
 
     in_order = False  # the value can be gone on with, element by element, and not be joined with another
+    flat = False  # what is gathered are elements, and no values yet
 
     def start(self) -> None:
         """Begin with no keys."""
@@ -139,10 +140,6 @@ class Values(Gatherer):
         except Exception as error:
             error.add_note(f"for the key {short_repr(key)}")
             raise
-
-    def rejoined(self, merged: Callable[[], Merged], parts: Iterator[Merged]) -> Merged:
-        """Return what is cut again: what has been `merged`, or the parts as they are."""
-        return merged()
 
     def final(self, value: Any) -> Any:
         """Return what users get."""
@@ -200,6 +197,8 @@ class Counts(Values):
 class Groups(Values):
     """A list of the elements. What is gathered are the elements, each with its key."""
 
+    flat = True
+
     def start(self) -> None:
         """Begin with no elements."""
         self._known: dict[Any, Any] = {}
@@ -235,14 +234,6 @@ class Groups(Values):
             else:
                 into[key] = [value]
                 firsts.append(base + position)
-
-    def rejoined(self, merged: Callable[[], Merged], parts: Iterator[Merged]) -> Merged:
-        """Return the elements of all parts, one after the other."""
-        found = Merged([], [], [])
-        for part in parts:
-            for all_of_them, more in zip(found, part, strict=True):
-                all_of_them += more
-        return found
 
 
 class Start:

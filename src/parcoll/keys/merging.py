@@ -14,7 +14,7 @@ from parcoll.keys.slots import one_nan
 from parcoll.keys.store import collector_paused, framed, unframed
 from parcoll.text import short_repr
 
-BLOCK_BYTES = 64 * 1024  # of keys and values that go back together, about
+BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
 FIRST_BLOCK = 64  # keys
 SHIFT = 32  # bits for the position of a key in its piece
 
@@ -31,11 +31,11 @@ class Part(NamedTuple):
 class Slots:
     """What one task is to merge: the same slots of all pieces, in order."""
 
-    number: int
+    number: int  # of the first stream of blocks that may be made of them
     parts: Sequence[Part]
     state: bytes = b""  # of folds that go on, framed
     label: str = ""
-    level: int = 0  # at which a task cuts again
+    level: int = 0  # at which they were cut, or are to be cut again
     written: bool = False
     nbytes: int = field(init=False)
 
@@ -50,28 +50,60 @@ class Slots:
 class Block(NamedTuple):
     """Some keys with their values, in the order of their positions."""
 
-    number: int  # of the task
+    number: int  # of the stream of blocks that it belongs to
     last: int  # the position of the last key
     data: bytes  # framed: positions, keys, values
 
 
-def merged(kind: Values, slots: Slots) -> Merged:
-    """Join the values of each key, in the order of the pieces."""
+def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
+    """Give the joined values of each slot's keys, in the order of the pieces.
+
+    One slot after the other: its keys are few enough for the processor's cache. What stands first in a piece,
+    and in the first piece, comes first, so the positions of a slot's keys rise.
+    """
+    parts = [_Frames(part) for part in slots.parts]
+    while parts := [part for part in parts if part.frame is not None]:
+        slot = min(part.slot for part in parts)
+        firsts: list[int] = []
+        values: dict[Any, Any] = {}
+        with collector_paused():
+            for part in parts:
+                if part.slot == slot:
+                    kind.join_all(values, firsts, part.base, *part.taken())
+        yield Merged(firsts, list(values), list(values.values()))
+
+
+class _Frames:
+    """The slots of a part, of which one is open."""
+
+    def __init__(self, part: Part) -> None:
+        self.base = 0 if part.number is None else part.number << SHIFT
+        self._frames = unframed(part.data)
+        self.frame = next(self._frames, None)
+
+    @property
+    def slot(self) -> int:
+        """The number of the slot that is open."""
+        return self.frame[0]  # type: ignore[index,no-any-return]
+
+    def taken(self) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
+        """Return the positions, keys and values of this slot, and open the next."""
+        _, positions, keys, values = self.frame  # type: ignore[misc]
+        self.frame = next(self._frames, None)
+        return positions, one_nan(keys), values
+
+
+def in_order(slots: Iterator[Merged]) -> Merged:
+    """Return the keys of all slots in the order of their positions."""
     firsts: list[int] = []
-    values: dict[Any, Any] = {}
-    with collector_paused():
-        for base, positions, keys, given in _unpickled(slots):
-            kind.join_all(values, firsts, base, positions, keys, given)
-    order = sorted(range(len(firsts)), key=firsts.__getitem__)  # each slot has an order of its own
-    found, given = list(values), list(values.values())
-    return Merged([firsts[at] for at in order], [found[at] for at in order], [given[at] for at in order])
-
-
-def _unpickled(slots: Slots) -> Iterator[tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]]:
-    for part in slots.parts:
-        base = 0 if part.number is None else part.number << SHIFT
-        for positions, keys, given in unframed(part.data):
-            yield base, positions, one_nan(keys), given
+    keys: list[Any] = []
+    values: list[Any] = []
+    for found in slots:
+        firsts += found.firsts
+        keys += found.keys
+        values += found.values
+    order = sorted(range(len(firsts)), key=firsts.__getitem__)
+    return Merged([firsts[at] for at in order], [keys[at] for at in order], [values[at] for at in order])
 
 
 class Merging(FlatMap):
@@ -106,29 +138,36 @@ class Merger:
         self.kind = kind
 
     def __call__(self, slots: Slots) -> Iterator[Block]:
-        """Give the blocks."""
+        """Give the blocks: a stream of them for each slot, or one for all."""
         if slots.state:
-            ((firsts, keys, values),) = unframed(slots.state)
-            final = list(values)
+            yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
+        elif slots.level:
+            yield from self._blocks(slots.number, self._final(in_order(merged(self.kind, slots))))
         else:
-            firsts, keys, final = merged(self.kind, slots)
-            if self.kind.in_order:
-                final = list(map(self._final, keys, final))
-        at, size = 0, FIRST_BLOCK
+            for number, found in enumerate(merged(self.kind, slots), slots.number):
+                yield from self._blocks(number, self._final(found))
+
+    def _blocks(self, number: int, found: Merged) -> Iterator[Block]:
+        (firsts, keys, values), at, size = found, 0, FIRST_BLOCK
         while at < len(keys):
             to = min(at + size, len(keys))
-            data = framed((array("Q", firsts[at:to]), keys[at:to], final[at:to]))
-            yield Block(slots.number, firsts[to - 1], data)
-            final[at:to] = [None] * (to - at)
+            data = framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]))
+            yield Block(number, firsts[to - 1], data)
+            values[at:to] = [None] * (to - at)
             size = max(1, min(size * 4, size * BLOCK_BYTES // len(data)))
             at = to
 
-    def _final(self, key: Any, value: Any) -> Any:
+    def _final(self, found: Merged) -> Merged:
+        if not self.kind.in_order:
+            return found
+        key: Any = None
         try:
-            return self.kind.final(value)
+            for at, key in enumerate(found.keys):  # noqa: B007 - for the note
+                found.values[at] = self.kind.final(found.values[at])
         except Exception as error:
             error.add_note(f"for the key {short_repr(key)}")
             raise
+        return found
 
 
 class Regrouping(Map):
@@ -150,12 +189,16 @@ class Regrouper:
 
     def __call__(self, slots: Slots) -> Piece:
         """Join what belongs together here, and cut."""
-        parts = (
-            Merged([base + position for position in positions], list(keys), list(values))
-            for base, positions, keys, values in _unpickled(slots)
-        )
-        found = self.kind.rejoined(lambda: merged(self.kind, slots), parts)
+        parts = _as_they_are(slots) if self.kind.flat else merged(self.kind, slots)
+        found = in_order(parts)
         return cut(found.firsts, found.keys, found.values, slots.level, slots.written)
+
+
+def _as_they_are(slots: Slots) -> Iterator[Merged]:
+    for part in slots.parts:
+        base = 0 if part.number is None else part.number << SHIFT
+        for _, positions, keys, values in unframed(part.data):
+            yield Merged([base + position for position in positions], list(one_nan(keys)), values)
 
 
 class FoldingOn(Map):
@@ -182,7 +225,7 @@ class OnFolder:
         if slots.state:
             ((known, keys, folded),) = unframed(slots.state)
             firsts, values = list(known), dict(zip(one_nan(keys), folded, strict=True))
-        found, keys, groups = merged(self.kind, slots)
+        found, keys, groups = in_order(merged(self.kind, slots))
         fresh = self.kind.begins.maker()
         for first, key, elements in zip(found, keys, groups, strict=True):
             if key not in values:
@@ -207,7 +250,7 @@ class FirstKey(Map):
 
 def first_key(slots: Slots) -> str:
     """Return the first key, for a message."""
-    for _, keys, _ in unframed(slots.parts[0].data):
+    for _, _, keys, _ in unframed(slots.parts[0].data):
         return short_repr(keys[0])
     return "?"
 

@@ -58,20 +58,27 @@ class InOrder(Collective):
 _Columns = tuple[list[int], list[Any], list[Any]]  # positions, keys and values
 
 
+AHEAD = 4  # blocks of one stream that are open at most
+
+
 def _rounds(store: Store, streams: list[deque[_Waiting]]) -> Iterator[_Columns]:
     """Give the entries of streams that are in order, in one order: so many at a time as are known to be next.
 
-    Of each stream one block is open. What stands before the end of all blocks that are not the last of their
-    stream comes next.
+    Some blocks of each stream are open. What stands before the end of all open blocks, of streams that have
+    more, comes next.
     """
     opened: list[_Columns] = [([], [], []) for _ in streams]
-    ends = [-1] * len(streams)  # the position of the last key of each open block
+    ends = [-1] * len(streams)  # the position of the last key that is open
     while streams:
-        for at, stream in enumerate(streams):
-            if not opened[at][0] and stream:
-                ends[at], spot = stream.popleft()
-                ((positions, keys, values),) = unframed(store.read(spot))
-                opened[at] = list(positions), keys, values
+        middle = -1
+        for blocks in range(AHEAD):
+            for at, stream in enumerate(streams):
+                if stream and (ends[at] < middle or not opened[at][0]):
+                    ends[at], spot = stream.popleft()
+                    for column, more in zip(opened[at], next(unframed(store.read(spot))), strict=True):
+                        column += more
+            if not blocks:  # then all streams are to be open up to where half of them are
+                middle = sorted(ends)[len(ends) // 2]
         left = [end for end, stream in zip(ends, streams, strict=True) if stream]
         bound = min(left) if left else max(ends)
         entries: _Columns = [], [], []

@@ -43,7 +43,6 @@ class Sink:
     whole: ClassVar[bool] = True
     # Whether a checkpoint serves it: it needs no more than the elements, or how many there are.
     resumes: ClassVar[bool] = False
-    gathers: ClassVar[bool] = False  # makes one result of a partition, whatever its elements are
 
     def begin(self, tally: Tally, place: Place) -> Self:
         """Return the sink for the partition at `place`, whose steps are counted in `tally`."""
@@ -344,8 +343,6 @@ class Parts(Sink):
 
 class Gathering(Sink):
     """What a gatherer makes of the elements: one piece of a partition."""
-
-    gathers = True
 
     def __init__(self, gatherer: Gatherer, label: str, timeout: float | None = None) -> None:
         self.gatherer = gatherer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parcoll.chain import paces
+from parcoll.chain import timing as paces
 from parcoll.chain.steps import Filter, Map
 
 

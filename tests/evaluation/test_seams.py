@@ -16,12 +16,12 @@ import pytest
 
 from parcoll import CheckpointError, Connection, ParallelGen, connect, parallel
 from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.sinks import Pack, Sink
 from parcoll.chain.steps import SKIP, Step
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Run
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload
-from parcoll.worker.sinks import Pack, Sink
 
 CHECKED = 1 << 20
 

@@ -32,7 +32,7 @@ from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
 from parcoll import Connection
-from parcoll.chain import paces, policy
+from parcoll.chain import policy, timing
 from parcoll.cluster import losses, receiving, session
 from parcoll.cluster.engine import DistributedEngine
 from parcoll.cluster.link import Link
@@ -215,7 +215,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
     receiving.nesting.wait_for = simulation.wait_for
     session.run_isolated, session.join_isolated = run_beside, join_kept
     session.enter_task, policy._random = lambda: None, simulation.rng  # type: ignore[assignment]
-    paces._seconds.clear()
+    timing._seconds.clear()
     try:
         yield
     finally:

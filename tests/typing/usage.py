@@ -296,6 +296,13 @@ def batches() -> None:
     assert_type(numbers.map_batches(lambda array: array, format="numpy"), ParallelGen[Any])
     assert_type(numbers.batched(3), ParallelGen[tuple[int, ...]])
     assert_type(numbers.batched(3).map(sum), ParallelGen[int])
+    assert_type(numbers.count_by(), Counter[int])
+    assert_type(numbers.count_by(str), Counter[str])
+    assert_type(numbers.group_by(str), ParallelGen[tuple[str, list[int]]])
+    assert_type(numbers.fold_by(str, lambda n, x: n + x, 0.5), ParallelGen[tuple[str, float]])
+    assert_type(numbers.distinct(str), ParallelGen[int])
+    assert_type(numbers.sorted(str, reverse=True, on_error="skip"), ParallelGen[int])
+    numbers.group_by(3)  # type: ignore[arg-type]
     numbers.map_batches(halves, format="csv")  # type: ignore[call-overload]
     numbers.map_batches(half)  # type: ignore[arg-type]
 

@@ -162,6 +162,7 @@ class Guard:
             return SKIP
         try:
             value = on_error(self._tally.describe(error, self._position, element, attempts))
+            value = self._step.replacement(value, element)
         except BaseException as own:
             raise self._broken(own, element, "on_error", on_error, error) from None
         self._counts.replaced += 1

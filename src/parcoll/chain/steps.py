@@ -31,6 +31,7 @@ class Step:
     """A function, and the way it is applied to each element."""
 
     kind: ClassVar[str]  # the method of the collection that makes it
+    by_user: ClassVar[bool] = True  # a user has written it: not a phase of another operation
     filters: ClassVar[bool] = False  # leaves elements out: its function tells which
     multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
     may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own
@@ -69,6 +70,10 @@ class Step:
     def result(self, made: Any, element: Any) -> Any:
         """Return what goes on if a call with `element` has returned `made`; `SKIP` for nothing."""
         return made
+
+    def replacement(self, value: Any, element: Any) -> Any:
+        """Return what goes on if `on_error` has returned `value` for an element that failed."""
+        return value
 
     def stream(self, elements: Iterator[Any], call: Callable[[Any], Any]) -> Iterator[Any]:
         """Give what goes on, and draw elements as they are needed. For a step that `holds` elements.

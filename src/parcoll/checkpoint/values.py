@@ -11,12 +11,12 @@ from contextlib import closing
 from typing import Any
 
 from parcoll.calls.held import Held
+from parcoll.chain.sinks import Sink, saving
 from parcoll.chain.steps import Step
 from parcoll.wire import memmaps
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.fold import Fold
 from parcoll.worker.outcome import Kept, Outcome
-from parcoll.worker.sinks import Sink, saving
 
 
 class Folding(Step):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.calls.held import Held
-from parcoll.chain.paces import remember, remembered
+from parcoll.chain.sinks import Results, Sink
 from parcoll.chain.steps import Step
+from parcoll.chain.timing import remember, remembered
 from parcoll.checkpoint import values
 from parcoll.evaluation.engine import Job, Join, Session
 from parcoll.evaluation.run import UNSET, Run, loaded
@@ -25,7 +26,6 @@ from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.fold import Fold, same
 from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program, with_culprit
-from parcoll.worker.sinks import Results, Sink
 
 LOST_VALUE = "has no value: what it had folded was on that cluster"
 
@@ -49,7 +49,7 @@ def fold(
     label = f"fold({function_name(func)})"
     timeout = run.options.policy.timeout
     sink: Sink = Results()
-    if combine is not None and not _is_neutral(combine, start):
+    if combine is not None and not is_neutral(combine, start):
         # `initial` would count once for each partition: fold all elements one after the other instead.
         joined = Fold(func, label, start, timeout=timeout)
     else:
@@ -71,7 +71,7 @@ def packed_initial(initial: Any) -> Packed | None:
         raise cannot_send(initial, "the initial value", error) from error
 
 
-def _is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
+def is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
     """Tell whether partitions may start from `initial` without changing the answer.
 
     The workers ask again with the values that they get (`Fold.finish`).
@@ -128,7 +128,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
 
 
 class _Joining(Step):
-    """The function of a fold, as `paces` knows it."""
+    """The function of a fold, as `chain.timing` knows it."""
 
     kind = "join"
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parcoll.calls import objects
+from parcoll.chain.sinks import Pack
 from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps
@@ -16,7 +17,6 @@ from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.wire.script import owned_by
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
-from parcoll.worker.sinks import Pack
 from parcoll.worker.tasks import join_here, run
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcoll.chain.loop import Chain
+from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import Step
 from parcoll.evaluation.reader import DerivedReader, Reader
 from parcoll.evaluation.source import Source
+from parcoll.keys.gathering import Gathering
 from parcoll.keys.streams import Operation
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Handle
@@ -49,11 +51,8 @@ class Node:
         """Return the chain as a user wrote it."""
         row = list(self.back())
         source = row[-1].source
-        calls = [
-            f".{node.step.label}"
-            for node in reversed(row)
-            if node.step is not None and not node.step.of_source
-        ]
+        steps = [node.step for node in reversed(row) if node.step is not None]
+        calls = [f".{step.label}" for step in steps if step.by_user and not step.of_source]
         start = source.describe() if isinstance(source, Source) else f"parallel({source!r})"
         return start + "".join(calls)
 
@@ -67,11 +66,29 @@ def node_of(source: Any, steps: list[Step]) -> Node:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The settings that a chain was made with."""
+
+    partition_size: int | str = "auto"
+    client: Any = None
+    name: str | None = None
+    buffersize: int | None = None
+    ordered: bool = True
+    progress: bool | str | None = None
+    policy: Policy = PLAIN  # of steps that were told nothing else
+    checkpoint: str | None = None
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
 class Read:
     """A chain that another one reads, with the settings for its evaluation."""
 
     node: Node
     options: Any
+    sink: Gathering | None = (
+        None  # what takes its elements on the workers, and sends one piece of a partition
+    )
 
     @property
     def is_alone(self) -> bool:
@@ -101,7 +118,8 @@ class Read:
         steps = [node.step for node in reversed(row) if node.step is not None]
         source = first.source
         elements = source() if isinstance(source, Source) else source.compute(scheduler="synchronous")
-        return Chain(steps).run_all(elements)
+        made = Chain(steps).run_all(elements)
+        return made if self.sink is None else self.sink.made_of(made)
 
 
 class Derived(Source):

@@ -8,25 +8,27 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.calls import looping
 from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
-from parcoll.chain.paces import remembered
 from parcoll.chain.place import Place
-from parcoll.chain.policy import PLAIN, Policy
+from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Step
+from parcoll.chain.timing import remembered
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job
 from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
 from parcoll.evaluation.plan import BagPartitions, Derived, KeptPartitions, Node, Read
+from parcoll.evaluation.plan import Options as Options
 from parcoll.evaluation.reader import DerivedReader, Reader
 from parcoll.evaluation.sizing import Sizer, sizer_for
 from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
+from parcoll.keys.exchange import Around
+from parcoll.keys.gathering import Gathering
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.text import describe, line_of
@@ -37,7 +39,6 @@ from parcoll.wire import script
 from parcoll.wire.payload import Payload, Plain
 from parcoll.worker.outcome import Handle, Outcome
 from parcoll.worker.program import Program
-from parcoll.worker.sinks import Count, Results, Sink, saving
 
 if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
@@ -46,21 +47,6 @@ T = TypeVar("T")
 UNSET: Any = object()
 TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
 MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings that a chain was made with."""
-
-    partition_size: int | str = "auto"
-    client: Any = None
-    name: str | None = None
-    buffersize: int | None = None
-    ordered: bool = True
-    progress: bool | str | None = None
-    policy: Policy = PLAIN  # of steps that were told nothing else
-    checkpoint: str | None = None
-    retry_failed: bool = False
 
 
 class Run:
@@ -160,14 +146,26 @@ class Run:
         for read in source.reads:
             streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row))
             row += len(read.labels())
-        return DerivedReader(source.operation, streams)
+        return DerivedReader(source.operation.within(self._around()), streams)
 
     def _evaluated(self, read: Read, row: int) -> Generator[Any, None, None]:
         """Evaluate a chain that the source is made of; its steps begin at `row` of the numbers."""
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        yield from self._reading(read, below)._elements()
+        yield from self._reading(read, below)._elements(read.sink)
+
+    def _around(self) -> Around:
+        """Return what the operation that makes the source may ask for."""
+
+        def evaluate(elements: Iterable[Any], step: Step) -> Iterator[Any]:
+            node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
+            yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
+
+        import dask  # lazy: start-up
+
+        folder = dask.config.get("temporary-directory", None)
+        return Around(self.engine.threads, self.engine.memory_limit, evaluate, folder)
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""
@@ -208,16 +206,17 @@ class Run:
             node.stats = stats
         return Run(read.node, read.options, lambda: self.engine, stats)
 
-    def _elements(self) -> Iterator[Any]:
-        """Give the results one by one to an evaluation that reads from this one."""
-        with closing(self.outcomes(Results())) as outcomes:  # type: ignore[type-var]
+    def _elements(self, gathering: Gathering | None = None) -> Iterator[Any]:
+        """Give the results one by one, or gathered, to an evaluation that reads from this one."""
+        with closing(self.outcomes(gathering or Results())) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
                 if (above := self.stats._above) is not None:
                     above.total = above._total_below()
                     above.threads = max(above.threads, self.stats.threads)
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"
-                    results, outcome.results = loaded(outcome.results, what, outcome.produced), None
+                    count = outcome.produced if gathering is None else 1
+                    results, outcome.results = loaded(outcome.results, what, count), None
                     yield from results
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()

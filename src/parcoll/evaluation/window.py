@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from parcoll.calls.rates import Shares
-from parcoll.chain.paces import remember
+from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Session
 from parcoll.evaluation.feed import Feed, Rest

@@ -174,6 +174,15 @@ def no_checkpoint(given: str | None, method: str, instead: str) -> None:
         )
 
 
+def no_checkpoint_of_keys(given: str | None, method: str) -> None:
+    """Refuse a checkpoint where elements of all partitions come together."""
+    if given is not None:
+        raise TypeError(
+            f"{method}() brings elements of all partitions together, and checkpoint={given!r} cannot resume "
+            "that: save the elements before it with a checkpoint of their own, or leave checkpoint out"
+        )
+
+
 def batches(size: Any, format: Any, flat: Any) -> tuple[int | str, str, bool]:
     """Return the settings of batches."""
     if not (isinstance(size, str) and size == "auto"):

@@ -13,6 +13,7 @@ from parcoll.evaluation.plan import Node
 from parcoll.front import arguments
 from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.front.evaluating import kept
+from parcoll.front.keyed import Keys
 from parcoll.front.streams import Streams
 from parcoll.front.values import Values
 from parcoll.front.writing import Writing
@@ -33,7 +34,7 @@ Several = Iterable[R] | AsyncIterable[R] | Coroutine[Any, Any, Iterable[R]]
 
 
 @handlers.methods_reaching
-class ParallelGen(Streams[T_co], Values[T_co], Writing[T_co]):
+class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     """A lazy collection, made by `parallel`, or of files. Its chained functions run on worker processes.
 
     `map`, `filter`, `zip` and all else that returns a collection leave this one as it is, and run nothing.

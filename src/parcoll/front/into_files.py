@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place, reached
+from parcoll.chain.sinks import Sink
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.run import Run
 from parcoll.front import arguments
@@ -20,13 +21,13 @@ from parcoll.output.objects import RemoteTarget
 from parcoll.output.parquet import ParquetFiles
 from parcoll.output.placing import URL, LocalTarget, Target
 from parcoll.output.rolling import Limits, Rolling, RowFiles, Written
+from parcoll.output.sink import Encodes
 from parcoll.output.tables import Frames, package
 from parcoll.text import describe, short_repr
 from parcoll.watch.recorder import Recorder
 from parcoll.wire.payload import Plain
 from parcoll.worker.outcome import Outcome
 from parcoll.worker.program import Program
-from parcoll.worker.sinks import Encodes, Sink
 from parcoll.worker.tasks import run_elements
 
 BYTES_PER_FILE = 128 << 20

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from parcoll.calls.around import KeyOf, KeyOfLargest, KeyOfMax, KeyOfMin, KeyOfSmallest
+from parcoll.chain.sinks import Part, Parts
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.plan import Node
@@ -20,7 +21,6 @@ from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
 from parcoll.text import function_name, short_repr
 from parcoll.worker.outcome import Outcome
-from parcoll.worker.sinks import Part, Parts
 from parcoll.world import handlers
 
 T_co = TypeVar("T_co", covariant=True)

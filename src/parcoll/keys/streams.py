@@ -35,6 +35,10 @@ class Operation:
         """Return the operation for a chain without so many of those."""
         return self
 
+    def within(self, around: Any) -> Operation:
+        """Return the operation for one evaluation, of which it may ask more than the streams (`exchange`)."""
+        return self
+
     def length(self, *lengths: int) -> int | None:
         """Return how many elements are made of streams of these lengths; None if nobody knows."""
         return None

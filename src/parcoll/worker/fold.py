@@ -15,12 +15,12 @@ from parcoll.chain import apart
 from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
+from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
 from parcoll.text import function_name, function_title, line_of, message_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
-from parcoll.worker.sinks import Pack, Sink
 
 CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
 MOST_CHECK_SECONDS = 0.05  # a check that took longer is the last one of its process

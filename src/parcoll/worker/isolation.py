@@ -22,13 +22,13 @@ from parcoll.chain.failures import FailedPart, late, moved_parts, pack_parts, un
 from parcoll.chain.failures import packed as pack_failed
 from parcoll.chain.marks import LOADING, NOWHERE, PACKING, RUNNING, SEVERAL, Call, Precedent
 from parcoll.chain.place import Place
+from parcoll.chain.sinks import Sink
 from parcoll.chain.steps import WHOLE, Share
 from parcoll.errors import SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
 from parcoll.worker.program import Program, SharedProgram
-from parcoll.worker.sinks import Sink
 from parcoll.worker.subworker import Died, Lent, Subworker, pool
 from parcoll.worker.subworker_main import JoinParts, LoadPartition, RunSlice, TakeResults
 from parcoll.worker.tasks import JOINING, as_sequence, finished

@@ -14,6 +14,7 @@ from typing import Any
 
 from parcoll.calls import broadcasts, objects
 from parcoll.chain.failures import Ledger
+from parcoll.chain.sinks import Results, Sink
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
@@ -25,7 +26,6 @@ from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send, unloadable
 from parcoll.worker.fold import Fold
 from parcoll.worker.outcome import Outcome, UnreadError
-from parcoll.worker.sinks import Results, Sink
 from parcoll.world import ending, takeover
 from parcoll.world.namespace import CODEC, pack_program
 from parcoll.world.world import World, enter

@@ -25,6 +25,7 @@ from parcoll.chain import apart
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
 from parcoll.chain.place import Place, reached
+from parcoll.chain.sinks import Sink
 from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
@@ -37,7 +38,6 @@ from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
-from parcoll.worker.sinks import Sink
 from parcoll.worker.tasks import as_sequence, run_elements
 from parcoll.world import ending, records
 from parcoll.world.boot import LENGTH_BYTES

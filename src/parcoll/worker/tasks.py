@@ -12,6 +12,7 @@ from parcoll.chain import apart
 from parcoll.chain.failures import packed, stands_between
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place
+from parcoll.chain.sinks import Pack, Sink
 from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
@@ -38,7 +39,6 @@ from parcoll.worker.outcome import (
     unloadable_partition,
 )
 from parcoll.worker.program import Program, SharedProgram
-from parcoll.worker.sinks import Pack, Sink
 from parcoll.world.records import collecting
 from parcoll.world.world import borrowed
 

@@ -1,0 +1,360 @@
+"""Gathering: what workers make of the elements of a partition for an operation that needs all partitions.
+
+The elements of one partition become one piece, which goes to the user's process as its only result. A piece
+of keys is cut into slots, so that what belongs together can be sent to one task without being unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from parcoll.chain.failures import stands_between
+from parcoll.chain.sinks import Pack, Sink
+from parcoll.errors import SerializationError
+from parcoll.keys.slots import NONE, SEED, SLOTS, one_nan, slots_of, written_slots
+from parcoll.keys.store import UnsentError, framed, unsent
+from parcoll.text import short_repr
+from parcoll.wire.payload import Packed, Payload
+
+IMMUTABLE = (int, float, complex, bool, str, bytes, type(None))
+
+
+class Gatherer:
+    """Takes the elements of one partition, once it has been begun for that partition."""
+
+    current: Any = None  # the element that is being taken, where a user's function gets it
+
+    def begin(self) -> Self:
+        """Return one for a partition."""
+        begun = copy.copy(self)
+        begun.start()
+        return begun
+
+    def start(self) -> None:
+        """Make ready for the first element."""
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Draw the elements, and return how many they were."""
+        raise NotImplementedError
+
+    def piece(self) -> Any:
+        """Return what goes back of the partition."""
+        raise NotImplementedError
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The functions of the user that it calls, by the names of its attributes."""
+        return {}
+
+    def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
+        """Return a copy that calls these instead."""
+        changed = copy.copy(self)
+        for name, func in functions.items():
+            setattr(changed, name, func)
+        return changed
+
+
+@dataclass
+class Piece:
+    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
+
+    other: str  # a class of keys whose hash may depend on more than the seed
+    ends: array[int]  # where each slot ends in the bytes
+    values: array[int]  # how many values each slot has
+    single: bytearray  # for each slot, whether all of them have one key
+    data: bytes
+    seed: int = SEED  # of the process that has cut it
+    none: int = NONE
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+
+def cut(
+    firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any], level: int = 0, written: bool = False
+) -> Piece:
+    """Cut keys and values into slots. `firsts` say where each stands among all."""
+    slots, other = (written_slots(keys, level), "") if written else slots_of(keys, level)
+    found: list[list[int]] = [[] for _ in range(SLOTS)]
+    add = [entries.append for entries in found]
+    for at, slot in enumerate(slots):
+        add[slot](at)
+    ends, counts, single = array("Q"), array("Q"), bytearray(SLOTS)
+    parts, end = [], 0
+    for slot, entries in enumerate(found):
+        if entries:
+            those = [keys[at] for at in entries]
+            positions = array("Q", entries if type(firsts) is range else [firsts[at] for at in entries])
+            parts.append(framed((slot, positions, those, [values[at] for at in entries])))
+            end += len(parts[-1])
+            single[slot] = all(key is those[0] for key in those)
+        counts.append(len(entries))
+        ends.append(end)
+    return Piece(other, ends, counts, single, b"".join(parts))
+
+
+class Values(Gatherer):
+    """A value for each key. The subclasses say what it is, and how two of them become one.
+
+    What is gathered of a partition are keys with values, in order of appearance. A key may come again.
+    """
+
+    in_order = False  # the value can be gone on with, element by element, and not be joined with another
+    flat = False  # what is gathered are elements, and no values yet
+
+    def start(self) -> None:
+        """Begin with no keys."""
+        self._values: dict[Any, Any] = {}
+
+    def gathered(self) -> tuple[list[Any], list[Any]]:
+        """Return the keys, and the values."""
+        return list(self._values), list(self._values.values())
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Join a value to that which the key has."""
+        raise NotImplementedError
+
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Join the values of many keys; note in `firsts` where each new one stands, counted from `base`."""
+        key: Any = None
+        try:
+            for position, key, value in zip(positions, keys, values, strict=True):
+                if key in into:
+                    self.join(into, key, value)
+                else:
+                    into[key] = value
+                    firsts.append(base + position)
+        except Exception as error:
+            error.add_note(f"for the key {short_repr(key)}")
+            raise
+
+    def final(self, value: Any) -> Any:
+        """Return what users get."""
+        return value
+
+    def piece(self) -> Piece:
+        """Cut what was gathered into slots."""
+        keys, values = self.gathered()
+        return cut(range(len(keys)), one_nan(keys), values)
+
+
+class Merged(NamedTuple):
+    """Keys in the order of their positions, with these and their values."""
+
+    firsts: list[int]
+    keys: list[Any]
+    values: list[Any]
+
+
+class Counts(Values):
+    """How many elements there are."""
+
+    def start(self) -> None:
+        """Begin with no keys."""
+        self._values: Counter[Any] = Counter()
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Count the elements, which are keys."""
+        before = self._values.total()
+        self._values.update(elements)
+        return self._values.total() - before
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Add."""
+        into[key] += value
+
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Add without a call for each."""
+        for position, key, value in zip(positions, keys, values, strict=True):
+            if key in into:
+                into[key] += value
+            else:
+                into[key] = value
+                firsts.append(base + position)
+
+
+class Groups(Values):
+    """A list of the elements. What is gathered are the elements, each with its key."""
+
+    flat = True
+
+    def start(self) -> None:
+        """Begin with no elements."""
+        self._known: dict[Any, Any] = {}
+        self._keys: list[Any] = []
+        self._elements: list[Any] = []
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Keep the elements, and for equal keys one object."""
+        known, before = self._known.setdefault, len(self._keys)
+        add, add_key = self._elements.append, self._keys.append
+        for key, element in elements:
+            add_key(known(key, key))
+            add(element)
+        return len(self._keys) - before
+
+    def gathered(self) -> tuple[list[Any], list[Any]]:
+        """Return the keys, and the elements."""
+        return self._keys, self._elements
+
+    def join_all(
+        self,
+        into: dict[Any, Any],
+        firsts: list[int],
+        base: int,
+        positions: Sequence[int],
+        keys: Sequence[Any],
+        values: Sequence[Any],
+    ) -> None:
+        """Append the elements."""
+        for position, key, value in zip(positions, keys, values, strict=True):
+            if key in into:
+                into[key].append(value)
+            else:
+                into[key] = [value]
+                firsts.append(base + position)
+
+
+class Start:
+    """The value that a fold starts from, as often as it is asked for: a copy each time."""
+
+    def __init__(self, initial: Packed) -> None:
+        self.initial = initial
+
+    def maker(self) -> Callable[[], Any]:
+        """Return what makes a copy."""
+        value = self.initial.load()
+        return (lambda: value) if type(value) in IMMUTABLE else self.initial.load
+
+
+class Folds(Values):
+    """A fold of the elements of each partition, from a copy of the initial value; `combine` joins two."""
+
+    def __init__(
+        self, func: Callable[[Any, Any], Any], start: Start, combine: Callable[[Any, Any], Any]
+    ) -> None:
+        self.func = func
+        self.begins = start
+        self.combine = combine
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The function that folds."""
+        return {"func": self.func}
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Fold each element into the value of its key."""
+        values, func, fresh, taken = self._values, self.func, self.begins.maker(), 0
+        for key, element in elements:
+            taken += 1
+            self.current = element
+            values[key] = func(values[key] if key in values else fresh(), element)
+        self.current = None
+        return taken
+
+    def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+        """Combine."""
+        into[key] = self.combine(into[key], value)
+
+
+class OrderedFolds(Groups):
+    """A fold of all elements of a key, in their order, once they are together."""
+
+    in_order = True
+
+    def __init__(self, func: Callable[[Any, Any], Any], start: Start) -> None:
+        self.func = func
+        self.begins = start
+
+    def final(self, value: Any) -> Any:
+        """Fold the elements."""
+        return self.fold_on(self.begins.maker()(), value)
+
+    def fold_on(self, value: Any, elements: list[Any]) -> Any:
+        """Fold elements into a value."""
+        func = self.func
+        for element in elements:
+            value = func(value, element)
+        return value
+
+
+stands_between(Folds.take.__code__.co_filename)
+
+
+class Gathering(Sink):
+    """What a gatherer makes of the elements: one piece of a partition."""
+
+    def __init__(self, gatherer: Gatherer, label: str, timeout: float | None = None) -> None:
+        self.gatherer = gatherer
+        self.label = label
+        self.timeout = timeout if gatherer.functions else None
+
+    def start(self) -> None:
+        """Begin with no elements."""
+        self.gatherer = self.gatherer.begin()
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Have the gatherer take them."""
+        self.taken += self.gatherer.take(elements)
+
+    def finish(self, pack: Pack) -> Payload | None:
+        """Pack the piece. SerializationError for what cannot be."""
+        try:
+            piece = self.gatherer.piece()
+        except UnsentError as error:
+            raise SerializationError(f"{self.label} cannot send {error}") from error.__cause__
+        try:
+            return pack([piece])
+        except Exception as error:
+            raise SerializationError(f"{self.label} cannot send {unsent(piece, error)}") from error
+
+    def fails(self, error: BaseException) -> None:
+        """Note that a function, a comparison or a pickle raised."""
+        super().fails(error)
+        if self.failure is not None and self.gatherer.current is None:  # at no element
+            self.failure.note = f"in {self.label}"
+
+    @property
+    def current(self) -> Any:
+        """The element that is being taken."""
+        return self.gatherer.current
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """Those of the gatherer."""
+        return self.gatherer.functions
+
+    def with_functions(self, functions: Mapping[str, Callable[..., Any]]) -> Self:
+        """Return a copy whose gatherer calls these instead."""
+        changed = copy.copy(self)
+        changed.gatherer = self.gatherer.with_functions(functions)
+        return changed
+
+    def made_of(self, elements: list[Any]) -> list[Any]:
+        """Return the piece of all elements, made here."""
+        gatherer = self.gatherer.begin()
+        gatherer.take(iter(elements))
+        return [gatherer.piece()]

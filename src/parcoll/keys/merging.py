@@ -1,0 +1,258 @@
+"""Merging: what workers do with slots of all pieces: values of one key become one."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from parcoll.chain.failures import stands_between
+from parcoll.chain.steps import FlatMap, Map
+from parcoll.keys.gathering import Merged, Piece, Values, cut
+from parcoll.keys.slots import one_nan
+from parcoll.keys.store import collector_paused, framed, unframed
+from parcoll.text import short_repr
+
+BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
+FIRST_BLOCK = 64  # keys
+SHIFT = 32  # bits for the position of a key in its piece
+
+
+class Part(NamedTuple):
+    """Neighbouring slots of one piece, or of several that were put together."""
+
+    number: int | None  # of the piece; None if its positions are among all already
+    data: bytes
+    values: int
+
+
+@dataclass
+class Slots:
+    """What one task is to merge: the same slots of all pieces, in order."""
+
+    number: int  # of the first stream of blocks that may be made of them
+    parts: Sequence[Part]
+    state: bytes = b""  # of folds that go on, framed
+    label: str = ""
+    level: int = 0  # at which they were cut, or are to be cut again
+    written: bool = False
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = sum(len(part.data) for part in self.parts) + len(self.state)
+
+    def __repr__(self) -> str:
+        values = sum(part.values for part in self.parts)
+        return f"<{values:,} elements or parts of values for {self.label}>"
+
+
+class Block(NamedTuple):
+    """Some keys with their values, in the order of their positions."""
+
+    number: int  # of the stream of blocks that it belongs to
+    last: int  # the position of the last key
+    data: bytes  # framed: positions, keys, values
+
+
+def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
+    """Give the joined values of each slot's keys, in the order of the pieces.
+
+    One slot after the other: its keys are few enough for the processor's cache. What stands first in a piece,
+    and in the first piece, comes first, so the positions of a slot's keys rise.
+    """
+    parts = [_Frames(part) for part in slots.parts]
+    while parts := [part for part in parts if part.frame is not None]:
+        slot = min(part.slot for part in parts)
+        firsts: list[int] = []
+        values: dict[Any, Any] = {}
+        with collector_paused():
+            for part in parts:
+                if part.slot == slot:
+                    kind.join_all(values, firsts, part.base, *part.taken())
+        yield Merged(firsts, list(values), list(values.values()))
+
+
+class _Frames:
+    """The slots of a part, of which one is open."""
+
+    def __init__(self, part: Part) -> None:
+        self.base = 0 if part.number is None else part.number << SHIFT
+        self._frames = unframed(part.data)
+        self.frame = next(self._frames, None)
+
+    @property
+    def slot(self) -> int:
+        """The number of the slot that is open."""
+        return self.frame[0]  # type: ignore[index,no-any-return]
+
+    def taken(self) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
+        """Return the positions, keys and values of this slot, and open the next."""
+        _, positions, keys, values = self.frame  # type: ignore[misc]
+        self.frame = next(self._frames, None)
+        return positions, one_nan(keys), values
+
+
+def in_order(slots: Iterator[Merged]) -> Merged:
+    """Return the keys of all slots in the order of their positions."""
+    firsts: list[int] = []
+    keys: list[Any] = []
+    values: list[Any] = []
+    for found in slots:
+        firsts += found.firsts
+        keys += found.keys
+        values += found.values
+    order = sorted(range(len(firsts)), key=firsts.__getitem__)
+    return Merged([firsts[at] for at in order], [keys[at] for at in order], [values[at] for at in order])
+
+
+class Merging(FlatMap):
+    """Joins the values of each key, and gives them in blocks."""
+
+    kind = "merge"
+    by_user = False
+
+    def __init__(self, name: str, kind: Values) -> None:
+        super().__init__(Merger(kind))
+        self.name = name
+
+    @property
+    def label(self) -> str:
+        """The operation that it belongs to."""
+        return "merge()"
+
+    title = label
+
+    @property
+    def words(self) -> str:
+        """The same in letters."""
+        return f"{self.name}-merged"
+
+
+class Merger:
+    """The function of that."""
+
+    __name__ = "merge"
+
+    def __init__(self, kind: Values) -> None:
+        self.kind = kind
+
+    def __call__(self, slots: Slots) -> Iterator[Block]:
+        """Give the blocks: a stream of them for each slot, or one for all."""
+        if slots.state:
+            yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
+        elif slots.level:
+            yield from self._blocks(slots.number, self._final(in_order(merged(self.kind, slots))))
+        else:
+            for number, found in enumerate(merged(self.kind, slots), slots.number):
+                yield from self._blocks(number, self._final(found))
+
+    def _blocks(self, number: int, found: Merged) -> Iterator[Block]:
+        (firsts, keys, values), at, size = found, 0, FIRST_BLOCK
+        while at < len(keys):
+            to = min(at + size, len(keys))
+            data = framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]))
+            yield Block(number, firsts[to - 1], data)
+            values[at:to] = [None] * (to - at)
+            size = max(1, min(size * 4, size * BLOCK_BYTES // len(data)))
+            at = to
+
+    def _final(self, found: Merged) -> Merged:
+        if not self.kind.in_order:
+            return found
+        key: Any = None
+        try:
+            for at, key in enumerate(found.keys):  # noqa: B007 - for the note
+                found.values[at] = self.kind.final(found.values[at])
+        except Exception as error:
+            error.add_note(f"for the key {short_repr(key)}")
+            raise
+        return found
+
+
+class Regrouping(Map):
+    """Cuts slots that are too large again, by other digits."""
+
+    kind = "regroup"
+
+    def __init__(self, kind: Values) -> None:
+        super().__init__(Regrouper(kind))
+
+
+class Regrouper:
+    """The function of that."""
+
+    __name__ = "regroup"
+
+    def __init__(self, kind: Values) -> None:
+        self.kind = kind
+
+    def __call__(self, slots: Slots) -> Piece:
+        """Join what belongs together here, and cut."""
+        parts = _as_they_are(slots) if self.kind.flat else merged(self.kind, slots)
+        found = in_order(parts)
+        return cut(found.firsts, found.keys, found.values, slots.level, slots.written)
+
+
+def _as_they_are(slots: Slots) -> Iterator[Merged]:
+    for part in slots.parts:
+        base = 0 if part.number is None else part.number << SHIFT
+        for _, positions, keys, values in unframed(part.data):
+            yield Merged([base + position for position in positions], list(one_nan(keys)), values)
+
+
+class FoldingOn(Map):
+    """Folds the elements of a few keys into the values that they have so far."""
+
+    kind = "fold_on"
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__(OnFolder(kind))
+
+
+class OnFolder:
+    """The function of that."""
+
+    __name__ = "fold_on"
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def __call__(self, slots: Slots) -> bytes:
+        """Return the new values, framed."""
+        firsts: list[int] = []
+        values: dict[Any, Any] = {}
+        if slots.state:
+            ((known, keys, folded),) = unframed(slots.state)
+            firsts, values = list(known), dict(zip(one_nan(keys), folded, strict=True))
+        found, keys, groups = in_order(merged(self.kind, slots))
+        fresh = self.kind.begins.maker()
+        for first, key, elements in zip(found, keys, groups, strict=True):
+            if key not in values:
+                values[key] = fresh()
+                firsts.append(first)
+            try:
+                values[key] = self.kind.fold_on(values[key], elements)
+            except Exception as error:
+                error.add_note(f"for the key {short_repr(key)}")
+                raise
+        return framed((array("Q", firsts), list(values), list(values.values())))
+
+
+class FirstKey(Map):
+    """Names the first key of slots."""
+
+    kind = "first_key"
+
+    def __init__(self) -> None:
+        super().__init__(first_key)
+
+
+def first_key(slots: Slots) -> str:
+    """Return the first key, for a message."""
+    for _, _, keys, _ in unframed(slots.parts[0].data):
+        return short_repr(keys[0])
+    return "?"
+
+
+stands_between(merged.__code__.co_filename)

@@ -1,0 +1,162 @@
+"""Ordering: what comes back in order of first appearance: keys with values, elements without repeats."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from itertools import chain, starmap
+from typing import Any, NamedTuple
+
+from parcoll.keys.exchange import Collective
+from parcoll.keys.gathering import Gatherer
+from parcoll.keys.merging import Block
+from parcoll.keys.slots import one_nan, slots_of
+from parcoll.keys.store import Spot, Store, unframed
+from parcoll.keys.streams import Operation
+
+
+class _Waiting(NamedTuple):
+    """A block, whose bytes are in the store."""
+
+    last: int
+    spot: Spot
+
+
+class InOrder(Collective):
+    """The keys with their values. Unless `ordered`, as they come."""
+
+    def __init__(self, name: str, ordered: bool = True, together: bool = False) -> None:
+        super().__init__(name)
+        self.ordered = ordered
+        self.together = together  # many keys and their values as two lists, which takes less time
+
+    @property
+    def label(self) -> str:
+        """What it does, for tables."""
+        return "in_order()"
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """Give pairs of keys and values."""
+        columns = self._columns(streams[0])
+        return columns if self.together else chain.from_iterable(starmap(zip, columns))
+
+    def _columns(self, blocks: Iterator[Block]) -> Iterator[tuple[list[Any], list[Any]]]:
+        if not self.ordered:
+            for block in blocks:
+                for _, keys, values in unframed(block.data):
+                    yield keys, values
+            return
+        with Store(self.name, self.around.folder) as store:
+            waiting: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
+            for block in blocks:
+                waiting[block.number].append(_Waiting(block.last, store.add(block.data)))
+            for _, keys, values in _rounds(store, list(waiting.values())):
+                yield keys, values
+
+
+_Columns = tuple[list[int], list[Any], list[Any]]  # positions, keys and values
+
+
+AHEAD = 4  # blocks of one stream that are open at most
+
+
+def _rounds(store: Store, streams: list[deque[_Waiting]]) -> Iterator[_Columns]:
+    """Give the entries of streams that are in order, in one order: so many at a time as are known to be next.
+
+    Some blocks of each stream are open. What stands before the end of all open blocks, of streams that have
+    more, comes next.
+    """
+    opened: list[_Columns] = [([], [], []) for _ in streams]
+    ends = [-1] * len(streams)  # the position of the last key that is open
+    while streams:
+        middle = -1
+        for blocks in range(AHEAD):
+            for at, stream in enumerate(streams):
+                if stream and (ends[at] < middle or not opened[at][0]):
+                    ends[at], spot = stream.popleft()
+                    for column, more in zip(opened[at], next(unframed(store.read(spot))), strict=True):
+                        column += more
+            if not blocks:  # then all streams are to be open up to where half of them are
+                middle = sorted(ends)[len(ends) // 2]
+        left = [end for end, stream in zip(ends, streams, strict=True) if stream]
+        bound = min(left) if left else max(ends)
+        entries: _Columns = [], [], []
+        for columns in opened:
+            if to := bisect_right(columns[0], bound):
+                for column, found in zip(columns, entries, strict=True):
+                    found += column[:to]
+                    del column[:to]
+        order = sorted(range(len(entries[0])), key=entries[0].__getitem__)
+        yield entries[0], [entries[1][at] for at in order], [entries[2][at] for at in order]
+        if not left:
+            return
+
+
+class Firsts(Gatherer):
+    """The first element of each key in a partition; without keys, each element is its own.
+
+    Workers leave out repeats within partitions, and the user's process the rest.
+    """
+
+    def __init__(self, keyed: bool) -> None:
+        self.keyed = keyed
+
+    def start(self) -> None:
+        """Begin with none."""
+        self._firsts: dict[Any, Any] = {}
+        self._taken = 0
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Keep those whose keys are new."""
+        if not self.keyed:
+            self._taken = 0
+            self._firsts |= dict.fromkeys(self._counted(elements))
+            return self._taken
+        firsts, taken = self._firsts, 0
+        for key, element in elements:
+            taken += 1
+            if key not in firsts:
+                firsts[key] = element
+        return taken
+
+    def _counted(self, elements: Iterator[Any]) -> Iterator[Any]:
+        taken = 0
+        try:
+            for element in elements:
+                taken += 1
+                yield element
+        finally:
+            self._taken = taken
+
+    def piece(self) -> tuple[list[Any], list[Any] | None]:
+        """Return the keys, and their elements if these are others."""
+        keys = list(self._firsts)
+        slots_of(keys)  # raises for keys that would never be equal to others
+        return keys, list(self._firsts.values()) if self.keyed else None
+
+
+class Distinct(Operation):
+    """The elements whose keys no element before has."""
+
+    name = "distinct"
+
+    @property
+    def label(self) -> str:
+        """What it does, for tables."""
+        return "in_order()"
+
+    def describe(self, others: Any) -> str:
+        """Return nothing: the step before is what a user wrote."""
+        return ""
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
+        """Give them as they come."""
+        (pieces,) = streams
+        seen: set[Any] = set()
+        add = seen.add
+        for keys, elements in pieces:
+            for key, element in zip(one_nan(keys), keys if elements is None else elements, strict=True):
+                if key not in seen:
+                    add(key)
+                    yield element

@@ -1,0 +1,287 @@
+"""Runs: elements in order of their keys: sorted by workers, in runs first and then in ranges of all runs.
+
+A run is the elements of a partition, in blocks. The first key of each block comes here, with the number of
+the run and of the block: that is unique, so a range may begin between equal keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from parcoll.chain.failures import stands_between
+from parcoll.chain.steps import FlatMap
+from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
+from parcoll.keys.gathering import Gatherer
+from parcoll.keys.store import Spot, Store, framed, unframed
+
+BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
+FIRST_BLOCK = 64  # elements
+
+
+@dataclass
+class Run:
+    """A sorted partition."""
+
+    firsts: list[Any]  # the key of the first element of each block
+    ends: array[int]  # where each block ends in the bytes
+    sizes: array[int]  # elements of each block
+    data: bytes
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+
+class Runs(Gatherer):
+    """Sorts the elements of a partition; without keys, each element is its own."""
+
+    def __init__(self, keyed: bool, reverse: bool) -> None:
+        self.keyed = keyed
+        self.reverse = reverse
+
+    def start(self) -> None:
+        """Begin with none."""
+        self._taken: list[Any] = []
+
+    def take(self, elements: Iterator[Any]) -> int:
+        """Keep the elements, or the pairs with their keys."""
+        before = len(self._taken)
+        self._taken += elements
+        return len(self._taken) - before
+
+    def piece(self) -> Run:
+        """Sort, and cut into blocks."""
+        keys: list[Any] | None
+        elements: list[Any]
+        if self.keyed:
+            given = [key for key, _ in self._taken]
+            order = sorted(range(len(given)), key=given.__getitem__, reverse=self.reverse)
+            keys, elements = [given[at] for at in order], [self._taken[at][1] for at in order]
+        else:
+            keys, elements = None, sorted(self._taken, reverse=self.reverse)
+        run = Run([], array("Q"), array("Q"), b"")
+        parts, at, size, end = [], 0, FIRST_BLOCK, 0
+        while at < len(elements):
+            block = elements[at : at + size]
+            parts.append(framed((None if keys is None else keys[at : at + size], block)))
+            end += len(parts[-1])
+            run.firsts.append((elements if keys is None else keys)[at])
+            run.ends.append(end)
+            run.sizes.append(len(block))
+            at += size
+            size = max(1, min(size * 4, size * BLOCK_BYTES // len(parts[-1])))
+        run.data = b"".join(parts)
+        return run
+
+
+class Cut(NamedTuple):
+    """Where a range begins in a run: in a block, at the furthest of some keys; without any, at its start.
+
+    A key comes with whether elements with equal keys are before the cut. They are several where several
+    ranges begin in one block: so a cut is never before that of an earlier range, whatever `<` says.
+    """
+
+    block: int
+    keys: tuple[tuple[Any, bool], ...] = ()
+
+
+class Segment(NamedTuple):
+    """The blocks of one run that a range has something of, and the cuts in the first and in the last one."""
+
+    data: bytes
+    begin: Cut
+    end: Cut
+
+
+@dataclass
+class Range:
+    """What one task is to sort: its part of each run, in order."""
+
+    segments: Sequence[Segment]
+    reverse: bool
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = sum(len(segment.data) for segment in self.segments)
+
+    def __repr__(self) -> str:
+        return f"<a range of {len(self.segments)} sorted parts>"
+
+
+class Ranges(Collective):
+    """Tasks that sort ranges of all runs."""
+
+    def __init__(self, reverse: bool) -> None:
+        super().__init__("sorted")
+        self.reverse = reverse
+
+    @property
+    def label(self) -> str:
+        """What it does, for tables."""
+        return "exchange()"
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Range]:
+        """Give the tasks, in order."""
+        (runs,) = streams
+        with Store(self.name, self.around.folder) as store:
+            kept: list[tuple[Run, Spot]] = []
+            for run in runs:
+                spot, run.data = store.add(run.data), b""
+                kept.append((run, spot))
+            before, starts = _before(self.reverse), self._starts(kept)
+            cuts = [_cuts_of(number, run, starts, before) for number, (run, _) in enumerate(kept)]
+            for at in range(max(map(len, cuts), default=1) - 1):
+                segments = [
+                    _segment(store, run, spot, own[at], own[at + 1])
+                    for (run, spot), own in zip(kept, cuts, strict=True)
+                ]
+                if found := [segment for segment in segments if segment.data]:
+                    yield Range(found, self.reverse)
+
+    def _starts(self, kept: list[tuple[Run, Spot]]) -> list[tuple[Any, int, int]]:
+        """Return where all ranges but the first begin: a key, the number of a run, and a block of it."""
+        blocks = [
+            (key, number, at) for number, (run, _) in enumerate(kept) for at, key in enumerate(run.firsts)
+        ]
+        blocks.sort(key=_Comparable.of(self.reverse))
+        costs = [_costs(run) for run, _ in kept]
+        target = self.target(sum(map(sum, costs)))
+        starts, cost = [], 0
+        for block in blocks:
+            more = costs[block[1]][block[2]]
+            if cost and cost + more > target:
+                starts.append(block)
+                cost = 0
+            cost += more
+        return starts
+
+
+def _costs(run: Run) -> list[int]:
+    costs, before = [], 0
+    for end, size in zip(run.ends, run.sizes, strict=True):
+        costs.append(BYTE_COST * (end - before) + ELEMENT_COST * size)
+        before = end
+    return costs
+
+
+def _before(reverse: bool) -> Callable[[Any, Any], bool]:
+    """Return what tells whether a key has to come before another one."""
+    return (lambda one, other: bool(other < one)) if reverse else (lambda one, other: bool(one < other))
+
+
+class _Comparable:
+    """A start as Python sorts it, by `<` of the keys alone."""
+
+    @staticmethod
+    def of(reverse: bool) -> Callable[[tuple[Any, int, int]], Any]:
+        """Return the key for `sort`."""
+        before = _before(reverse)
+
+        def compare(one: tuple[Any, int, int], other: tuple[Any, int, int]) -> int:
+            if before(one[0], other[0]):
+                return -1
+            if before(other[0], one[0]):
+                return 1
+            return -1 if one[1:] < other[1:] else 1
+
+        return functools.cmp_to_key(compare)
+
+
+def _position(keys: Sequence[Any], key: Any, after: bool, before: Callable[[Any, Any], bool]) -> int:
+    """Return how many keys are before a key, or with `after` not behind it."""
+    low, high = 0, len(keys)
+    while low < high:
+        middle = (low + high) // 2
+        if (not before(key, keys[middle])) if after else before(keys[middle], key):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _cuts_of(
+    number: int, run: Run, starts: list[tuple[Any, int, int]], before: Callable[[Any, Any], bool]
+) -> list[Cut]:
+    """Return where each range begins in a run, and where the last one ends."""
+    cuts = [Cut(0)]
+    for key, other, at in starts:
+        if other == number:
+            cut = Cut(at)
+        else:
+            block = _position(run.firsts, key, number < other, before) - 1
+            cut = Cut(0) if block < 0 else Cut(block, ((key, number < other),))
+        last = cuts[-1]
+        if cut.block < last.block:
+            cut = last
+        elif cut.block == last.block:
+            cut = Cut(cut.block, last.keys + cut.keys)
+        cuts.append(cut)
+    return [*cuts, Cut(len(run.firsts))]
+
+
+def _segment(store: Store, run: Run, spot: Spot, begin: Cut, end: Cut) -> Segment:
+    """Read the blocks from one cut to another one; none if there is nothing between them."""
+    last = end.block + bool(end.keys)  # behind the last one
+    if begin == end or begin.block >= last:
+        return Segment(b"", begin, end)
+    start = run.ends[begin.block - 1] if begin.block else 0
+    return Segment(store.read(spot, start, run.ends[last - 1]), begin, end)
+
+
+class Sorting(FlatMap):
+    """Sorts a range."""
+
+    kind = "sort"
+    by_user = False
+
+    def __init__(self) -> None:
+        super().__init__(in_range)
+
+    @property
+    def label(self) -> str:
+        """The operation that it belongs to."""
+        return "sort()"
+
+    title = label
+
+    @property
+    def words(self) -> str:
+        """The same in letters."""
+        return "sorted-merged"
+
+
+def in_range(given: Range) -> list[Any]:
+    """Return the elements of a range, sorted; equal ones in the order of the runs."""
+    before = _before(given.reverse)
+    all_keys: list[Any] = []
+    elements: list[Any] = []
+    for data, begin, end in given.segments:
+        blocks = list(unframed(data))
+        start, stop = 0, sum(len(block) for _, block in blocks)
+        if begin.keys:
+            start = _offset(blocks[0], begin, before)
+        if end.keys:
+            last = blocks[-1]
+            stop -= len(last[1]) - _offset(last, end, before)
+        found = [element for _, block in blocks for element in block][start:stop]
+        keys = found if blocks[0][0] is None else [key for keys, _ in blocks for key in keys][start:stop]
+        elements += found
+        if keys is not found:
+            all_keys += keys
+    if not all_keys:
+        return sorted(elements, reverse=given.reverse)
+    order = sorted(range(len(elements)), key=all_keys.__getitem__, reverse=given.reverse)
+    return [elements[at] for at in order]
+
+
+def _offset(block: tuple[list[Any] | None, list[Any]], cut: Cut, before: Callable[[Any, Any], bool]) -> int:
+    keys, elements = block
+    return max(_position(elements if keys is None else keys, key, after, before) for key, after in cut.keys)
+
+
+stands_between(in_range.__code__.co_filename)

@@ -1,0 +1,183 @@
+"""Store: bytes that wait here until they are wanted; beyond some MiB in a file that has no name.
+
+Such a file is gone when it is closed, and when its process ends, however that ends: nothing has to be
+removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from parcoll.text import line_of, short_repr
+from parcoll.wire.codec import loads
+from parcoll.wire.payload import Packed
+from parcoll.wire.unpicklable import first_unpicklable
+
+MEMORY_BYTES = 32 * 2**20  # that stay in memory
+LENGTH = 8  # bytes of a number that says how many bytes follow
+
+
+class Spot(NamedTuple):
+    """Where bytes are in a store."""
+
+    number: int  # of the chunk in memory; -1 for the file
+    start: int
+    size: int
+
+
+class Store:
+    """Bytes that are appended, and read again in parts."""
+
+    def __init__(self, what: str, folder: str | None = None) -> None:
+        self._what = what  # for the error where the disk is full
+        self._folder = folder
+        self._chunks: list[bytes] = []
+        self._in_memory = 0
+        self._file: Any = None
+        self.spilled = 0  # bytes in the file
+
+    def add(self, data: bytes) -> Spot:
+        """Append bytes; return where they are."""
+        if self._in_memory + len(data) <= MEMORY_BYTES:
+            self._chunks.append(data)
+            self._in_memory += len(data)
+            return Spot(len(self._chunks) - 1, 0, len(data))
+        return Spot(-1, self._append(data), len(data))
+
+    def _append(self, data: bytes) -> int:
+        if self._file is None:
+            if self._folder is not None:
+                os.makedirs(self._folder, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="parcoll-", buffering=0)  # noqa: SIM115
+        start, view = self.spilled, memoryview(data)
+        try:
+            while len(view):
+                view = view[os.pwrite(self._file.fileno(), view, start + len(data) - len(view)) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            folder = self._folder or tempfile.gettempdir()
+            raise OSError(
+                error.errno,
+                f"no space left in {folder} for {self._what}, which has written {start >> 20:,} MiB there: "
+                "free some, or name a larger folder in TMPDIR or dask's temporary-directory",
+            ) from error
+        self.spilled += len(data)
+        return start
+
+    def read(self, spot: Spot, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the bytes at a spot, or those from `start` to `stop` of them."""
+        stop = spot.size if stop is None else stop
+        if spot.number >= 0:
+            chunk = self._chunks[spot.number]
+            return chunk if (start, stop) == (0, len(chunk)) else chunk[start:stop]
+        parts, at, end = [], spot.start + start, spot.start + stop
+        while at < end:
+            parts.append(os.pread(self._file.fileno(), end - at, at))
+            if not parts[-1]:
+                raise OSError(errno.EIO, f"a file of {self._what} ends too early")
+            at += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Forget all of it. May be called twice."""
+        self._chunks.clear()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class UnsentError(Exception):
+    """A value that cannot be sent between processes: what it is, and why."""
+
+
+def framed(value: Any) -> bytes:
+    """Return a value as bytes which tell their own length, so that several may follow each other."""
+    try:
+        packed = Packed.pack(value)
+    except Exception as error:
+        raise UnsentError(unsent(value, error)) from error
+    parts = [packed.head, *packed.buffers]
+    sizes = [len(parts), *map(len, parts)]
+    return b"".join([*(size.to_bytes(LENGTH, "little") for size in sizes), *parts])
+
+
+def unsent(value: Any, error: BaseException) -> str:
+    """Name the first element within that cannot be pickled."""
+    for within in value if isinstance(value, tuple) else ():
+        if isinstance(within, list) and (found := first_unpicklable(within)) is not None:
+            position, cause = found
+            if isinstance(within[position], list):
+                return unsent((within[position],), cause)
+            return f"{short_repr(within[position])} between processes ({line_of(cause)})"
+    return f"a value between processes ({line_of(error)})"
+
+
+_pauses = threading.Lock()
+_paused = 0  # by how many
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Have the collector of cycles wait while very many objects are made, none of which it could free.
+
+    It looks at all of them again and again: half of the time that merging took.
+    """
+    global _paused
+    with _pauses:
+        was_on = gc.isenabled() or _paused > 0
+        _paused += was_on
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _pauses:
+            _paused -= was_on
+            if was_on and not _paused:
+                gc.enable()
+
+
+def _in_child() -> None:
+    global _pauses, _paused
+    _pauses = threading.Lock()
+    if _paused:
+        _paused = 0
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def unframed(data: bytes) -> Iterator[Any]:
+    """Give the values of such bytes."""
+    at, view = 0, memoryview(data)
+
+    def number() -> int:
+        nonlocal at
+        at += LENGTH
+        return int.from_bytes(view[at - LENGTH : at], "little")
+
+    while at < len(data):
+        sizes = [number() for _ in range(number())]
+        parts = []
+        for size in sizes:
+            parts.append(view[at : at + size])
+            at += size
+        with collector_paused():
+            value = loads(bytes(parts[0]), [bytearray(part) for part in parts[1:]])
+        yield value

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -456,3 +457,33 @@ def test_workers_there_read_files(bare: BareCluster, tmp_path: Path) -> None:
         assert broken.errors[0].element.path == str(tmp_path / "broken.gz")
     with bare.client() as client:
         assert read_text(tmp_path / "a.txt").bag.count().compute(scheduler=client) == len(lines)
+
+
+def test_the_report_of_a_log_is_the_same_everywhere(bare: BareCluster, scripts: Scripts) -> None:
+    """And that of plain Python."""
+    example = EXAMPLE.with_name("log_report.py")
+
+    def run(**variables: str) -> list[str]:
+        process = scripts.start(example, "--lines", "3000", "--top", "3", env=variables)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, ""), err
+        return [str(line) for line in out.splitlines()]
+
+    found, names = run(), {"__name__": "example"}
+    assert run(DASK_SCHEDULER_ADDRESS=bare.address) == found
+    exec(example.read_text(encoding="utf-8").replace("\nmain()\n", "\n"), names)
+    made: Any = names
+    lines = list(made["make_lines"](3000, 1))
+    hits = [made["parse"](line) for line in lines if not line.endswith("-")]
+    sent: Counter[str] = Counter()
+    of_users: dict[str, list[Any]] = {}
+    for hit in hits:
+        sent[hit.url] += hit.nbytes
+        of_users.setdefault(hit.user, []).append(hit)
+    by_hour = Counter((hit.second // 3600, hit.status // 100) for hit in hits)
+    sessions = [made["sessions"](user, of_user) for user, of_user in of_users.items()]
+    assert found[5].split()[1::3] == [f"{by_hour[5, status]:,}" for status in (2, 3, 4, 5)]
+    assert found[24:27] == [f"{n:>14,} bytes  {url}" for url, n in sent.most_common(3)]
+    most = sorted(sessions, key=lambda pair: -pair[1])[:3]
+    assert found[27:30] == [f"{n:>14,} sessions  {user}" for user, n in most]
+    assert found[30] == f"{len(of_users):,} users; {len(lines) - len(hits):,} lines could not be read"

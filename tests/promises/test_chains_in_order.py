@@ -74,6 +74,17 @@ def joined(elements: Iterable[Any], how: str) -> Iterator[Any]:
             yield from ((x, other) for other in found or ([None] if how == "left" else []))
 
 
+def grouped(elements: Iterable[Any]) -> dict[int, list[Any]]:
+    groups: dict[int, list[Any]] = {}
+    for x in elements:
+        groups.setdefault(key(x), []).append(x)
+    return groups
+
+
+def total(elements: list[Any]) -> int:
+    return sum(map(size, elements))
+
+
 Operation = tuple[Callable[[ParallelGen[Any]], ParallelGen[Any]], Callable[[Iterable[Any]], Iterable[Any]]]
 # Those whose answer is the same multiset whatever the order of the elements is.
 ANY_ORDER: dict[str, Operation] = {
@@ -112,6 +123,13 @@ OPERATIONS: dict[str, Operation] = ANY_ORDER | {
     "take_while": (lambda c: c.take_while(small), lambda v: itertools.takewhile(small, v)),
     "drop_while": (lambda c: c.drop_while(small), lambda v: itertools.dropwhile(small, v)),
     "skip": (lambda c: c.skip(2), lambda v: itertools.islice(v, 2, None)),
+    "distinct": (lambda c: c.distinct(key), lambda v: [xs[0] for xs in grouped(v).values()]),
+    "sorted": (lambda c: c.sorted(key, reverse=True), lambda v: sorted(v, key=key, reverse=True)),
+    "group_by": (lambda c: c.group_by(key), lambda v: grouped(v).items()),
+    "fold_by": (
+        lambda c: c.fold_by(key, lambda n, x: n + size(x), 0, lambda a, b: a + b),
+        lambda v: ((k, total(xs)) for k, xs in grouped(v).items()),
+    ),
     "sample": (lambda c: c.sample(0.6, "seed"), lambda v: Sampled(0.6, "seed").made(iter(v))),
 }
 
@@ -143,6 +161,7 @@ def check(chain: list[str], values: list[Any], cut: Any, n: int) -> None:
     if ANY_ORDER.keys() >= set(chain):
         loose = by_parcoll(chain, parallel(values, partition_size=cut).unordered())
         assert Counter(map(repr, loose)) == Counter(map(repr, expected))
+    assert [*collection.count_by(key).items()] == [*Counter(map(key, expected)).items()]
     numbers, plain = collection.map(size), [*map(size, expected)]
     assert (numbers.sum(), numbers.min(default=None)) == (sum(plain), min(plain, default=None))
     assert collection.max(key, default="none") == max(expected, key=key, default="none")

@@ -97,7 +97,7 @@ ALIKE = (
     *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
     *("simulation/test_simulation.py",),
     *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_written_objects.py"),
-    *("promises/test_tables.py", "faults/test_written_files.py"),
+    *("promises/test_tables.py", "faults/test_written_files.py", "promises/test_written_and_read.py"),
     *("promises/test_files_meant.py", "promises/test_reading_formats.py"),
     "promises/test_reading_goes_wrong.py",
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -74,15 +76,19 @@ def joined(elements: Iterable[Any], how: str) -> Iterator[Any]:
             yield from ((x, other) for other in found or ([None] if how == "left" else []))
 
 
-def grouped(elements: Iterable[Any]) -> dict[int, list[Any]]:
-    groups: dict[int, list[Any]] = {}
+def total(n: int, x: Any) -> int:
+    return n + size(x)
+
+
+def grouped(elements: Iterable[Any]) -> dict[Any, list[Any]]:
+    groups: dict[Any, list[Any]] = {}
     for x in elements:
         groups.setdefault(key(x), []).append(x)
     return groups
 
 
-def total(elements: list[Any]) -> int:
-    return sum(map(size, elements))
+def folded(elements: Iterable[Any], func: Callable[[int, Any], int], start: int) -> Iterator[Any]:
+    return ((k, functools.reduce(func, group, start)) for k, group in grouped(elements).items())
 
 
 Operation = tuple[Callable[[ParallelGen[Any]], ParallelGen[Any]], Callable[[Iterable[Any]], Iterable[Any]]]
@@ -123,13 +129,12 @@ OPERATIONS: dict[str, Operation] = ANY_ORDER | {
     "take_while": (lambda c: c.take_while(small), lambda v: itertools.takewhile(small, v)),
     "drop_while": (lambda c: c.drop_while(small), lambda v: itertools.dropwhile(small, v)),
     "skip": (lambda c: c.skip(2), lambda v: itertools.islice(v, 2, None)),
-    "distinct": (lambda c: c.distinct(key), lambda v: [xs[0] for xs in grouped(v).values()]),
-    "sorted": (lambda c: c.sorted(key, reverse=True), lambda v: sorted(v, key=key, reverse=True)),
     "group_by": (lambda c: c.group_by(key), lambda v: grouped(v).items()),
-    "fold_by": (
-        lambda c: c.fold_by(key, lambda n, x: n + size(x), 0, lambda a, b: a + b),
-        lambda v: ((k, total(xs)) for k, xs in grouped(v).items()),
-    ),
+    "fold_by": (lambda c: c.fold_by(key, added, 1), lambda v: folded(v, added, 1)),
+    "combined": (lambda c: c.fold_by(key, total, 0, operator.add), lambda v: folded(v, total, 0)),
+    "distinct": (lambda c: c.distinct(key), lambda v: [group[0] for group in grouped(v).values()]),
+    "sorted": (lambda c: c.sorted(key), lambda v: sorted(v, key=key)),
+    "reversed": (lambda c: c.sorted(key, True), lambda v: sorted(v, key=key, reverse=True)),
     "sample": (lambda c: c.sample(0.6, "seed"), lambda v: Sampled(0.6, "seed").made(iter(v))),
 }
 
@@ -161,10 +166,10 @@ def check(chain: list[str], values: list[Any], cut: Any, n: int) -> None:
     if ANY_ORDER.keys() >= set(chain):
         loose = by_parcoll(chain, parallel(values, partition_size=cut).unordered())
         assert Counter(map(repr, loose)) == Counter(map(repr, expected))
-    assert [*collection.count_by(key).items()] == [*Counter(map(key, expected)).items()]
     numbers, plain = collection.map(size), [*map(size, expected)]
     assert (numbers.sum(), numbers.min(default=None)) == (sum(plain), min(plain, default=None))
     assert collection.max(key, default="none") == max(expected, key=key, default="none")
+    assert [*collection.count_by(key).items()] == [*Counter(map(key, expected)).items()]
     assert collection.nlargest(n, key) == heapq.nlargest(n, expected, key)
     assert numbers.nsmallest(n) == heapq.nsmallest(n, plain)
 

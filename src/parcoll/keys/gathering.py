@@ -94,10 +94,16 @@ def cut(
             positions = array("Q", entries if type(firsts) is range else [firsts[at] for at in entries])
             parts.append(framed((slot, positions, those, [values[at] for at in entries])))
             end += len(parts[-1])
-            single[slot] = all(key is those[0] for key in those)
+            single[slot] = _is_one(those)
         counts.append(len(entries))
         ends.append(end)
     return Piece(other, ends, counts, single, b"".join(parts))
+
+
+def _is_one(keys: list[Any]) -> bool:
+    """Tell whether all are one key."""
+    first, last = keys[0], keys[-1]
+    return bool(first is last or first == last) and keys.count(first) == len(keys)
 
 
 class Values(Gatherer):

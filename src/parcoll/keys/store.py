@@ -160,7 +160,8 @@ def _in_child() -> None:
         gc.enable()
 
 
-os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def unframed(data: bytes) -> Iterator[Any]:

@@ -102,6 +102,48 @@ def batches(elements: Iterator[int]) -> Iterator[tuple[int, ...]]:
         yield batch
 
 
+def mod(x: int) -> int:
+    """Key."""
+    return x % 4
+
+
+def told(key: int, group: list[int]) -> int:
+    """Map a group to a number that its order shows in."""
+    return key + sum((at + 1) * x for at, x in enumerate(group))
+
+
+def pair(key: int, total: int) -> int:
+    """Map a key and a sum to a number."""
+    return key * 7 + total
+
+
+def groups(elements: list[int]) -> dict[int, list[int]]:
+    """Return what has the same key, in order of first appearance."""
+    found: dict[int, list[int]] = {}
+    for x in elements:
+        found.setdefault(mod(x), []).append(x)
+    return found
+
+
+def in_order(elements: list[int]) -> list[int]:
+    """Sort."""
+    return sorted(elements, key=mod, reverse=True)
+
+
+def after_all(elements: Iterator[int], make: Callable[[list[int]], list[int]]) -> Iterator[int]:
+    """Give what is made of all elements."""
+    yield from make(list(elements))
+
+
+def first_of_each(elements: Iterator[int]) -> Iterator[int]:
+    """Give the first element of each key."""
+    seen: set[int] = set()
+    for x in elements:
+        if mod(x) not in seen:
+            seen.add(mod(x))
+            yield x
+
+
 def joined(a: str, b: str) -> str:
     """Fold: every order but the right one gives another result."""
     now().clock.sleep(now().costs[0] / 4)
@@ -139,10 +181,23 @@ STEPS: dict[str, tuple[Callable[[Any], Any], Plain]] = {
         lambda p: p.scan(operator.add, 0),
         lambda it: itertools.accumulate(it, operator.add, initial=0),
     ),
+    "distinct(mod)": (lambda p: p.distinct(mod), lambda it: first_of_each(it)),
+    "sorted(mod)": (lambda p: p.sorted(mod, reverse=True), lambda it: after_all(it, in_order)),
+    "group_by(mod)": (
+        lambda p: p.group_by(mod).starmap(told),
+        lambda it: after_all(it, lambda xs: [told(key, group) for key, group in groups(xs).items()]),
+    ),
+    "fold_by(mod)": (
+        lambda p: p.fold_by(mod, operator.add, 0, operator.add).starmap(pair),
+        lambda it: after_all(it, lambda xs: [pair(key, sum(group)) for key, group in groups(xs).items()]),
+    ),
     "batched(3)": (lambda p: p.batched(3).map(sum), lambda it: map(sum, batches(it))),
     "map(bad)": (lambda p: p.map(bad), lambda it: map(bad, it)),
 }
-OPERATIONS = ("skip(2)", "take_while(small)", "scan(add)", "batched(3)")  # which do not resume
+OPERATIONS = (  # which do not resume
+    *("skip(2)", "take_while(small)", "scan(add)", "batched(3)"),
+    *("distinct(mod)", "sorted(mod)", "group_by(mod)", "fold_by(mod)"),
+)
 ENDS = (
     *("list", "take", "count", "reduce", "fold", "fold with combine", "leave", "slow consumer", "foreach"),
     *("resume", "resume a fold"),

@@ -15,7 +15,7 @@ from parcoll.keys.store import collector_paused, framed, unframed
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
-FIRST_BLOCK = 64  # keys
+FIRST_BLOCK = 4  # keys: what belongs to them may be large
 SHIFT = 32  # bits for the position of a key in its piece
 
 

@@ -19,7 +19,7 @@ from parcoll.keys.gathering import Gatherer
 from parcoll.keys.store import Spot, Store, framed, unframed
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
-FIRST_BLOCK = 64  # elements
+FIRST_BLOCK = 4  # elements: they may be large
 
 
 @dataclass

@@ -21,7 +21,7 @@ from parcoll.wire.codec import loads
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import first_unpicklable
 
-MEMORY_BYTES = 32 * 2**20  # that stay in memory
+MEMORY_BYTES = 16 * 2**20  # that stay in memory
 LENGTH = 8  # bytes of a number that says how many bytes follow
 
 

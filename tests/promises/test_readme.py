@@ -1,4 +1,4 @@
-"""The README is what a newcomer runs first, so it is run here, as it stands."""
+"""The README is what a newcomer runs first, and the guides come next: all that they show is run here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from parcoll import ParallelGen
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESUMING = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+GUIDES = [page.read_text(encoding="utf-8") for page in PAGES]
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -41,7 +43,9 @@ def test_ci_runs_the_readme_test_command():
     assert lines[-1] == tests.strip()
 
 
-@pytest.mark.parametrize("block", blocks("python") + blocks("python", RESUMING))
+@pytest.mark.parametrize(
+    "block", [block for text in (README, RESUMING, *GUIDES) for block in blocks("python", text)]
+)
 def test_python_block_prints_what_its_comments_say(block, tmp_path):
     script = tmp_path / "readme.py"
     script.write_text(block, encoding="utf-8")
@@ -61,5 +65,16 @@ def test_the_table_names_every_operation_and_no_other():
 
 def test_calls_named_in_the_text_exist():
     methods = {name for name in dir(ParallelGen) if not name.startswith("_")}
-    called = set(re.findall(r"`(\w+)\(", README))
+    called = set(re.findall(r"`(\w+)\(", "".join([README, *GUIDES])))
     assert called <= methods | set(parcoll.__all__)
+
+
+def test_the_readme_is_short_and_leads_to_each_guide():
+    assert len(README.splitlines()) <= 150
+    assert [page.name for page in PAGES if f"](docs/guides/{page.name})" not in README] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

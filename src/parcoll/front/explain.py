@@ -11,6 +11,7 @@ from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
 from parcoll.evaluation.source import OnePassSource, Source
+from parcoll.mistakes import no_attribute
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
@@ -70,6 +71,29 @@ class Described:
     _node: Node
     _options: Options
     _own: Stats | None  # of the last evaluation of this collection itself
+
+    if not TYPE_CHECKING:  # so that type checkers refuse them, too
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what to write instead of what other libraries have."""
+            if hasattr(type(self), name):  # a property that has raised an AttributeError
+                return object.__getattribute__(self, name)
+            public = [known for known in dir(type(self)) if not known.startswith("_")]
+            raise AttributeError(no_attribute(type(self).__name__, name, public), name=name, obj=self)
+
+        def __len__(self) -> int:
+            raise TypeError(
+                "a collection has no length until it is evaluated: write count(), or len(list(...))"
+            )
+
+        def __getitem__(self, index: Any) -> Any:
+            instead = "take(n), skip(n)" if isinstance(index, slice) else "first(), skip(n).first()"
+            raise TypeError(
+                f"a collection has no elements until it is evaluated: write {instead} or list(...)"
+            )
+
+        def __bool__(self) -> bool:
+            return True
 
     @property
     def bag(self) -> Bag:

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from types import FrameType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from parcoll.mistakes import wrong_arguments
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -109,9 +111,23 @@ def reaching(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> R:
-        return reached(function, *arguments, **named)
+        try:
+            return reached(function, *arguments, **named)
+        except TypeError as error:
+            message = None if _has_begun(error) else wrong_arguments(function, arguments, named)
+            if message is None:
+                raise
+        raise TypeError(message)
 
     return call
+
+
+def _has_begun(error: TypeError) -> bool:
+    """Tell whether an error was raised within the function that was called, and not by the call."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return frames is None or frames.tb_frame.f_code is not reached.__code__
 
 
 def methods_reaching(kind: type[T]) -> type[T]:

@@ -41,6 +41,7 @@ class Sink:
     whole: ClassVar[bool] = True
     # Whether a checkpoint serves it: it needs no more than the elements, or how many there are.
     resumes: ClassVar[bool] = False
+    condenses = False  # what goes back grows less than the elements do: partitions may be larger
 
     def begin(self, tally: Tally, place: Place) -> Self:
         """Return the sink for the partition at `place`, whose steps are counted in `tally`."""

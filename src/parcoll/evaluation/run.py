@@ -235,7 +235,8 @@ class Run:
         calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
         batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back
-        sizer = sizer_for(self.options.partition_size, sink.limit, keep, pace, batch, calls, hands_back)
+        size = self.options.partition_size
+        sizer = sizer_for(size, sink.limit, keep, pace, batch, calls, hands_back, sink.condenses)
         return Window(
             self.engine,
             program,

@@ -12,6 +12,7 @@ TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a co
 # One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md). From 256 threads on,
 # partitions grow with the threads, so that there are not more tasks than this.
 TASKS_A_SECOND = 512
+TARGETS_LONG = 3  # times as long, where what comes of a partition grows less than its elements do
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
 WINDOW_BYTES = 128 * 2**20  # of all partitions in the window, if that leaves `LEAST_BYTES` for each
 LEAST_BYTES = 2**19
@@ -166,6 +167,7 @@ class Adaptive:
         pace: float | None = None,
         batch: int = 1,
         hands_back: bool = True,
+        targets: int = 1,
     ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
@@ -173,7 +175,7 @@ class Adaptive:
         self._hands_back = hands_back and not lasting
         self._batch = batch
         self._begun = 0  # partitions that were cut before anything was known
-        self._target = TARGET_SECONDS
+        self._least_target = self._target = targets * TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
         self._pace = pace
@@ -182,7 +184,7 @@ class Adaptive:
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
-        self._target = max(TARGET_SECONDS, threads / TASKS_A_SECOND)
+        self._target = max(self._least_target, threads / TASKS_A_SECOND)
         if not self._largest:
             if not self._begun and remaining is not None:
                 self._known = self._known_size(remaining, threads)
@@ -383,10 +385,14 @@ def sizer_for(
     batch: int = 1,
     calls: Calls | None = None,
     hands_back: bool = True,
+    long: bool = False,
 ) -> Sizer:
-    """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls."""
+    """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls.
+
+    `long` if what comes of a partition grows less than its elements do, as counts of keys.
+    """
     if not isinstance(partition_size, str):
         return Fixed(partition_size)
     if calls is not None:
         return Waiting(limit, lasting, calls, batch)
-    return Adaptive(limit, lasting, pace, batch, hands_back)
+    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1)

@@ -28,6 +28,7 @@ class Gatherer:
     """Takes the elements of one partition, once it has been begun for that partition."""
 
     current: Any = None  # the element that is being taken, where a user's function gets it
+    condenses = False  # it makes one value of all elements with one key
 
     def begin(self) -> Self:
         """Return one for a partition."""
@@ -170,6 +171,8 @@ class Merged(NamedTuple):
 class Counts(Values):
     """How many elements there are."""
 
+    condenses = True
+
     def start(self) -> None:
         """Begin with no keys."""
         self._values: Counter[Any] = Counter()
@@ -259,6 +262,8 @@ class Start:
 class Folds(Values):
     """A fold of the elements of each partition, from a copy of the initial value; `combine` joins two."""
 
+    condenses = True
+
     def __init__(
         self, func: Callable[[Any, Any], Any], start: Start, combine: Callable[[Any, Any], Any]
     ) -> None:
@@ -317,6 +322,7 @@ class Gathering(Sink):
         self.gatherer = gatherer
         self.label = label
         self.timeout = timeout if gatherer.functions else None
+        self.condenses = gatherer.condenses
 
     def start(self) -> None:
         """Begin with no elements."""

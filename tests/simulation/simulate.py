@@ -268,8 +268,11 @@ def main() -> None:
     if chosen.seed is not None:
         print(run(chosen.seed).story())
         return
-    number, took = fresh(chosen.seconds, chosen.start)
-    print(f"{number:,} stories from {chosen.start} on were right: {number / took:,.0f} a second")
+    done, took = 0, 0.0
+    while took < chosen.seconds:
+        number, seconds = fresh(min(60.0, chosen.seconds - took), chosen.start + done)
+        done, took = done + number, took + seconds
+        print(f"{done:,} stories from {chosen.start} on were right: {done / took:,.0f} a second", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ REPEATED = {
     "promises/test_large_folds.py": r"killed\[in a later one\]|cluster-(210|5000)-",
     "promises/test_timeouts.py": r"an_element_that_was_stopped_is_tried_again",
     "evaluation/test_sizing.py": r"\[unsized\]|\[4000\]",
+    "promises/test_deadly_elements.py": r"left_out\[(abort|exit|leave|terminate)-(1|40)\]"
+    r"|left_out\[segfault-1\]|ten_thousand\[(exit|segfault)\]|of_a_fold\[(reduce from 0|fold)\]",
+    "promises/test_collection.py": r"3000_maps_works\[inline\]",
+    "cluster/test_lost_cluster.py": r"on_another_one\[host\]|memory_survive\[scheduler\]",
     "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]"
     r"|\[isolate-both workers\]|says_so\[the scheduler\]",
     "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays",
@@ -95,7 +99,9 @@ ALIKE = (
     *("checkpoint/test_growth.py", "checkpoint/test_failed_again.py", "checkpoint/test_folds_resume.py"),
     *("checkpoint/test_info.py", "promises/test_resuming_again.py"),
     *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
-    *("simulation/test_simulation.py",),
+    *("simulation/test_simulation.py", "promises/test_timeouts.py", "promises/test_collection.py"),
+    *("wire/test_shared_arrays.py", "worker/test_reports.py", "promises/test_streams.py"),
+    *("promises/test_values.py", "promises/test_readme.py"),
     *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_written_objects.py"),
     *("promises/test_tables.py", "faults/test_written_files.py", "promises/test_written_and_read.py"),
     *("promises/test_files_meant.py", "promises/test_reading_formats.py"),

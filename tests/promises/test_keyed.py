@@ -16,6 +16,7 @@ from decimal import Decimal
 from fractions import Fraction
 from operator import add, itemgetter
 from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -379,7 +380,8 @@ def test_nothing_is_left_of_files(cluster: Connection, monkeypatch: Any, tmp_pat
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "pwrite", full)
+    # Of this module alone: shared memory is written so, too.
+    monkeypatch.setattr(store, "os", SimpleNamespace(**{**vars(os), "pwrite": full}))
     with pytest.raises(OSError, match=r"no space left in .* for sorted, which has written 0 MiB there"):
         list(chain)
 

@@ -151,7 +151,7 @@ def test_an_alarm_of_an_outer_function_outlives_the_inner_ones(cluster: Connecti
             raise TimeoutError
 
         signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, 3)
+        signal.setitimer(signal.ITIMER_REAL, 6)
         assert sum(parallel(range(5), partition_size=1).map(lambda x: x)) == 10
         with contextlib.suppress(TimeoutError):
             time.sleep(20)

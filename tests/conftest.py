@@ -44,6 +44,8 @@ LONGEST = (
     *("wire/test_exceptions_of_packages.py", "cluster/test_lost_cluster.py", "cluster/test_bare_cluster.py"),
     *("watch/test_progress.py", "promises/test_same_world.py", "promises/test_resuming.py"),
     *("promises/test_shutdown.py", "promises/test_ends_of_scripts.py", "promises/test_memory.py"),
+    *("promises/test_keyed.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_failed_again.py"),
+    *("simulation/test_simulation.py", "faults/test_written_files.py", "cluster/test_losses.py"),
 )
 
 # Cases of long tests that other cases of the same test show too: `nox -s slow` runs them.
@@ -67,7 +69,8 @@ REPEATED = {
     r"|\[isolate-both workers\]|says_so\[the scheduler\]",
     "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays",
     "faults/test_faults.py": r"three-times|stopped-for-a-while.*(count|unordered|foreach)"
-    r"|all-workers-at-once.*(count|unordered)|scheduler.*(count|unordered)",
+    r"|all-workers-at-once.*(count|unordered)|scheduler.*(count|unordered|fold|last-partition)"
+    r"|the-host.*(count|unordered|reading-what|while-the-iterator)",
 }
 
 

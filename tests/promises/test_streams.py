@@ -73,7 +73,7 @@ def test_they_are_lazy_and_stop_reading(tmp_path: Path) -> None:
     assert made.take(1) == [((2, 2), (2, 3), 1)]
     assert list(endless.take_while(lambda x: x < 100)) == [*range(100)]
     assert endless.drop_while(lambda x: x < 100).sample(0.5, 1).first() >= 100
-    assert len(drawn) < 1000
+    assert len(drawn) < 20_000, "some thousand: what is dropped makes room for more"
     read = len(drawn)
     time.sleep(0.05)
     assert len(drawn) == read, "an evaluation goes on"

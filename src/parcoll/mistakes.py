@@ -79,7 +79,8 @@ def wrong_arguments(
     if len(arguments) <= len(positional) or any(p.kind == p.VAR_POSITIONAL for p in parameters):
         return None
     taken, methods = len(positional), bool(positional) and positional[0].name == "self"
-    message = f"{call} takes {taken - methods} of the {len(arguments) - methods} arguments"
+    takes, given = taken - methods, len(arguments) - methods
+    message = f"{call} takes {takes} positional argument{'s' * (takes != 1)}, and got {given}"
     if function.__name__ == "parallel":
         return f"{message}: one source, as in parallel(zip(xs, ys)) or parallel(xs).chain(ys)"
     if methods and any(p.name in ("func", "predicate") for p in positional):

@@ -17,13 +17,12 @@ numbers: Any = parallel([1, 2, 3])
 given: Any = parcoll  # whose functions are called as no type checker lets one
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "len": (lambda: len(numbers), TypeError, r"write count\(\)"),
     "index": (lambda: numbers[0], TypeError, r"first\(\)"),
     "slice": (lambda: numbers[:3], TypeError, r"take\(n\)"),
     "two iterables": (lambda: numbers.map(pow, [1]), TypeError, r"zip\(\*others\)\.starmap"),
     "an argument of the function": (lambda: numbers.map(int, base=2), TypeError, "functools.partial"),
     "of filter": (lambda: numbers.filter(bool, 1), TypeError, "functools.partial"),
-    "of an alias": (lambda: numbers.flat_map(str, 1, 2), TypeError, "takes 1 of the 3"),
+    "of an alias": (lambda: numbers.flat_map(str, 1, 2), TypeError, "takes 1 positional argument, and got 3"),
     "n_workers": (lambda: given.parallel([1], n_workers=2), TypeError, r"connect\(n_workers=n\)"),
     "chunksize": (lambda: given.parallel([1], chunksize=2), TypeError, "partition_size=n"),
     "close to a setting": (lambda: given.parallel([1], on_eror="skip"), TypeError, "write on_error="),
@@ -48,9 +47,7 @@ def test_the_message_says_what_to_write(name: str) -> None:
 
 
 def test_the_methods_are_not_made_by_that() -> None:
-    assert [
-        name for name in ("collect", "groupby", "flatMap", "__contains__") if hasattr(numbers, name)
-    ] == []
+    assert [name for name in ("collect", "groupby", "flatMap", "__len__") if hasattr(numbers, name)] == []
     assert bool(parallel([])), "as ever: nothing is evaluated"
     assert isinstance(copy.copy(numbers), ParallelGen)
     assert isinstance(pickle.loads(cloudpickle.dumps(parallel([1]))), ParallelGen)

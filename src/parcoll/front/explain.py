@@ -81,19 +81,11 @@ class Described:
             public = [known for known in dir(type(self)) if not known.startswith("_")]
             raise AttributeError(no_attribute(type(self).__name__, name, public), name=name, obj=self)
 
-        def __len__(self) -> int:
-            raise TypeError(
-                "a collection has no length until it is evaluated: write count(), or len(list(...))"
-            )
-
         def __getitem__(self, index: Any) -> Any:
             instead = "take(n), skip(n)" if isinstance(index, slice) else "first(), skip(n).first()"
             raise TypeError(
                 f"a collection has no elements until it is evaluated: write {instead} or list(...)"
             )
-
-        def __bool__(self) -> bool:
-            return True
 
     @property
     def bag(self) -> Bag:

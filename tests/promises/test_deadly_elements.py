@@ -117,8 +117,8 @@ def test_a_value_takes_its_place_and_retries_hold(cluster: Connection, tmp_path:
 
     chain = parallel(range(6), retries=4, on_error=stand_in).map(work)
     assert list(chain) == [0, 1, 2, "WorkerLostError 5", 4, 5]
-    # One or two in workers, which nobody counts, and five that were.
-    assert 6 <= len(lines(tmp_path / "calls")) <= 7
+    # In one worker to three, which nobody counts (dask may be quicker with a third), and five that were.
+    assert 6 <= len(lines(tmp_path / "calls")) <= 8
     assert chain.stats.retries == 4
     chain = parallel(range(6), retries=4, retry_on=ValueError, on_error=stand_in).map(work)
     assert list(chain) == [0, 1, 2, "WorkerLostError 2", 4, 5]
@@ -428,7 +428,7 @@ def test_a_worker_is_counted_once(cluster: Connection) -> None:
     chain = parallel(range(40), on_error="skip", partition_size=10)
     chain = chain.map(lambda x: os._exit(1) if x == 20 else x)
     assert chain.reduce(lambda a, b: a + b) == sum(range(40)) - 20
-    assert 3 <= chain.stats.deaths <= 4  # one worker or two, and twice a process beside one
+    assert 3 <= chain.stats.deaths <= 5  # one worker to three, and twice a process beside one
 
 
 def test_a_process_outlives_the_thread_that_asked_for_it(cluster: Connection) -> None:

@@ -156,7 +156,8 @@ def by_parcoll(chain: list[str], collection: ParallelGen[Any]) -> ParallelGen[An
     return collection
 
 
-def check(chain: list[str], values: list[Any], cut: Any, n: int) -> None:
+def checked(chain: list[str], values: list[Any], cut: Any, n: int) -> list[Any]:
+    """Return the elements of a chain; whatever else it can be asked has to agree with them."""
     collection, expected = by_parcoll(chain, parallel(values, partition_size=cut)), by_python(chain, values)
     assert list(collection) == expected
     for step in collection.stats.steps:
@@ -172,19 +173,20 @@ def check(chain: list[str], values: list[Any], cut: Any, n: int) -> None:
     assert [*collection.count_by(key).items()] == [*Counter(map(key, expected)).items()]
     assert collection.nlargest(n, key) == heapq.nlargest(n, expected, key)
     assert numbers.nsmallest(n) == heapq.nsmallest(n, plain)
+    return list(collection)
 
 
 @settings(deadline=None, max_examples=60)
 @given(chain=names, values=sources, cut=sizes, n=st.integers(0, 9))
 def test_inline(chain: list[str], values: list[Any], cut: Any, n: int) -> None:
     with connect("inline"):
-        check(chain, values, cut, n)
+        assert checked(chain, values, cut, n) == by_python(chain, values)
 
 
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chain=names, values=sources, cut=sizes, n=st.integers(0, 9))
 def test_on_workers(cluster: object, chain: list[str], values: list[Any], cut: Any, n: int) -> None:
-    check(chain, values, cut, n)
+    assert checked(chain, values, cut, n) == by_python(chain, values)
 
 
 numbers = st.integers(-(2**70), 2**70) | st.booleans() | st.floats(allow_nan=True, allow_infinity=True)

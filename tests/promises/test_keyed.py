@@ -61,24 +61,36 @@ def grouped(elements: Any, key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
     return groups
 
 
-def check_all(elements: list[tuple[int, int]], **settings: Any) -> None:
-    """Compare all operations with plain Python."""
+def answers(elements: list[tuple[int, int]], **settings: Any) -> dict[str, list[Any]]:
+    """Return what all operations give."""
     chain = parallel(elements, **settings)
+    return {
+        "count_by key": [*chain.count_by(first).items()],
+        "count_by": [*chain.count_by().items()],
+        "group_by": list(chain.group_by(first)),
+        "fold_by": list(chain.fold_by(first, lambda found, element: [*found, element[1]], [])),
+        "combined": list(chain.fold_by(first, lambda total, element: total + element[1], 0, add)),
+        "distinct key": list(chain.distinct(first)),
+        "distinct": list(chain.map(first).distinct()),
+        "sorted key": [list(chain.sorted(first, reverse)) for reverse in (False, True)],
+        "sorted": [list(chain.sorted(reverse=reverse)) for reverse in (False, True)],
+    }
+
+
+def of_python(elements: list[tuple[int, int]]) -> dict[str, list[Any]]:
+    """Return what plain Python gives for the same."""
     groups = grouped(elements, first)
-    counts = chain.count_by(first)
-    assert type(counts) is Counter
-    assert list(counts.items()) == list(Counter(map(first, elements)).items())
-    assert list(chain.count_by().items()) == list(Counter(elements).items())
-    assert list(chain.group_by(first)) == list(groups.items())
-    in_order = chain.fold_by(first, lambda found, element: [*found, element[1]], [])
-    assert list(in_order) == [(key, [at for _, at in found]) for key, found in groups.items()]
-    joined = chain.fold_by(first, lambda total, element: total + element[1], 0, add)
-    assert list(joined) == [(key, sum(at for _, at in found)) for key, found in groups.items()]
-    assert list(chain.distinct(first)) == [found[0] for found in groups.values()]
-    assert list(chain.map(first).distinct()) == list(groups)
-    for reverse in (False, True):
-        assert list(chain.sorted(first, reverse)) == sorted(elements, key=first, reverse=reverse)
-        assert list(chain.sorted(reverse=reverse)) == sorted(elements, reverse=reverse)
+    return {
+        "count_by key": [*Counter(map(first, elements)).items()],
+        "count_by": [*Counter(elements).items()],
+        "group_by": list(groups.items()),
+        "fold_by": [(key, [at for _, at in found]) for key, found in groups.items()],
+        "combined": [(key, sum(at for _, at in found)) for key, found in groups.items()],
+        "distinct key": [found[0] for found in groups.values()],
+        "distinct": list(groups),
+        "sorted key": [sorted(elements, key=first, reverse=reverse) for reverse in (False, True)],
+        "sorted": [sorted(elements, reverse=reverse) for reverse in (False, True)],
+    }
 
 
 @pytest.fixture
@@ -94,12 +106,15 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_answers_are_those_of_plain_python(inline: Connection, number: int, keys: int, size: Any) -> None:
     """Whatever the partitions are, in the order of first appearance."""
-    check_all(pairs(number, keys), partition_size=size)
+    elements = pairs(number, keys)
+    assert answers(elements, partition_size=size) == of_python(elements)
 
 
 def test_answers_on_workers(cluster: Connection) -> None:
     """The same through processes."""
-    check_all(pairs(6000, 1500), partition_size=900)
+    elements = pairs(6000, 1500)
+    assert answers(elements, partition_size=900) == of_python(elements)
+    assert type(parallel(elements).count_by(first)) is Counter
 
 
 @pytest.mark.parametrize(("number", "keys"), [(1200, 900), (1000, 3)])
@@ -107,13 +122,15 @@ def test_much_data_is_cut_into_many_tasks(
     inline: Connection, small_tasks: None, number: int, keys: int
 ) -> None:
     """Slots that are too large for a task are cut again; one key in all of them too."""
-    check_all(pairs(number, keys), partition_size=60)
+    elements = pairs(number, keys)
+    assert answers(elements, partition_size=60) == of_python(elements)
 
 
 def test_skew_is_cut_too(inline: Connection, small_tasks: None) -> None:
     """Nine of ten elements have one key."""
-    check_all([(0 if at % 10 else at, at) for at in range(1000)], partition_size=50)
-    check_all([(5, at) for at in range(600)], partition_size=30)
+    most, all_of_them = [(0 if at % 10 else at, at) for at in range(1000)], [(5, at) for at in range(600)]
+    assert answers(most, partition_size=50) == of_python(most)
+    assert answers(all_of_them, partition_size=30) == of_python(all_of_them)
 
 
 def test_tasks_are_as_many_as_partitions_and_merges(cluster: Connection) -> None:
@@ -458,13 +475,7 @@ def test_a_worker_that_dies_with_what_it_merges(
 @pytest.fixture(scope="module")
 def other_seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     """Evaluate on two workers of which each has a hash seed of its own."""
-    with (
-        bare_cluster(
-            tmp_path_factory.mktemp("seeds"),
-            2,
-        ) as bare,
-        connect(bare.address) as connection,
-    ):
+    with bare_cluster(tmp_path_factory.mktemp("seeds"), 2) as bare, connect(bare.address) as connection:
         yield connection
 
 

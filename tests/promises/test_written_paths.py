@@ -91,6 +91,7 @@ class TestWhatIsThere:
     ) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)  # the user may be root
         self.refused(tmp_path / "new" / "out", PermissionError, "may not write in the folder")
+        assert names(tmp_path) == []
 
     def test_a_codec_that_is_missing(
         self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +100,7 @@ class TestWhatIsThere:
             monkeypatch.setitem(sys.modules, name, None)
         self.refused(tmp_path / "a.lz4", ModuleNotFoundError, "needs the package lz4")
         self.refused(tmp_path / "a.zst", ModuleNotFoundError, "needs the package zstandard")
+        assert names(tmp_path) == []
 
     def test_links_are_followed_as_open_does(self, inline: Connection, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()

@@ -169,6 +169,7 @@ class Simulation:
                 self.tell(f"the evaluation {found[0]} {found[1]!r}"[:500])
             gc_free = [cluster for cluster in self.clusters if cluster.alive]
             self.clock.drain()
+        self.expected, self.found = expected, found
         self.check(expected, found)
         for cluster in gc_free:
             left = [task.key for task in cluster.tasks.values()]

@@ -31,7 +31,7 @@ class Step:
     """A function, and the way it is applied to each element."""
 
     kind: ClassVar[str]  # the method of the collection that makes it
-    by_user: ClassVar[bool] = True  # a user has written it: not a phase of another operation
+    by_user: ClassVar[bool] = True  # a user has written it: no phase of an operation, no part of the source
     filters: ClassVar[bool] = False  # leaves elements out: its function tells which
     multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
     may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own
@@ -39,7 +39,6 @@ class Step:
     together: Callable[[list[Any]], Any] | None = None  # what it calls with several elements at once
     least: int = 1  # elements of a partition that it needs to do well
     waits: ClassVar[bool] = False  # holds elements of which several are in calls: it has `flow`, too
-    of_source: ClassVar[bool] = False  # a part of the source, for users
     resumes: ClassVar[bool] = False  # another call for an element gives what the call before has given
 
     # What `codegen` writes into the loop. {func} and {x} are the function and the element that it gets, {new}

@@ -52,7 +52,7 @@ class Node:
         row = list(self.back())
         source = row[-1].source
         steps = [node.step for node in reversed(row) if node.step is not None]
-        calls = [f".{step.label}" for step in steps if step.by_user and not step.of_source]
+        calls = [f".{step.label}" for step in steps if step.by_user]
         start = source.describe() if isinstance(source, Source) else f"parallel({source!r})"
         return start + "".join(calls)
 

@@ -157,7 +157,7 @@ class Read(FlatMap):
     """The elements of each descriptor: the first step of what reads files."""
 
     kind = "read"
-    of_source = True
+    by_user = False
     resumes = True
 
     def __init__(self, format: Format, policy: Policy = PLAIN) -> None:

@@ -118,6 +118,21 @@ def whole_number(given: Any, wanted: str, least: int = 1) -> int:
     return number
 
 
+def number_of_bytes(given: Any, wanted: str) -> int:
+    """Return a size, which may be a text; `wanted` begins the message for what is none."""
+    if not isinstance(given, str):
+        return whole_number(given, wanted)
+    from dask.utils import parse_bytes
+
+    try:
+        number = int(parse_bytes(given))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"{wanted} from 1 up, got {short_repr(given)}")
+    return number
+
+
 def client(given: Any) -> Any:
     """Return a `client`: a `distributed.Client`, or None."""
     # Not imported here, which takes 0.5 s: without its class loaded, there can be no client.

@@ -197,18 +197,7 @@ def _checked_options(given: Any) -> dict[str, Any]:
 
 def number_of_bytes(given: Any) -> int:
     """Return a `blocksize`, which may be a text."""
-    wanted = 'blocksize must be a number of bytes, or a text like "64 MiB"'
-    if not isinstance(given, str):
-        return arguments.whole_number(given, wanted)
-    from dask.utils import parse_bytes
-
-    try:
-        number = int(parse_bytes(given))
-    except (ValueError, OverflowError):
-        number = 0
-    if number < 1:
-        raise ValueError(f"{wanted} from 1 up, got {short_repr(given)}")
-    return number
+    return arguments.number_of_bytes(given, 'blocksize must be a number of bytes, or a text like "64 MiB"')
 
 
 def check_cut(delimiter: str | None, encoding: str) -> None:

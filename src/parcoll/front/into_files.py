@@ -176,7 +176,11 @@ def limits(target: Target, bytes_per_file: Any, rows_per_file: Any, what: str) -
             rows=arguments.whole_number(rows_per_file, "rows_per_file must be None or a whole number")
         )
     elif bytes_per_file is not None:
-        found = Limits(bytes=_bytes(bytes_per_file))
+        found = Limits(
+            bytes=arguments.number_of_bytes(
+                bytes_per_file, 'bytes_per_file must be None, a number of bytes, or a text like "64 MiB"'
+            )
+        )
     else:
         return Limits(bytes=BYTES_PER_FILE) if target.several else Limits()
     if not target.several:
@@ -184,21 +188,6 @@ def limits(target: Target, bytes_per_file: Any, rows_per_file: Any, what: str) -
             f"{what}: the path of several files needs a `*` for their numbers, as in 'out/part-*.jsonl'"
         )
     return found
-
-
-def _bytes(given: Any) -> int:
-    wanted = 'bytes_per_file must be None, a number of bytes, or a text like "64 MiB"'
-    if not isinstance(given, str):
-        return arguments.whole_number(given, wanted)
-    from dask.utils import parse_bytes  # lazy: dask
-
-    try:
-        number = int(parse_bytes(given))
-    except (ValueError, OverflowError):
-        number = 0
-    if number < 1:
-        raise ValueError(f"{wanted} from 1 up, got {short_repr(given)}")
-    return number
 
 
 def write(start: Start, sink: Sink, target: Target, made: Callable[[Target], Rolling], what: str) -> Written:

@@ -7,12 +7,14 @@ data, functions of its own and references to others is packed, a module at a tim
 from __future__ import annotations
 
 import hashlib
+import marshal
 import os
 import sys
 import threading
 import zlib
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from operator import is_
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
 from parcoll.wire.own_modules import is_own_module, stamp_of
 from parcoll.world import handlers
-from parcoll.world.content import Content, Names
+from parcoll.world.content import Content, content_of, is_own_function, shape_of
 from parcoll.world.outlines import outline_of
 
 
@@ -40,6 +42,72 @@ class ModuleState(NamedTuple):
     removed: frozenset[str]  # names that an import gives, and the script has deleted
 
 
+class _Watched:
+    """A value that may change without being another object, as it was looked at last."""
+
+    def __init__(self, value: Any, content: Content) -> None:
+        self._value, self._content = value, content
+        shape = shape_of(value)
+        # Another thread may have changed the value since its content was made: the next look tells then.
+        self._shape = shape if shape is not None and content.is_of(value) else None
+
+    def is_same(self) -> bool:
+        """Tell whether it has that content still."""
+        if self._shape is not None:
+            now = shape_of(self._value)
+            if now is not None and len(now) == len(self._shape) and all(map(is_, now, self._shape)):
+                return True
+        return self._content.is_of(self._value)
+
+
+class _Names:
+    """The names of a module or a class, as they were looked at last."""
+
+    def __init__(self, module: str, prefix: str, owner: Any) -> None:
+        namespace = vars(owner)
+        self._namespace = namespace
+        self._values = list(namespace.values())
+        self.contents: dict[str, Content] = {}
+        self._watched: list[_Watched] = []
+        self._plain: list[Any] = []  # containers, which are compared with one call
+        self._classes: list[_Names] = []
+        self.names = set(namespace)
+        for name, value in list(namespace.items()):
+            if name[:2] == "__":
+                continue
+            if issubclass(type(value), type) and is_own_function(value, module, prefix + name):
+                if not prefix:
+                    self._classes.append(_Names(module, f"{name}.", value))
+                continue
+            content = content_of(value, module, prefix + name, plain_only=bool(prefix))
+            if content is not None:
+                self.contents[prefix + name] = content
+                if content.may_change and content.kind == "plain" and content.value is None:
+                    self._plain.append(value)
+                elif content.may_change:
+                    self._watched.append(_Watched(value, content))
+        self._plain_data = marshal.dumps(self._plain, 2)
+        for names in self._classes:
+            self.contents |= names.contents
+
+    def unchanged(self) -> bool:
+        """Tell whether every name has the value it had, and every container its content."""
+        namespace, values = self._namespace, self._values
+        return (
+            len(namespace) == len(values)
+            and all(map(is_, namespace.values(), values))
+            and (not self._plain or self._plain_is_same())
+            and all(watched.is_same() for watched in self._watched)
+            and all(names.unchanged() for names in self._classes)
+        )
+
+    def _plain_is_same(self) -> bool:
+        try:
+            return marshal.dumps(self._plain, 2) == self._plain_data
+        except ValueError:  # one holds something else now
+            return False
+
+
 class _Module:
     """One module of the user's own, in the script."""
 
@@ -52,7 +120,7 @@ class _Module:
 
     def _look(self) -> None:
         spec = self.module.__spec__
-        names = Names(self.module.__name__, "", self.module)
+        names = _Names(self.module.__name__, "", self.module)
         handlers.look()  # else what was swallowed there would be remembered as what the module has
         if spec is not self._spec:  # a reload makes another spec
             self._spec = spec

@@ -186,8 +186,8 @@ def put(owner: Any, name: str, content: Content) -> bool:
 def shape_of(value: Any) -> list[Any] | None:
     """Return the objects that a value with functions is made of; None where only its pickle can tell.
 
-    As long as they are the same objects the pickle is the same, at a twentieth of its price: a function
-    pickled by value takes 0.1 ms and more.
+    As long as they are the same objects the pickle is the same, and comparing them takes a third of its time
+    for a table of some functions, a twentieth for one function (22 and 440 us).
     """
     parts: list[Any] = []
     try:

@@ -34,6 +34,7 @@ from parcoll.wire.reducers import (
 )
 
 PROTOCOL = 5
+MOST_OF_FINALIZED = 2**20  # bytes: an object with a finalizer that is larger is its `repr` in an exception
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 # Tells of each large buffer whether it stays inside the pickle; with None all of them do.
@@ -247,6 +248,8 @@ class _InPart(ByValue):
         if type(value) in self.dispatch_table:
             return NotImplemented
         try:
+            if _has_finalizer(value):  # which would fail where a part is missing, as of an HTTP response
+                dumps(value, MOST_OF_FINALIZED)
             return value.__reduce_ex__(PROTOCOL)
         except Exception:
             if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
@@ -256,6 +259,10 @@ class _InPart(ByValue):
 
 def _itself(value: Any) -> Any:
     return value
+
+
+def _has_finalizer(value: Any) -> bool:
+    return hasattr(type(value), "__del__") and not isinstance(value, BaseException)
 
 
 class _Recorder(ByValue):

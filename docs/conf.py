@@ -1,0 +1,86 @@
+"""How the site is built: `nox -s docs` makes it of these pages and of the public docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Unpack, get_args, get_origin
+
+ROOT = Path(__file__).parents[1]
+
+project = "parcoll"
+author = copyright = "the parcoll developers"
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+html_title = f"parcoll {release}"
+html_theme = "furo"
+html_static_path = ["_static"]
+html_show_sourcelink = html_copy_source = html_show_copyright = False
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+# A name in backticks leads to its place in the reference, where it is a public one, and is code elsewhere.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autoclass_content = "class"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+pygments_style, pygments_dark_style = "tango", "github-dark"
+
+# What links of these pages lead to outside of this folder, and the pages of the site that have the same text.
+OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
+def lead_to_pages(app: Any, page: str, source: list[str]) -> None:
+    """Have links that are for who reads the files lead to pages of the site."""
+    up = "../" * page.count("/")
+    for outside, inside in OUTSIDE.items():
+        source[0] = source[0].replace(f"](../{up}{outside}", f"]({up}{inside}")
+
+
+def readable_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str] | None:
+    """Give a function's arguments with their defaults, and the settings that it takes by name.
+
+    The types are in the code, where type checkers find them; what an argument may be is in its sentence.
+    """
+    if signature is None:
+        return None
+    if what not in ("function", "method"):
+        return "", ""
+    arguments = []
+    for parameter in inspect.signature(obj).parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD and parameter.annotation is not parameter.empty:
+            arguments += [] if "*" in arguments else ["*"]
+            arguments += [f"{setting}=None" for setting in settings_of(obj)]
+            continue
+        text = str(parameter.replace(annotation=parameter.empty))
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(a.startswith("*") for a in arguments):
+            arguments.append("*")
+        arguments.append(re.sub(r"=<class '(?:\w+\.)*(\w+)'>", r"=\1", text))
+    return f"({', '.join(arguments)})", ""
+
+
+def settings_of(function: Any) -> list[str]:
+    """Return the names of what a function takes as `**settings`, which its annotation says."""
+    function = inspect.unwrap(function)
+    settings = inspect.getfullargspec(function).varkw
+    found = eval(function.__annotations__[settings], {**function.__globals__, "Unpack": Unpack})
+    return list(get_args(found)[0].__annotations__) if get_origin(found) is Unpack else []
+
+
+def end_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Let a letter follow a name in backticks, which docutils does not: `ElementError`s."""
+    lines[:] = [re.sub(r"(`[^`]+`)(?=[a-z])", r"\1\\ ", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", end_names)
+    app.connect("source-read", lead_to_pages)
+    app.connect("autodoc-process-signature", readable_signature)

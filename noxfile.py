@@ -123,6 +123,14 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documents, into `docs/_build`; each warning is an error."""
+    session.install(*group("docs"))
+    command = ("python", "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", "-b", "html")
+    session.run(*command, *session.posargs, "docs", "docs/_build", env={"PYTHONPATH": "src"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Count words with the dashboard on: `nox -s demo -- FOLDER --pattern '*.txt' --top 10`."""
     session.install(".[dashboard]")

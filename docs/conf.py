@@ -15,7 +15,7 @@ author = copyright = "the parcoll developers"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 html_title = f"parcoll {release}"
 html_theme = "furo"
-html_static_path = ["_static"]
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_sourcelink = html_copy_source = html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
@@ -29,15 +29,19 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
-# What links of these pages lead to outside of this folder, and the pages of the site that have the same text.
-OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+# Pages of the site whose text is a file outside of this folder, by that file.
+OUTSIDE = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog", "tests/README.md": "tests"}
 
 
 def lead_to_pages(app: Any, page: str, source: list[str]) -> None:
     """Have links that are for who reads the files lead to pages of the site."""
-    up = "../" * page.count("/")
+    up = "../" * (page.count("/") + 1)
     for outside, inside in OUTSIDE.items():
-        source[0] = source[0].replace(f"](../{up}{outside}", f"]({up}{inside}")
+        if page == inside:
+            source[0] = (ROOT / outside).read_text(encoding="utf-8")
+            source[0], up = source[0].replace("](docs/", "]("), ""
+    for outside, inside in OUTSIDE.items():
+        source[0] = source[0].replace(f"]({up}{outside})", f"]({up.removeprefix('../')}{inside}.md)")
 
 
 def readable_signature(

@@ -1,5 +1,6 @@
-"""Runs code blocks one after the other in this process, each as the `__main__` of a script, and tells what each
-one printed: a cluster that one of them has started serves the others.
+"""Runs code blocks in this process, each as the `__main__` of a script, and tells what each one printed.
+
+A cluster that one of them has started serves the others.
 
 Called with a folder of numbered files; the answer is JSON, a list of [what was printed, traceback or None].
 """

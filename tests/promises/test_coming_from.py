@@ -1,4 +1,4 @@
-"""The tables for those who come from elsewhere: each of our calls runs, and answers as theirs where that is here."""
+"""The tables for who comes from elsewhere: each of our calls runs, and answers as theirs where it is here."""
 
 from __future__ import annotations
 
@@ -29,11 +29,19 @@ ROW = re.compile(r"^\| `(.+)` \| `(.+)` \| .+ \|$", re.MULTILINE)
 def names() -> dict[str, Any]:
     """Return what the calls in the tables refer to."""
     found: dict[str, Any] = {name: getattr(parcoll, name) for name in parcoll.__all__}
-    found |= {"functools": functools, "collections": collections, "db": dask.bag, "as_completed": as_completed}
+    found |= {
+        "functools": functools,
+        "collections": collections,
+        "db": dask.bag,
+        "as_completed": as_completed,
+    }
     found |= {"xs": [3, 1, 2, 1], "ys": [10, 20, 30, 40], "delayed": dask.delayed}
     found |= {"f": lambda x: x * x, "f2": lambda x, y: x + y, "p": lambda x: x > 1, "g": lambda x: [x] * x}
     found |= {"h": list, "pairs": [("a", 1), ("b", 2), ("a", 3)], "key": lambda pair: pair[0]}
-    found |= {"rows": [{"shop": "a", "price": 2}, {"shop": "b", "price": 1}], "price": lambda row: row["price"]}
+    found |= {
+        "rows": [{"shop": "a", "price": 2}, {"shop": "b", "price": 1}],
+        "price": lambda row: row["price"],
+    }
     found |= {"add_value": lambda total, pair: total + pair[1], "shop": lambda row: row["shop"], "total": len}
     return found
 

@@ -68,7 +68,7 @@ def test_python_block_prints_what_its_comments_say(block, tmp_path):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """What each block of the pages printed, and how it failed: all in one process, which starts one cluster."""
+    """What each block of the pages printed, and how it failed: all in one process, with one cluster."""
     folder = tmp_path_factory.mktemp("blocks")
     for number, (_, block) in enumerate(BLOCKS):
         (folder / f"{number:03}.py").write_text(block, encoding="utf-8")
@@ -107,9 +107,7 @@ def test_the_readme_is_short_and_leads_to_the_site():
     assert "](docs/index.md)" in README
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

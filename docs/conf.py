@@ -8,6 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin
 
+from sphinx.pycode import ModuleAnalyzer
+
+from parcoll import parallel
+
 ROOT = Path(__file__).parents[1]
 
 project = "parcoll"
@@ -55,19 +59,28 @@ def readable_signature(
         return None
     if what not in ("function", "method"):
         return "", ""
-    arguments = []
+    arguments: list[str] = []
+    defaults = {name: parameter.default for name, parameter in inspect.signature(parallel).parameters.items()}
     for parameter in inspect.signature(obj).parameters.values():
         if parameter.name == "self":
             continue
         if parameter.kind is parameter.VAR_KEYWORD and parameter.annotation is not parameter.empty:
             arguments += [] if "*" in arguments else ["*"]
-            arguments += [f"{setting}=None" for setting in settings_of(obj)]
+            told = defaults if name.startswith("parcoll.read_") else {}
+            arguments += [f"{setting}={told.get(setting)!r}" for setting in settings_of(obj)]
             continue
         text = str(parameter.replace(annotation=parameter.empty))
         if parameter.kind is parameter.KEYWORD_ONLY and not any(a.startswith("*") for a in arguments):
             arguments.append("*")
-        arguments.append(re.sub(r"=<class '(?:\w+\.)*(\w+)'>", r"=\1", text))
-    return f"({', '.join(arguments)})", ""
+        arguments.append(text)
+    text = re.sub(r"=<class '(?:\w+\.)*(\w+)'>", r"=\1", ", ".join(arguments))
+    text = re.sub(r", (\w+)=<none>|(\w+)=<none>", _optional, text)
+    return f"({text})", ""
+
+
+def _optional(found: re.Match[str]) -> str:
+    """Write what may be left out, and has no default that could be shown, as Python's own documents do."""
+    return f"[, {found[1]}]" if found[1] else f"[{found[2]}]"
 
 
 def settings_of(function: Any) -> list[str]:
@@ -75,7 +88,21 @@ def settings_of(function: Any) -> list[str]:
     function = inspect.unwrap(function)
     settings = inspect.getfullargspec(function).varkw
     found = eval(function.__annotations__[settings], {**function.__globals__, "Unpack": Unpack})
-    return list(get_args(found)[0].__annotations__) if get_origin(found) is Unpack else []
+    names = list(get_args(found)[0].__annotations__) if get_origin(found) is Unpack else []
+    return sorted(names, key="on_error".__ne__)  # what is looked for most often, first
+
+
+def without_overloads(analyze: Any) -> Any:
+    """Have autodoc show one signature of a function, `readable_signature`, and not one for each overload."""
+
+    def analyzed(analyzer: Any) -> None:
+        analyze(analyzer)
+        analyzer.overloads.clear()
+
+    return analyzed
+
+
+ModuleAnalyzer.analyze = without_overloads(ModuleAnalyzer.analyze)  # type: ignore[method-assign]
 
 
 def end_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -38,6 +38,22 @@ _METHODS = {
     **dict.fromkeys(("reverse", "reversed"), "sorted(reverse=True), or reversed(list(collection))"),
     **dict.fromkeys(("close", "shutdown", "join_all", "terminate"), "`with connect():` around it"),
 }
+# Methods of a collection that people look for elsewhere.
+COLLECTION = frozenset(
+    (
+        "map",
+        "filter",
+        "flatmap",
+        "flat_map",
+        "reduce",
+        "fold",
+        "foreach",
+        "starmap",
+        "map_batches",
+        "batched",
+        "take",
+    )
+)
 _WORKERS = "`with connect(n_workers=n):` around the evaluation"
 _SETTINGS = {
     **dict.fromkeys(
@@ -53,12 +69,32 @@ _SETTINGS = {
     **dict.fromkeys(("ordered", "preserve_order"), "unordered(), a method of the collection"),
 }
 
+_ELSEWHERE = {
+    **dict.fromkeys(("Pool", "ThreadPool", "Parallel", "delayed"), "parallel(source).map(func)"),
+    **dict.fromkeys(("ProcessPoolExecutor", "ThreadPoolExecutor"), "parallel(source).map(func)"),
+    **dict.fromkeys(("Client", "LocalCluster", "init", "Session"), "connect(...)"),
+    **dict.fromkeys(("from_sequence", "from_items", "parallelize", "Bag", "collection"), "parallel(source)"),
+    **dict.fromkeys(("read_json", "read_lines", "textFile"), "read_jsonl(path) or read_text(path)"),
+}
+
 
 def no_attribute(kind: str, name: str, public: Sequence[str]) -> str:
     """Return the message for an attribute that is asked for and is not there."""
     message = f"{kind!r} object has no attribute {name!r}"
     instead = _METHODS.get(name) or " or ".join(difflib.get_close_matches(name, public, 1, 0.8))
     return f"{message}: write {instead}" if instead and not name.startswith("_") else message
+
+
+def not_a_collection(what: str, name: str) -> str:
+    """Return the message for a method of a collection that is looked for elsewhere: at `what`."""
+    message = f"{what} has no attribute {name!r}"
+    if name.startswith("_"):
+        return message
+    if name in _ELSEWHERE:
+        return f"{message}: write {_ELSEWHERE[name]}"
+    if name in COLLECTION:
+        return f"{message}: write parallel(source).{name}(...)"
+    return f"{message}: write parallel(source), and then {_METHODS[name]}" if name in _METHODS else message
 
 
 def wrong_arguments(

@@ -57,6 +57,19 @@ SLOW_SECONDS = 60.0  # that a class is not asked again whose repr or str has tak
 _slow: weakref.WeakKeyDictionary[type, float] = weakref.WeakKeyDictionary()  # and until when
 
 
+class _Unset:
+    """Stands for an argument that was not given; `help()` shows its `repr` as the default."""
+
+    def __repr__(self) -> str:
+        return "<none>"
+
+    def __reduce__(self) -> str:
+        return "UNSET"  # one object in each process
+
+
+UNSET: Any = _Unset()
+
+
 class TooLongError(Exception):
     """What a user's class says of itself takes longer than `DEADLINE`."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import pydoc
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,15 @@ from parcoll import ParallelGen, connect, parallel
 
 numbers: Any = parallel([1, 2, 3])
 given: Any = parcoll  # whose functions are called as no type checker lets one
+
+given_list: Any = [1]
+
+
+def of_a_connection() -> None:
+    with connect("inline") as connection:
+        given_connection: Any = connection
+        given_connection.map(len, [1])
+
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "index": (lambda: numbers[0], TypeError, r"first\(\)"),
@@ -34,6 +46,19 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatMap": (lambda: numbers.flatMap(len), AttributeError, "flatmap"),
     "imap_unordered": (lambda: numbers.imap_unordered(len), AttributeError, r"unordered\(\)"),
     "misspelled": (lambda: numbers.redcue(len), AttributeError, "write reduce"),
+    "a method of the function": (
+        lambda: given.parallel.map(len, [1]),
+        AttributeError,
+        r"parallel\(source\)\.map",
+    ),
+    "of a list, of the function": (lambda: given.parallel.collect, AttributeError, r"list\(collection\)"),
+    "of the module": (lambda: given.map(len, [1]), AttributeError, r"parallel\(source\)\.map"),
+    "a pool of the module": (lambda: given.Pool(4), AttributeError, r"parallel\(source\)\.map"),
+    "of a connection": (of_a_connection, AttributeError, r"parallel\(source\)\.map"),
+    "a sum of collections": (lambda: numbers + numbers, TypeError, r"chain\(\*others\)"),
+    "added to a list": (lambda: given_list + numbers, TypeError, r"chain\(\*others\)"),
+    "no such name": (lambda: given.foo, AttributeError, "no attribute 'foo'$"),
+    "no such method of the function": (lambda: given.parallel.foo, AttributeError, "no attribute 'foo'$"),
     "nothing of the kind": (lambda: numbers.foo, AttributeError, "no attribute 'foo'$"),
 }
 
@@ -72,3 +97,54 @@ def test_what_is_wrong_within_is_told_as_it_is() -> None:
         broken = Broken(numbers._node, numbers._options)
         with pytest.raises(AttributeError, match="is_not_there"):
             broken.missing  # noqa: B018
+
+
+def test_the_function_is_one_for_all_that_looks_at_it() -> None:
+    assert pickle.loads(pickle.dumps(parallel)) is copy.deepcopy(parallel) is parallel
+    assert inspect.isroutine(parallel)
+    assert next(iter(inspect.signature(parallel).parameters)) == "source"
+    assert not hasattr(parallel, "map")
+
+
+def test_help_is_short_and_completion_has_public_names_only() -> None:
+    text = pydoc.render_doc(parcoll, renderer=pydoc.plaintext)
+    assert "parallel(source: 'Any'" in text
+    assert [name for name in parcoll.__all__ if name not in text] == []
+    assert len(text.splitlines()) < 300
+    assert [name for name in dir(parcoll) if not name.startswith("__")] == sorted(parcoll.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", parcoll.__version__)
+    for name in (
+        "map",
+        "filter",
+        "flatmap",
+        "starmap",
+        "map_batches",
+        "take_while",
+        "max",
+        "count_by",
+        "join",
+    ):
+        method = getattr(ParallelGen, name)
+        first = list(inspect.signature(method).parameters.values())[2 if name == "join" else 1]
+        assert "Callable" in str(first.annotation), name
+    assert "<none>" in str(inspect.signature(ParallelGen.first))
+
+
+def test_numbers_are_a_table_wherever_they_are_shown() -> None:
+    with connect("inline") as connection:
+        doubled = parallel([1, 2], name="<b>").map(str)
+        assert doubled.count() == 2
+        assert repr(doubled.stats) == str(doubled.stats)
+        assert "map(str)" in doubled.stats._repr_html_()
+        assert "<b>" not in connection._repr_html_() + doubled._repr_html_() + doubled.stats._repr_html_()
+    written = parcoll.Written([f"<{n}>" for n in range(30)], 60, 1200)._repr_html_()
+    assert "&lt;0&gt;" in written
+    assert "and 10 more" in written
+
+
+def test_an_empty_collection_says_whether_its_elements_failed() -> None:
+    words = parallel(["x", "y"], on_error="skip").map(int)
+    with connect("inline"):
+        for ask in (words.first, words.max):
+            with pytest.raises(ValueError, match="no default: 2 failed, which `errors`"):
+                ask()

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
@@ -18,6 +18,7 @@ from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
+from parcoll.mistakes import not_a_collection
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
 
@@ -88,6 +89,12 @@ class Connection:
     ) -> None:
         self.close()
 
+    if not TYPE_CHECKING:  # so that type checkers refuse them, too
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where the methods are that dask's client and other libraries' pools have."""
+            raise AttributeError(not_a_collection("a connection", name), name=name, obj=self)
+
     def __repr__(self) -> str:
         if self._closed:
             return "<Connection: closed>"
@@ -107,6 +114,26 @@ class Connection:
 def _page_link(dashboard: str) -> str:
     """Return the address beside dask's `/status`; leave a template as it is if it ends otherwise."""
     return f"{dashboard.removesuffix('/status')}/parcoll" if dashboard.endswith("/status") else dashboard
+
+
+def dashboard_link() -> str | None:
+    """Return the address of the web page that shows the pipelines; None where no cluster is up.
+
+    It is that of the innermost connection, or of the local cluster that the first evaluation has started.
+    Starts nothing.
+
+    >>> from parcoll import connect, dashboard_link
+    >>> with connect("inline"):
+    ...     print(dashboard_link())
+    None
+    """
+    connection, default = current.current_connection(), current.default
+    if connection is not None:
+        return connection.dashboard_link  # type: ignore[no-any-return]
+    if default is None or not (default.usable and default.way.alive):
+        return None
+    link = default.dashboard_link
+    return None if link is None else _page_link(link)
 
 
 @handlers.reaching

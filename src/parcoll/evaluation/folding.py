@@ -17,8 +17,8 @@ from parcoll.chain.steps import Step
 from parcoll.chain.timing import remember, remembered
 from parcoll.checkpoint import values
 from parcoll.evaluation.engine import Job, Join, Session
-from parcoll.evaluation.run import UNSET, Run, loaded
-from parcoll.text import function_name, function_words
+from parcoll.evaluation.run import Run, loaded
+from parcoll.text import UNSET, function_name, function_words
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Packed

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from parcoll.evaluation.resuming import SavedReader, Saver
 
 T = TypeVar("T")
-UNSET: Any = object()
 TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
 MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
 

@@ -11,7 +11,7 @@ from parcoll.chain.steps import Filter, FlatMap, Foreach, Map, Step
 from parcoll.errors import ElementError
 from parcoll.evaluation.plan import Node
 from parcoll.front import arguments
-from parcoll.front.arguments import Calls, ListBatches, OtherBatches, Skips, StepSettings
+from parcoll.front.arguments import Calls, KeySettings, ListBatches, OtherBatches, Skips, StepSettings
 from parcoll.front.evaluating import kept
 from parcoll.front.keyed import Keys
 from parcoll.front.streams import Streams
@@ -76,7 +76,7 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     def map(
         self, func: Callable[[T_co], R], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
-    def map(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+    def map(self, func: Callable[[T_co], Any], **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
         """Return a collection of `func(element)` for each element, in the same order. Runs nothing.
 
         When the collection is evaluated, `func` is called on the workers, and an element goes through all
@@ -137,7 +137,9 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     def filter(
         self, predicate: Callable[[T_co], object], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[T_co | D]: ...
-    def filter(self, predicate: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+    def filter(
+        self, predicate: Callable[[T_co], object] | None, **settings: Unpack[StepSettings]
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements for which `predicate` is true, in the same order. Runs nothing.
 
         `predicate` is a callable of one argument, or None for the elements that are true themselves, as with
@@ -156,7 +158,9 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     def flatmap(
         self, func: Callable[[T_co], Several[R]], *, on_error: Else[D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
-    def flatmap(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+    def flatmap(
+        self, func: Callable[[T_co], Several[Any]], **settings: Unpack[StepSettings]
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements of each `func(element)`, flattened by one level. Runs nothing.
 
         Order is that of the source, and within an element that of what `func` returned: any iterable (a
@@ -190,7 +194,13 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
         self, func: Callable[[Any], Any], size: Size = 1024, **how: Unpack[OtherBatches]
     ) -> ParallelGen[Any]: ...
     def map_batches(
-        self, func: Any, size: Any = 1024, *, format: Any = "list", flat: bool = False, **settings: Any
+        self,
+        func: Callable[[Any], Iterable[Any]],
+        size: int | Literal["auto"] = 1024,
+        *,
+        format: Literal["list", "numpy", "arrow", "pandas"] = "list",
+        flat: bool = False,
+        **settings: Unpack[KeySettings],
     ) -> ParallelGen[Any]:
         """Return a collection of the results of `func(batch)` for batches of elements. Runs nothing.
 

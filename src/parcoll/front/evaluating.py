@@ -9,10 +9,11 @@ from parcoll.connecting.current import engine_for
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.run import UNSET, Options, Run
+from parcoll.evaluation.run import Options, Run
 from parcoll.front import arguments
 from parcoll.front.explain import Described
 from parcoll.local.shutdown import note_evaluation
+from parcoll.text import UNSET
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
 
@@ -134,8 +135,14 @@ class Evaluated(Described, Generic[T_co]):
         for element in self.take(1):
             return element
         if default is UNSET:
-            raise ValueError(f"first() of an empty collection: {self!r} has no elements and no default")
+            raise self._empty("first")
         return default
+
+    def _empty(self, method: str) -> ValueError:
+        """Return the error of a collection without elements, of which all may have failed."""
+        failed = self.stats.failed
+        why = f": {failed:,} failed, which `errors` of the collection has" if failed else ""
+        return ValueError(f"{method}() of an empty collection: {self!r} has no elements and no default{why}")
 
     def count(self) -> int:
         """Evaluate, and return the number of elements, which are counted on the workers and stay there.

@@ -81,6 +81,11 @@ class Described:
             public = [known for known in dir(type(self)) if not known.startswith("_")]
             raise AttributeError(no_attribute(type(self).__name__, name, public), name=name, obj=self)
 
+        def __add__(self, other: Any) -> Any:
+            raise TypeError("a collection cannot be added to another: write chain(*others)")
+
+        __radd__ = __add__
+
         def __getitem__(self, index: Any) -> Any:
             instead = "take(n), skip(n)" if isinstance(index, slice) else "first(), skip(n).first()"
             raise TypeError(

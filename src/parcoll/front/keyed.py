@@ -47,7 +47,9 @@ class Keys(Evaluated[T_co]):
     def count_by(self, key: None = None, **settings: Unpack[KeySettings]) -> Counter[T_co]: ...
     @overload
     def count_by(self, key: Callable[[T_co], K], **settings: Unpack[KeySettings]) -> Counter[K]: ...
-    def count_by(self, key: Any = None, **settings: Any) -> Counter[Any]:
+    def count_by(
+        self, key: Callable[[T_co], Any] | None = None, **settings: Unpack[KeySettings]
+    ) -> Counter[Any]:
         """Evaluate, and return a `collections.Counter` of the keys, in the order of their first appearance.
 
         Without `key`, it counts the elements. The workers count; nothing but keys and counts comes back. With

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from parcoll.chain.policy import OnError, RetryOn
@@ -13,6 +15,7 @@ from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
 from parcoll.front import arguments
 from parcoll.front.collection import ParallelGen
+from parcoll.mistakes import not_a_collection
 from parcoll.world import handlers
 
 if TYPE_CHECKING:
@@ -143,6 +146,34 @@ def parallel(
             "read by the workers"
         )
     return ParallelGen(Node(source if _is_bag(source) else source_of(source)), options)
+
+
+if not TYPE_CHECKING:
+
+    class _Function:
+        """The function `parallel`, which says what to write where somebody looks for a method of it."""
+
+        def __init__(self, function: Callable[..., Any]) -> None:
+            functools.update_wrapper(self, function)
+
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            return self.__wrapped__(*arguments, **named)
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(not_a_collection("the function parallel", name), name=name, obj=self)
+
+        def __get__(
+            self, instance: Any, owner: Any = None
+        ) -> Any:  # as functions have; so help() takes it for one
+            return self if instance is None else MethodType(self, instance)
+
+        def __repr__(self) -> str:
+            return repr(self.__wrapped__)
+
+        def __reduce__(self) -> str:
+            return self.__name__
+
+    parallel = _Function(parallel)
 
 
 def _is_bag(source: Any) -> bool:

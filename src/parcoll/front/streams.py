@@ -12,14 +12,14 @@ from parcoll.calls.around import DropWhile, StarMap, TakeWhile
 from parcoll.errors import ElementError
 from parcoll.evaluation.folding import packed_initial
 from parcoll.evaluation.plan import Derived, Node, Read
-from parcoll.evaluation.run import UNSET, Options
+from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
 from parcoll.front import arguments
 from parcoll.front.arguments import Calls, KeySettings, KeySkips, Skips, StepSettings, Tries
 from parcoll.front.explain import Described
 from parcoll.keys import streams
 from parcoll.keys.joins import Join, KeyOfOther
-from parcoll.text import describe
+from parcoll.text import UNSET, describe
 from parcoll.world import handlers
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ class Streams(Described, Generic[T_co]):
         on_error: Callable[[ElementError], D],
         **tries: Unpack[Tries],
     ) -> ParallelGen[T_co | D]: ...
-    def take_while(self, predicate: Any, **settings: Unpack[KeySettings]) -> ParallelGen[Any]:
+    def take_while(
+        self, predicate: Callable[[T_co], object], **settings: Unpack[KeySettings]
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements before the first one for which `predicate` is false.
 
         `predicate` is called on the workers, also with some elements behind that one: those that were read by
@@ -198,7 +200,9 @@ class Streams(Described, Generic[T_co]):
         on_error: Callable[[ElementError], D],
         **tries: Unpack[Tries],
     ) -> ParallelGen[T_co | D]: ...
-    def drop_while(self, predicate: Any, **settings: Unpack[KeySettings]) -> ParallelGen[Any]:
+    def drop_while(
+        self, predicate: Callable[[T_co], object], **settings: Unpack[KeySettings]
+    ) -> ParallelGen[Any]:
         """Return a collection of the elements from the first one on for which `predicate` is false.
 
         `predicate` is called on the workers, in each partition until it is false there. What it raises for
@@ -251,7 +255,7 @@ class Streams(Described, Generic[T_co]):
     def starmap(
         self, func: Callable[..., R], *, on_error: Callable[[ElementError], D], **tries: Unpack[Calls]
     ) -> ParallelGen[R | D]: ...
-    def starmap(self, func: Any, **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
+    def starmap(self, func: Callable[..., Any], **settings: Unpack[StepSettings]) -> ParallelGen[Any]:
         """Return a collection of `func(*element)` for each element, in the same order. Runs nothing.
 
         It is a `map` for elements that are tuples, or other iterables, of arguments, with all its settings.
@@ -294,9 +298,9 @@ class Streams(Described, Generic[T_co]):
     ) -> ParallelGen[T_co]: ...
     def join(
         self,
-        other: Any,
-        key: Any,
-        other_key: Any = None,
+        other: Iterable[Any],
+        key: Callable[[T_co], Any],
+        other_key: Callable[[Any], Any] | None = None,
         how: str = "inner",
         **settings: Unpack[KeySettings],
     ) -> ParallelGen[Any]:

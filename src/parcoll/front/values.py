@@ -13,20 +13,19 @@ from parcoll.chain.sinks import Part, Parts
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.run import UNSET, Run, loaded
+from parcoll.evaluation.run import Run, loaded
 from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
-from parcoll.text import function_name, short_repr
+from parcoll.text import UNSET, function_name, short_repr
 from parcoll.worker.outcome import Outcome
 from parcoll.world import handlers
 
 T_co = TypeVar("T_co", covariant=True)
 D = TypeVar("D")
 N = TypeVar("N")
-Key = Callable[[T_co], Any]
 
 
 @handlers.methods_reaching
@@ -36,12 +35,14 @@ class Values(Evaluated[T_co]):
     __slots__ = ()
 
     @overload
-    def min(self, key: Key[T_co] | None = None, **settings: Unpack[KeySettings]) -> T_co: ...
+    def min(self, key: Callable[[T_co], Any] | None = None, **settings: Unpack[KeySettings]) -> T_co: ...
     @overload
     def min(
-        self, key: Key[T_co] | None = None, *, default: D, **settings: Unpack[KeySettings]
+        self, key: Callable[[T_co], Any] | None = None, *, default: D, **settings: Unpack[KeySettings]
     ) -> T_co | D: ...
-    def min(self, key: Any = None, default: Any = UNSET, **settings: Unpack[KeySettings]) -> Any:
+    def min(
+        self, key: Callable[[T_co], Any] | None = None, default: Any = UNSET, **settings: Unpack[KeySettings]
+    ) -> Any:
         """Evaluate, and return the smallest element, of equal ones the first, as the builtin.
 
         `key` is called on the workers, once for each element; `on_error`, `retries`, `retry_on` and `timeout`
@@ -55,12 +56,14 @@ class Values(Evaluated[T_co]):
         return self._extreme(KeyOfMin, key, default, settings)
 
     @overload
-    def max(self, key: Key[T_co] | None = None, **settings: Unpack[KeySettings]) -> T_co: ...
+    def max(self, key: Callable[[T_co], Any] | None = None, **settings: Unpack[KeySettings]) -> T_co: ...
     @overload
     def max(
-        self, key: Key[T_co] | None = None, *, default: D, **settings: Unpack[KeySettings]
+        self, key: Callable[[T_co], Any] | None = None, *, default: D, **settings: Unpack[KeySettings]
     ) -> T_co | D: ...
-    def max(self, key: Any = None, default: Any = UNSET, **settings: Unpack[KeySettings]) -> Any:
+    def max(
+        self, key: Callable[[T_co], Any] | None = None, default: Any = UNSET, **settings: Unpack[KeySettings]
+    ) -> Any:
         """Evaluate, and return the largest element, of equal ones the first, as the builtin.
 
         All else is as in `min`.
@@ -71,7 +74,9 @@ class Values(Evaluated[T_co]):
         """
         return self._extreme(KeyOfMax, key, default, settings)
 
-    def nlargest(self, n: int, key: Key[T_co] | None = None, **settings: Unpack[KeySettings]) -> list[T_co]:
+    def nlargest(
+        self, n: int, key: Callable[[T_co], Any] | None = None, **settings: Unpack[KeySettings]
+    ) -> list[T_co]:
         """Evaluate, and return the `n` largest elements, the largest first, as `heapq.nlargest`.
 
         Of equal ones the first count, in the order of the source. NaN comes behind all other numbers. `key`
@@ -83,7 +88,9 @@ class Values(Evaluated[T_co]):
         """
         return self._ranked(KeyOfLargest, n, key, settings)
 
-    def nsmallest(self, n: int, key: Key[T_co] | None = None, **settings: Unpack[KeySettings]) -> list[T_co]:
+    def nsmallest(
+        self, n: int, key: Callable[[T_co], Any] | None = None, **settings: Unpack[KeySettings]
+    ) -> list[T_co]:
         """Evaluate, and return the `n` smallest elements, the smallest first, as `heapq.nsmallest`.
 
         All else is as in `nlargest`.
@@ -121,7 +128,7 @@ class Values(Evaluated[T_co]):
         for element in self._found(kind, key, settings, empty):
             return element
         if default is UNSET:
-            raise ValueError(f"{kind.kind}() of an empty collection: {self!r} has no elements and no default")
+            raise self._empty(kind.kind)
         return default
 
     def _ranked(self, kind: type[KeyOf], n: int, key: Any, settings: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from parcoll.output.compressing import Opener
 from parcoll.output.encoding import Part, RowFormat
+from parcoll.text import short_repr
 
 
 class Written(NamedTuple):
@@ -26,6 +27,16 @@ class Written(NamedTuple):
     files: list[str]
     rows: int
     bytes: int
+
+    def _repr_html_(self) -> str:
+        from html import escape  # lazy: for notebooks only
+
+        shown = [f"<code>{escape(short_repr(file))}</code>" for file in self.files[:20]]
+        if len(self.files) > len(shown):
+            shown.append(f"and {len(self.files) - len(shown):,} more")
+        files = "".join(f"<tr><td>{line}</td></tr>" for line in shown)
+        told = f"{len(self.files):,} files: {self.rows:,} rows, {self.bytes:,} bytes"
+        return f"<div>{told}</div><table>{files}</table>"
 
 
 class Limits(NamedTuple):

@@ -175,7 +175,7 @@ class _Lock:
         return _Lock, ()
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """The numbers of one evaluation, `ParallelGen.stats`. Printed, they are a table.
 
@@ -355,3 +355,8 @@ class Stats:
 
     def __str__(self) -> str:
         return table.text(self.snapshot())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return table.html(self.snapshot())

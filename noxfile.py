@@ -131,6 +131,36 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Build the packages twice, look at what they hold, and try each on each Python that is here."""
+    session.install(*group("release"))
+    when = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True, log=False) or ""
+    environment = {"SOURCE_DATE_EPOCH": when.strip()}
+    folder = Path(session.create_tmp())
+    for copy in ("first", "second"):
+        shutil.rmtree(folder / copy, ignore_errors=True)
+        build = ("python", "-m", "build", "--no-isolation", "--outdir", str(folder / copy))
+        session.run(*build, env=environment, silent=True)
+    packages = sorted((folder / "first").iterdir())
+    for package in packages:
+        if package.read_bytes() != (folder / "second" / package.name).read_bytes():
+            session.error(f"{package.name} is not the same when it is built again")
+    session.run("twine", "check", "--strict", *map(str, packages))
+    session.run("python", ".ci/packages.py", *map(str, packages))
+    for version in PYTHONS:
+        for package in packages:
+            place = folder / f"try-{version}"
+            session.run(f"python{version}", "-m", "venv", "--clear", str(place), external=True)
+            python = str(place / "bin" / "python")
+            session.run(python, "-m", "pip", "install", "-q", str(package), external=True)
+            # From a folder in which there is no parcoll, and without the variables of this session.
+            smoke = str(Path("tests/helpers/smoke.py").resolve())
+            session.run(python, "-P", smoke, external=True, env={"PYTHONPATH": None})
+    shutil.rmtree("dist", ignore_errors=True)
+    shutil.copytree(folder / "first", "dist")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Count words with the dashboard on: `nox -s demo -- FOLDER --pattern '*.txt' --top 10`."""
     session.install(".[dashboard]")

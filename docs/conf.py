@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin
 
 from sphinx.pycode import ModuleAnalyzer
 
-from parcoll import parallel
+from parcoll import __version__, parallel
 
 ROOT = Path(__file__).parents[1]
 
 project = "parcoll"
 author = copyright = "the parcoll developers"
-release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+release = __version__
 html_title = f"parcoll {release}"
 html_theme = "furo"
 html_static_path, html_css_files = ["_static"], ["site.css"]

@@ -41,7 +41,7 @@ SHARED_OUT = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
 
 nox.needs_version = ">=2025.2.9"
 # Both ends of what parcoll is for: the oldest Python with the oldest dask, and the newest with the newest.
-nox.options.sessions = ["lint", "types", "oldest", "newest", "guard"]
+nox.options.sessions = ["lint", "docs", "types", "oldest", "newest", "guard"]
 nox.options.reuse_existing_virtualenvs = True
 
 

@@ -51,9 +51,8 @@ def wrong_with_wheel(path: Path) -> list[str]:
         names = wheel.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         wrong = wrong_with(wheel.read(metadata).decode())
-    source = {str(file.relative_to(ROOT / "src")) for file in (ROOT / "src").rglob("*.py")} | {
-        "parcoll/py.typed"
-    }
+    files = [file for file in (ROOT / "src").rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    source = {str(file.relative_to(ROOT / "src")) for file in files}
     has = {name for name in names if ".dist-info/" not in name}
     wrong += [f"the wheel lacks {name}" for name in sorted(source - has)]
     wrong += [f"the wheel has {name}" for name in sorted(has - source)]

@@ -40,7 +40,7 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     `map`, `filter`, `zip` and all else that returns a collection leave this one as it is, and run nothing.
     Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count`, `min`, `max`,
     `nlargest`, `nsmallest`, `sum` and `persist`: they read the source from its start and run the whole chain.
-    Results are not kept for the next evaluation, but by `persist` and `foreach`.
+    Only `persist` and `foreach` keep results for the next evaluation.
 
     Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle. They get a
     copy of each element in a worker process, so changes to it or to global variables are not seen by the
@@ -252,8 +252,8 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.
 
-        For iteration, `take` and `first`: a slow partition then holds up no other. Elements behind a slow one
-        go to other workers; those before it in its partition come with it. The others keep the order.
+        For iteration, `take` and `first`: a slow partition then holds up no other. Elements that stand behind a
+        slow one in its partition go to other workers. Within a partition, results keep their order.
 
         >>> from parcoll import parallel
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())

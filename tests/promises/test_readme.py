@@ -74,7 +74,7 @@ def ran(tmp_path_factory):
         (folder / f"{number:03}.py").write_text(block, encoding="utf-8")
     runner = Path(__file__).parents[1] / "helpers" / "run_blocks.py"
     run = subprocess.run(
-        [sys.executable, str(runner), str(folder)], capture_output=True, text=True, timeout=200
+        [sys.executable, str(runner), str(folder)], capture_output=True, text=True, timeout=500
     )
     assert (run.returncode, run.stderr) == (0, "")
     return json.loads(run.stdout)

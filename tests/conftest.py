@@ -110,6 +110,7 @@ ALIKE = (
     *("promises/test_tables.py", "faults/test_written_files.py", "promises/test_written_and_read.py"),
     *("promises/test_files_meant.py", "promises/test_reading_formats.py"),
     "promises/test_reading_goes_wrong.py",
+    *("promises/test_coming_from.py", "test_messages.py"),
 )
 
 

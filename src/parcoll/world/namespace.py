@@ -174,10 +174,13 @@ def _entry_of_module(module: ModuleType) -> Entry | None:
     return _entry_of_name(name) if isinstance(name, str) and name in sys.modules else None
 
 
+_BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
+
+
 def _stamp(value: Any, names: dict[str, Any]) -> Any:
     """Return what tells whether a function or class has changed; None where only a new pickle tells."""
     kind = type(value)
-    if kind in _SCALARS or kind is BuiltinFunctionType:
+    if kind in _SCALARS or kind is BuiltinFunctionType or kind.__module__ == _BY_NAME:
         return id(value)
     if kind is FunctionType:
         if value.__globals__ is not names:  # a package's, or what a package made for a class
@@ -231,7 +234,7 @@ class _Look:
             return len(value) <= ENTRY_BYTES
         if kind in _SCALARS or kind is object or kind in (FunctionType, BuiltinFunctionType, range, slice):
             return True
-        if issubclass(type(value), type):
+        if issubclass(type(value), type) or kind.__module__ == _BY_NAME:
             return True
         self._parts += 1
         if self._parts > PARTS:

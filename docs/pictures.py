@@ -1,6 +1,7 @@
 """Draws the pictures of the site anew: `python docs/pictures.py`, with parcoll installed.
 
-The bar is what a script writes to a terminal; the drawing of the rooms is that of `architecture.md`.
+The bar is what a script writes to a terminal, the notebook what one shows of a collection (with Chromium).
+The drawing of the rooms is that of `architecture.md`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from html import escape
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 SCRIPT = """
-import time
 from parcoll import parallel
 
 def parse(line):
-    time.sleep(0.002)
+    sum(range(60_000))  # stands for work
     return int(line)
 
 def valid(number):
@@ -124,7 +126,32 @@ def rooms() -> str:
     )
 
 
+CELL = """lines = [str(n) if n % 1000 != 999 else "cut off he" for n in range(3000)]
+numbers = parallel(lines, on_error="skip").map(parse).filter(valid)
+numbers.count()
+numbers"""
+PAGE = """<!doctype html><meta charset="utf-8"><style>
+body { margin: 16px; font: 13px system-ui, sans-serif; color: #222; background: #fff }
+pre { background: #f5f5f5; border: 1px solid #ddd; border-radius: 3px; padding: 8px; margin: 0 0 10px }
+table { border-collapse: collapse; margin: 6px 0 } td, th { padding: 4px 10px; text-align: right }
+tbody tr:nth-child(odd) { background: #f5f5f5 } td:first-child, th:first-child { text-align: left }
+</style>"""
+
+
+def notebook(target: Path) -> None:
+    """Write what a notebook shows of a collection, drawn by the Chromium that is here."""
+    known: dict[str, Any] = {"__name__": "__main__"}
+    exec(SCRIPT.split("lines =")[0] + CELL, known)
+    shown = f"{PAGE}<pre>{escape(CELL)}</pre>{known['numbers']._repr_html_()}"
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "cell.html")
+        page.write_text(shown, encoding="utf-8")
+        options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=760,400")
+        subprocess.run(["chromium", *options, f"--screenshot={target}", f"file://{page}"], check=True)
+
+
 if __name__ == "__main__":
     static = FOLDER / "_static"
     (static / "bar.svg").write_text(terminal(["$ python3 logs.py", *screen(SCRIPT)]), encoding="utf-8")
     (static / "rooms.svg").write_text(rooms(), encoding="utf-8")
+    notebook(static / "notebook.png")

@@ -252,8 +252,8 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     def unordered(self) -> ParallelGen[T_co]:
         """Return a collection that gives the results of each partition as soon as it is done. Runs nothing.
 
-        For iteration, `take` and `first`: a slow partition then holds up no other. Elements that stand behind a
-        slow one in its partition go to other workers. Within a partition, results keep their order.
+        For iteration, `take` and `first`: a slow partition then holds up no other. Elements that stand behind
+        a slow one in its partition go to other workers. Within a partition, results keep their order.
 
         >>> from parcoll import parallel
         >>> sorted(parallel(range(4)).map(lambda x: x * x).unordered())

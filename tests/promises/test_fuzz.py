@@ -223,7 +223,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "sum start": lambda v: one().sum(v),
     "first default": lambda v: parallel([]).first(v),
 }
-ERRORS = (TypeError, ValueError, LookupError, FileNotFoundError, ParcollError)
+ERRORS = (TypeError, ValueError, LookupError, FileNotFoundError, IsADirectoryError, ParcollError)
 FUZZ = settings(
     max_examples=30,
     deadline=None,

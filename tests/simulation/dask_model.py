@@ -33,6 +33,7 @@ from parcoll.cluster.losses import LOST_TOPIC
 from parcoll.worker import outcome as outcomes
 
 ALLOWED_FAILURES = 3
+LATE = (0.5, 1.0, 1.0, 3.0, 20.0)  # times as long as most messages take
 
 
 class Stream:
@@ -113,7 +114,8 @@ class Scheduler:
 
     def delay(self) -> float:
         """Return how long a message takes."""
-        return self.speed * self.rng.choice([0.5, 1.0, 1.0, 3.0, 20.0]) * self.rng.random()
+        chance = self.rng.random
+        return self.speed * LATE[int(chance() * len(LATE))] * chance()
 
     def stream(self) -> Stream:
         """Return a new stream."""
@@ -242,24 +244,28 @@ class Scheduler:
                 self._forget_unneeded(needed)
 
     def _assign(self) -> None:
-        for task in list(self.tasks.values()):  # results that are wanted again
+        waiting, counts = [], dict.fromkeys(self.workers.values(), 0)
+        for task in self.tasks.values():
             if task.state == "waiting":
-                for need in task.needs:
-                    if (needed := self.tasks.get(need)) is not None and needed.state == "released":
-                        needed.state = "waiting"
-                        self._assign()
-                        return
-        ready = [task for task in self.tasks.values() if task.state == "waiting" and self._may_run(task)]
-        for task in sorted(ready, key=lambda task: task.priority, reverse=True):
-            counts = {
-                worker: sum(other.worker is worker for other in self.tasks.values())
-                for worker in self.workers.values()
-            }
-            free = [worker for worker, count in counts.items() if count < self.at_once]
-            if not free:
+                waiting.append(task)
+            elif task.worker in counts:
+                counts[task.worker] += 1
+        for task in waiting:  # more may be found on the way: what was lost needs what is to be made again too
+            for need in task.needs:
+                if (needed := self.tasks.get(need)) is not None and needed.state == "released":
+                    needed.state = "waiting"
+                    waiting.append(needed)
+        if len(waiting) > 1:
+            waiting.sort(key=lambda task: task.priority, reverse=True)
+        for task in waiting:
+            if task.needs and not self._may_run(task):
+                continue
+            least = min(counts.values(), default=self.at_once)
+            if least >= self.at_once:
                 return
-            least = min(counts[worker] for worker in free)
-            worker = self.rng.choice([worker for worker in free if counts[worker] == least])
+            free = [worker for worker, count in counts.items() if count == least]
+            worker = free[int(self.rng.random() * len(free))]
+            counts[worker] += 1
             task.state, task.worker = "processing", worker
             task.attempt += 1
             worker.inbox.send(self.clock.now, self._worker_gets, worker, task, task.attempt)

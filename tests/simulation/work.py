@@ -198,6 +198,8 @@ OPERATIONS = (  # which do not resume
     *("skip(2)", "take_while(small)", "scan(add)", "batched(3)"),
     *("distinct(mod)", "sorted(mod)", "group_by(mod)", "fold_by(mod)"),
 )
+# Most faults need some elements in some partitions, and no more: small stories are many.
+COUNTS = (*(0, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 11, 13), *(3, 5, 7, 9, 20, 60))
 ENDS = (
     *("list", "take", "count", "reduce", "fold", "fold with combine", "leave", "slow consumer", "foreach"),
     *("resume", "resume a fold"),
@@ -228,7 +230,7 @@ class Work:
         """Return the work of a seed."""
         rng = random.Random(seed)
         work = cls(seed, rng)
-        work.count = rng.choice([0, 1, 2, 3, 7, 20, 60])
+        work.count = rng.choice(COUNTS)
         work.source = rng.choice(["list", "generator", "slow generator", "failing generator", "function"])
         work.steps = rng.choices(list(STEPS)[:-1], k=rng.choice([0, 1, 1, 2, 3]))
         if rng.random() < 0.15:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -89,6 +90,7 @@ class SWorker:
     given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
     executing: str | None = None
     freed: bool = False  # what it executes is wanted no more
+    died: float = math.inf  # when
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -306,7 +308,7 @@ class Scheduler:
             _, _, key = heapq.heappop(worker.ready)
             if key not in worker.given:
                 continue
-            task, _ = worker.given[key]
+            task, attempt = worker.given[key]
             values: dict[str, Any] = {}
             for need in task.needs:
                 source = next((w for w in self.workers.values() if w.alive and need in w.data), None)
@@ -316,14 +318,14 @@ class Scheduler:
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
             else:
                 worker.executing, worker.freed = key, False
-                self._execute(worker, task, values)
+                self._execute(worker, task, attempt, values)
                 return
 
-    def _execute(self, worker: SWorker, task: STask, values: dict[str, Any]) -> None:
+    def _execute(self, worker: SWorker, task: STask, attempt: int, values: dict[str, Any]) -> None:
         clock = self.clock
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
-        with clock.task(started), running(worker, self, started):
+        with clock.task(started), running(worker, self, started, attempt):
             result = task.run(values)
             ended = clock.read()
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
@@ -350,7 +352,7 @@ class Scheduler:
         if not worker.alive:
             return
         self.tell(f"{worker.name} dies" + (f", with {worker.executing}" if worker.executing else ""))
-        worker.alive = False
+        worker.alive, worker.died = False, self.clock.now
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
         self.clock.at(noticed, self.remove_worker, worker)
@@ -362,7 +364,7 @@ class Scheduler:
         self.alive = False
         self.to_client.cut = self.clock.now
         for worker in self.workers.values():
-            worker.alive = False
+            worker.alive, worker.died = False, self.clock.now
             worker.outbox.cut = worker.inbox.cut = self.clock.now
         if self.client is not None:
             self.client.lose()
@@ -374,20 +376,23 @@ class _Running:
     worker: SWorker | None = None
     scheduler: Scheduler | None = None
     started = 0.0
+    attempt = 0
 
 
 running_now = _Running()
 
 
 @contextlib.contextmanager
-def running(worker: SWorker, scheduler: Scheduler, started: float) -> Any:
+def running(worker: SWorker, scheduler: Scheduler, started: float, attempt: int) -> Any:
     """Note which worker's task runs."""
-    before = running_now.worker, running_now.scheduler
-    running_now.worker, running_now.scheduler, running_now.started = worker, scheduler, started
+    before = vars(running_now).copy()
+    running_now.worker, running_now.scheduler = worker, scheduler
+    running_now.started, running_now.attempt = started, attempt
     try:
         yield
     finally:
-        running_now.worker, running_now.scheduler = before
+        vars(running_now).clear()
+        vars(running_now).update(before)
 
 
 def look_at_late() -> None:

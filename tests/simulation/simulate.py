@@ -26,6 +26,8 @@ from typing import Any
 for folder in (".", "../helpers"):
     sys.path.insert(0, str(Path(__file__).resolve().parent / folder))
 
+import calling
+import chains
 import work as works
 from client_model import Client
 from dask_model import Scheduler
@@ -111,7 +113,7 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = random.Random(seed ^ 0x5EED)
-        self.clock = works.now().clock = Clock()
+        self.clock = chains.now().clock = Clock()
         self.work = works.Work.of(seed)
         self.said: list[tuple[float, str]] = []
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
@@ -169,7 +171,7 @@ class Simulation:
 
     def run(self) -> None:
         """Evaluate, and compare."""
-        works.now().clock = self.clock
+        chains.now().clock = self.clock
         expected = works.expected(self.work)
         engine = RenewingEngine(Way(self, renews=True))
         with virtual_time(self.clock), patched(self), contextlib.ExitStack() as stack:
@@ -178,8 +180,8 @@ class Simulation:
             with Connection(engine):
                 found = handlers.reached(works.found, self.work)
                 self.tell(f"the evaluation {found[0]} {found[1]!r}"[:500])
-            there = [cluster for cluster in self.clusters if cluster.alive]
             self.clock.drain()
+            there = [cluster for cluster in self.clusters if cluster.alive]
             # The workers' frames have those of the client below them, which they do not have with dask. From
             # Python 3.12 on, an error of a user's function so holds what the client has let go of.
             if sys.version_info >= (3, 12) and any(cluster.tasks for cluster in there):
@@ -213,9 +215,24 @@ class Simulation:
             with contextlib.suppress(ValueError, LookupError):
                 before.extend(works_before(work))
             assert work.results == before, f"{work.results} came before the error, instead of {before}"
+        self.check_calls()
         size = work.settings.get("buffersize")
         if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
             assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
+
+    def check_calls(self) -> None:
+        """Compare the calls that wait with what their steps allow."""
+        for step in self.work.steps:
+            if step not in chains.WAITING:
+                continue
+            name = step.partition("(")[2].partition(",")[0].rstrip(")")
+            if "concurrency" in step and self.work.steps.count(step) == 1:
+                most = calling.most_at_once(name)
+                assert most <= chains.AT_ONCE, f"{most} calls of {name} at a time"
+            if "rate" in step:
+                count, seconds = chains.RATE
+                least = calling.closest(name, count)
+                assert least >= seconds - 1e-6, f"{count + 1} calls of {name} in {least} s"
 
 
 def works_before(work: works.Work) -> Iterator[Any]:
@@ -236,6 +253,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (slots, "LEVELS", FEW_SLOTS),
         *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, gathering, exchange)),
         (fingerprint, "of_function", of_function),
+        *calling.changes(simulation.clock),
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]
     for owner, name, made in changes:
@@ -268,6 +286,7 @@ def run_beside(
 def run(seed: int) -> Simulation:
     """Run the story of a seed; AssertionError if something is wrong in it."""
     random.seed(seed)
+    calling.calls.clear()
     simulation = Simulation(seed)
     try:
         simulation.run()
@@ -318,7 +337,9 @@ def main() -> int:
         done += 1
         if now - told > TELL_SECONDS:
             told = now
-            print(f"{done:,} stories from {chosen.start} on: {done / (now - began):,.0f} a second", flush=True)
+            print(
+                f"{done:,} stories from {chosen.start} on: {done / (now - began):,.0f} a second", flush=True
+            )
     took = time.perf_counter() - began
     print(f"{done:,} stories from {chosen.start} on, {wrong} of them wrong: {done / took:,.0f} a second")
     return wrong

@@ -9,20 +9,31 @@ from __future__ import annotations
 import asyncio
 import collections
 import heapq
+import itertools
 import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_model import SWorker, running_now
 from virtual import Clock, Loop, WaitsForEverError
 
 from parcoll.calls import several
 
-# The step, the worker, when it began and ended, and whether dask began the task again by itself.
-Call = tuple[str, SWorker | None, float, float, bool]
-calls: list[Call] = []  # that functions of the story have noted
+
+class Call(NamedTuple):
+    """A call that a function of the story has noted."""
+
+    step: str
+    evaluation: str
+    worker: SWorker | None
+    began: float
+    ended: float
+    again: bool  # dask began its task again by itself
+
+
+calls: list[Call] = []
 
 
 class TaskLoop(Loop):
@@ -121,7 +132,8 @@ class InTurns(several.InThreads):
 
 def note(step: str, began: float, ended: float) -> None:
     """Note a call of a function of the story."""
-    calls.append((step, running_now.worker, began, ended, running_now.attempt > 1))
+    evaluation = running_now.key.rsplit("-", 2)[0]
+    calls.append(Call(step, evaluation, running_now.worker, began, ended, running_now.attempt > 1))
 
 
 def changes(clock: Clock) -> Iterator[tuple[Any, str, Any]]:
@@ -152,28 +164,32 @@ class _Threading:
         return getattr(threading, name)
 
 
+def _counted(step: str) -> Iterator[list[tuple[float, float]]]:
+    """Give for each evaluation when its calls of a step began and ended, on workers that lived.
+
+    What dask begins again by itself after a loss comes beside these: the evaluation does not know of it yet.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for call in calls:
+        died = math.inf if call.worker is None else call.worker.died
+        if call.step == step and not call.again and call.began < died:
+            found.setdefault(call.evaluation, []).append((call.began, min(call.ended, died)))
+    yield from found.values()
+
+
 def most_at_once(step: str) -> int:
-    """Return how many calls of a step ran at the same time at most, on workers that were alive."""
-    events = []
-    for named, worker, began, ended, _ in calls:
-        died = math.inf if worker is None else worker.died
-        if named == step and began < died:
-            events += [(began, 1), (min(ended, died), -1)]
-    most = now = 0
-    for _, change in sorted(events):
-        now += change
-        most = max(most, now)
+    """Return how many calls of a step ran at the same time at most, in one evaluation."""
+    most = 0
+    for those in _counted(step):
+        changes = sorted(change for began, ended in those for change in ((began, 1), (ended, -1)))
+        most = max(most, *itertools.accumulate(change for _, change in changes))
     return most
 
 
 def closest(step: str, count: int) -> float:
-    """Return the least seconds from one start of a call to the one so many calls later.
-
-    Without tasks that dask began again, before the evaluation knew of the loss: their first call is early.
-    """
-    starts = sorted(
-        began
-        for named, worker, began, _, again in calls
-        if named == step and not again and (worker is None or began < worker.died)
-    )
-    return min((later - one for one, later in zip(starts, starts[count:], strict=False)), default=math.inf)
+    """Return the least seconds from one start of a call to the one so many calls later."""
+    least = math.inf
+    for those in _counted(step):
+        starts = sorted(began for began, _ in those)
+        least = min([least, *(later - one for one, later in zip(starts, starts[count:], strict=False))])
+    return least

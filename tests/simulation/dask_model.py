@@ -67,7 +67,7 @@ class STask:
 
     key: str
     run: Any
-    needs: set[str]
+    needs: tuple[str, ...]  # in an order that does not depend on hashes
     priority: float
     state: str = "waiting"  # processing, memory, erred
     worker: SWorker | None = None
@@ -136,7 +136,7 @@ class Scheduler:
     def update_graph(self, graph: dict[str, Any], keys: list[str], priority: dict[str, float]) -> None:
         """Take tasks in."""
         for key, run in graph.items():
-            needs = {str(need) for need in run.dependencies}
+            needs = tuple(sorted(map(str, run.dependencies)))
             self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
         self._assign()
 
@@ -325,7 +325,7 @@ class Scheduler:
         clock = self.clock
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
-        with clock.task(started), running(worker, self, started, attempt):
+        with clock.task(started), running(worker, self, started, task.key, attempt):
             result = task.run(values)
             ended = clock.read()
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
@@ -376,6 +376,7 @@ class _Running:
     worker: SWorker | None = None
     scheduler: Scheduler | None = None
     started = 0.0
+    key = ""
     attempt = 0
 
 
@@ -383,11 +384,11 @@ running_now = _Running()
 
 
 @contextlib.contextmanager
-def running(worker: SWorker, scheduler: Scheduler, started: float, attempt: int) -> Any:
+def running(worker: SWorker, scheduler: Scheduler, started: float, key: str, attempt: int) -> Any:
     """Note which worker's task runs."""
     before = vars(running_now).copy()
     running_now.worker, running_now.scheduler = worker, scheduler
-    running_now.started, running_now.attempt = started, attempt
+    running_now.started, running_now.key, running_now.attempt = started, key, attempt
     try:
         yield
     finally:

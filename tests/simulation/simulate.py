@@ -294,6 +294,8 @@ def run(seed: int) -> Simulation:
         error.add_note(simulation.story())
         raise
     finally:
+        if simulation.work.disk is not None:
+            simulation.work.disk.remove()
         simulation.clock.close()
         losses._told.clear()
         outcomes.under_way.clear()

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import chains
+import written
+from disk import DiedError, Disk
+from written import Files
 
-from parcoll import ClusterLostError, ParallelGen, parallel
+from parcoll import CheckpointError, ClusterLostError, ParallelGen, parallel
 
 # Most faults need some elements in some partitions, and no more: small stories are many.
 COUNTS = (*(0, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 11, 13), *(3, 5, 7, 9, 20, 60))
@@ -41,6 +44,8 @@ class Work:
     most_unread: int = 0
     stops_at: int | None = None  # an element of the source, which raises there
     results: list[Any] = field(default_factory=list)  # that the consumer got
+    disk: Disk | None = None  # on which it writes
+    files: Any = None  # which it writes
 
     @classmethod
     def of(cls, seed: int) -> Work:
@@ -66,6 +71,7 @@ class Work:
         calls = random.Random(f"{seed} calls")  # what came later has chances of its own
         if calls.random() < 0.15:
             work.steps.insert(calls.randrange(len(work.steps) + 1), calls.choice(list(chains.WAITING)))
+        work.choose_disk(random.Random(f"{seed} disk"))
         scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
         chains.now().costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
         if rng.random() < 0.3:
@@ -73,10 +79,30 @@ class Work:
         chains.now().tried = {}
         return work
 
+    def choose_disk(self, chance: random.Random) -> None:
+        """Have some stories write files, or a checkpoint, on a disk that fails."""
+        resumes = self.end.startswith("resume")
+        if chance.random() >= (0.4 if resumes else 0.08):
+            return
+        self.disk = disk = Disk(chance, chains.now().clock)
+        disk.loses_power = chance.random() < 0.3
+        disk.seconds = chance.choice([0.0, 0.0, 0.001, 0.3])
+        fault, at = chance.choice(["dies", "dies moving", "is full", "none"]), chance.randrange(1, 60)
+        disk.dies_at = at if fault == "dies" else None
+        disk.dies_moving = chance.randrange(12) if fault == "dies moving" else None
+        if fault == "is full":
+            disk.full = range(at, at + chance.choice([1, 5, 10_000]))
+        if resumes:
+            self.settings["checkpoint"] = str(disk.folder / "checkpoint")
+            return
+        self.end = "write"
+        choices = chance.random() < 0.6, chance.choice([1, 2, 5]), chance.choice([0, 1, 3, 12])
+        self.files = Files(disk, *choices, missing=chance.random() < 0.3)
+
     @property
     def may_be_lost(self) -> bool:
         """Whether it may end with its scheduler: what is kept there, and a fold whose source is used up."""
-        folds = self.end == "reduce" or self.end.startswith("fold")
+        folds = self.end in ("reduce", "write") or self.end.startswith("fold")
         return self.end == "foreach" or (folds and self.source.endswith("generator"))
 
     @property
@@ -89,7 +115,8 @@ class Work:
         settings = "".join(f", {name}={value}" for name, value in self.settings.items())
         costs = ", ".join(f"{cost:g}" for cost in chains.now().costs)
         chain = f"parallel({self.source} of {self.count}{settings}){steps}"
-        return f"{chain} -> {self.end} {self.number}; costs {costs}"
+        disk = "" if self.disk is None else f"; {self.disk}"
+        return f"{chain} -> {self.end} {self.number}; costs {costs}{disk}"
 
     def elements(self, quick: bool = False) -> Iterator[int]:
         """Give the elements of the source, and note how many were read."""
@@ -126,15 +153,36 @@ class Work:
         return made
 
 
+ENDED = LookupError, ValueError, DiedError, CheckpointError  # a run that is to be resumed
+
+
+def evaluated(work: Work, made: Any) -> Any:
+    """Return what comes of a chain with a checkpoint."""
+    if work.end == "resume a fold":
+        return made.map(chains.text).fold(chains.joined, "", operator.add)
+    return list(made)
+
+
 def resumed(work: Work, made: Any) -> Any:
     """Leave an evaluation early, and begin again with what it has saved."""
+    if work.disk is not None:  # in processes that die with their disk, or find it full
+        for _ in range(2):
+            with (
+                work.disk.patched(),
+                contextlib.suppress(LookupError, ValueError, DiedError, CheckpointError),
+            ):
+                evaluated(work, made)
+            if work.disk.dead:
+                work.disk.revive()
+                work.disk.dies_at = work.disk.steps + 1 + work.number
+        work.disk.revive()
     if work.end == "resume a fold":
         work.stops_at = work.number
         with contextlib.suppress(LookupError, ValueError):
-            made.map(chains.text).fold(chains.joined, "", operator.add)
+            evaluated(work, made)
         work.stops_at = None
         for _ in range(2):  # the second time it is all there
-            value = made.map(chains.text).fold(chains.joined, "", operator.add)
+            value = evaluated(work, made)
         return value
     iterator = iter(made)
     with contextlib.suppress(ValueError):
@@ -169,6 +217,8 @@ def expected(work: Work) -> tuple[str, Any]:
             return sum(1 for _ in results)
         if work.end == "reduce":
             return functools.reduce(chains.joined, map(chains.text, results))
+        if work.end == "write":
+            return list(map(chains.text, results))
         if work.end == "foreach":
             return list(map(chains.add, results))
         if "fold" in work.end:
@@ -180,6 +230,8 @@ def expected(work: Work) -> tuple[str, Any]:
 
 def found(work: Work) -> tuple[str, Any]:
     """Return what parcoll does."""
+    if work.end == "write":
+        return written.outcome_of(work, lambda: work.collection().map(chains.text), expected(work))
     made = work.collection()
 
     def call() -> Any:

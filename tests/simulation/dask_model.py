@@ -34,6 +34,7 @@ from parcoll.cluster.losses import LOST_TOPIC
 from parcoll.worker import outcome as outcomes
 
 ALLOWED_FAILURES = 3
+ASK_AGAIN = 0.5  # seconds, where a worker that has a result does not answer
 LATE = (0.5, 1.0, 1.0, 3.0, 20.0)  # times as long as most messages take
 
 
@@ -45,14 +46,18 @@ class Stream:
         self._delay = delay
         self._last = 0.0
         self.cut = float("inf")  # what arrives later is lost
+        self.held = 0.0  # what arrives before waits until then
 
     def send(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
         """Have a call be made at the other end."""
-        self._last = max(self._last, when + self._delay())
+        self._last = max(self._last, when + self._delay(), self.held)
         self._clock.at(self._last, self._arrive, call, arguments)
 
     def _arrive(self, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        if self._clock.now < self.cut:
+        if self._clock.now < self.held:
+            self._last = max(self._last, self.held)
+            self._clock.at(self.held, self._arrive, call, arguments)
+        elif self._clock.now < self.cut:
             call(*arguments)
 
     @property
@@ -90,7 +95,13 @@ class SWorker:
     given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
     executing: str | None = None
     freed: bool = False  # what it executes is wanted no more
-    died: float = math.inf  # when
+    died: float = math.inf  # when; or when the cluster took it for dead
+    cut_off: bool = False  # nothing comes to it, or from it
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked for results."""
+        return self.alive and not self.cut_off
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -134,7 +145,9 @@ class Scheduler:
     # What the client asks for.
 
     def update_graph(self, graph: dict[str, Any], keys: list[str], priority: dict[str, float]) -> None:
-        """Take tasks in."""
+        """Take tasks in, unless their client was lost meanwhile."""
+        if self.client is None:
+            return
         for key, run in graph.items():
             needs = tuple(sorted(map(str, run.dependencies)))
             self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
@@ -311,8 +324,10 @@ class Scheduler:
             task, attempt = worker.given[key]
             values: dict[str, Any] = {}
             for need in task.needs:
-                source = next((w for w in self.workers.values() if w.alive and need in w.data), None)
-                if source is None:  # lost just now: the scheduler will notice, and take the task back
+                source = next((w for w in self.workers.values() if w.answers and need in w.data), worker)
+                if need not in source.data:  # lost just now: the scheduler will notice, and take it back
+                    if any(w.cut_off and need in w.data for w in self.workers.values()):
+                        self.clock.after(ASK_AGAIN, self._worker_gets, worker, task, attempt)
                     break
                 value = source.data[need]
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
@@ -357,6 +372,49 @@ class Scheduler:
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
         self.clock.at(noticed, self.remove_worker, worker)
         self.clock.at(noticed + self.rng.choice([0.0, 0.5, 5.0]), self.add_worker)
+
+    def cut_off(self, worker: SWorker) -> None:
+        """Have nothing come to a worker's host, or from it, for a while, in which it goes on.
+
+        The scheduler may take the worker for dead before it is heard of again. Then it is of no use any more:
+        with dask, it ends itself when it hears that, and another one starts.
+        """
+        if not worker.answers:
+            return
+        back = self.clock.now + self.rng.choice([0.2, 2.0, 15.0]) * (0.5 + self.rng.random())
+        given_up = self.clock.now + self.rng.choice([0.1, 1.0, 10.0, 1e9])
+        self.tell(f"{worker.name} is cut off")
+        worker.cut_off = True
+        worker.outbox.held = worker.inbox.held = back
+        if given_up < back:
+            self.clock.at(given_up, self._give_up, worker)
+        self.clock.at(back, self._come_back, worker)
+
+    def _give_up(self, worker: SWorker) -> None:
+        if worker.alive and worker.name in self.workers:
+            worker.died = self.clock.now
+            worker.outbox.cut = worker.inbox.cut = self.clock.now
+            self.remove_worker(worker)
+
+    def _come_back(self, worker: SWorker) -> None:
+        worker.cut_off = False
+        if worker.name in self.workers or not worker.alive:
+            self.tell(f"{worker.name} is not cut off any more")
+            return
+        self.tell(f"{worker.name} hears that it was given up, and ends")
+        worker.alive = False
+        if self.alive:
+            self.add_worker()
+
+    def lose_client(self) -> None:
+        """Have the scheduler and its client lose each other: nobody wants its results any more."""
+        if not self.alive or self.client is None:
+            return
+        self.tell("the scheduler and the client lose each other")
+        self.to_client.cut = self.clock.now
+        client, self.client = self.client, None
+        client.lose()
+        self.client_releases([key for key, task in self.tasks.items() if task.wanted])
 
     def die(self) -> None:
         """End the scheduler, and with it all workers."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
 from collections import deque
@@ -15,6 +16,7 @@ from typing import Any
 
 from parcoll.calls.rates import Pace, Shares
 from parcoll.calls.waiting import Waiting
+from parcoll.cluster.link import Link
 from parcoll.cluster.receiving import Receiving
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation.feed import Rest, StreamFeed
@@ -277,6 +279,18 @@ def _the_failed_is_saved(settled: Any) -> Any:
     return settle
 
 
+def _all_have_the_same_number(init: Any) -> Any:
+    def made(self: Link, *settings: Any, **named: Any) -> None:
+        init(self, *settings, **named)
+        self.numbers = itertools.repeat(0)  # type: ignore[assignment]
+
+    return made
+
+
+def _always_connected(connected: Any) -> Any:
+    return property(lambda self: True)
+
+
 def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
     """Return what plants one."""
     return lambda: replaced(owner, name, made)
@@ -314,6 +328,8 @@ PLANTED: dict[str, Plant] = {
     "a commit that was begun is dropped": planting(staging, "_finish", _begun_commits_are_dropped),
     "files are not synced before they are moved": planting(rolling.Rolling, "_close", _not_synced),
     "what failed is saved as if it were done": planting(ResumingFeed, "_settled", _the_failed_is_saved),
+    "two evaluations have the same keys": planting(Link, "__init__", _all_have_the_same_number),
+    "a scheduler that is lost is not noticed": planting(Link, "connected", _always_connected),
     "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
 }
 

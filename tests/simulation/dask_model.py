@@ -1,6 +1,7 @@
 """A model of dask: scheduler, workers and messages, as far as an evaluation leans on them.
 
-What dask guarantees, and this model keeps:
+What dask guarantees, and this model keeps (`tests/dask_facts/test_what_the_model_takes_for_granted.py` has a
+test of each line with dask itself):
 
 1. Messages of one stream arrive in the order in which they were sent: client to scheduler, scheduler to each
    worker, each worker to the scheduler, scheduler to client. Between streams there is no order.
@@ -9,12 +10,14 @@ What dask guarantees, and this model keeps:
    knows.
 4. If a worker is lost, the scheduler notices behind all that it has heard of it, gives its tasks to others,
    and has results that were there only, and are still wanted, made again. A task whose workers were lost
-   four times has failed.
-5. What no client and no task wants is forgotten. A task that has begun is not stopped by that.
+   four times has failed. A worker that was given up ends, when it hears of that.
+5. What no client and no task wants is forgotten. A task that has begun is not stopped by that. A client that
+   is lost wants nothing any more.
 
 What it does not guarantee, and this model does not keep: a task may run twice, and both may tell; the
-messages of a worker that dies may arrive in part; a result may be asked of a worker that has just died;
-tasks may be moved before they begin; workers come and go.
+messages of a worker that dies, or is cut off, may arrive in part, or late; a worker that is cut off goes on
+with its task, which another one has meanwhile; a result may be asked of a worker that has just died; tasks
+may be moved before they begin; workers come and go.
 """
 
 from __future__ import annotations

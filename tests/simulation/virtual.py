@@ -141,6 +141,7 @@ class Clock:
 
     def close(self) -> None:
         """Let go of the loop."""
+        self.in_loop(lambda: None)  # what is to begin does so, and can be cancelled
         for task in asyncio.all_tasks(self.aio):
             task.cancel()
         self.in_loop(lambda: None)

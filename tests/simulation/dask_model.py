@@ -124,6 +124,7 @@ class Scheduler:
         self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
         self._numbers = 0
+        self.most_workers = 0  # at a time
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
@@ -142,6 +143,7 @@ class Scheduler:
         self._numbers += 1
         worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream())
         self.workers[worker.name] = worker
+        self.most_workers = max(self.most_workers, len(self.workers))
         self.tell(f"{worker.name} comes")
         self._assign()
 

@@ -204,10 +204,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--stories", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0, help="of the order, since not all may have their turn")
+    parser.add_argument("--line", type=int, action="append", help="mutants of this line alone")
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)
     modules = {path: importlib.import_module(_name(path)) for path in chosen.modules}
     mutants = [mutant for path in chosen.modules for mutant in mutants_of(path)]
+    mutants = [mutant for mutant in mutants if chosen.line is None or mutant.line in chosen.line]
     random.Random(chosen.seed).shuffle(mutants)
     began = time.perf_counter()
     for seed in range(chosen.stories):

@@ -35,12 +35,16 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, made: Callable[[Any], Any]) -> Iterator[None]:
     """Have another attribute in the place of one; `made` gets what it was."""
-    before = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    own = name in vars(owner)
+    before = vars(owner)[name] if own else getattr(owner, name)
     setattr(owner, name, made(before))
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if own:
+            setattr(owner, name, before)
+        else:  # it is that of a class above
+            delattr(owner, name)
 
 
 def _any_slot(take: Any) -> Any:

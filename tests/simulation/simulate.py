@@ -36,7 +36,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
-from parcoll import Connection, parallel
+from parcoll import ClusterLostError, Connection, parallel
 from parcoll.chain import policy, timing
 from parcoll.checkpoint import fingerprint
 from parcoll.cluster import losses, receiving, session
@@ -45,6 +45,7 @@ from parcoll.cluster.link import Link
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
+from parcoll.evaluation.sizing import Fixed
 from parcoll.keys import exchange, gathering, slots
 from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
@@ -53,7 +54,7 @@ from parcoll.worker.tasks import join_kept, run_partition
 from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
-CLUSTERS = 30  # that a story may lose, with all its evaluations
+CLUSTERS = 60  # that a story may lose, with all its evaluations
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 251, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
 
@@ -119,14 +120,17 @@ class Other:
         self._results = iter(self._made)
         self._found: list[int] = []
         self._under_way = False
-        self._left = chance.random() < 0.3
+        self._left = chance.random() < 0.3  # by its consumer, or since no cluster lasts
         self._tell = tell
 
     def go_on(self) -> None:
         """Take the next result, unless that is what is waited for."""
         if not self._under_way:
             self._under_way = True
-            self._found += itertools.islice(self._results, 1)
+            try:
+                self._found += itertools.islice(self._results, 1)
+            except ClusterLostError:
+                self._left = True
             self._under_way = False
 
     def end(self) -> None:
@@ -135,7 +139,10 @@ class Other:
             self._results.close()  # type: ignore[attr-defined]
         else:
             self._under_way = True
-            self._found += self._results
+            try:
+                self._found += self._results
+            except ClusterLostError:
+                self._left = True
         self._tell(f"the other evaluation has given {len(self._found)} of {self._count} results")
         right = [1_100 + at for at in range(self._count)]
         assert self._found == (right[: len(self._found)] if self._left else right), self._found
@@ -274,9 +281,20 @@ class Simulation:
                 before.extend(works_before(work))
             assert work.results == before, f"{work.results} came before the error, instead of {before}"
         self.check_calls()
+        self.check_window()
         size = work.settings.get("buffersize")
         if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
             assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
+
+    def check_window(self) -> None:
+        """Compare how much was read ahead with the window: that of all workers that there were at a time."""
+        work = self.work
+        size = work.settings.get("partition_size")
+        if size is None or work.end not in ("leave", "slow consumer") or work.steps_multiply:
+            return
+        window = Fixed(size).window(max(cluster.most_workers for cluster in self.clusters))
+        # Beside the window there is the partition that the consumer is taking.
+        assert work.most_unread <= (window + 1) * size, f"{work.most_unread} were read, and not taken"
 
     def check_calls(self) -> None:
         """Compare the calls that wait with what their steps allow."""

@@ -35,6 +35,9 @@ class Loop(asyncio.BaseEventLoop):
             if not handle._cancelled:
                 handle._run()
 
+    def __del__(self, _warn: Any = None) -> None:
+        """Do nothing: it has nothing to close."""
+
     def _write_to_self(self) -> None:
         """Do nothing: there is no other thread to wake."""
 

@@ -72,9 +72,9 @@ class Work:
         calls = random.Random(f"{seed} calls")  # what came later has chances of its own
         if calls.random() < 0.15:
             work.steps.insert(calls.randrange(len(work.steps) + 1), calls.choice(list(chains.WAITING)))
+        work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2
-        work.choose_disk(random.Random(f"{seed} disk"))
         scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
         chains.now().costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
         if rng.random() < 0.3:

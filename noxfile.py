@@ -161,6 +161,14 @@ def release(session: nox.Session) -> None:
 
 
 @nox.session
+def mutate(session: nox.Session) -> None:
+    """Change functions, one at a time: `nox -s mutate -- evaluation/window.py --seconds 600`."""
+    session.install(".", *group("test"))
+    compile_packages(session)
+    session.run("python", "tests/simulation/mutants.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Count words with the dashboard on: `nox -s demo -- FOLDER --pattern '*.txt' --top 10`."""
     session.install(".[dashboard]")

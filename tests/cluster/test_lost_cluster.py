@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -204,7 +205,7 @@ def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None
         kept.reduce(lambda a, b: a + b)
 
 
-def test_a_cluster_that_dies_each_time_is_given_up() -> None:
+def test_a_cluster_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
     class Dying(InlineSession):
         def completed(self, block: bool, seconds: float = 0.0) -> Any:
             raise ClusterLostError("it died")
@@ -222,4 +223,15 @@ def test_a_cluster_that_dies_each_time_is_given_up() -> None:
         connection.engine = Engine()
         with pytest.raises(ClusterLostError, match="it died"):
             list(parallel(range(3)).map(abs))
-    assert Engine.opened == MAX_CLUSTERS_LOST + 1
+        assert Engine.opened == MAX_CLUSTERS_LOST + 1
+        # As often where evaluations are within others, and what is around them could begin again.
+        begun_again = (
+            lambda: parallel(range(3)).group_by(abs).count(),
+            lambda: parallel(range(3)).distinct().map(abs).fold_by(abs, max, 0).reduce(max),
+            lambda: parallel(range(3)).sorted().map(str).write_text(tmp_path / "all.txt"),
+        )
+        for evaluate in begun_again:
+            Engine.opened = 0
+            with pytest.raises(ClusterLostError, match="it died"):
+                evaluate()
+            assert Engine.opened < 2 * (MAX_CLUSTERS_LOST + 1)

@@ -148,7 +148,7 @@ class Client:
                 if await future.exception() is not None:
                     raise KilledWorker(future.key, None, ALLOWED_FAILURES)
                 await self.clock.moment(self._scheduler.delay())
-                holders = [w for w in self._scheduler.workers.values() if w.alive and future.key in w.data]
+                holders = [w for w in self._scheduler.workers.values() if w.answers and future.key in w.data]
                 if holders:
                     values.append(pickle.loads(pickle.dumps(holders[0].data[future.key])))
                     break

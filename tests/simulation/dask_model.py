@@ -1,6 +1,7 @@
 """A model of dask: scheduler, workers and messages, as far as an evaluation leans on them.
 
-What dask guarantees, and this model keeps:
+What dask guarantees, and this model keeps (`tests/dask_facts/test_what_the_model_takes_for_granted.py` has a
+test of each line with dask itself):
 
 1. Messages of one stream arrive in the order in which they were sent: client to scheduler, scheduler to each
    worker, each worker to the scheduler, scheduler to client. Between streams there is no order.
@@ -9,18 +10,21 @@ What dask guarantees, and this model keeps:
    knows.
 4. If a worker is lost, the scheduler notices behind all that it has heard of it, gives its tasks to others,
    and has results that were there only, and are still wanted, made again. A task whose workers were lost
-   four times has failed.
-5. What no client and no task wants is forgotten. A task that has begun is not stopped by that.
+   four times has failed. A worker that was given up ends, when it hears of that.
+5. What no client and no task wants is forgotten. A task that has begun is not stopped by that. A client that
+   is lost wants nothing any more.
 
 What it does not guarantee, and this model does not keep: a task may run twice, and both may tell; the
-messages of a worker that dies may arrive in part; a result may be asked of a worker that has just died;
-tasks may be moved before they begin; workers come and go.
+messages of a worker that dies, or is cut off, may arrive in part, or late; a worker that is cut off goes on
+with its task, which another one has meanwhile; a result may be asked of a worker that has just died; tasks
+may be moved before they begin; workers come and go.
 """
 
 from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -33,6 +37,8 @@ from parcoll.cluster.losses import LOST_TOPIC
 from parcoll.worker import outcome as outcomes
 
 ALLOWED_FAILURES = 3
+ASK_AGAIN = 0.5  # seconds, where a worker that has a result does not answer
+LATE = (0.5, 1.0, 1.0, 3.0, 20.0)  # times as long as most messages take
 
 
 class Stream:
@@ -43,14 +49,18 @@ class Stream:
         self._delay = delay
         self._last = 0.0
         self.cut = float("inf")  # what arrives later is lost
+        self.held = 0.0  # what arrives before waits until then
 
     def send(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
         """Have a call be made at the other end."""
-        self._last = max(self._last, when + self._delay())
+        self._last = max(self._last, when + self._delay(), self.held)
         self._clock.at(self._last, self._arrive, call, arguments)
 
     def _arrive(self, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        if self._clock.now < self.cut:
+        if self._clock.now < self.held:
+            self._last = max(self._last, self.held)
+            self._clock.at(self.held, self._arrive, call, arguments)
+        elif self._clock.now < self.cut:
             call(*arguments)
 
     @property
@@ -65,7 +75,7 @@ class STask:
 
     key: str
     run: Any
-    needs: set[str]
+    needs: tuple[str, ...]  # in an order that does not depend on hashes
     priority: float
     state: str = "waiting"  # processing, memory, erred
     worker: SWorker | None = None
@@ -88,6 +98,13 @@ class SWorker:
     given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
     executing: str | None = None
     freed: bool = False  # what it executes is wanted no more
+    died: float = math.inf  # when; or when the cluster took it for dead
+    cut_off: bool = False  # nothing comes to it, or from it
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked for results."""
+        return self.alive and not self.cut_off
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -107,13 +124,15 @@ class Scheduler:
         self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
         self._numbers = 0
+        self.most_workers = 0  # at a time
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
 
     def delay(self) -> float:
         """Return how long a message takes."""
-        return self.speed * self.rng.choice([0.5, 1.0, 1.0, 3.0, 20.0]) * self.rng.random()
+        chance = self.rng.random
+        return self.speed * LATE[int(chance() * len(LATE))] * chance()
 
     def stream(self) -> Stream:
         """Return a new stream."""
@@ -124,15 +143,18 @@ class Scheduler:
         self._numbers += 1
         worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream())
         self.workers[worker.name] = worker
+        self.most_workers = max(self.most_workers, len(self.workers))
         self.tell(f"{worker.name} comes")
         self._assign()
 
     # What the client asks for.
 
     def update_graph(self, graph: dict[str, Any], keys: list[str], priority: dict[str, float]) -> None:
-        """Take tasks in."""
+        """Take tasks in, unless their client was lost meanwhile."""
+        if self.client is None:
+            return
         for key, run in graph.items():
-            needs = {str(need) for need in run.dependencies}
+            needs = tuple(sorted(map(str, run.dependencies)))
             self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
         self._assign()
 
@@ -242,24 +264,28 @@ class Scheduler:
                 self._forget_unneeded(needed)
 
     def _assign(self) -> None:
-        for task in list(self.tasks.values()):  # results that are wanted again
+        waiting, counts = [], dict.fromkeys(self.workers.values(), 0)
+        for task in self.tasks.values():
             if task.state == "waiting":
-                for need in task.needs:
-                    if (needed := self.tasks.get(need)) is not None and needed.state == "released":
-                        needed.state = "waiting"
-                        self._assign()
-                        return
-        ready = [task for task in self.tasks.values() if task.state == "waiting" and self._may_run(task)]
-        for task in sorted(ready, key=lambda task: task.priority, reverse=True):
-            counts = {
-                worker: sum(other.worker is worker for other in self.tasks.values())
-                for worker in self.workers.values()
-            }
-            free = [worker for worker, count in counts.items() if count < self.at_once]
-            if not free:
+                waiting.append(task)
+            elif task.worker in counts:
+                counts[task.worker] += 1
+        for task in waiting:  # more may be found on the way: what was lost needs what is to be made again too
+            for need in task.needs:
+                if (needed := self.tasks.get(need)) is not None and needed.state == "released":
+                    needed.state = "waiting"
+                    waiting.append(needed)
+        if len(waiting) > 1:
+            waiting.sort(key=lambda task: task.priority, reverse=True)
+        for task in waiting:
+            if task.needs and not self._may_run(task):
+                continue
+            least = min(counts.values(), default=self.at_once)
+            if least >= self.at_once:
                 return
-            least = min(counts[worker] for worker in free)
-            worker = self.rng.choice([worker for worker in free if counts[worker] == least])
+            free = [worker for worker, count in counts.items() if count == least]
+            worker = free[int(self.rng.random() * len(free))]
+            counts[worker] += 1
             task.state, task.worker = "processing", worker
             task.attempt += 1
             worker.inbox.send(self.clock.now, self._worker_gets, worker, task, task.attempt)
@@ -300,24 +326,26 @@ class Scheduler:
             _, _, key = heapq.heappop(worker.ready)
             if key not in worker.given:
                 continue
-            task, _ = worker.given[key]
+            task, attempt = worker.given[key]
             values: dict[str, Any] = {}
             for need in task.needs:
-                source = next((w for w in self.workers.values() if w.alive and need in w.data), None)
-                if source is None:  # lost just now: the scheduler will notice, and take the task back
+                source = next((w for w in self.workers.values() if w.answers and need in w.data), worker)
+                if need not in source.data:  # lost just now: the scheduler will notice, and take it back
+                    if any(w.cut_off and need in w.data for w in self.workers.values()):
+                        self.clock.after(ASK_AGAIN, self._worker_gets, worker, task, attempt)
                     break
                 value = source.data[need]
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
             else:
                 worker.executing, worker.freed = key, False
-                self._execute(worker, task, values)
+                self._execute(worker, task, attempt, values)
                 return
 
-    def _execute(self, worker: SWorker, task: STask, values: dict[str, Any]) -> None:
+    def _execute(self, worker: SWorker, task: STask, attempt: int, values: dict[str, Any]) -> None:
         clock = self.clock
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
-        with clock.task(started), running(worker, self, started):
+        with clock.task(started), running(worker, self, started, task.key, attempt):
             result = task.run(values)
             ended = clock.read()
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
@@ -344,11 +372,54 @@ class Scheduler:
         if not worker.alive:
             return
         self.tell(f"{worker.name} dies" + (f", with {worker.executing}" if worker.executing else ""))
-        worker.alive = False
+        worker.alive, worker.died = False, self.clock.now
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
         self.clock.at(noticed, self.remove_worker, worker)
         self.clock.at(noticed + self.rng.choice([0.0, 0.5, 5.0]), self.add_worker)
+
+    def cut_off(self, worker: SWorker) -> None:
+        """Have nothing come to a worker's host, or from it, for a while, in which it goes on.
+
+        The scheduler may take the worker for dead before it is heard of again. Then it is of no use any more:
+        with dask, it ends itself when it hears that, and another one starts.
+        """
+        if not worker.answers:
+            return
+        back = self.clock.now + self.rng.choice([0.2, 2.0, 15.0]) * (0.5 + self.rng.random())
+        given_up = self.clock.now + self.rng.choice([0.1, 1.0, 10.0, 1e9])
+        self.tell(f"{worker.name} is cut off")
+        worker.cut_off = True
+        worker.outbox.held = worker.inbox.held = back
+        if given_up < back:
+            self.clock.at(given_up, self._give_up, worker)
+        self.clock.at(back, self._come_back, worker)
+
+    def _give_up(self, worker: SWorker) -> None:
+        if worker.alive and worker.name in self.workers:
+            worker.died = self.clock.now
+            worker.outbox.cut = worker.inbox.cut = self.clock.now
+            self.remove_worker(worker)
+
+    def _come_back(self, worker: SWorker) -> None:
+        worker.cut_off = False
+        if worker.name in self.workers or not worker.alive:
+            self.tell(f"{worker.name} is not cut off any more")
+            return
+        self.tell(f"{worker.name} hears that it was given up, and ends")
+        worker.alive = False
+        if self.alive:
+            self.add_worker()
+
+    def lose_client(self) -> None:
+        """Have the scheduler and its client lose each other: nobody wants its results any more."""
+        if not self.alive or self.client is None:
+            return
+        self.tell("the scheduler and the client lose each other")
+        self.to_client.cut = self.clock.now
+        client, self.client = self.client, None
+        client.lose()
+        self.client_releases([key for key, task in self.tasks.items() if task.wanted])
 
     def die(self) -> None:
         """End the scheduler, and with it all workers."""
@@ -356,7 +427,7 @@ class Scheduler:
         self.alive = False
         self.to_client.cut = self.clock.now
         for worker in self.workers.values():
-            worker.alive = False
+            worker.alive, worker.died = False, self.clock.now
             worker.outbox.cut = worker.inbox.cut = self.clock.now
         if self.client is not None:
             self.client.lose()
@@ -368,20 +439,24 @@ class _Running:
     worker: SWorker | None = None
     scheduler: Scheduler | None = None
     started = 0.0
+    key = ""
+    attempt = 0
 
 
 running_now = _Running()
 
 
 @contextlib.contextmanager
-def running(worker: SWorker, scheduler: Scheduler, started: float) -> Any:
+def running(worker: SWorker, scheduler: Scheduler, started: float, key: str, attempt: int) -> Any:
     """Note which worker's task runs."""
-    before = running_now.worker, running_now.scheduler
-    running_now.worker, running_now.scheduler, running_now.started = worker, scheduler, started
+    before = vars(running_now).copy()
+    running_now.worker, running_now.scheduler = worker, scheduler
+    running_now.started, running_now.key, running_now.attempt = started, key, attempt
     try:
         yield
     finally:
-        running_now.worker, running_now.scheduler = before
+        vars(running_now).clear()
+        vars(running_now).update(before)
 
 
 def look_at_late() -> None:

@@ -5,17 +5,27 @@ Each is a mistake that somebody could make in the protocol, in one place.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from parcoll.calls.rates import Pace, Shares
+from parcoll.calls.waiting import Waiting
+from parcoll.cluster.link import Link
 from parcoll.cluster.receiving import Receiving
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation.feed import Rest, StreamFeed
 from parcoll.evaluation.folding import _Chain, _Tree
 from parcoll.evaluation.reader import SliceReader, StreamReader
+from parcoll.evaluation.resuming import ResumingFeed
 from parcoll.evaluation.window import Window, _Slot
+from parcoll.output import rolling, staging
+from parcoll.output.staging import Staging
 from parcoll.worker import tasks
 from parcoll.worker.outcome import Outcome
 
@@ -25,12 +35,16 @@ Plant = Callable[[], contextlib.AbstractContextManager[None]]
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, made: Callable[[Any], Any]) -> Iterator[None]:
     """Have another attribute in the place of one; `made` gets what it was."""
-    before = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    own = name in vars(owner)
+    before = vars(owner)[name] if own else getattr(owner, name)
     setattr(owner, name, made(before))
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if own:
+            setattr(owner, name, before)
+        else:  # it is that of a class above
+            delattr(owner, name)
 
 
 def _any_slot(take: Any) -> Any:
@@ -206,6 +220,81 @@ def _the_error_of_the_source_is_lost(take_error: Any) -> Any:
     return take
 
 
+def _a_share_is_given_twice(give: Any) -> Any:
+    def given(self: Shares, parts: int) -> Any:
+        before = self._given
+        share = give(self, parts)
+        self._given = before
+        return share
+
+    return given
+
+
+def _the_pace_is_that_of_all(init: Any) -> Any:
+    def made(self: Pace, rate: Any, share: Any) -> None:
+        init(self, rate, share._replace(parts=1))
+
+    return made
+
+
+def _late_calls_are_none(await_one: Any) -> Any:
+    async def awaited(self: Any, element: Any, given: list[Any]) -> Any:
+        try:
+            return await await_one(self, element, given)
+        except asyncio.CancelledError:
+            return element
+
+    return awaited
+
+
+def _moved_before_it_is_noted(commit: Any) -> Any:
+    def committed(self: Staging, moves: list[Any], stale: list[str]) -> None:
+        if moves:
+            staging.os.replace(os.path.join(self.files, moves[0][0]), moves[0][1])
+        commit(self, moves, stale)
+
+    return committed
+
+
+def _begun_commits_are_dropped(finish: Any) -> Any:
+    def finished(path: str) -> None:
+        if "commit" in sys._getframe(1).f_code.co_name:
+            finish(path)
+
+    return finished
+
+
+def _not_synced(close: Any) -> Any:
+    def closed(self: Any) -> None:
+        rolling.os.fsync, before = (lambda _: None), rolling.os.fsync
+        try:
+            close(self)
+        finally:
+            rolling.os.fsync = before
+
+    return closed
+
+
+def _the_failed_is_saved(settled: Any) -> Any:
+    def settle(self: ResumingFeed, outcome: Outcome) -> Outcome | None:
+        found: Outcome | None = settled(self, outcome)
+        return found if outcome.failure is None else outcome
+
+    return settle
+
+
+def _all_have_the_same_number(init: Any) -> Any:
+    def made(self: Link, *settings: Any, **named: Any) -> None:
+        init(self, *settings, **named)
+        self.numbers = itertools.repeat(0)  # type: ignore[assignment]
+
+    return made
+
+
+def _always_connected(connected: Any) -> Any:
+    return property(lambda self: True)
+
+
 def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
     """Return what plants one."""
     return lambda: replaced(owner, name, made)
@@ -236,6 +325,15 @@ PLANTED: dict[str, Plant] = {
     ),
     "a partition that was cut is said to be whole": planting(tasks, "run", _complete_though_cut),
     "buffersize is no limit": planting(StreamFeed, "taken", _buffer_grows),
+    "a share is given twice": planting(Shares, "give", _a_share_is_given_twice),
+    "each task has the rate of all": planting(Pace, "__init__", _the_pace_is_that_of_all),
+    "a call that is cancelled has a result": planting(Waiting, "await_one", _late_calls_are_none),
+    "a file is moved before the commit is noted": planting(Staging, "commit", _moved_before_it_is_noted),
+    "a commit that was begun is dropped": planting(staging, "_finish", _begun_commits_are_dropped),
+    "files are not synced before they are moved": planting(rolling.Rolling, "_close", _not_synced),
+    "what failed is saved as if it were done": planting(ResumingFeed, "_settled", _the_failed_is_saved),
+    "two evaluations have the same keys": planting(Link, "__init__", _all_have_the_same_number),
+    "a scheduler that is lost is not noticed": planting(Link, "connected", _always_connected),
     "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
 }
 

@@ -15,13 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planted import PLANTED, dropped
 from simulate import fresh, run
 
-SECONDS = 5.0  # of fresh numbers
+SECONDS = 4.0  # of fresh numbers
 # Numbers that failed once, and why. They tell other stories where `work` has changed since.
 FAILED = {
-    36: "the model never ran a coroutine that nothing else woke",
-    429: "the model gave a task twice to one worker, without dask's number of the attempt",
-    1176: "count() raises the error that comes first, not the first one of the source",
-    1868: "an error of the source that was not raised kept the results of a fold on their workers",
+    505: "another evaluation was there when no cluster lasted",
+    1959: "calls of an evaluation that was left counted as those of the next one",
+    5000044: "a task that dask begins again makes its first call early, beside those that a rate bounds",
+    8000220: "the model's scheduler took tasks of a client that it had lost",
+    10002123: "the model asked a scheduler that had died since for what it still has",
+    50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
 MOST = 4_000  # numbers until a planted fault has to be found
 
@@ -37,8 +39,8 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", FAILED)
 def test_what_failed_once(seed: int) -> None:
-    story = run(seed)
-    assert story.found[0] == story.expected[0], "it returns, or raises; `run` compares the rest"
+    story = run(seed)  # which compares
+    assert story.found[0] == story.expected[0] or (story.doomed and story.found[0] == "is lost")
 
 
 def test_fresh_numbers() -> None:
@@ -66,6 +68,8 @@ def first_found(name: str) -> int | None:
 AT_ONCE = (  # the others are found as surely, and take some seconds each
     *("a slot is delivered before its turn", "a rest is put at the end", "a lost partition counts as done"),
     *("a second report counts", "a chain of joins forgets its order", "what the source raised is lost"),
+    *("a call that is cancelled has a result", "what failed is saved as if it were done"),
+    *("each task has the rate of all", "two evaluations have the same keys"),
 )
 
 

@@ -178,12 +178,9 @@ class Window:
             self._lost_clusters += 1
             if not (self._keep or error._final):
                 self._recorder.lose()
-            if (
-                self._keep
-                or error._final
-                or not self._engine.renews
-                or self._lost_clusters > MAX_CLUSTERS_LOST
-            ):
+                # What this is evaluated for would begin again, and lose as many clusters more.
+                error._final = self._lost_clusters > MAX_CLUSTERS_LOST
+            if self._keep or error._final or not self._engine.renews:
                 return error
             self._session.close()
             try:

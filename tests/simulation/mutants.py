@@ -1,0 +1,233 @@
+"""Mutants: small changes of parcoll's functions, one at a time. Do the stories tell that something is wrong?
+
+    python tests/simulation/mutants.py evaluation/window.py evaluation/feed.py --seconds 600
+
+Each mutant lives in a fork of this process, whose functions get the changed code, and runs the same stories.
+What survives is either no fault (a limit that may be another one, a number for a table, a faster way) or a
+fault that no story shows: then a story, or a test, is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import gc
+import importlib
+import logging
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from simulate import run
+
+import parcoll
+
+HANGS = 60.0  # seconds that a fork may take, beside what its stories take without a change
+OTHER: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.FloorDiv: ast.Mult,
+    ast.Div: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Break: ast.Continue,
+    ast.Continue: ast.Break,
+}
+
+
+class Mutant(NamedTuple):
+    """A change of one function."""
+
+    path: str
+    function: str
+    line: int
+    what: str
+    code: CodeType
+
+
+def changed(node: ast.AST) -> Iterator[ast.AST]:
+    """Give what may stand in the place of a node."""
+    if isinstance(node, ast.Compare):
+        made = copy.deepcopy(node)
+        made.ops[0] = OTHER[type(node.ops[0])]()  # type: ignore[call-overload]
+        yield made
+    elif isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in OTHER:
+        made = copy.deepcopy(node)
+        made.op = OTHER[type(node.op)]()  # type: ignore[assignment]
+        yield made
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+        for value in (True, False) if not isinstance(node, ast.While) else (False,):
+            made = copy.deepcopy(node)
+            made.test = ast.Constant(value)
+            yield made
+    elif isinstance(node, ast.Break | ast.Continue):
+        yield OTHER[type(node)]()
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield ast.Return(ast.Constant(None))
+    statement = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    if statement or isinstance(node, ast.AugAssign | ast.Delete):
+        yield ast.Pass()
+
+
+class _Put(ast.NodeTransformer):
+    """Puts another node in the place of the one with this number, in the order in which they are visited."""
+
+    def __init__(self, number: int, choice: int) -> None:
+        self._left = number
+        self._choice = choice
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        self._left -= 1
+        if self._left == -1:
+            return ast.copy_location(list(changed(node))[self._choice], node)
+        return super().generic_visit(node)
+
+
+def _nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Give all nodes in the order of `_Put`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _nodes(child)
+
+
+def _functions(tree: ast.AST, around: str = "") -> Iterator[tuple[str, Any]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{around}{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            yield f"{around}{node.name}", node
+
+
+def mutants_of(path: str) -> Iterator[Mutant]:
+    """Give the mutants of a module: of the bodies of its functions."""
+    file = Path(parcoll.__file__).parent / path
+    source = file.read_text()
+    tree = ast.parse(source)
+    for name, function in _functions(tree):
+        for number, node in enumerate(_nodes(function)):
+            told = isinstance(node, ast.Expr) and "logger" in ast.unparse(node)
+            for choice, other in enumerate(changed(node)):
+                if told or number == 0 or not hasattr(node, "lineno"):
+                    continue
+                mutated = copy.deepcopy(tree)
+                (place,) = [made for found, made in _functions(mutated) if found == name][-1:]
+                _Put(number, choice).visit(place)
+                ast.fix_missing_locations(mutated)
+                code = _code(compile(mutated, str(file), "exec"), name)
+                if code is not None:
+                    before, after = (ast.unparse(one).split("\n")[0] for one in (node, other))
+                    yield Mutant(path, name, node.lineno, f"{before}   ->   {after}", code)
+
+
+def _code(within: CodeType, name: str) -> CodeType | None:
+    for constant in within.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_qualname == name:
+                return constant
+            if name.startswith(f"{constant.co_qualname}.") and (found := _code(constant, name)):
+                return found
+    return None
+
+
+def put(mutant: Mutant, module: ModuleType) -> bool:
+    """Give the functions of a module the code of a mutant; tell whether there are any."""
+    found = [
+        thing
+        for thing in gc.get_objects()
+        if isinstance(thing, FunctionType)
+        and thing.__code__.co_filename == module.__file__
+        and thing.__code__.co_qualname == mutant.function
+    ]
+    for function in found:
+        function.__code__ = mutant.code
+    return bool(found)
+
+
+def survives(mutant: Mutant, module: ModuleType, stories: int, seconds: float) -> str:
+    """Run stories in a fork whose functions are a mutant; return by which it was found, or "" if by none."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        found = "no function has its name"
+        try:
+            if put(mutant, module):
+                found = ""
+                for seed in range(stories):
+                    run(seed)
+        except BaseException as error:
+            found = f"{seed}: {type(error).__name__} {error}"[:200]
+        finally:
+            os.write(writing, (found or "survives").encode())
+            os._exit(0)
+    os.close(writing)
+    try:
+        there, _, _ = select.select([reading], [], [], seconds)
+        told = os.read(reading, 1_000).decode() if there else "hangs"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+    return "" if told == "survives" else told or "ends the process"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="+", help="paths below src/parcoll")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--stories", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0, help="of the order, since not all may have their turn")
+    parser.add_argument("--line", type=int, action="append", help="mutants of this line alone")
+    chosen = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    modules = {path: importlib.import_module(_name(path)) for path in chosen.modules}
+    mutants = [mutant for path in chosen.modules for mutant in mutants_of(path)]
+    mutants = [mutant for mutant in mutants if chosen.line is None or mutant.line in chosen.line]
+    random.Random(chosen.seed).shuffle(mutants)
+    began = time.perf_counter()
+    for seed in range(chosen.stories):
+        run(seed)
+    usual, tried, left = time.perf_counter() - began, 0, 0
+    for mutant in mutants:
+        if time.perf_counter() - began > chosen.seconds:
+            break
+        tried += 1
+        if not survives(mutant, modules[mutant.path], chosen.stories, HANGS + 3 * usual):
+            left += 1
+            print(f"{mutant.path}:{mutant.line} {mutant.function}: {mutant.what}", flush=True)
+    print(f"{tried} of {len(mutants)} mutants, {left} of them survive {chosen.stories} stories")
+
+
+def _name(path: str) -> str:
+    return "parcoll." + path.removesuffix(".py").replace("/", ".")
+
+
+if __name__ == "__main__":
+    main()

@@ -158,14 +158,15 @@ class Run:
     def _around(self) -> Around:
         """Return what the operation that makes the source may ask for."""
 
-        def evaluate(elements: Iterable[Any], step: Step) -> Iterator[Any]:
-            node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
-            yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
-
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)
-        return Around(self.engine.threads, self.engine.memory_limit, evaluate, folder)
+        return Around(self.engine.threads, self.engine.memory_limit, self.evaluate, folder)
+
+    def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
+        """Give what a step makes of each element, on the workers."""
+        node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
+        yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""

@@ -140,7 +140,7 @@ class Run:
     def _opened(self, source: Source) -> Reader:
         """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
-            return source.open()
+            return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
         streams, row = [], 0
         for read in source.reads:
@@ -212,7 +212,7 @@ class Run:
         with closing(self.outcomes(gathering or Results())) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
                 if (above := self.stats._above) is not None:
-                    above.total = above._total_below()
+                    above._add_up()
                     above.threads = max(above.threads, self.stats.threads)
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"

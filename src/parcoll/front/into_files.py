@@ -73,14 +73,28 @@ def write_jsonl(start: Start, path: Any, default: Any, timeout: float | None, ho
 
 def write_csv(start: Start, path: Any, columns: Any, header: Any, how: How) -> Written:
     """Write rows of CSV."""
-    if columns is not None and (isinstance(columns, str) or not isinstance(columns, Sequence)):
-        raise TypeError(f"write_csv() needs a list of names as columns, got {describe(columns)}")
-    if columns is not None and len(set(columns)) != len(columns):
-        raise ValueError(f"write_csv() needs columns with names of their own, got {short_repr(columns)}")
+    if columns is not None:
+        _check_columns(columns)
     if not isinstance(header, bool):
         raise TypeError(f"write_csv() needs True or False as header, got {describe(header)}")
     format = Csv(None if columns is None else tuple(columns), header)
     return _write_rows(start, "write_csv", format, path, how)
+
+
+def _check_columns(columns: Any) -> None:
+    if isinstance(columns, str) or not isinstance(columns, Sequence):
+        raise TypeError(f"write_csv() needs a list of names as columns, got {describe(columns)}")
+    for name in columns:
+        if isinstance(name, list | dict | set):
+            raise TypeError(f"write_csv() needs names as columns, got {describe(name)} among them")
+        try:
+            str(name).encode()
+        except UnicodeError as error:
+            raise ValueError(f"write_csv(): the column {name!r} cannot be encoded: {error}") from None
+    if not columns or len(set(columns)) != len(columns):
+        raise ValueError(
+            f"write_csv() needs columns with names of their own, one at least, got {short_repr(columns)}"
+        )
 
 
 def _write_rows(
@@ -135,9 +149,16 @@ def to_pandas(start: Start) -> Any:
 
 
 def _schema(given: Any, what: str) -> Any:
-    if given is None or isinstance(given, package("pyarrow", what).Schema):
-        return given
-    raise TypeError(f"{what} needs a pyarrow.Schema as schema, got {describe(given)}")
+    if given is None:
+        return None
+    if not isinstance(given, package("pyarrow", what).Schema):
+        raise TypeError(f"{what} needs a pyarrow.Schema as schema, got {describe(given)}")
+    if not given.names or len(set(given.names)) < len(given.names):  # no row of such a table is a dict
+        raise ValueError(
+            f"{what} needs a schema of columns with names of their own, one at least, got "
+            f"{short_repr(given.names)}"
+        )
+    return given
 
 
 def target_at(path: Any, overwrite: Any, options: Any, what: str) -> Target:

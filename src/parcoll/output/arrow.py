@@ -58,6 +58,13 @@ class Arrow(Tables):
                 raise MisfitError(
                     f"{self.what} needs str as names of columns, got {describe(name)}", position
                 )
+            try:
+                name.encode()
+            except UnicodeError as error:
+                position = next(i for i, row in enumerate(rows) if name in row)
+                raise MisfitError(
+                    f"{self.what}: the column {name!r} cannot be encoded ({line_of(error)})", position
+                ) from None
         columns = [self._inferred(pyarrow, values[name], name) for name in values]
         if not columns:
             return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * len(rows), pyarrow.struct([])))

@@ -305,6 +305,7 @@ class _CsvEncoder(RowEncoder):
             )
         self.parts()
         new = [name for name in element if name not in self._keys]
+        self._writes(new)  # what cannot be encoded is this row's fault
         self._names += tuple(new)
         self._where += ((self._rows, f"{self._name()}: {short_repr(element)}"),) * len(new)
         self._keys = frozenset(self._names)

@@ -101,7 +101,7 @@ def run_tests(session: nox.Session, *more: str, chosen: str = "not slow") -> Non
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the cases that wait long for what others of the same test show too."""
-    session.install(".[dashboard]", *group("test"))
+    session.install(".[dashboard]", *group("test"), *group("stores"))
     compile_packages(session)
     session.run("pytest", "tests", "-m", "slow", *session.posargs)
 

@@ -106,7 +106,7 @@ ALIKE = (
     *("simulation/test_simulation.py", "promises/test_timeouts.py", "promises/test_collection.py"),
     *("wire/test_shared_arrays.py", "worker/test_reports.py", "promises/test_streams.py"),
     *("promises/test_values.py", "promises/test_readme.py"),
-    *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_written_objects.py"),
+    *("promises/test_writing.py", "promises/test_written_paths.py"),
     *("promises/test_tables.py", "faults/test_written_files.py", "promises/test_written_and_read.py"),
     *("promises/test_files_meant.py", "promises/test_reading_formats.py"),
     "promises/test_reading_goes_wrong.py",

@@ -210,6 +210,18 @@ def test_small_samples_do_not_spoil_the_estimate() -> None:
     assert sizer.next_size(None, 2) == 1
 
 
+def test_what_a_small_partition_took_does_not_keep_sizes_small() -> None:
+    """A busy machine held up one of 7 elements, say, for 20 ms: 2,048 had taken 0.1 s."""
+    sizer = after(2048, 5e-5)
+    ran(sizer, 7, 0.003)
+    sizes = []
+    for _ in range(12):
+        sizes.append(sizer.next_size(None, 2))
+        ran(sizer, sizes[-1], 5e-5)
+    assert sizes[0] == pytest.approx(166, abs=1)
+    assert sizes[-1] > 5000
+
+
 def test_a_much_larger_sample_is_believed_at_once() -> None:
     """The first element imports a module, say."""
     sizer = begun()

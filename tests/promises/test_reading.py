@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parcoll import Connection, ParallelGen, connect, read_text
+from parcoll import (
+    Connection,
+    ParallelGen,
+    connect,
+    parallel,
+    read_archive,
+    read_files,
+    read_parquet,
+    read_text,
+)
 from parcoll.files import texts
 from parcoll.front import formats
 
@@ -416,6 +425,41 @@ def test_what_parallel_takes_is_taken_and_nothing_else(folder: Path, inline: Con
     assert lines.stats.elements_in == 3, "files"
     with pytest.raises(TypeError, match="unexpected keyword argument 'chunksize'"):
         read_text(folder / "a.txt", chunksize=10)  # type: ignore[call-overload]
+
+
+def test_bytes_of_files_are_counted(
+    folder: Path, inline: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name in "ab":
+            archive.writestr(name, name * 1000)
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table({"x": [*range(100)]}), folder / "a.parquet", row_group_size=9)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    lines = read_text(f"{folder}/*.txt", blocksize=5, progress=True, checkpoint=str(folder / "saved"))
+    total = sum(sizes[f"{name}.txt"] for name in "abc")
+    for resumed in (0, 9):
+        assert lines.count() == 6
+        assert (lines.stats.bytes_read, lines.stats.bytes_total, lines.stats.resumed) == (
+            total,
+            total,
+            resumed,
+        )
+    assert "36.0/36.0 [" in capsys.readouterr().err
+    assert lines.stats.snapshot()["bytes_total"] == total
+    for rows, nbytes in (
+        (read_archive(folder / "a.zip"), 2000),
+        (read_parquet(folder / "a.parquet"), sizes["a.parquet"]),
+        (read_files(folder, on_error="skip"), sum(sizes.values())),
+        (read_text(f"{folder}/*.txt").batched(4), total),
+    ):
+        rows.count()  # type: ignore[attr-defined]
+        assert (rows.stats.bytes_read, rows.stats.bytes_total) == (nbytes, nbytes)  # type: ignore[attr-defined]
+        assert f"of {nbytes / 1024:.3g} KiB" in str(rows.stats) or f" of {nbytes} B" in str(rows.stats)  # type: ignore[attr-defined]
+    lines = read_text(f"{folder}/*.txt", blocksize=5)
+    lines.take(3)
+    assert 17 <= lines.stats.bytes_read < lines.stats.bytes_total == total  # type: ignore[operator]
+    assert (parallel([1]).stats.bytes_read, parallel([1]).stats.bytes_total) == (0, None)
 
 
 def test_lines_come_with_the_path_of_their_file(folder: Path, inline: Connection) -> None:

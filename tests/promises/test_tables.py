@@ -217,6 +217,12 @@ class TestMisfits:
     def test_arguments(self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TypeError, match=r"pyarrow\.Schema"):
             parallel([{}]).write_parquet(tmp_path / "a", schema={"a": "int"})
+        for names in ([], ["a", "a"]):  # no row of such a table is a dict
+            with pytest.raises(ValueError, match="columns with names of their own, one at least"):
+                parallel([{}]).to_arrow(pyarrow.schema([(name, pyarrow.int64()) for name in names]))
+        with pytest.raises(ValueError, match="cannot be encoded") as caught:
+            parallel([{"a": 1}, {"\ud800": 1}]).write_parquet(tmp_path / "a")
+        assert "at element 1" in str(caught.value.__notes__)
         with pytest.raises(ValueError, match="'rar'"):
             parallel([{}]).write_parquet(tmp_path / "a", compression="rar")
         monkeypatch.setitem(sys.modules, "pyarrow", None)

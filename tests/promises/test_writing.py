@@ -80,7 +80,11 @@ class TestOneFile:
         assert path.read_bytes().decode(encoding) == "".join(text + "\n" for text in texts)
 
     @pytest.mark.parametrize(
-        ("ending", "read"), [("gz", gzip.open), ("bz2", bz2.open), ("xz", lzma.open), ("JSONL.GZ", gzip.open)]
+        ("ending", "read"),
+        [
+            *(("gz", gzip.open), ("bz2", bz2.open), ("xz", lzma.open), ("JSONL.GZ", gzip.open)),
+            ("lzma", lzma.open),
+        ],
     )
     def test_it_is_compressed_by_its_name(
         self, inline: Connection, tmp_path: Path, ending: str, read: Callable[[Path], Any]
@@ -213,6 +217,14 @@ class TestColumns:
             parallel([[1, 2]]).write_csv(tmp_path / "no.csv")
         with pytest.raises(ValueError, match="a row has 1 value for 2 columns"):
             parallel([[1]]).write_csv(tmp_path / "no.csv", columns=["a", "b"])
+        for columns in ([], ["a", "a"], ["a", "\ud800"]):
+            with pytest.raises(ValueError, match="column"):
+                parallel([{}]).write_csv(tmp_path / "no.csv", columns=columns)
+        with pytest.raises(TypeError, match=r"needs names as columns, got \['a'\]"):
+            parallel([{}]).write_csv(tmp_path / "no.csv", columns=[["a"]])  # type: ignore[list-item]
+        with pytest.raises(UnicodeEncodeError) as unholdable:
+            parallel([{"a": 1}, {"a": 1, "\ud800": 2}]).write_csv(tmp_path / "no.csv")
+        assert "at element 1" in str(unholdable.value.__notes__)
 
 
 class TestWhatCannotBeWritten:

@@ -79,6 +79,8 @@ class TestWhatIsThere:
         self.refused(3, TypeError, "path or a URL")
         self.refused(tmp_path / "a", TypeError, "overwrite", overwrite="yes")
         self.refused(tmp_path / "a", ValueError, "compression", compression="rar")
+        for name in ("a.zip", "p-*.7Z", "a.jsonl.sz"):  # it would be read as a packed one
+            self.refused(tmp_path / name, ValueError, "says by its end that it is packed as")
         self.refused(tmp_path / "a", ValueError, "storage_options", storage_options={"key": "x"})
         self.refused(tmp_path / ("n" * 300), OSError, "too long")
         self.refused(tmp_path / "new" / ("n" * 300), OSError, "too long")

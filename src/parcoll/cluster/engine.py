@@ -62,6 +62,11 @@ class DistributedEngine:
         return self._reports is not None
 
     @property
+    def of_machine(self) -> bool:
+        """Whether the workers share memory with this process."""
+        return self.link.sharing is not None
+
+    @property
     def client(self) -> Any:
         """The client."""
         return self.link.client

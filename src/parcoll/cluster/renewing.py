@@ -139,6 +139,11 @@ class RenewingEngine:
         return (self.current or self.connected()).hands_back
 
     @property
+    def of_machine(self) -> bool:
+        """Whether the workers share memory with this process."""
+        return (self.current or self.connected()).of_machine
+
+    @property
     def address(self) -> str:
         """The address of the scheduler, or of the last one."""
         return (self.current or self.connected()).address

@@ -133,6 +133,10 @@ class Engine(Protocol):
         """Whether a task that takes long hands back, while it runs, what it has not begun."""
 
     @property
+    def of_machine(self) -> bool:
+        """Whether the workers are processes of this machine, and share its memory and its files."""
+
+    @property
     def in_background(self) -> bool:
         """Whether tasks run while nobody waits for them."""
 

@@ -31,6 +31,7 @@ class InlineEngine:
     renews = False
     in_background = False
     hands_back = False
+    of_machine = True
     address = "inline"
     client = None
     dashboard_link = None

@@ -22,6 +22,7 @@ SAMPLES = 128  # elements of a partition whose sizes are looked at, 1 µs each
 class Reader:
     """The elements of one evaluation, in partitions. `error` is what the source raised, if it did."""
 
+    ends: Sequence[int] | None = None  # of each element's bytes among those of all, where they are files
     at_hand = 0  # elements that were read ahead, which `read` gives first
 
     def __init__(self) -> None:

@@ -60,7 +60,9 @@ def outcomes(
     checkpoint = Checkpoint(folder_at(options.checkpoint), steps)
     with checkpoint.folder.locked():
         checkpoint.open()  # before the source: a refusal leaves a one-pass source unread
-        reader = SavedReader(source.open(), checkpoint, stats, options.retry_failed, source)
+        reader = SavedReader(
+            Recorder(stats).opened(source.open()), checkpoint, stats, options.retry_failed, source
+        )
         checkpoint.check_length(reader.total())
         stats.total = reader.total()
         yield from reader.replay()
@@ -177,7 +179,7 @@ class SavedReader(Reader):
             return None
         record = self._parts.popleft().record
         outcome = record.outcome()
-        Recorder(self._stats).add_saved(outcome)
+        Recorder(self._stats).add_saved(outcome, record.first)
         return Job(place=Place(record.first), size=record.count, saved=outcome)
 
     def failed(self) -> tuple[Sequence[Any], Place] | None:

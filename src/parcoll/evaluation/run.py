@@ -139,7 +139,7 @@ class Run:
     def _opened(self, source: Source) -> Reader:
         """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
-            return source.open()
+            return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
         streams, row = [], 0
         for read in source.reads:
@@ -157,14 +157,15 @@ class Run:
     def _around(self) -> Around:
         """Return what the operation that makes the source may ask for."""
 
-        def evaluate(elements: Iterable[Any], step: Step) -> Iterator[Any]:
-            node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
-            yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
-
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)
-        return Around(self.engine.threads, self.engine.memory_limit, evaluate, folder)
+        return Around(self.engine.threads, self.engine.memory_limit, self.evaluate, folder)
+
+    def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
+        """Give what a step makes of each element, on the workers."""
+        node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
+        yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""
@@ -210,7 +211,7 @@ class Run:
         with closing(self.outcomes(gathering or Results())) as outcomes:  # type: ignore[type-var]
             for job, outcome in outcomes:
                 if (above := self.stats._above) is not None:
-                    above.total = above._total_below()
+                    above._add_up()
                     above.threads = max(above.threads, self.stats.threads)
                 if outcome.results is not None:
                     what = f"the results of the partition at {job.place.element(0)}"

@@ -113,6 +113,13 @@ class FilesSource(Source):
             self._fresh = False
             return self._listing.descriptors()
 
+    def open(self) -> Reader:
+        """List the files, and say how many bytes they have."""
+        with self._lock:
+            reader = super().open()
+            reader.ends = self._listing.ends()
+        return reader
+
     def parts(self) -> list[list[Any]]:
         """Return the descriptors of each partition of the bag."""
         every, size = self._listing.descriptors(), self._together

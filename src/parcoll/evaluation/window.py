@@ -273,7 +273,7 @@ class Window:
             slot.outcome = outcome
             self._shares.take_back(job.share)
             self._lost_clusters = 0
-            self._recorder.add(outcome)
+            self._recorder.add(outcome, job.place.base)
             self._feed.returned(job, outcome)
             if job.lost_workers:
                 self._recorder.recover(job.lost_workers)

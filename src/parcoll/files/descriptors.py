@@ -38,6 +38,13 @@ class Descriptor(NamedTuple):
     part: Any = None  # a row group, a member
     system: int = LOCAL  # which of the format's filesystems the path is of
 
+    @property
+    def nbytes(self) -> int | None:
+        """How many bytes of the file it is; None if that is not known, as of a row group."""
+        if self.end is not None:
+            return self.end - self.start
+        return self.size if self.part is None else getattr(self.part, "packed", None)
+
     def __repr__(self) -> str:
         if self.part is not None:
             return f"{self.path!r} {self.part}"

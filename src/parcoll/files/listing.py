@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import stat
 from collections import Counter
@@ -61,6 +62,19 @@ class Listing:
     def descriptors(self) -> list[Descriptor]:
         """Return what is read as one piece each, in order."""
         return [part for parts in self._parts for part in parts]
+
+    def ends(self) -> list[int] | None:
+        """Return where the bytes of each of them end, among those of all; None if sizes are not known."""
+        sizes = []
+        for file, parts in zip(self.files, self._parts, strict=True):
+            for number, part in enumerate(parts):
+                nbytes = part.nbytes
+                if nbytes is None and file.size is not None:  # row groups
+                    nbytes = file.size * (number + 1) // len(parts) - file.size * number // len(parts)
+                if nbytes is None:
+                    return None
+                sizes.append(nbytes)
+        return list(itertools.accumulate(sizes))
 
     def again(self) -> Listing:
         """Return the same files as they are now."""

@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place, reached
 from parcoll.chain.sinks import Sink
+from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.run import Run
 from parcoll.front import arguments
+from parcoll.log import logger
 from parcoll.output.arrow import Arrow
-from parcoll.output.compressing import opener
 from parcoll.output.encoding import Csv, Encoded, Jsonl, RowFormat, Text
 from parcoll.output.objects import RemoteTarget
-from parcoll.output.parquet import ParquetFiles
+from parcoll.output.parked import Made, MakesRows, MakesTables, Making, MakingFiles, Plan, Trying
 from parcoll.output.placing import URL, LocalTarget, Target
-from parcoll.output.rolling import Limits, Rolling, RowFiles, Written
+from parcoll.output.rolling import Limits, Rolling, Written
 from parcoll.output.sink import Encodes
 from parcoll.output.tables import Frames, package
-from parcoll.text import describe, short_repr
+from parcoll.text import describe, line_of, short_repr
 from parcoll.watch.recorder import Recorder
 from parcoll.wire.payload import Plain
 from parcoll.worker.outcome import Outcome
@@ -72,14 +73,28 @@ def write_jsonl(start: Start, path: Any, default: Any, timeout: float | None, ho
 
 def write_csv(start: Start, path: Any, columns: Any, header: Any, how: How) -> Written:
     """Write rows of CSV."""
-    if columns is not None and (isinstance(columns, str) or not isinstance(columns, Sequence)):
-        raise TypeError(f"write_csv() needs a list of names as columns, got {describe(columns)}")
-    if columns is not None and len(set(columns)) != len(columns):
-        raise ValueError(f"write_csv() needs columns with names of their own, got {short_repr(columns)}")
+    if columns is not None:
+        _check_columns(columns)
     if not isinstance(header, bool):
         raise TypeError(f"write_csv() needs True or False as header, got {describe(header)}")
     format = Csv(None if columns is None else tuple(columns), header)
     return _write_rows(start, "write_csv", format, path, how)
+
+
+def _check_columns(columns: Any) -> None:
+    if isinstance(columns, str) or not isinstance(columns, Sequence):
+        raise TypeError(f"write_csv() needs a list of names as columns, got {describe(columns)}")
+    for name in columns:
+        if isinstance(name, list | dict | set):
+            raise TypeError(f"write_csv() needs names as columns, got {describe(name)} among them")
+        try:
+            str(name).encode()
+        except UnicodeError as error:
+            raise ValueError(f"write_csv(): the column {name!r} cannot be encoded: {error}") from None
+    if not columns or len(set(columns)) != len(columns):
+        raise ValueError(
+            f"write_csv() needs columns with names of their own, one at least, got {short_repr(columns)}"
+        )
 
 
 def _write_rows(
@@ -94,10 +109,10 @@ def _write_rows(
     what = f"{name}()"
     target = target_at(path, how.overwrite, how.storage_options, what)
     found = limits(target, how.bytes_per_file, how.rows_per_file, what)
-    compress = opener(os.fspath(path), how.compression)
+    making = MakesRows(format, os.fspath(path), how.compression)
+    making.check()
     format.sized = found.any
-    sink = Encodes(name, format, default, timeout)
-    return write(start, sink, target, lambda files: RowFiles(files, found, format, compress), name)
+    return write(start, Encodes(name, format, default, timeout), target, making, found, name)
 
 
 def write_parquet(start: Start, path: Any, schema: Any, how: How) -> Written:
@@ -112,11 +127,8 @@ def write_parquet(start: Start, path: Any, schema: Any, how: How) -> Written:
     target = target_at(path, how.overwrite, how.storage_options, what)
     found = limits(target, how.bytes_per_file, how.rows_per_file, what)
     tables = Arrow(what, _schema(schema, what), cut=found.any)
-    codec = "snappy" if how.compression == "infer" else how.compression
-    sink = Encodes("write_parquet", tables)
-    return write(
-        start, sink, target, lambda files: ParquetFiles(files, found, tables, codec), "write_parquet"
-    )
+    making = MakesTables(tables, "snappy" if how.compression == "infer" else how.compression)
+    return write(start, Encodes("write_parquet", tables), target, making, found, "write_parquet")
 
 
 def to_arrow(start: Start, schema: Any) -> Any:
@@ -137,9 +149,16 @@ def to_pandas(start: Start) -> Any:
 
 
 def _schema(given: Any, what: str) -> Any:
-    if given is None or isinstance(given, package("pyarrow", what).Schema):
-        return given
-    raise TypeError(f"{what} needs a pyarrow.Schema as schema, got {describe(given)}")
+    if given is None:
+        return None
+    if not isinstance(given, package("pyarrow", what).Schema):
+        raise TypeError(f"{what} needs a pyarrow.Schema as schema, got {describe(given)}")
+    if not given.names or len(set(given.names)) < len(given.names):  # no row of such a table is a dict
+        raise ValueError(
+            f"{what} needs a schema of columns with names of their own, one at least, got "
+            f"{short_repr(given.names)}"
+        )
+    return given
 
 
 def target_at(path: Any, overwrite: Any, options: Any, what: str) -> Target:
@@ -190,8 +209,8 @@ def limits(target: Target, bytes_per_file: Any, rows_per_file: Any, what: str) -
     return found
 
 
-def write(start: Start, sink: Sink, target: Target, made: Callable[[Target], Rolling], what: str) -> Written:
-    """Evaluate, and write all elements; `made` returns what takes them on their way into the files."""
+def write(start: Start, sink: Encodes, target: Target, making: Making, limits: Limits, what: str) -> Written:
+    """Evaluate, and write all elements."""
     target.check()
     try:
         target.begin()
@@ -201,7 +220,9 @@ def write(start: Start, sink: Sink, target: Target, made: Callable[[Target], Rol
             def attempt() -> Written:
                 if run.stats.written is not None:  # once more, since the cluster was lost
                     target.begin()
-                rolling = made(target)
+                if isinstance(target, RemoteTarget) and _workers_can(run, target, making):
+                    return _by_workers(run, sink, target, making, limits, what)
+                rolling = making.rolling(target, limits)
                 try:
                     _fill(run, sink, rolling)
                 except BaseException:
@@ -212,6 +233,49 @@ def write(start: Start, sink: Sink, target: Target, made: Callable[[Target], Rol
             return run.restarting(what, LOST, attempt)
     finally:
         target.abandon()
+
+
+def _workers_can(run: Run, target: RemoteTarget, making: Making) -> bool:
+    """Tell whether the workers can put files where these go: they may lack a package, or a key."""
+    if not target.by_workers or run.gives_elements or run.engine.client is None:
+        return False
+    try:
+        list(run.evaluate([0], Trying(making, target.parking())))
+    except ClusterLostError:
+        raise
+    except Exception as error:
+        logger.warning(
+            "the workers cannot put files there, so that all go through this process: %s", line_of(error)
+        )
+        return False
+    return True
+
+
+def _by_workers(
+    run: Run, sink: Encodes, target: RemoteTarget, making: Making, limits: Limits, what: str
+) -> Written:
+    """Have the workers make the files, and put them.
+
+    This process says which rows are a file, and which of the files that were put count.
+    """
+    recorder = Recorder(run.stats)
+    recorder.add_written(0, 0, 0.0)
+    parts, files = target.parking(run.engine.of_machine), target.parking()
+    plan = Plan(making, limits)
+    for encoded in encoded_parts(run, sink.parked_at(parts)):
+        for parked in encoded.parts:
+            plan.take(parked)
+        recorder.add_written(0, 0, 0.0, encoded.seconds)
+    planned = [*plan.files(target.names(plan.count))]
+    made: list[Made] = []
+    rows, nbytes, seconds = 0, 0, 0.0
+    for some in (planned[:1], planned[1:]) if not making.alike else (planned,):
+        step = MakingFiles(making.settled(made[0] if made else None), parts, files, what)
+        for file in run.evaluate(some, step) if some else ():
+            made.append(file)
+            rows, nbytes, seconds = rows + file.rows, nbytes + file.nbytes, seconds + file.seconds
+            recorder.add_written(rows, nbytes, seconds)
+    return Written(target.adopt(made), rows, nbytes)
 
 
 def _fill(run: Run, sink: Sink, rolling: Rolling) -> None:

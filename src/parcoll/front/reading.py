@@ -86,11 +86,12 @@ def read_text(
         include_path: True gives pairs of a line and the path of its file.
         storage_options: What fsspec's filesystem takes, as a mapping.
         settings: All that `parallel` takes. Its source here are the parts of files: `partition_size` counts
-            them, and so do `progress` and `stats`. One that cannot be read to its end has failed, and is the
-            `element` of its `ElementError`, with `path`, `start` and `end`. With `on_error="skip"` the lines
-            before the fault stay; with `retries` they are not given again. `timeout` is for the reading of a
-            part, and one that is stopped gives none. A checkpoint compares the files by path, size, and time
-            or ETag; with `retry_failed=True`, files that could not be read may have been mended since.
+            them, and so does `stats`; it counts their bytes too, as `progress` does. One that cannot be read
+            to its end has failed, and is the `element` of its `ElementError`, with `path`, `start` and `end`.
+            With `on_error="skip"` the lines before the fault stay; with `retries` they are not given again.
+            `timeout` is for the reading of a part, and one that is stopped gives none. A checkpoint compares
+            the files by path, size, and time or ETag; with `retry_failed=True`, files that could not be read
+            may have been mended since.
 
     A file that is changed or removed after it was listed is an error that names it. The first evaluation
     reads the files as this call has found them, each later one looks at them anew.

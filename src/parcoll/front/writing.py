@@ -45,9 +45,9 @@ class Writing(Evaluated[T_co]):
 
         Args:
             path: Of one file; or of several, with a `*` in the name for their numbers: 00000, 00001 and so
-                on. A folder that is missing is made. May be a URL of fsspec (see `storage_options`): then
-                files are made whole here, and put at the end; of several, the object `_...manifest....json`
-                beside them lists those that count.
+                on. A folder that is missing is made. May be a URL of fsspec (see `storage_options`): then a
+                file is made whole here, and put at the end; several go from the workers to an object store,
+                and the object `_...manifest....json` beside them lists those that count.
             end: What ends each element.
             encoding: The encoding. Text that it cannot hold is an error, which names the element.
             bytes_per_file: Where a file ends, of several: behind the row with which it has so many bytes

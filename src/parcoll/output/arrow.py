@@ -42,9 +42,11 @@ class Arrow(Tables):
 
     def made(self, rows: Sequence[Any]) -> Any:
         """Return a batch of mappings."""
-        pyarrow = package("pyarrow", self.what)
         self.mappings(rows)
-        values = columns_of(rows)
+        return self._made(rows, columns_of(rows))
+
+    def _made(self, rows: Sequence[Any], values: Mapping[Any, list[Any]]) -> Any:
+        pyarrow = package("pyarrow", self.what)
         if self.schema is not None:
             self._check_names(rows, values)
             none = [None] * len(rows)
@@ -56,6 +58,13 @@ class Arrow(Tables):
                 raise MisfitError(
                     f"{self.what} needs str as names of columns, got {describe(name)}", position
                 )
+            try:
+                name.encode()
+            except UnicodeError as error:
+                position = next(i for i, row in enumerate(rows) if name in row)
+                raise MisfitError(
+                    f"{self.what}: the column {name!r} cannot be encoded ({line_of(error)})", position
+                ) from None
         columns = [self._inferred(pyarrow, values[name], name) for name in values]
         if not columns:
             return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * len(rows), pyarrow.struct([])))
@@ -64,15 +73,19 @@ class Arrow(Tables):
     def part(self, rows: Sequence[Any]) -> TablePart:
         """Return a batch with the sizes of its rows."""
         pyarrow = package("pyarrow", self.what)
-        batch = self.made(rows)
+        self.mappings(rows)
+        columns = columns_of(rows)
+        batch = self._made(rows, columns)
         first: dict[str, int] = {}
         mixed: dict[str, list[Any]] = {}
         if self._cut:
             for position, row in enumerate(rows):
-                if row.keys() - first.keys():
+                if not row.keys() <= first.keys():
                     first |= {name: position for name in row if name not in first}
+                    if len(first) == len(columns):
+                        break
             for field in batch.schema:
-                values = [row.get(field.name) for row in rows]
+                values = columns[field.name]
                 if nests(pyarrow, field.type) or len(set(map(type, values)) - {type(None)}) > 1:
                     mixed[field.name] = values
         return TablePart(batch, sizes_of(pyarrow, batch), first, mixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,10 +15,13 @@ KNOWN = {
     "gz": ("zlib",),
     "bz2": ("bz2",),
     "xz": ("lzma",),
+    "lzma": ("lzma",),
     "zst": ("compression.zstd", "zstandard"),
     "lz4": ("lz4.frame",),
 }
-NAMES = {"gzip": "gz", "gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst", "zstd": "zst", "lz4": "lz4"}
+NAMES = {name: name for name in KNOWN} | {"gzip": "gz", "zstd": "zst"}
+# What ends of names say that nobody here can pack. Whoever reads such a file would take it for broken.
+UNWRITTEN = {"zip", "snappy", "sz", "7z", "br", "lz", "lzo", "rar"}
 
 
 class Out(Protocol):
@@ -42,7 +46,12 @@ def opener(name: str, given: Any) -> Opener | None:
         return None
     kind = NAMES.get(given) if isinstance(given, str) else None
     if given == "infer" and isinstance(given, str):
-        kind = name.rpartition(".")[2].lower()
+        kind = os.path.splitext(name)[1].removeprefix(".").lower()
+        if kind in UNWRITTEN:
+            raise ValueError(
+                f"{name!r} says by its end that it is packed as {kind}, which cannot be written: end it with "
+                f"{', '.join(KNOWN)}, or pass compression=None"
+            )
         if kind not in KNOWN:
             return None
     elif kind is None:
@@ -124,6 +133,7 @@ _MAKE: dict[str, Callable[[Any], Any]] = {
     "gz": lambda zlib: zlib.compressobj(6, zlib.DEFLATED, GZIP),
     "bz2": lambda bz2: bz2.BZ2Compressor(),
     "xz": lambda lzma: lzma.LZMACompressor(),
+    "lzma": lambda lzma: lzma.LZMACompressor(lzma.FORMAT_ALONE),
     "zst": _zstd,
     "lz4": _Lz4,
 }

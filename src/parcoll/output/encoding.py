@@ -127,9 +127,16 @@ class RowFormat:
         """Return what each file begins with."""
         return b""
 
-    def fitted(self, part: Part, rows: int) -> Part:
-        """Return the part as it goes into the files, behind so many rows."""
+    def check(self, part: Any) -> None:
+        """Learn from the first rows what all have; ValueError for rows that have no place among them."""
+
+    def fitted(self, part: Part) -> Part:
+        """Return the part as it goes into the files."""
         return part
+
+    def settled(self) -> RowFormat:
+        """Return it for files that begin with any of the rows."""
+        return self
 
 
 class Text(RowFormat):
@@ -219,19 +226,26 @@ class Csv(RowFormat):
         """Return the row of the columns' names."""
         return _writes()(self.columns) if self._header and self.columns is not None else b""
 
-    def fitted(self, part: Part, rows: int) -> Part:
-        """Return the part with the columns of the first row of all; refuse others."""
-        if self._given is not None:
-            return part
+    def check(self, part: Any) -> None:
+        """Learn the columns of the first row of all; refuse others."""
         if self.columns is None:
             named = zip(part.names, part.where, strict=True)
             self.columns = tuple(name for name, (row, _) in named if row == 0)
         if part.names == self.columns:
-            return part
+            return
         for name, (_, where) in zip(part.names, part.where, strict=True):
             if name not in self.columns:
                 raise ValueError(unknown_column(name, self.columns, f"at {where}"))
-        return _laid_out(part, self.columns)
+
+    def fitted(self, part: Part) -> Part:
+        """Return the part with these columns."""
+        self.check(part)
+        assert self.columns is not None
+        return part if part.names == self.columns else _laid_out(part, self.columns)
+
+    def settled(self) -> Csv:
+        """Return it with the columns of the first row."""
+        return Csv(self.columns, self._header)
 
 
 def unknown_column(name: Any, columns: Sequence[Any], at: str = "") -> str:
@@ -291,6 +305,7 @@ class _CsvEncoder(RowEncoder):
             )
         self.parts()
         new = [name for name in element if name not in self._keys]
+        self._writes(new)  # what cannot be encoded is this row's fault
         self._names += tuple(new)
         self._where += ((self._rows, f"{self._name()}: {short_repr(element)}"),) * len(new)
         self._keys = frozenset(self._names)

@@ -16,7 +16,8 @@ NONE = type(None)
 
 def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
     """Return a column of these values, of the type that has room for all; an exception if there is none."""
-    kinds = [kind for kind in dict.fromkeys(map(type, values)) if kind is not NONE]
+    found = dict.fromkeys(map(type, values))
+    kinds = [kind for kind in found if kind is not NONE]
     if len(kinds) > 1:
         # pyarrow takes dates with times for dates, if a date comes first. The types of each kind of value
         # are those that tables of other rows have.
@@ -25,7 +26,7 @@ def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
         column = _one(pyarrow, pyarrow.array(values, type=kind))
     else:
         column = _one(pyarrow, pyarrow.array(values))
-    bad = lost(pyarrow, values, column)
+    bad = lost(pyarrow, values, column, set(kinds))
     if bad is not None:
         raise TypeError(f"{short_repr(values[bad])} would become {short_repr(column[bad].as_py())}")
     return column
@@ -90,22 +91,31 @@ def nests(pyarrow: Any, kind: Any) -> bool:
     return bool(pyarrow.types.is_nested(kind))
 
 
-def lost(pyarrow: Any, values: Sequence[Any], column: Any) -> int | None:
-    """Return the first value that is another one in the column; None if all are what they were."""
-    if _surely(pyarrow, values, column.type):
+def lost(pyarrow: Any, values: Sequence[Any], column: Any, found: set[type] | None = None) -> int | None:
+    """Return the first value that is another one in the column; None if all are what they were.
+
+    `found` are the types of the values, but for None, if they are known.
+    """
+    if _surely(pyarrow, values, column.type, found):
         return None
     back = column.to_pylist()
     return next((i for i, value in enumerate(values) if not _kept(value, back[i])), None)
 
 
-def _surely(pyarrow: Any, values: Sequence[Any], kind: Any) -> bool:
+def _surely(pyarrow: Any, values: Sequence[Any], kind: Any, found: set[type] | None = None) -> bool:
     """Tell from the types of values that nothing of them is lost. It takes a tenth of comparing them."""
-    kinds, found = pyarrow.types, set(map(type, values)) - {NONE}
+    kinds = pyarrow.types
+    if found is None:
+        found = set(map(type, values)) - {NONE}
     if kinds.is_floating(kind) or kinds.is_null(kind) or not found:
         return True  # as near as the type comes; pyarrow refuses what is no number
     if _is_list(pyarrow, kind):
-        inner = [value for value in values if value is not None]
-        return found <= {list, tuple} and _surely(pyarrow, [*chain.from_iterable(inner)], kind.value_type)
+        if not found <= {list, tuple}:
+            return False
+        inner: Any = chain.from_iterable(filter(None, values))
+        if not nests(pyarrow, kind.value_type):  # no list is made of them: only their types count
+            return _surely(pyarrow, (), kind.value_type, set(map(type, inner)) - {NONE})
+        return _surely(pyarrow, [*inner], kind.value_type)
     if kinds.is_struct(kind):
         if found != {dict}:
             return False

@@ -1,41 +1,33 @@
 """Objects: where files go that fsspec puts somewhere else, as into an object store.
 
-Each file is written whole on this machine first, and then put: a store shows an object when all of it is
-there. Elsewhere it is put under another name, and renamed.
+Each file is made whole, on this machine or by a worker, and then put: a store shows an object when all of it
+is there. What is not yet to be seen has a name that tells whose it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from parcoll.log import logger
 from parcoll.output import staging
+from parcoll.output.parked import Made, Parking
 from parcoll.output.placing import Pattern
 from parcoll.output.staging import Staging
 
-# Stores that show an object when all of it is there, and cannot rename.
-STORES = {
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "abfss",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-    "memory",
-    "hf",
-    "http",
-    "https",
-}
+# Stores that any process reaches, show an object when all of it is there, and cannot rename.
+REACHED = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
+STORES = REACHED | {"memory", "hf", "http", "https"}
 LARGE = 256 << 20  # bytes: from here on, a file is put in parts
+AT_ONCE = 16  # requests to a store
+
+_running: set[str] = set()  # runs of this process
 
 
 class RemoteTarget:
@@ -52,46 +44,61 @@ class RemoteTarget:
         self._system, path = url_to_fs(url, **options)
         self._place = Pattern(str(path), what)
         kinds = self._system.protocol
-        self._renames = STORES.isdisjoint([kinds] if isinstance(kinds, str) else kinds)
+        kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+        self._renames = STORES.isdisjoint(kinds)
+        self.by_workers = self.several and not REACHED.isdisjoint(kinds)  # if they have a key
         self._made: list[tuple[str, str]] = []  # name and path of each file here
         self._staging: Staging | None = None
+        self._run = ""
+        self._parked = False  # something was put that is to be removed
 
     @property
     def _manifest(self) -> str:
         """The name of the object that tells which others count."""
         return f"{self._place.folder}_{self._place.name.replace('*', 'manifest')}.json"
 
+    # What is there -----------------------------------------------------------------------------------
+
     def check(self) -> None:
-        """Look at what is there, and remove what a run has left that was killed while it put files."""
+        """Look at what is there, and remove what a run has left that was killed, or end what it had begun."""
         staging.leftovers(tempfile.gettempdir(), self._url)
-        self._remove_leftovers()
-        if self.several:
-            found = self._existing()
-        else:
-            path = self._place.folder + self._place.name
-            if self._system.isdir(path):
-                raise IsADirectoryError(
-                    errno.EISDIR, f"{self._what} needs a path that is no folder", self._url
-                )
-            found = [path] if self._system.exists(path) else []
-        if found and not self._overwrite:
+        self._see_to_leftovers()
+        if not self.several and self._system.isdir(self._place.folder + self._place.name):
+            raise IsADirectoryError(errno.EISDIR, f"{self._what} needs a path that is no folder", self._url)
+        self._check_free()
+
+    def _check_free(self) -> None:
+        if self._overwrite:
+            return
+        found = self._existing()
+        if found:
             there = f"; {len(found):,} files of it exist" if self.several else ""
             raise FileExistsError(
                 errno.EEXIST, f"{self._what} replaces what exists only with overwrite=True{there}", found[0]
             )
 
-    def _remove_leftovers(self) -> None:
+    def _see_to_leftovers(self) -> None:
         listed = self._listed_there() if self.several else {}
         owner = listed.get("unfinished")
-        if isinstance(owner, str) and not staging.alive(owner):
-            known = [name for name in listed.get("files", ()) if self._place.number_of(str(name)) is not None]
-            self._remove([self._place.folder + name for name in known] + [self._manifest])
+        if isinstance(owner, str) and not _alive(owner, str(listed.get("run"))):
+            if "moves" in listed:
+                logger.warning("%s: the files that a killed run had put are given their names", self._url)
+                self._finish(listed)
+            else:
+                self._remove([*self._finals(listed.get("files", ())), self._manifest])
+        found = []
         for path in self._names():
-            name = path.rpartition("/")[2]
-            owner, _, of = name.removeprefix(staging.PREFIX).partition("+")
-            ours = of == self._place.name or self._place.number_of(of) is not None
-            if name.startswith(staging.PREFIX) and ours and not staging.alive(owner.replace("_", " ")):
-                self._remove([path])
+            owner, run, of = _parsed(path.rpartition("/")[2])
+            ours = of == self._place.name or self._place.number_of(of) is not None or of == "part"
+            if owner and ours and not _alive(owner, run):
+                found.append(path)
+        self._remove(found)
+
+    def _finals(self, names: Iterable[Any]) -> list[str]:
+        """Return the paths of those that are names of files of this target."""
+        return [
+            self._place.folder + str(name) for name in names if self._place.number_of(str(name)) is not None
+        ]
 
     def _listed_there(self) -> dict[str, Any]:
         try:
@@ -109,21 +116,27 @@ class RemoteTarget:
         return [str(path) for path in paths]
 
     def _existing(self) -> list[str]:
+        if not self.several:
+            path = self._place.folder + self._place.name
+            return [path] if self._system.exists(path) else []
         return [path for path in self._names() if self._place.number_of(path.rpartition("/")[2]) is not None]
+
+    # Files of this machine ---------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Make a folder for the files on this machine."""
         self.abandon()
         self._made.clear()
+        self._run = os.urandom(8).hex()
+        _running.add(self._run)
         self._staging = Staging(tempfile.gettempdir(), self._url)
         self._staging.make()
 
     def open(self, number: int) -> Any:
         """Make a file on this machine."""
         assert self._staging is not None
-        name = self._given.numbered(number)
         path = os.path.join(self._staging.files, f"{number}")
-        self._made.append((name, path))
+        self._made.append((self._given.numbered(number), path))
         return staging.new_file(path)
 
     def spool(self) -> Any:
@@ -137,38 +150,32 @@ class RemoteTarget:
         What is to be replaced stays until all files have been put under other names. Else they get their
         names at once, since a store can only copy, and the list tells meanwhile that it is not finished.
         """
-        before = self._existing() if self.several else []
+        self._check_free()  # others may have come meanwhile
+        names = [name for name, _ in self._made]
         if self._renames:  # a store has no folders, and would make a bucket
             self._system.makedirs(self._place.folder.rstrip("/"), exist_ok=True)
-        finals = [self._place.folder + name for name, _ in self._made]
-        replaces = bool(before) or (self._overwrite and not self.several and self._system.exists(finals[0]))
-        names = self._unfinished() if replaces or self._renames else finals
-        put: list[str] = []
-        try:
-            if self.several and names is finals:
-                self._list({"unfinished": staging.owner(), "files": [name for name, _ in self._made]})
-            for path, (_, source) in zip(names, self._made, strict=True):
-                put.append(path)
-                self._put(source, path)
-        except BaseException:
-            self._remove(put + [self._manifest] * (self.several and names is finals))
-            raise
-        if names is not finals:
-            for path, final in zip(names, finals, strict=True):
-                self._system.mv(path, final)
-        if self.several:
-            self._list({"files": [{"name": n, "bytes": os.path.getsize(path)} for n, path in self._made]})
-        self._remove([path for path in before if path not in finals])
+        if self._renames or (self._overwrite and self._existing()):
+            hidden = self.parking()
+            sizes = [os.path.getsize(source) for _, source in self._made]
+            puts = [(hidden.path(name), source) for name, source in self._made]
+            _all(lambda put: self._put(put[1], put[0]), puts, together=not self._renames)
+            self._move([path for path, _ in puts], names, sizes)
+        else:
+            self._put_at_once(names)
         self.abandon()
-        return [self._given.folder + name for name, _ in self._made]
+        return [self._given.folder + name for name in names]
 
-    def _unfinished(self) -> list[str]:
-        """Return other names for the files, which tell whose they are."""
-        whose = staging.owner().replace(" ", "_")
-        return [f"{self._place.folder}{staging.PREFIX}{whose}+{name}" for name, _ in self._made]
-
-    def _list(self, files: dict[str, Any]) -> None:
-        self._system.pipe_file(self._manifest, json.dumps(files, indent=1).encode())
+    def _put_at_once(self, names: list[str]) -> None:
+        puts = [(self._place.folder + name, source) for name, source in self._made]
+        try:
+            if self.several:
+                self._list(unfinished=staging.owner(), run=self._run, files=names)
+            _all(lambda put: self._put(put[1], put[0]), puts)
+        except BaseException:
+            self._remove([path for path, _ in puts] + [self._manifest] * self.several)
+            raise
+        if self.several:
+            self._list(files=[{"name": n, "bytes": os.path.getsize(path)} for n, path in self._made])
 
     def _put(self, source: str, path: str) -> None:
         large = os.path.getsize(source) >= LARGE
@@ -178,8 +185,82 @@ class RemoteTarget:
         with open(source, "rb") as file:
             self._system.pipe_file(path, file.read())
 
+    # Files that workers make -------------------------------------------------------------------------
+
+    def parking(self, here: bool = False) -> Parking:
+        """Return where things are put that nobody is to see; `here` for a folder of this machine."""
+        if here:
+            assert self._staging is not None
+            return Parking(None, os.path.join(self._staging.files, ""))
+        self._parked = True
+        whose = staging.owner().replace(" ", "=")
+        return Parking(self._system, f"{self._place.folder}{staging.PREFIX}{whose}+{self._run}+")
+
+    def names(self, count: int) -> list[str]:
+        """Return the names of so many files."""
+        return [self._given.numbered(number) for number in range(count)]
+
+    def adopt(self, made: Sequence[Made]) -> list[str]:
+        """Give the files that workers have put their names, and list them."""
+        self._check_free()
+        names = self.names(len(made))
+        self._move([file.path for file in made], names, [file.nbytes for file in made])
+        self.abandon()
+        return [self._given.folder + name for name in names]
+
+    def _move(self, paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> None:
+        """Give objects their names. Where they are several, it is written down first which."""
+        stale = [path.rpartition("/")[2] for path in self._existing()] if self.several else []
+        moves = {
+            "unfinished": staging.owner(),
+            "run": self._run,
+            "moves": [[path.rpartition("/")[2], name] for path, name in zip(paths, names, strict=True)],
+            "stale": sorted(set(stale) - set(names)),
+            "files": [{"name": name, "bytes": size} for name, size in zip(names, sizes, strict=True)],
+        }
+        if not self.several:
+            self._rename((paths[0], self._place.folder + names[0], sizes[0]))
+            return
+        self._list(**moves)
+        try:
+            self._finish(moves)
+        except BaseException:  # Ctrl-C, say: once begun, it is done as a whole
+            self._parked = False  # if it cannot be now, the next run does it
+            self._finish(moves)
+            self._parked = True
+            raise
+
+    def _finish(self, listed: Mapping[str, Any]) -> None:
+        """Do what is left to be done of what was written down. It may have been begun before."""
+        sizes, moves = {file["name"]: file["bytes"] for file in listed["files"]}, []
+        for hidden, name in listed["moves"]:
+            if _parsed(hidden)[2] == name and (final := self._finals([name])):
+                moves.append((self._place.folder + hidden, *final, sizes[name]))
+        _all(self._rename, moves, together=not self._renames)
+        self._remove(self._finals(listed["stale"]))
+        self._list(files=listed["files"])
+
+    def _rename(self, move: tuple[str, str, int]) -> None:
+        path, final, size = move
+        try:
+            if self._renames:
+                self._system.mv(path, final)
+            else:
+                self._system.cp_file(path, final)
+        except FileNotFoundError:
+            self._system.invalidate_cache()
+            if self._system.size(final) != size:  # else it was moved before
+                raise
+        if not self._renames:
+            self._remove([path])
+
+    # Both --------------------------------------------------------------------------------------------
+
+    def _list(self, **files: Any) -> None:
+        self._system.pipe_file(self._manifest, json.dumps(files, indent=1).encode())
+
     def _remove(self, paths: list[str]) -> None:
-        for path in paths:
+        def remove(path: str) -> None:
             try:
                 self._system.rm_file(path)
             except FileNotFoundError:
@@ -187,8 +268,39 @@ class RemoteTarget:
             except Exception as error:
                 logger.warning("%s: cannot be removed: %s", path, error)
 
+        _all(remove, paths, together=not self._renames)
+
     def abandon(self) -> None:
-        """Remove the folder on this machine."""
+        """Remove the folder on this machine, and what was put that is not to be seen."""
+        if self._parked:
+            self._parked = False
+            with contextlib.suppress(Exception):  # the store is gone: the next run removes it
+                whose = staging.owner().replace(" ", "="), self._run
+                self._remove([p for p in self._names() if _parsed(p.rpartition("/")[2])[:2] == whose])
+        _running.discard(self._run)
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
+
+
+def _parsed(name: str) -> tuple[str, str, str]:
+    """Return whose a hidden object is, of which run, and what it is of; three times "" for any other."""
+    if not name.startswith(staging.PREFIX) or name.count("+") < 3:
+        return "", "", ""
+    owner, run, _, of = name.removeprefix(staging.PREFIX).split("+", 3)
+    return owner, run, of
+
+
+def _alive(owner: str, run: str) -> bool:
+    owner = owner.replace("=", " ")
+    return run in _running if owner == staging.owner() else staging.alive(owner)
+
+
+def _all(do: Callable[[Any], None], what: Sequence[Any], together: bool = True) -> None:
+    """Do something with each, with several at the same time if that is to wait for a store."""
+    if together and len(what) > 1:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(do, what))
+    else:
+        for one in what:
+            do(one)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from parcoll.output.arrow import Arrow, TablePart
-from parcoll.output.rolling import Files, Limits, Rolling, ends_of
+from parcoll.output.rolling import Cutter, Files, Limits, Rolling, ends_of
 from parcoll.output.tables import package
 
 GROUP_ROWS = 131_072  # of a row group
@@ -19,51 +19,46 @@ IN_MEMORY = 64 << 20  # bytes of tables that wait for their schema
 class ParquetFiles(Rolling):
     """Files of row groups. Without a schema, the rows of the first file wait until it ends, and have it."""
 
-    def __init__(self, files: Files, limits: Limits, tables: Arrow, compression: str | None) -> None:
+    def __init__(
+        self, files: Files, limits: Limits, tables: Arrow, compression: str | None, schema: Any = None
+    ) -> None:
         super().__init__(files, limits)
         self._tables = tables
         self._compression = compression or "none"
-        self._schema = tables.schema
+        self._schema = tables.schema if schema is None else schema
         self._waiting = Waiting(files)
         self._writer: Any = None
-        self._left = self._limit
+        self._cutter = Cutter(limits)
         self._group: list[Any] = []
         self._group_rows = 0
         self._group_bytes = 0
         self._filled = 0  # rows of the file that is under way
 
     @property
-    def _limit(self) -> int:
-        return self.limits.rows or self.limits.bytes or 0
+    def schema(self) -> Any:
+        """The schema of the files; None while it is not known."""
+        return self._schema
 
     def take(self, part: TablePart) -> None:
         """Write a table."""
         started = time.perf_counter()
         ends = ends_of(part.sizes)
-        row, start = 0, 0
-        while row < len(ends):
-            stop = len(ends)
-            if self.limits.rows is not None:
-                stop = min(row + self._left, stop)
-                self._left -= stop - row
-            elif self.limits.bytes is not None:
-                stop = min(bisect_left(ends, start + self._left, row) + 1, stop)
-                self._left -= ends[stop - 1] - start
-            whole = self._schema is not None or stop == len(ends) or row > 0
-            batch = part.batch.slice(row, stop - row) if whole else self._tables.begin_of(part, stop)
-            self._add(batch, [end - start for end in ends[row:stop]] if row else ends[:stop])
-            row, start = stop, ends[stop - 1]
-            if self.limits.any and self._left <= 0:
+        for cut in self._cutter.cuts(ends):
+            self.add(part, ends, cut.row, cut.stop)
+            if cut.last:
                 self._finish()
         self.seconds += time.perf_counter() - started
 
-    def _add(self, batch: Any, ends: list[int]) -> None:
-        """Add rows to the file that is under way."""
+    def add(self, part: TablePart, ends: list[int], row: int, stop: int) -> None:
+        """Add rows of a table, which ends there, to the file that is under way."""
+        whole = self._schema is not None or stop == len(ends) or row > 0
+        batch = part.batch.slice(row, stop - row) if whole else self._tables.begin_of(part, stop)
+        before = ends[row - 1] if row else 0
         self._filled += batch.num_rows
         if self._schema is None:
-            self._waiting.add(batch, ends)
+            self._waiting.add(batch, [end - before for end in ends[row:stop]])
         else:
-            self._write(batch, ends)
+            self._write(batch, [end - before for end in ends[row:stop]])
 
     def _write(self, batch: Any, ends: list[int]) -> None:
         if self._writer is None:
@@ -111,7 +106,7 @@ class ParquetFiles(Rolling):
         writer, self._writer = self._writer, None
         writer.close()
         self._close()
-        self._left, self._filled = self._limit, 0
+        self._filled = 0
 
     def end(self) -> None:
         """End the last file, which may be the first and empty."""

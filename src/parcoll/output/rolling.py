@@ -7,6 +7,7 @@ import os
 import time
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -49,6 +50,47 @@ class Limits(NamedTuple):
     def any(self) -> bool:
         """Whether there is one."""
         return self != (None, None)
+
+
+class Cut(NamedTuple):
+    """Rows of a part that are in one file."""
+
+    row: int
+    stop: int  # behind the last one
+    start: int  # of their bytes
+    end: int
+    last: bool  # the file ends there
+
+
+class Cutter:
+    """Says at which rows files end, to whoever tells it of all rows in order."""
+
+    def __init__(self, limits: Limits, head: Callable[[], int] = lambda: 0) -> None:
+        """`head` returns how many bytes a file has before its first row."""
+        self._limits = limits
+        self._head = head
+        self._left: int | None = None  # rows or bytes that the file still takes; None before its first row
+
+    def cuts(self, ends: Sequence[int]) -> Iterator[Cut]:
+        """Cut a part whose rows end there."""
+        rows, nbytes = self._limits
+        row, start = 0, 0
+        while row < len(ends):
+            if self._left is None:
+                self._left = rows if rows is not None else (nbytes or 0) - self._head()
+            if rows is not None:
+                stop = min(row + self._left, len(ends))
+                self._left -= stop - row
+            elif nbytes is not None:
+                stop = min(bisect_left(ends, start + self._left, row) + 1, len(ends))
+                self._left -= ends[stop - 1] - start
+            else:
+                stop = len(ends)
+            last = self._limits.any and self._left <= 0
+            if last:
+                self._left = None
+            yield Cut(row, stop, start, ends[stop - 1], last)
+            row, start = stop, ends[stop - 1]
 
 
 class Files(Protocol):
@@ -121,12 +163,12 @@ class RowFiles(Rolling):
         self._format = format
         self._compress = compress
         self._out: Any = None
-        self._left = 0  # rows or bytes that the file still takes
+        self._cutter = Cutter(limits, lambda: len(format.head()))
 
     def take(self, part: Part) -> None:
         """Write rows."""
         started = time.perf_counter()
-        part = self._format.fitted(part, self.rows)
+        part = self._format.fitted(part)
         if self.limits.any:
             self._cut(part)
         else:
@@ -135,21 +177,10 @@ class RowFiles(Rolling):
         self.seconds += time.perf_counter() - started
 
     def _cut(self, part: Part) -> None:
-        ends = ends_of(part.sizes)  # of each row in the data
         data = memoryview(part.data)
-        row, start = 0, 0
-        while row < len(ends):
-            if self._out is None:
-                self._begin()
-            if self.limits.rows is not None:
-                stop = min(row + self._left, len(ends))
-                self._left -= stop - row
-            else:
-                stop = min(bisect_left(ends, start + self._left, row) + 1, len(ends))
-                self._left -= ends[stop - 1] - start
-            self._out.write(data[start : ends[stop - 1]])
-            row, start = stop, ends[stop - 1]
-            if self._left <= 0:
+        for cut in self._cutter.cuts(ends_of(part.sizes)):
+            self._write(data[cut.start : cut.end])
+            if cut.last:
                 self._finish()
 
     def _write(self, data: Any) -> None:
@@ -160,11 +191,7 @@ class RowFiles(Rolling):
     def _begin(self) -> None:
         file = self._open()
         self._out = file if self._compress is None else self._compress(file)
-        head = self._format.head()
-        self._out.write(head)
-        self._left = (
-            self.limits.rows if self.limits.rows is not None else (self.limits.bytes or 0) - len(head)
-        )
+        self._out.write(self._format.head())
 
     def _finish(self) -> None:
         out, self._out = self._out, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.place import Place
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.output.encoding import Encoded, Format, MisfitError
+from parcoll.output.parked import Parking
 from parcoll.text import short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload
@@ -19,6 +21,7 @@ class Encodes(Sink):
     """What stands for the elements in files, or in a table: an `Encoded`."""
 
     resumes = True
+    parking: Parking | None = None  # where the rows are put, if they do not go back
 
     def __init__(self, label: str, format: Format, default: Any = None, timeout: float | None = None) -> None:
         self.label = label
@@ -42,6 +45,8 @@ class Encodes(Sink):
         started = apart.clock()
         try:
             parts = self._encoder.parts()
+            if self.parking is not None:
+                parts = [self.parking.parked(part) for part in parts]
         except MisfitError as error:
             whose = self._place.element(error.position)
             if not self._tally.in_place:
@@ -50,6 +55,12 @@ class Encodes(Sink):
             self.failure = Failure.of(ValueError(error.message), note)
             return None
         return pack(Encoded(parts, apart.clock() - started)) if parts else None
+
+    def parked_at(self, parking: Parking) -> Encodes:
+        """Return it for rows that do not go back."""
+        found = copy.copy(self)
+        found.parking = parking
+        return found
 
     @property
     def current(self) -> Any:

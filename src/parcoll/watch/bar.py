@@ -16,7 +16,8 @@ from parcoll.watch.table import troubles
 
 DRAW_SECONDS = 0.1
 LOG_SECONDS = 10.0  # between two lines in a log file
-UNIT = " elements"
+UNIT: dict[str, Any] = {"unit": " elements", "unit_scale": False}
+BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
 MAX_CAPTION = 30  # characters: the numbers must fit on the line
 
 
@@ -84,6 +85,13 @@ def _has_width() -> bool:
         return "ipykernel" in sys.modules
 
 
+def _done(stats: Stats) -> tuple[int, int | None, dict[str, Any]]:
+    """Return how much is done, of how much, and in which unit: bytes of files, where they are known."""
+    if stats.bytes_total:
+        return stats.bytes_read, stats.bytes_total, BYTES
+    return stats.elements_in, stats.total, UNIT
+
+
 def _remarks(stats: Stats) -> str:
     remarks = [f"{stats.failed:,} failed"] if stats.failed else []
     remarks += troubles(vars(stats))
@@ -98,15 +106,17 @@ class _Line:
 
     def __init__(self, caption: str) -> None:
         size: dict[str, Any] = {"dynamic_ncols": True} if _has_width() else {"ncols": 80}
-        self._bar = _bar_class()(desc=caption, unit=UNIT, mininterval=0, miniters=0, **size)
+        self._bar = _bar_class()(desc=caption, **UNIT, mininterval=0, miniters=0, **size)
 
     def draw(self, stats: Stats) -> None:
         """Show the current numbers."""
         bar = self._bar
-        if bar.total != stats.total:
-            bar.total = stats.total
+        done, total, unit = _done(stats)
+        if bar.total != total:
+            bar.total = total
+            vars(bar).update(unit)
         bar.set_postfix_str(_remarks(stats), refresh=False)
-        bar.update(stats.elements_in - bar.n)
+        bar.update(done - bar.n)
         bar.refresh()
 
     def close(self) -> None:
@@ -132,8 +142,9 @@ class _Log:
         if stats.state == "new" or (stats.state == "running" and not begun):
             return
         remarks = _remarks(stats)
-        numbers = {"n": stats.elements_in, "total": stats.total, "elapsed": stats.seconds}
-        line = self._format(**numbers, ncols=100, prefix=self._caption, unit=UNIT, postfix=remarks)  # type: ignore[arg-type]
+        done, total, unit = _done(stats)
+        numbers = {"n": done, "total": total, "elapsed": stats.seconds, **unit}
+        line = self._format(**numbers, ncols=100, prefix=self._caption, postfix=remarks)
         if line != self._shown:
             self._shown = line
             if sys.stderr is not None:  # print() would take None for standard output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import unpacked
@@ -15,6 +15,15 @@ from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
 
 MESSAGE = 500  # characters of a message that are remembered
+
+
+class Ended(Protocol):
+    """What knows where the bytes of its elements end."""
+
+    ends: Sequence[int] | None
+
+
+R = TypeVar("R", bound=Ended)
 
 
 class _Rows(NamedTuple):
@@ -87,10 +96,30 @@ class Recorder:
                 stats._lost_workers |= lost
                 stats.deaths += len(lost)
 
-    def add(self, outcome: Outcome) -> None:
-        """Count one partition that has come back: here, and in the evaluations that read from this one."""
+    def opened(self, reader: R) -> R:
+        """Take from a reader how many bytes its source has, and return it."""
+        with self._stats._lock.lock:
+            self._stats._ends = reader.ends
+            self._stats.bytes_total = None if reader.ends is None else self._bytes(0, len(reader.ends))
+        return reader
+
+    def _bytes(self, first: int, elements: int) -> int:
+        """Return how many bytes some elements of the source have."""
+        ends = self._stats._ends
+        if not ends or not elements:
+            return 0
+        last = min(first + elements, len(ends))
+        return ends[last - 1] - (ends[first - 1] if 0 < first < last else 0) if first < last else 0
+
+    def add(self, outcome: Outcome, first: int = 0) -> None:
+        """Count one partition, from element `first` on.
+
+        It counts here, and in the evaluations that read from this one.
+        """
+        nbytes = self._bytes(first, outcome.read)
         for stats, rows in self._levels():
             with stats._lock.lock:
+                stats.bytes_read += nbytes
                 Recorder(stats)._add(outcome, rows)
 
     def read(self, elements: int) -> int:
@@ -149,11 +178,12 @@ class Recorder:
         self._add_faults(outcome, of)
         self._add_failure(outcome, of)
 
-    def add_saved(self, outcome: Outcome) -> None:
+    def add_saved(self, outcome: Outcome, first: int) -> None:
         """Count one partition whose results came from a checkpoint: it took no time here."""
         with self._stats._lock.lock:
             every = slice(0, len(self._stats.steps))
             self._stats.resumed += outcome.read
+            self._stats.bytes_read += self._bytes(first, outcome.read)
             self._count(outcome, _Rows(every))
             self._add_faults(outcome, every)
 
@@ -242,6 +272,7 @@ class Recorder:
 # What is counted from partitions that have come back, or were sent.
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
+    "bytes_read",
     *("bytes_sent", "bytes_received", "worker_seconds", "busy_seconds", "fold_seconds", "failures"),
     *("_raised", "_failed_elements", "timeouts", "made", "resumed", "written"),
 )

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -199,6 +200,8 @@ class Stats:
         resumed: Source elements whose results came from the checkpoint.
         recovered: Partitions that were sent again because their worker or their cluster was lost.
         total: Elements of the source; None if the source does not know.
+        bytes_read: Bytes of files that the workers have read, of what `read_text` and its like make.
+        bytes_total: Bytes that these files have; None if it is no files, or their sizes are not known.
         partitions: Partitions that were sent to the workers.
         partitions_done: Partitions that have come back.
         losses: How often the cluster was lost. If it could, the evaluation went on with another
@@ -242,6 +245,8 @@ class Stats:
     resumed: int = 0
     recovered: int = 0
     total: int | None = None
+    bytes_read: int = 0
+    bytes_total: int | None = None
     partitions: int = 0
     partitions_done: int = 0
     losses: int = 0
@@ -267,6 +272,7 @@ class Stats:
     _row: int = field(init=False, default=0, repr=False, compare=False)  # above, of its first step
     _reads: int = field(init=False, default=0, repr=False, compare=False)  # chains that it reads
     _below: list[Stats] = field(init=False, default_factory=list, repr=False, compare=False)
+    _ends: Sequence[int] | None = field(init=False, default=None, repr=False, compare=False)  # of its bytes
     _began: float | None = field(init=False, default=None, repr=False, compare=False)  # by no wall clock
     _raised: bool = field(init=False, default=False, repr=False)  # a failure ended the evaluation
     _token: str = field(init=False, default_factory=lambda: os.urandom(16).hex(), repr=False, compare=False)
@@ -306,6 +312,8 @@ class Stats:
                 "ended": self.ended,
                 "seconds": self.seconds,
                 "total": self.total,
+                "bytes_read": self.bytes_read,
+                "bytes_total": self.bytes_total,
                 "elements_in": self.elements_in,
                 "elements_out": self.elements_out,
                 "failed": self.failed,
@@ -348,10 +356,11 @@ class Stats:
             waited["workers"] += below["workers"]
         return waited
 
-    def _total_below(self) -> int | None:
-        """Return how many elements the sources have of what this evaluation reads; None if nobody knows."""
-        totals = [stats.total for stats in self._below if stats.total is not None]
-        return sum(totals) if len(totals) == self._reads else None
+    def _add_up(self) -> None:
+        """Take the totals of what this evaluation reads for its own, where all of them are known."""
+        for name in ("total", "bytes_total"):
+            totals = [total for stats in self._below if (total := getattr(stats, name)) is not None]
+            setattr(self, name, sum(totals) if len(totals) == self._reads else None)
 
     def __str__(self) -> str:
         return table.text(self.snapshot())

@@ -59,12 +59,17 @@ def headline(snapshot: dict[str, Any]) -> str:
         return "not evaluated yet"
     done, total, passed = snapshot["elements_in"], snapshot["total"], snapshot["seconds"]
     of = f" of {total:,}" if total is not None else ""
+    what = f"{done:,}{of} elements"
     rate = f", {done / passed:,.0f} a second" if passed > 0 and done else ""
+    if snapshot.get("bytes_total"):
+        read = snapshot["bytes_read"]
+        what = f"{size(read)} of {size(snapshot['bytes_total'])}, {done:,}{of} parts of files"
+        rate = f", {size(read / passed)} a second" if passed > 0 and done else ""
     failed = f", {snapshot['failed']:,} failed" if snapshot["failed"] else ""
     failed += f", {snapshot['resumed']:,} from the checkpoint" if snapshot.get("resumed") else ""
     failed += "".join(f", {remark}" for remark in troubles(snapshot))
     after = "for" if state == "running" else "after"
-    return f"{state} {after} {duration(passed)}: {done:,}{of} elements{rate}{failed}"
+    return f"{state} {after} {duration(passed)}: {what}{rate}{failed}"
 
 
 def troubles(snapshot: dict[str, Any]) -> list[str]:

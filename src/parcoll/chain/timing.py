@@ -3,7 +3,8 @@
 A step of `x + 1` takes 0.03 µs, and a look at the clock 0.05 µs. So of cheap elements only samples are timed,
 some elements at a time, and their shares stand for the others. Dear elements are all timed.
 
-Also how long an element took when the same functions ran last in this process. A first evaluation has to find
+Also what an element takes, as far as partitions have told, and how long it took when the same functions ran
+last in this process. A first evaluation has to find
 out. The next one of the same functions sends a short source at once.
 """
 
@@ -112,6 +113,29 @@ class Timing:
             self._pace.shares = [seconds / self._timed_seconds for seconds in measured]
         shares = self._pace.shares or [0.0] * len(measured)
         return [m + self._untimed_seconds * s for m, s in zip(measured, shares, strict=True)]
+
+
+SURER = 4  # a partition of so many times the elements is believed at once
+
+
+class Estimate:
+    """What one element takes: the most seen lately, if it was worth measuring."""
+
+    def __init__(self, value: float, negligible: float) -> None:
+        self.value = value
+        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
+        self._elements = 0  # of the largest partition seen
+
+    def see(self, value: float, elements: int) -> None:
+        """Take in the mean over a partition; the mean of one element says little of a million."""
+        much_larger = elements >= SURER * self._elements
+        much_smaller = elements * SURER <= self._elements
+        self._elements = max(self._elements, elements)
+        if much_larger or value >= self.value:
+            if not much_smaller or value * elements > self._negligible:
+                self.value = value
+        elif not much_smaller:
+            self.value = (self.value + value) / 2
 
 
 MOST = 256  # rows of functions that are remembered, the last ones

@@ -14,8 +14,7 @@ from parcoll.world import handlers
 
 ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live
 LOOP_SECONDS = 0.005  # after which the other tasks of an event loop get their turn
-# Results that it gets between two looks at the clock: twice as many, or half as many, as its body takes little
-# or long for them.
+# Results that it gets between two looks at the clock: twice as many as before if they took little, or half.
 MOST_BETWEEN = 512
 LOOK_SECONDS = 0.001
 SAMPLE = 64  # results, of which the type of one is looked at

@@ -3,7 +3,8 @@
 A step of `x + 1` takes 0.03 µs, and a look at the clock 0.05 µs. So of cheap elements only samples are timed,
 some elements at a time, and their shares stand for the others. Dear elements are all timed.
 
-Also how long an element took when the same functions ran last in this process. A first evaluation has to find
+Also what an element takes, as far as partitions have told, and how long it took when the same functions ran
+last in this process. A first evaluation has to find
 out. The next one of the same functions sends a short source at once.
 """
 
@@ -114,6 +115,37 @@ class Timing:
         return [m + self._untimed_seconds * s for m, s in zip(measured, shares, strict=True)]
 
 
+SURER = 4  # a partition of so many times the elements is believed at once
+
+
+class Estimate:
+    """What one element takes: the most seen lately, if it was worth measuring."""
+
+    def __init__(self, value: float, negligible: float) -> None:
+        self.value = value
+        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
+        self._elements = 0  # of the partition that the value is from, or of a larger one since
+        self._few = self._of_few = 0.0  # elements of partitions much smaller than that, and what they took
+
+    def see(self, value: float, elements: int) -> None:
+        """Take in the mean over a partition; the mean of one element says little of a million."""
+        much_larger = elements >= SURER * self._elements
+        much_smaller = elements * SURER <= self._elements
+        if much_larger or (value >= self.value and (not much_smaller or value * elements > self._negligible)):
+            # Also if it is of few elements: those that follow are no more, and may be quick again.
+            self.value, self._elements = value, elements
+        elif not much_smaller:
+            self.value, self._elements = (self.value + value) / 2, max(self._elements, elements)
+        else:
+            self._few, self._of_few = self._few + elements, self._of_few + elements * value
+            if self._few * SURER <= self._elements:
+                return
+            self.see(self._of_few / self._few, int(self._few))  # many small partitions are as good as one
+        self._few = self._of_few = 0.0
+
+
+ATOMS = frozenset((int, float, bool, str, type(None)))
+MOST_HELD, MOST_TEXT = 8, 100  # values that a function may hold, and characters of one
 MOST = 256  # rows of functions that are remembered, the last ones
 
 _seconds: dict[tuple[Hashable, ...], float] = {}  # of an element, by the functions that it went through

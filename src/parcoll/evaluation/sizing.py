@@ -6,6 +6,7 @@ import math
 import sys
 from typing import Protocol
 
+from parcoll.chain.timing import SURER, Estimate
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
@@ -20,11 +21,11 @@ MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
 LAST_SECONDS = 0.05  # partitions shrink towards the end of the source, down to this
 MAX_AHEAD = 2**17  # elements of a stream that are read ahead to see whether it ends
+BATCH_SECONDS = 0.2  # a batch that takes no longer is not cut, even at the end of the source
 BATCH_TARGETS = 8  # times the time aimed at that a partition may take to fill a batch
 BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
 FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
-SURER = 4  # a partition of so many times the elements is believed at once
 
 # Before anything is known of a function, the first element goes alone, so that its result comes at once, and
 # so do as many more as there are idle threads. Those behind them go in partitions of START elements, and a
@@ -33,6 +34,7 @@ SURER = 4  # a partition of so many times the elements is believed at once
 # function for minutes.
 START = 2048
 START_STREAM = 16
+START_BATCH = 64  # elements of a larger batch: nobody takes any of them back while it runs
 START_SECONDS = 0.05
 START_ALONE = 8  # elements, at most: if there are more threads, tasks of one element cost too much
 CALLS_LEAST = 4  # elements for each call at the same time, at least; and where nothing is known, at most:
@@ -118,9 +120,8 @@ class Fixed:
         """Return no bound: the size is what was asked for."""
         return sys.maxsize
 
-    def budget(self) -> float | None:
+    def budget(self) -> None:
         """Return no bound: a partition stays as it is."""
-        return None
 
     def patience(self) -> float:
         """Return little: how long partitions take is not known."""
@@ -154,8 +155,8 @@ class Adaptive:
 
     `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
     way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
-    takes in one call. Partitions are that large if they can be, also where they take some times as long as is
-    aimed at: a batch may take little longer than one element does.
+    takes in one call. Partitions are that large if they can be, also where they take some times as long as
+    is aimed at; always where a batch takes little longer than few elements do.
     """
 
     exact = False
@@ -173,14 +174,15 @@ class Adaptive:
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
         self._hands_back = hands_back and not lasting
-        self._batch = batch
+        self._batch = batch if limit is None else min(batch, start)
+        self._few: tuple[int, float] | None = None  # the smallest part of a batch, what each of it has taken
         self._begun = 0  # partitions that were cut before anything was known
         self._least_target = self._target = targets * TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
-        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
+        self._seconds = Estimate(SMALLEST_TIME, 0.01)  # that an element takes
         self._pace = pace
         self._known: int | None = None  # the size of partitions, if the pace says it
-        self._bytes = _Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
+        self._bytes = Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
@@ -189,19 +191,36 @@ class Adaptive:
             if not self._begun and remaining is not None:
                 self._known = self._known_size(remaining, threads)
             self._begun += 1
-            if self._known is not None:
-                return self._known
-            if self._begun <= self._alone(threads):
-                return 1
+            alone = self._begun <= min(threads, START_ALONE) and not self._has_short_batches
+            if self._known is not None or alone:
+                return self._known or 1
             if remaining is None:
                 return min(self._start, START_STREAM)
-            return max(1, min(self._start, remaining // (START_SHARE * threads)))
+            start = self._start if self._batch <= START_BATCH or self._has_short_batches else START_BATCH
+            return self._whole(min(start, remaining // (START_SHARE * threads)), threads)
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
             if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
                 return max(remaining, 1)  # else the last partition would be next to nothing
-        return max(size - size % self._batch if size > self._batch else size, 1)
+        return self._whole(size, threads)
+
+    def _whole(self, size: int, threads: int) -> int:
+        """Return a size of whole batches; one, where less was wanted, if that should not be cut."""
+        if size >= self._batch:
+            return size - size % self._batch
+        fits = self._batch * self._bytes.value <= self.max_bytes(threads)
+        return self._batch if fits and (self._has_short_batches or self._pays) else max(size, 1)
+
+    @property
+    def _has_short_batches(self) -> bool:
+        """Whether a batch takes little, here or when the same functions ran last."""
+        return 1 < self._batch <= BATCH_SECONDS / (self.pace or self._pace or math.inf)
+
+    @property
+    def _pays(self) -> bool:
+        """Whether an element takes much less in a batch than with few others."""
+        return self._few is not None and self._seconds.value * SURER <= self._few[1]
 
     def forget(self) -> None:
         """Begin with single elements, unless some have come back."""
@@ -215,9 +234,6 @@ class Adaptive:
             return None
         one = seconds <= TRIVIAL_SECONDS and self._hands_back
         return max(1, min(remaining if one else -(-remaining // threads), self._start, START))
-
-    def _alone(self, threads: int) -> int:
-        return min(threads, START_ALONE)
 
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""
@@ -245,7 +261,8 @@ class Adaptive:
     def _wanted(self, threads: int) -> int:
         wanted = int(self._target / self._seconds.value)
         if wanted < self._batch:
-            wanted = min(int(BATCH_TARGETS * self._target / self._seconds.value), self._batch)
+            longer = BATCH_TARGETS * self._target / self._seconds.value
+            wanted = self._batch if self._pays else min(int(longer), self._batch)
         wanted = min(wanted, MAX_ELEMENTS)
         nbytes = self._bytes.value
         return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
@@ -262,13 +279,14 @@ class Adaptive:
 
     def patience(self) -> float:
         """Return as much, for any partition."""
-        return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
+        known = BUDGET_TARGETS * (self._target if self._largest else BATCH_SECONDS)
+        return known if self._largest or self._has_short_batches else START_SECONDS
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
         if not self._largest:
             return min(2 * threads, START_WINDOW)
-        growing = self._largest * GROWTH < self._wanted(threads)
+        growing = self._largest * GROWTH < self._wanted(threads) or self._largest == 1 < self._batch
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:
@@ -283,35 +301,17 @@ class Adaptive:
         if not outcome.read:
             return
         self._largest = max(self._largest, outcome.read)
-        self._seconds.see(max(outcome.seconds / outcome.read, SMALLEST_TIME), outcome.read)
+        each = max(outcome.seconds / outcome.read, SMALLEST_TIME)
+        if outcome.read * SURER <= self._batch and (self._few is None or outcome.read <= self._few[0]):
+            self._few = outcome.read, each
+        if outcome.read * SURER > min(self._batch, self._largest):  # else the call may be what has taken it
+            self._seconds.see(each, outcome.read)
         self._bytes.see(max(sent_bytes, outcome.nbytes) / outcome.read, outcome.read)
 
     @property
     def pace(self) -> float | None:
         """Return what sizes are made from, once a partition has come back."""
         return self._seconds.value if self._largest else None
-
-
-class _Estimate:
-    """What one element takes: the most seen lately, if it was worth measuring."""
-
-    def __init__(self, value: float, negligible: float) -> None:
-        self.value = value
-        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
-        self._elements = 0  # of the largest partition seen
-
-    def see(self, value: float, elements: int) -> None:
-        """Take in the mean over a partition; the mean of one element says little of a million."""
-        much_larger = elements >= SURER * self._elements
-        much_smaller = elements * SURER <= self._elements
-        self._elements = max(self._elements, elements)
-        if much_larger or value >= self.value:
-            if not much_smaller or value * elements > self._negligible:
-                self.value = value
-        elif not much_smaller:
-            self.value = (self.value + value) / 2
-        else:  # one that took long for a reason of its own would keep all behind it as small, for ever
-            self._elements -= self._elements // 4
 
 
 class Calls(Protocol):

@@ -15,6 +15,7 @@ from parcoll.wire import script
 from parcoll.wire.codec import dumps, loads
 from parcoll.wire.reducers import sentinels
 from parcoll.wire.script import Script, arrived
+from parcoll.world import own_state
 from parcoll.world.namespace import CODEC, of_main, pack_program
 
 TEXT = """
@@ -210,3 +211,4 @@ def test_workers_in_this_process_leave_main_alone(main: types.ModuleType) -> Non
         )
     assert pids == [(os.getpid(), True)]
     assert main.count == 0
+    assert own_state.given is None  # else other workers would never again get what changes here

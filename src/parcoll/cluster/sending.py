@@ -155,10 +155,10 @@ class _WorldReader:
         world = self._world
         if world is None or found != self._last:
             self._last, self._packed = found, self._pack(found)
-        elif own is world.own:
+        elif own is world.own and world.is_of_here:  # no fork since
             return world
         digest = hashlib.blake2b(self._packed, digest_size=16).hexdigest()
-        self._world = World(digest, self._packed, self._of_machine, own)
+        self._world = World(digest, self._packed, self._of_machine, own, worlds.this_process)
         return self._world
 
     def _pack(self, found: list[Any]) -> bytes:

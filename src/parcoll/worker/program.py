@@ -213,9 +213,10 @@ class SharedProgram:
             if self.world is not None and self.python == PYTHON:
                 enter(self.world)
                 with _as_loading():
-                    if self.modules and takeover.is_news(self.world.own):
+                    own = None if self.world.is_of_here else self.world.own
+                    if self.modules and takeover.is_news(own):
                         install(unpacked(self.modules))  # before: what the state refers to may be one of them
-                    takeover.take_over(self.world.own)
+                    takeover.take_over(own)
             if self._loaded is None:
                 self._loaded = self._from_cache() if self.cached else self._unpickle()
         if self.lent is not None:

@@ -267,25 +267,27 @@ _BY_NAME = {thing.name: thing for thing in THINGS}
 # Script -------------------------------------------------------------------------------------------
 
 
-class World:
+class World(NamedTuple):
     """What the script's process had when an evaluation began, packed."""
 
-    __slots__ = ("digest", "of_machine", "own", "packed")
-
-    def __init__(self, digest: str, packed: bytes, of_machine: bool, own: own_state.OwnState | None) -> None:
-        self.digest = digest
-        self.packed = packed
-        self.of_machine = of_machine  # whether it is for workers on the script's machine
-        self.own = own
+    digest: str
+    packed: bytes
+    of_machine: bool  # whether it is for workers on the script's machine
+    own: own_state.OwnState | None
+    process: bytes  # whose it is
 
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
         return len(self.packed) + (len(self.own.packed) if self.own is not None else 0)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return World, (self.digest, self.packed, self.of_machine, self.own)
+    @property
+    def is_of_here(self) -> bool:
+        """Whether it is this process's own: workers within the script's process have all of it."""
+        return self.process == this_process
 
+
+this_process = os.urandom(16)
 
 # Worker -------------------------------------------------------------------------------------------
 
@@ -304,7 +306,8 @@ def enter(world: World, anew: bool = False) -> None:
     global given
     with _setting:
         wanted = _wanted(world)
-        given = world
+        if not world.is_of_here:
+            given = world
         memmaps.of_machine = world.of_machine
         for name, value in wanted.items():
             thing = _BY_NAME[name]
@@ -384,10 +387,10 @@ def _give_back(before: dict[str, Any]) -> None:
             _BY_NAME[name].set(value)
 
 
-def _renew_lock() -> None:
-    global _setting
-    _setting = threading.RLock()
+def _renew() -> None:
+    global _setting, this_process
+    _setting, this_process = threading.RLock(), os.urandom(16)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_renew)

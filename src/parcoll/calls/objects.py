@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -77,15 +78,15 @@ class Object:
             atexit.register(end_at_exit)
         self.value = made
 
-    def end_where_made(self, seconds: float) -> None:
-        """End it in the thread that has made it, if that makes calls; wait so long if it is busy."""
+    def end_where_made(self) -> threading.Event | None:
+        """End it, or have the thread do so that makes calls and made it; return what tells when it has."""
         hand_over: Callable[..., threading.Event | None] | None = getattr(self.thread, "end_object", None)
         if hand_over is not None and self.thread is not threading.current_thread():
             ended = hand_over(self.end)
             if ended is not None:
-                ended.wait(seconds)
-                return
+                return ended
         self.end()
+        return None
 
     def end(self) -> None:
         """Let go of the object; run what follows the `yield` of its factory."""
@@ -200,8 +201,15 @@ def _chosen(which: Which) -> list[Object]:
 
 def end_here(which: Which) -> None:
     """End objects of this process, in this thread, or in those that make calls and have made them."""
-    for found in _chosen(which):
-        found.end_where_made(END_SECONDS)
+    _end_all(_chosen(which), END_SECONDS)
+
+
+def _end_all(chosen: list[Object], seconds: float) -> None:
+    """End objects, and wait so long for threads that make calls and are to end some."""
+    deadline = time.monotonic() + seconds
+    for ended in [found.end_where_made() for found in chosen]:
+        if ended is not None:
+            ended.wait(max(deadline - time.monotonic(), 0.0))
 
 
 def end_dropped() -> Which | None:
@@ -242,9 +250,8 @@ def _in_threads(dask_worker: Any, chosen: list[Object], seconds: float) -> list[
         met.add(me)
         with contextlib.suppress(threading.BrokenBarrierError):
             together.wait(seconds)
-        for found in chosen:
-            if found.thread is me or (len(met) == count and found.thread not in met):
-                found.end_where_made(seconds)
+        all_met = len(met) == count
+        _end_all([o for o in chosen if o.thread is me or (all_met and o.thread not in met)], seconds)
 
     return [dask_worker.executors["default"].submit(end_own) for _ in range(count)]
 
@@ -270,8 +277,7 @@ def end_in_threads() -> None:
 def end_at_exit() -> None:
     """End all objects of this process, the one made last first: the process ends."""
     end_in_threads()
-    for found in list(here.values())[::-1]:
-        found.end_where_made(EXIT_SECONDS)
+    _end_all(list(here.values())[::-1], EXIT_SECONDS)
 
 
 def forget() -> None:

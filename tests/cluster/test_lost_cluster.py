@@ -206,7 +206,12 @@ def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None
 
 
 def test_a_cluster_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
+    fresh: list[list[bool]] = []
+
     class Dying(InlineSession):
+        def submit(self, jobs: Any) -> None:
+            fresh.append([job.share.fresh for job in jobs])
+
         def completed(self, block: bool, seconds: float = 0.0) -> Any:
             raise ClusterLostError("it died")
 
@@ -224,6 +229,7 @@ def test_a_cluster_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(ClusterLostError, match="it died"):
             list(parallel(range(3)).map(abs))
         assert Engine.opened == MAX_CLUSTERS_LOST + 1
+        assert [all(sent) for sent in fresh] == [True, *[False] * MAX_CLUSTERS_LOST], "of a rate, say"
         # As often where evaluations are within others, and what is around them could begin again.
         begun_again = (
             lambda: parallel(range(3)).group_by(abs).count(),

@@ -106,9 +106,6 @@ class SWorker:
         """Whether it can be asked for results."""
         return self.alive and not self.cut_off
 
-    def __hash__(self) -> int:
-        return hash(self.name)
-
 
 class Scheduler:
     """The scheduler of one cluster."""

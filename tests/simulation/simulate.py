@@ -38,7 +38,7 @@ from virtual import Clock, virtual_time
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
 from parcoll import ClusterLostError, Connection, parallel
 from parcoll.chain import policy, timing
-from parcoll.checkpoint import fingerprint
+from parcoll.checkpoint import fingerprint, storage
 from parcoll.cluster import losses, receiving, session
 from parcoll.cluster.engine import DistributedEngine
 from parcoll.cluster.link import Link
@@ -47,6 +47,7 @@ from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
 from parcoll.evaluation.sizing import Fixed
 from parcoll.keys import exchange, gathering, slots
+from parcoll.output import staging
 from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
 from parcoll.worker.program import Program
@@ -247,19 +248,22 @@ class Simulation:
             there = [cluster for cluster in self.clusters if cluster.alive]
             # The workers' frames have those of the client below them, which they do not have with dask. From
             # Python 3.12 on, an error of a user's function so holds what the client has let go of.
-            if sys.version_info >= (3, 12) and any(cluster.tasks for cluster in there):
+            kept = self.work.end == "foreach"
+            if sys.version_info >= (3, 12) and not kept and any(cluster.tasks for cluster in there):
                 gc.collect()
                 self.clock.drain()
         self.expected, self.found = expected, found
         self.check(expected, found)
         for cluster in there:
             left = [task.key for task in cluster.tasks.values()]
-            if self.work.end != "foreach":
+            if not kept:
                 assert not left, f"the scheduler still has {left}"
         for made in self.engines:
             assert not made.keys_wanted(), f"still waited for: {made.keys_wanted()}"
         assert not outcomes.under_way, "a task is said to be under way"
         assert not outcomes.mailbox, "an outcome was left in the mailbox"
+        assert not staging._held, "a lock of a folder is still held"
+        assert not storage._descriptors, "a lock of a checkpoint is still held"
 
     def check(self, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
         """Compare what came with what plain Python gives."""

@@ -23,6 +23,7 @@ FAILED = {
     5000044: "a task that dask begins again makes its first call early, beside those that a rate bounds",
     8000220: "the model's scheduler took tasks of a client that it had lost",
     10002123: "the model asked a scheduler that had died since for what it still has",
+    70002348: "a task with the whole of a rate, sent again after a loss, made its first call at once",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
 MOST = 4_000  # numbers until a planted fault has to be found

@@ -384,7 +384,6 @@ def _replay_of(outcome: Outcome) -> None:
 
 
 def _share(job: Job) -> tuple[Share, ...]:
-    """Return what a task is told of its share, if it has less than all. Sent again, it is not fresh."""
-    if job.share == WHOLE:
-        return ()
-    return (job.share._replace(fresh=job.share.fresh and not job.lost_workers),)
+    """Return what a task is told of its share, unless it has all. Sent again, also that is not fresh."""
+    share = job.share._replace(fresh=job.share.fresh and not job.lost_workers)
+    return () if share == WHOLE else (share,)

@@ -187,6 +187,8 @@ class Window:
                 self._session = self._open()
                 self._feed.renew()
                 jobs = sorted(self._by_job, key=lambda job: job.order)
+                for job in jobs:  # the lost cluster may have begun calls just now
+                    job.share = job.share._replace(fresh=False)
                 logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
                 self._running = len(jobs)
                 self._recorder.recover([""] * len(jobs))

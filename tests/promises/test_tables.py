@@ -59,7 +59,13 @@ class TestParquet:
         assert len(names(tmp_path)) == 5
 
     @pytest.mark.parametrize(
-        "how", [{}, {"rows_per_file": 77}, {"bytes_per_file": 9999}, {"schema": pyarrow.table({}).schema}]
+        "how",
+        [
+            {"bytes_per_file": 9999},
+            pytest.param({}, marks=pytest.mark.slow),
+            pytest.param({"rows_per_file": 77}, marks=pytest.mark.slow),
+            pytest.param({"schema": pyarrow.table({}).schema}, marks=pytest.mark.slow),
+        ],
     )
     def test_files_do_not_depend_on_partitions(
         self, inline: Connection, tmp_path: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch

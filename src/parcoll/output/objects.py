@@ -284,20 +284,25 @@ class RemoteTarget:
 
     def abandon(self) -> None:
         """Remove the folder on this machine, and what was put that is not to be seen."""
-        if self._parked:
-            self._parked = False
-            with contextlib.suppress(Exception):  # the store is gone: the next run removes it
-                whose = staging.owner().replace(" ", "="), self._run
+        try:
+            if self._parked:
+                self._parked = False
+                with contextlib.suppress(Exception):  # the store is gone: the next run removes it
+                    self._remove_own()
+        finally:  # also if Ctrl-C comes
+            _running.discard(self._run)
+            if self._staging is not None:
+                self._staging.remove()
+                self._staging = None
 
-                def is_own(path: str) -> bool:
-                    return _parsed(path.rpartition("/")[2])[:2] == whose
+    def _remove_own(self) -> None:
+        whose = staging.owner().replace(" ", "="), self._run
 
-                self._remove([path for path in self._names() if is_own(path)])
-                self._end_uploads(is_own)
-        _running.discard(self._run)
-        if self._staging is not None:
-            self._staging.remove()
-            self._staging = None
+        def is_own(path: str) -> bool:
+            return _parsed(path.rpartition("/")[2])[:2] == whose
+
+        self._remove([path for path in self._names() if is_own(path)])
+        self._end_uploads(is_own)
 
 
 def _parsed(name: str) -> tuple[str, str, str]:

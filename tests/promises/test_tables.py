@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from parcoll import Connection, ParallelGen, parallel
 
 pyarrow = pytest.importorskip("pyarrow")
-pandas = pytest.importorskip("pandas")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
@@ -59,7 +59,13 @@ class TestParquet:
         assert len(names(tmp_path)) == 5
 
     @pytest.mark.parametrize(
-        "how", [{}, {"rows_per_file": 77}, {"bytes_per_file": 9999}, {"schema": pyarrow.table({}).schema}]
+        "how",
+        [
+            {"bytes_per_file": 9999},
+            pytest.param({}, marks=pytest.mark.slow),
+            pytest.param({"rows_per_file": 77}, marks=pytest.mark.slow),
+            pytest.param({"schema": pyarrow.table({}).schema}, marks=pytest.mark.slow),
+        ],
     )
     def test_files_do_not_depend_on_partitions(
         self, inline: Connection, tmp_path: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -261,11 +267,48 @@ class TestInMemory:
         ],
     )
     def test_of_pandas(self, inline: Connection, given: list[dict[Any, Any]], size: int) -> None:
+        pandas = pytest.importorskip("pandas")
         found = parallel(given, partition_size=size).to_pandas()
         pandas.testing.assert_frame_equal(found, pandas.DataFrame(given))
 
     def test_of_pandas_on_a_cluster(self, cluster: Connection) -> None:
+        pandas = pytest.importorskip("pandas")
         pandas.testing.assert_frame_equal(rows().to_pandas(), pandas.DataFrame(ROWS))
         with pytest.raises(ValueError, match="needs mappings") as caught:
             parallel([{"a": 1}, 7]).to_pandas()
         assert "element 1: 7" in caught.value.__notes__[0]
+
+
+EAST = timezone(timedelta(hours=2))
+NOON = datetime(2020, 1, 1, 12)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [NOON, NOON.replace(tzinfo=UTC)],
+        [NOON.replace(tzinfo=UTC), NOON],
+        [{"x": [NOON]}, {"x": [NOON.replace(tzinfo=EAST)]}],
+        [NOON.replace(tzinfo=EAST), NOON.replace(tzinfo=UTC), None],
+        [[NOON.replace(tzinfo=UTC)], [NOON.replace(tzinfo=EAST)]],
+        [Decimal("1.5"), np.int8(3)],
+        [NOON, np.datetime64("2020-01-01T01:00:00", "s")],
+        [True, np.uint64(2**63)],
+        [np.uint64(2**63), "text"],
+    ],
+)
+def test_types_do_not_depend_on_which_rows_came_together(inline: Connection, values: list[Any]) -> None:
+    found = []
+    for size in (1, 2, 100):
+        try:
+            table = parallel([{"a": value} for value in values], partition_size=size).to_arrow()
+            found.append((str(table.schema), table.to_pylist()))
+        except ValueError:
+            found.append(("", []))
+    assert found[0] == found[1] == found[2]
+    zones = {value.tzinfo for value in values if isinstance(value, datetime)}
+    if zones == {UTC, EAST}:
+        assert "tz=+02:00" in found[0][0]
+        assert [row["a"] for row in found[0][1]] == values
+    elif UTC in zones:
+        assert not found[0][1]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from parcoll.output.encoding import MisfitError
-from parcoll.output.kinds import alike, first_bad, inferred, lost, nests, sizes_of, widens
+from parcoll.output.kinds import alike, first_bad, in_zone, inferred, lost, nests, sizes_of, widens
 from parcoll.output.tables import Tables, columns_of, package
 from parcoll.text import describe, line_of, short_repr
 
@@ -157,7 +157,18 @@ class Arrow(Tables):
     def unified(self, schemas: Sequence[Any]) -> Any:
         """Return the schema that has room for all; TypeError if there is none."""
         pyarrow = package("pyarrow", self.what)
-        found = pyarrow.unify_schemas(list(schemas), promote_options="permissive")
+        first: dict[str, Any] = {}  # type of each column, where it came up
+        for schema in schemas:
+            for field in schema:
+                if pyarrow.types.is_null(first.get(field.name, pyarrow.null())):
+                    first[field.name] = field.type
+        schemas = [
+            pyarrow.schema(
+                [field.with_type(in_zone(pyarrow, field.type, first[field.name])) for field in schema]
+            )
+            for schema in schemas
+        ]
+        found = pyarrow.unify_schemas(schemas, promote_options="permissive")
         for schema in schemas:
             for field in schema:
                 wide = found.field(field.name).type
@@ -230,7 +241,10 @@ class Arrow(Tables):
 
     @staticmethod
     def _is(pyarrow: Any, value: Any, kind: Any) -> bool:
-        return alike(pyarrow, inferred(pyarrow, [value]).type, kind)
+        try:
+            return alike(pyarrow, inferred(pyarrow, [value]).type, kind)
+        except Exception:  # no type has room for it, as it came back
+            return False
 
     @staticmethod
     def _cast(pyarrow: Any, batch: Any, field: Any, found: list[tuple[int, str, Any]]) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import chain
+from operator import is_
 from typing import Any
 
 from parcoll.text import short_repr
@@ -23,13 +24,60 @@ def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
         # are those that tables of other rows have.
         alone = [pyarrow.array([value for value in values if type(value) is kind]).type for kind in kinds]
         kind = _room(pyarrow, alone)
-        column = _one(pyarrow, pyarrow.array(values, type=kind))
+        column = _one(pyarrow, _of_kind(pyarrow, values, kind))
     else:
         column = _one(pyarrow, pyarrow.array(values))
     bad = lost(pyarrow, values, column, set(kinds))
     if bad is not None:
         raise TypeError(f"{short_repr(values[bad])} would become {short_repr(column[bad].as_py())}")
+    if _has_times(pyarrow, column.type) and len({time.tzinfo is None for time in _times(values)}) > 1:
+        # pyarrow takes them for UTC, but in tables of other rows the two are of different types.
+        raise TypeError("there are times with a zone, and without one")
     return column
+
+
+def _of_kind(pyarrow: Any, values: Sequence[Any], kind: Any) -> Any:
+    try:
+        return pyarrow.array(values, type=kind)
+    except Exception:
+        plain = [value.item() if type(value).__module__ == "numpy" else value for value in values]
+        if all(map(is_, plain, values)):
+            raise
+        return pyarrow.array(plain, type=kind)
+
+
+def _has_times(pyarrow: Any, kind: Any) -> bool:
+    if nests(pyarrow, kind):
+        return any(_has_times(pyarrow, kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pyarrow.types.is_timestamp(kind))
+
+
+def _times(values: Iterable[Any]) -> Iterator[datetime]:
+    for value in values:
+        if isinstance(value, datetime):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _times(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _times(value)
+
+
+def in_zone(pyarrow: Any, kind: Any, first: Any) -> Any:
+    """Return the type, where both have times with a zone in that of the other: what counts is the moment."""
+    if pyarrow.types.is_timestamp(kind) and pyarrow.types.is_timestamp(first):
+        return pyarrow.timestamp(kind.unit, first.tz) if kind.tz and first.tz else kind
+    if pyarrow.types.is_struct(kind) and pyarrow.types.is_struct(first):
+        known = {field.name: field.type for field in first}
+        return pyarrow.struct(
+            [
+                field.with_type(in_zone(pyarrow, field.type, known.get(field.name, field.type)))
+                for field in kind
+            ]
+        )
+    if pyarrow.types.is_list(kind) and pyarrow.types.is_list(first):
+        inner = kind.value_field
+        return pyarrow.list_(inner.with_type(in_zone(pyarrow, inner.type, first.value_type)))
+    return kind
 
 
 def _one(pyarrow: Any, column: Any) -> Any:

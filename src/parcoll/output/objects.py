@@ -86,13 +86,14 @@ class RemoteTarget:
                 self._finish(listed)
             else:
                 self._remove([*self._finals(listed.get("files", ())), self._manifest])
-        found = []
-        for path in self._names():
+
+        def is_left(path: str) -> bool:
             owner, run, of = _parsed(path.rpartition("/")[2])
             ours = of == self._place.name or self._place.number_of(of) is not None or of == "part"
-            if owner and ours and not _alive(owner, run):
-                found.append(path)
-        self._remove(found)
+            return bool(owner) and ours and not _alive(owner, run)
+
+        self._remove([path for path in self._names() if is_left(path)])
+        self._end_uploads(is_left)
 
     def _finals(self, names: Iterable[Any]) -> list[str]:
         """Return the paths of those that are names of files of this target."""
@@ -270,17 +271,38 @@ class RemoteTarget:
 
         _all(remove, paths, together=not self._renames)
 
+    def _end_uploads(self, which: Callable[[str], bool]) -> None:
+        """Drop what was begun to be put in parts by who died: nobody sees it, and it is paid for."""
+        if not self.by_workers or not hasattr(self._system, "abort_mpu"):  # s3fs has it
+            return
+        bucket, _, folder = self._place.folder.partition("/")
+        with contextlib.suppress(Exception):  # not every server tells, nor everybody
+            found = self._system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=folder)
+            for upload in found.get("Uploads", ()):
+                if which(upload["Key"]):
+                    self._system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+
     def abandon(self) -> None:
         """Remove the folder on this machine, and what was put that is not to be seen."""
-        if self._parked:
-            self._parked = False
-            with contextlib.suppress(Exception):  # the store is gone: the next run removes it
-                whose = staging.owner().replace(" ", "="), self._run
-                self._remove([p for p in self._names() if _parsed(p.rpartition("/")[2])[:2] == whose])
-        _running.discard(self._run)
-        if self._staging is not None:
-            self._staging.remove()
-            self._staging = None
+        try:
+            if self._parked:
+                self._parked = False
+                with contextlib.suppress(Exception):  # the store is gone: the next run removes it
+                    self._remove_own()
+        finally:  # also if Ctrl-C comes
+            _running.discard(self._run)
+            if self._staging is not None:
+                self._staging.remove()
+                self._staging = None
+
+    def _remove_own(self) -> None:
+        whose = staging.owner().replace(" ", "="), self._run
+
+        def is_own(path: str) -> bool:
+            return _parsed(path.rpartition("/")[2])[:2] == whose
+
+        self._remove([path for path in self._names() if is_own(path)])
+        self._end_uploads(is_own)
 
 
 def _parsed(name: str) -> tuple[str, str, str]:

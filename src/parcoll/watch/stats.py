@@ -95,12 +95,12 @@ class MadeStats:
 
 @dataclass
 class WrittenStats:
-    """What this process has written to files so far.
+    """What was written to files so far: by this process, or by the workers where they put several objects.
 
     Attributes:
         rows: Elements that were written.
         bytes: Bytes of the files that are whole.
-        seconds: Time that it took here, without that of encoding on the workers, which is `fold_seconds`.
+        seconds: Time that it took, over all of them, without that of encoding, which is `fold_seconds`.
     """
 
     rows: int = 0

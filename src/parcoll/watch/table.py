@@ -169,7 +169,7 @@ def _times(seconds: float, elements: int, snapshot: dict[str, Any]) -> tuple[str
 
 def _written(written: dict[str, Any]) -> str:
     rows, nbytes, seconds = written["rows"], size(written["bytes"]), duration(written["seconds"])
-    return f"{rows:,} rows written, {nbytes} in whole files, which took this process {seconds}"
+    return f"{rows:,} rows written, {nbytes} in whole files, which took {seconds}"
 
 
 def _details(snapshot: dict[str, Any]) -> list[str]:

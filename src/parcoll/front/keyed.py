@@ -185,7 +185,7 @@ class Keys(Evaluated[T_co]):
     def _by_key(self, step: Keyed, kind: Values, together: bool = False) -> Any:
         """Return the collection of keys and values."""
         tasks = Node(source=Derived((self._gathered(step, kind),), Exchange(step.name, kind)))
-        merged = Node(before=tasks, step=Merging(step.name, kind))
+        merged = Node(before=tasks, step=Merging(step.name, kind, together))
         options = dataclasses.replace(self._options, progress=False, ordered=False, policy=PLAIN, **_TASKS)
         in_order = InOrder(step.name, self._options.ordered, together)
         return self._of(Node(source=Derived((Read(merged, options),), in_order)), self._options)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from parcoll.chain.steps import Step
-from parcoll.keys.gathering import Piece, Values
+from parcoll.keys.gathering import Values
 from parcoll.keys.merging import FirstKey, FoldingOn, Part, Regrouping, Slots
-from parcoll.keys.slots import LEVELS, SLOTS
+from parcoll.keys.slots import LEVELS, SLOTS, Piece
 from parcoll.keys.store import Spot, Store
 from parcoll.keys.streams import Operation
 

@@ -270,10 +270,11 @@ def test_chains_go_on_behind_them(cluster: Connection) -> None:
     assert words.sorted().batched(4).map(sum).count() == -(-len(plain) // 4)
     assert words.distinct().sorted().count_by(lambda x: x % 2) == Counter(x % 2 for x in set(plain))
     assert "group_by(lambda)" in repr(chain)
+    assert ".sorted(reverse=True)" in repr(chain)
     assert "exchange" not in repr(chain)
     assert [row.label for row in chain.stats.steps][-4:] == [
         "map(lambda group: (group[0], len(group[1])))",
-        "sorted()",
+        "sorted(reverse=True)",
         "exchange()",
         "sort()",
     ]
@@ -389,6 +390,8 @@ def test_nothing_is_left_of_files(cluster: Connection, monkeypatch: Any, tmp_pat
     monkeypatch.setattr(store, "MEMORY_BYTES", 0)
     chain = parallel(pairs(2000, 200)).sorted()
     assert chain.take(3) == sorted(pairs(2000, 200))[:3]
+    assert 2000 < chain.stats.bytes_spilled < 100_000
+    assert "KiB through a temporary file" in str(chain.stats)
     groups = iter(parallel(pairs(2000, 200)).group_by(first))
     next(groups)
     del groups

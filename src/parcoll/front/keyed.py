@@ -160,21 +160,30 @@ class Keys(Evaluated[T_co]):
         ['ccc', 'bb', 'dd', 'a']
         """
         reverse = bool(reverse)
-        step = self._keyed("sorted", key, settings, hashed=False)
+        shown = "reverse=True" if reverse else ""
+        step = self._keyed("sorted", key, settings, hashed=False, shown=shown)
         read = self._gathered(step, Runs(key is not None, reverse))
         ranges = Node(source=Derived((read,), Ranges(reverse)))
         made = Node(before=ranges, step=Sorting())
         options = dataclasses.replace(self._options, ordered=True, **_TASKS)
         return self._of(made, options)  # type: ignore[no-any-return]
 
-    def _keyed(self, name: str, key: Any, settings: Any, hashed: bool = True, alone: bool = False) -> Keyed:
+    def _keyed(
+        self,
+        name: str,
+        key: Any,
+        settings: Any,
+        hashed: bool = True,
+        alone: bool = False,
+        shown: str = "",
+    ) -> Keyed:
         """Return the step that calls the key function."""
         if key is not None:
             key = arguments.function(key, name)
         policy = arguments.step_policy(name, key, settings, self._options.policy)
         if name != "count_by":
             arguments.no_checkpoint_of_keys(self._options.checkpoint, name)
-        return Keyed(name, key, policy, hashed, alone)
+        return Keyed(name, key, policy, hashed, alone, shown)
 
     def _gathered(self, step: Keyed, gatherer: Gatherer) -> Read:
         """Return what an operation reads: this chain with keys, gathered by the workers."""

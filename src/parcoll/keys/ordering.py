@@ -63,7 +63,7 @@ class InOrder(Collective):
                 for _, keys, values in unframed(block.data):
                     yield keys, values
             return
-        with Store(self.name, self.around.folder) as store:
+        with self.store() as store:
             waiting: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
             for block in blocks:
                 waiting[block.number].append(_Waiting(block.last, store.add(block.data)))

@@ -129,7 +129,7 @@ class Ranges(Collective):
     def made(self, *streams: Iterator[Any]) -> Iterator[Range]:
         """Give the tasks, in order."""
         (runs,) = streams
-        with Store(self.name, self.around.folder) as store:
+        with self.store() as store:
             kept: list[tuple[Run, Spot]] = []
             for run in runs:
                 spot, run.data = store.add(run.data), b""

@@ -13,7 +13,7 @@ import pickle
 import struct
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import TracebackType
@@ -42,13 +42,16 @@ class Spot(NamedTuple):
 class Store:
     """Bytes that are appended, and read again in parts."""
 
-    def __init__(self, what: str, folder: str | None = None) -> None:
+    def __init__(
+        self, what: str, folder: str | None = None, tell: Callable[[int], object] = lambda nbytes: None
+    ) -> None:
         self._what = what  # for the error where the disk is full
         self._folder = folder
         self._chunks: list[bytes] = []
         self._in_memory = 0
         self._file: Any = None
         self.spilled = 0  # bytes in the file
+        self._tell = tell  # is told of more of them
 
     def add(self, data: bytes) -> Spot:
         """Append bytes; return where they are."""
@@ -77,6 +80,7 @@ class Store:
                 "free some, or name a larger folder in TMPDIR or dask's temporary-directory",
             ) from error
         self.spilled += len(data)
+        self._tell(len(data))
         return start
 
     def read(self, spot: Spot, start: int = 0, stop: int | None = None) -> bytes:

@@ -156,7 +156,6 @@ class Run:
 
     def _around(self) -> Around:
         """Return what the operation that makes the source may ask for."""
-
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)

@@ -156,6 +156,20 @@ class Firsts(Gatherer):
         return b"".join(frames)
 
 
+class Saved(Operation):
+    """The elements as they are; a checkpoint has them."""
+
+    name = "saved"
+
+    def describe(self, others: Any) -> str:
+        """Return nothing: the step before is what a user wrote."""
+        return ""
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
+        """Give them."""
+        return streams[0]
+
+
 class Distinct(Operation):
     """The elements whose keys no element before has."""
 

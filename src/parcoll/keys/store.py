@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from parcoll.wire.unpicklable import first_unpicklable
 
 MEMORY_BYTES = 16 * 2**20  # that stay in memory
 LENGTH = 8  # bytes of a number that says how many bytes follow
-LISTS, TUPLES, TEXTS, NUMBERS = {list}, {tuple}, {str}, {int}
+TEXTS, NUMBERS = {str}, {int}
 BETWEEN = "\0"  # texts that are joined
 FLAT = frozenset((str, bytes, int, float, complex, bool, type(None)))
 
@@ -117,12 +116,11 @@ class UnsentError(Exception):
 
 
 def is_flat(values: Sequence[Any]) -> bool:
-    """Tell whether all are numbers and texts, tuples of these, or lists: any pickler packs them alike."""
-    kinds = set(map(type, values))
-    if kinds == LISTS:
-        values = list(chain.from_iterable(values))
-        kinds = set(map(type, values))
-    return (set(map(type, chain.from_iterable(values))) if kinds == TUPLES else kinds) <= FLAT
+    """Tell whether all are numbers and texts, which any pickler packs alike.
+
+    Tuples may be as well, but to look into all of them costs more than it saves.
+    """
+    return type(values[0]) in FLAT and FLAT.issuperset(map(type, values))
 
 
 def _joined(column: Any) -> Any:
@@ -130,7 +128,9 @@ def _joined(column: Any) -> Any:
 
     A pickler looks each text up among those that it has seen.
     """
-    kinds = set(map(type, column)) if isinstance(column, (list, tuple)) else None
+    if not isinstance(column, (list, tuple)) or type(column[0]) not in (str, int):
+        return column
+    kinds = set(map(type, column))
     if kinds == TEXTS:
         text = BETWEEN.join(column)
         return text if text.count(BETWEEN) == len(column) - 1 else column
@@ -144,11 +144,12 @@ def framed(value: tuple[Any, ...], flat: bool = False) -> bytes:
 
     With `flat`, what is in them was found to be so, and is packed by the quickest pickler.
     """
+    columns = tuple(map(_joined, value))
     if flat:
-        parts: Sequence[bytes] = (pickle.dumps(tuple(map(_joined, value)), PROTOCOL),)
+        parts: Sequence[bytes] = (pickle.dumps(columns, PROTOCOL),)
     else:
         try:
-            packed = Packed.pack(value)
+            packed = Packed.pack(columns)
         except Exception as error:
             raise UnsentError(unsent(value, error)) from error
         parts = (packed.head, *packed.buffers)

@@ -20,7 +20,6 @@ from parcoll.keys.store import UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
 
-KEYS_TOGETHER = 2**16  # keys with small values that are cut at once
 IMMUTABLE = (int, float, complex, bool, str, bytes, type(None))
 
 
@@ -110,7 +109,7 @@ class Values(Gatherer):
     def piece(self) -> Piece:
         """Cut what was gathered into slots."""
         cutter, (keys, values) = Cutter(), self.gathered()
-        cutter.add(range(len(keys)), keys, values, KEYS_TOGETHER)
+        cutter.add(range(len(keys)), keys, values)
         return cutter.piece()
 
 

@@ -58,7 +58,7 @@ NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Deci
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
 MASK = 2**61 - 1
 
-TOGETHER = 2**14  # elements that are cut at once
+TOGETHER = 2**16  # keys, or elements, that are cut at once
 
 
 class SeedError(TypeError):
@@ -307,7 +307,7 @@ class Piece:
 
 
 class Cutter:
-    """Cuts keys with values into slots, some thousand at a time: these are in the processor's cache then."""
+    """Cuts keys with values into slots, many at a time: of few, each slot would have next to nothing."""
 
     def __init__(self, level: int = 0, written: bool = False) -> None:
         self._level = level
@@ -318,13 +318,11 @@ class Cutter:
         self._single = bytearray(SLOTS)
         self._other = ""
 
-    def add(
-        self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any], size: int = TOGETHER
-    ) -> None:
-        """Take keys in, `size` at a time. `firsts` say where each stands among all."""
+    def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """Take keys in. `firsts` say where each stands among all."""
         with collector_paused():
-            for at in range(0, len(keys), size):
-                to = at + size
+            for at in range(0, len(keys), TOGETHER):
+                to = at + TOGETHER
                 self._add(firsts[at:to], keys[at:to], values[at:to])
 
     def _add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:

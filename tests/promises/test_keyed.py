@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import functools
 import itertools
 import math
 import os
@@ -270,10 +271,11 @@ def test_chains_go_on_behind_them(cluster: Connection) -> None:
     assert words.sorted().batched(4).map(sum).count() == -(-len(plain) // 4)
     assert words.distinct().sorted().count_by(lambda x: x % 2) == Counter(x % 2 for x in set(plain))
     assert "group_by(lambda)" in repr(chain)
+    assert ".sorted(reverse=True)" in repr(chain)
     assert "exchange" not in repr(chain)
     assert [row.label for row in chain.stats.steps][-4:] == [
         "map(lambda group: (group[0], len(group[1])))",
-        "sorted()",
+        "sorted(reverse=True)",
         "exchange()",
         "sort()",
     ]
@@ -322,8 +324,8 @@ def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
             getattr(saved, name)(abs)
 
 
-def test_counts_resume(inline: Connection, tmp_path: Path) -> None:
-    """The keys are saved."""
+def test_counts_and_folds_resume(inline: Connection, tmp_path: Path) -> None:
+    """The keys are saved, with their elements for a fold: which function folds them may change."""
     calls = tmp_path / "calls"
 
     def key(element: int) -> int:
@@ -331,10 +333,12 @@ def test_counts_resume(inline: Connection, tmp_path: Path) -> None:
             file.write("x")
         return element % 3
 
-    for _ in range(2):
+    for func in (add, max):
         chain = parallel(range(10), checkpoint=tmp_path / "saved")
         assert chain.count_by(key) == {0: 4, 1: 3, 2: 3}
-    assert len(calls.read_text()) == 10
+        folded = dict(parallel(range(10), checkpoint=tmp_path / "pairs").fold_by(key, func, 0))
+        assert folded == {at: functools.reduce(func, range(at, 10, 3), 0) for at in range(3)}
+    assert len(calls.read_text()) == 20
 
 
 def test_a_nested_evaluation_groups(cluster: Connection) -> None:
@@ -389,6 +393,8 @@ def test_nothing_is_left_of_files(cluster: Connection, monkeypatch: Any, tmp_pat
     monkeypatch.setattr(store, "MEMORY_BYTES", 0)
     chain = parallel(pairs(2000, 200)).sorted()
     assert chain.take(3) == sorted(pairs(2000, 200))[:3]
+    assert 2000 < chain.stats.bytes_spilled < 100_000
+    assert "KiB through a temporary file" in str(chain.stats)
     groups = iter(parallel(pairs(2000, 200)).group_by(first))
     next(groups)
     del groups
@@ -403,10 +409,7 @@ def test_nothing_is_left_of_files(cluster: Connection, monkeypatch: Any, tmp_pat
         list(chain)
 
 
-PHASES = ["key", "merge"]
-
-
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ["key", "merge"])
 def test_a_worker_that_dies_in_any_phase(cluster: Connection, phase: str, tmp_path: Path) -> None:
     """Each element once, though its worker is killed in the middle."""
 

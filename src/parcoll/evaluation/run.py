@@ -156,11 +156,11 @@ class Run:
 
     def _around(self) -> Around:
         """Return what the operation that makes the source may ask for."""
-
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)
-        return Around(self.engine.threads, self.engine.memory_limit, self.evaluate, folder)
+        around = self.engine.threads, self.engine.memory_limit, self.evaluate, folder
+        return Around(*around, Recorder(self.stats).spill)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""

@@ -18,7 +18,7 @@ from parcoll.keys.exchange import Exchange
 from parcoll.keys.gathering import Counts, Folds, Gatherer, Gathering, Groups, OrderedFolds, Start, Values
 from parcoll.keys.keying import Keyed
 from parcoll.keys.merging import Merging
-from parcoll.keys.ordering import Distinct, Firsts, InOrder
+from parcoll.keys.ordering import Distinct, Firsts, InOrder, Saved
 from parcoll.keys.runs import Ranges, Runs, Sorting
 from parcoll.keys.slots import one_nan
 from parcoll.world import handlers
@@ -92,7 +92,8 @@ class Keys(Evaluated[T_co]):
         If `combine(initial, initial)` is not equal to `initial`, it is not used, so that `initial` counts
         once.
 
-        A checkpoint cannot save it. An element for which `func` or `combine` raises cannot be left out.
+        With a checkpoint the keys with their elements come here, are saved and then folded by the workers. An
+        element for which `func` or `combine` raises cannot be left out.
 
         >>> from parcoll import parallel
         >>> words = parallel(["one", "two", "three"])
@@ -107,6 +108,12 @@ class Keys(Evaluated[T_co]):
             kind = Folds(func, start, combine)
         step = self._keyed("fold_by", arguments.function(key, "fold_by"), settings)
         return self._by_key(step, kind or OrderedFolds(func, start))  # type: ignore[no-any-return]
+
+    def _saved(self, step: Keyed) -> Any:
+        """Return the collection of keys with elements that a checkpoint has saved."""
+        read = Read(Node(before=self._node, step=step), dataclasses.replace(self._options, progress=False))
+        options = dataclasses.replace(self._options, checkpoint=None, retry_failed=False)
+        return self._of(Node(source=Derived((read,), Saved())), options)
 
     def group_by(
         self, key: Callable[[T_co], K], **settings: Unpack[KeySettings]
@@ -160,39 +167,54 @@ class Keys(Evaluated[T_co]):
         ['ccc', 'bb', 'dd', 'a']
         """
         reverse = bool(reverse)
-        step = self._keyed("sorted", key, settings, hashed=False)
+        shown = "reverse=True" if reverse else ""
+        step = self._keyed("sorted", key, settings, hashed=False, shown=shown)
         read = self._gathered(step, Runs(key is not None, reverse))
         ranges = Node(source=Derived((read,), Ranges(reverse)))
         made = Node(before=ranges, step=Sorting())
         options = dataclasses.replace(self._options, ordered=True, **_TASKS)
         return self._of(made, options)  # type: ignore[no-any-return]
 
-    def _keyed(self, name: str, key: Any, settings: Any, hashed: bool = True, alone: bool = False) -> Keyed:
+    def _keyed(
+        self,
+        name: str,
+        key: Any,
+        settings: Any,
+        hashed: bool = True,
+        alone: bool = False,
+        shown: str = "",
+    ) -> Keyed:
         """Return the step that calls the key function."""
         if key is not None:
             key = arguments.function(key, name)
         policy = arguments.step_policy(name, key, settings, self._options.policy)
-        if name != "count_by":
+        if name not in RESUMING:
             arguments.no_checkpoint_of_keys(self._options.checkpoint, name)
-        return Keyed(name, key, policy, hashed, alone)
+        return Keyed(name, key, policy, hashed, alone, shown)
 
     def _gathered(self, step: Keyed, gatherer: Gatherer) -> Read:
         """Return what an operation reads: this chain with keys, gathered by the workers."""
         sink = Gathering(gatherer, step.label, self._options.policy.timeout)
+        if self._options.checkpoint is not None:
+            saved = self._saved(step)
+            return Read(saved._node, dataclasses.replace(saved._options, progress=False), sink)
         node = Node(before=self._node, step=step)
         return Read(node, dataclasses.replace(self._options, progress=False), sink)
 
     def _by_key(self, step: Keyed, kind: Values, together: bool = False) -> Any:
         """Return the collection of keys and values."""
         tasks = Node(source=Derived((self._gathered(step, kind),), Exchange(step.name, kind)))
-        merged = Node(before=tasks, step=Merging(step.name, kind))
-        options = dataclasses.replace(self._options, progress=False, ordered=False, policy=PLAIN, **_TASKS)
+        merged = Node(before=tasks, step=Merging(step.name, kind, together))
+        plain: Any = {"policy": PLAIN, "checkpoint": None, "retry_failed": False, **_TASKS}
+        options = dataclasses.replace(self._options, progress=False, ordered=False, **plain)
         in_order = InOrder(step.name, self._options.ordered, together)
-        return self._of(Node(source=Derived((Read(merged, options),), in_order)), self._options)
+        given = dataclasses.replace(self._options, checkpoint=None, retry_failed=False)
+        return self._of(Node(source=Derived((Read(merged, options),), in_order)), given)
 
     def _of(self, node: Node, options: Options) -> Any:
         kind: Any = type(self)
         return kind(node, options)
 
 
+RESUMING = ("count_by", "fold_by")  # where what is saved are the keys, with their elements or without
 _TASKS: Any = {"partition_size": 1, "buffersize": None}  # each a partition of its own

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from parcoll.chain.steps import Step
-from parcoll.keys.gathering import Piece, Values
+from parcoll.keys.gathering import Values
 from parcoll.keys.merging import FirstKey, FoldingOn, Part, Regrouping, Slots
-from parcoll.keys.slots import LEVELS, SLOTS
+from parcoll.keys.slots import LEVELS, SLOTS, Piece
 from parcoll.keys.store import Spot, Store
 from parcoll.keys.streams import Operation
 
@@ -36,6 +36,7 @@ class Around(NamedTuple):
     memory_limit: Callable[[], float]
     evaluate: Callable[[Iterable[Any], Step], Iterator[Any]]  # a step on each element, on the workers
     folder: str | None = None  # for files
+    spilled: Callable[[int], object] = int  # is told how many bytes go into one
 
 
 def _evaluate_here(elements: Iterable[Any], step: Step) -> Iterator[Any]:
@@ -62,6 +63,10 @@ class Collective(Operation):
         made = copy.copy(self)
         made.around = around
         return made
+
+    def store(self) -> Store:
+        """Return where bytes of one evaluation wait."""
+        return Store(self.name, self.around.folder, self.around.spilled)
 
     @property
     def most(self) -> int:
@@ -154,7 +159,7 @@ class Exchange(Collective):
     def made(self, *streams: Iterator[Any]) -> Iterator[Slots]:
         """Give the tasks."""
         (pieces,) = streams
-        with Store(self.name, self.around.folder) as store:
+        with self.store() as store:
             shelf = _Shelf(store, 0)
             for number, piece in enumerate(pieces):
                 shelf.add(number, piece)

@@ -7,17 +7,16 @@ of keys is cut into slots, so that what belongs together can be sent to one task
 from __future__ import annotations
 
 import copy
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
-from parcoll.keys.slots import NONE, SEED, SLOTS, one_nan, slots_of, written_slots
-from parcoll.keys.store import UnsentError, framed, unsent
+from parcoll.keys.slots import TOGETHER, Cutter, Piece
+from parcoll.keys.store import UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
 
@@ -58,53 +57,6 @@ class Gatherer:
         for name, func in functions.items():
             setattr(changed, name, func)
         return changed
-
-
-@dataclass
-class Piece:
-    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
-
-    other: str  # a class of keys whose hash may depend on more than the seed
-    ends: array[int]  # where each slot ends in the bytes
-    values: array[int]  # how many values each slot has
-    single: bytearray  # for each slot, whether all of them have one key
-    data: bytes
-    seed: int = SEED  # of the process that has cut it
-    none: int = NONE
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return len(self.data)
-
-
-def cut(
-    firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any], level: int = 0, written: bool = False
-) -> Piece:
-    """Cut keys and values into slots. `firsts` say where each stands among all."""
-    slots, other = (written_slots(keys, level), "") if written else slots_of(keys, level)
-    found: list[list[int]] = [[] for _ in range(SLOTS)]
-    add = [entries.append for entries in found]
-    for at, slot in enumerate(slots):
-        add[slot](at)
-    ends, counts, single = array("Q"), array("Q"), bytearray(SLOTS)
-    parts, end = [], 0
-    for slot, entries in enumerate(found):
-        if entries:
-            those = [keys[at] for at in entries]
-            positions = array("Q", entries if type(firsts) is range else [firsts[at] for at in entries])
-            parts.append(framed((slot, positions, those, [values[at] for at in entries])))
-            end += len(parts[-1])
-            single[slot] = _is_one(those)
-        counts.append(len(entries))
-        ends.append(end)
-    return Piece(other, ends, counts, single, b"".join(parts))
-
-
-def _is_one(keys: list[Any]) -> bool:
-    """Tell whether all are one key."""
-    first, last = keys[0], keys[-1]
-    return bool(first is last or first == last) and keys.count(first) == len(keys)
 
 
 class Values(Gatherer):
@@ -156,8 +108,9 @@ class Values(Gatherer):
 
     def piece(self) -> Piece:
         """Cut what was gathered into slots."""
-        keys, values = self.gathered()
-        return cut(range(len(keys)), one_nan(keys), values)
+        cutter, (keys, values) = Cutter(), self.gathered()
+        cutter.add(range(len(keys)), keys, values)
+        return cutter.piece()
 
 
 class Merged(NamedTuple):
@@ -197,12 +150,13 @@ class Counts(Values):
         values: Sequence[Any],
     ) -> None:
         """Add without a call for each."""
+        add_first = firsts.append
         for position, key, value in zip(positions, keys, values, strict=True):
             if key in into:
                 into[key] += value
             else:
                 into[key] = value
-                firsts.append(base + position)
+                add_first(base + position)
 
 
 class Groups(Values):
@@ -212,22 +166,34 @@ class Groups(Values):
 
     def start(self) -> None:
         """Begin with no elements."""
-        self._known: dict[Any, Any] = {}
         self._keys: list[Any] = []
         self._elements: list[Any] = []
+        self._cutter = Cutter()
+        self._cut = 0  # elements so far
 
     def take(self, elements: Iterator[Any]) -> int:
-        """Keep the elements, and for equal keys one object."""
-        known, before = self._known.setdefault, len(self._keys)
-        add, add_key = self._elements.append, self._keys.append
-        for key, element in elements:
-            add_key(known(key, key))
-            add(element)
-        return len(self._keys) - before
+        """Cut the elements, some thousand at a time."""
+        taken = 0
+        while more := list(islice(elements, TOGETHER - len(self._keys))):
+            taken += len(more)
+            keys, those = zip(*more, strict=True)
+            self._keys += keys
+            self._elements += those
+            if len(self._keys) == TOGETHER:
+                self._flush()
+        return taken
 
-    def gathered(self) -> tuple[list[Any], list[Any]]:
-        """Return the keys, and the elements."""
-        return self._keys, self._elements
+    def _flush(self) -> None:
+        known: dict[Any, Any] = {}  # for equal keys one object
+        keys, elements = list(map(known.setdefault, self._keys, self._keys)), self._elements
+        self._keys, self._elements = [], []
+        self._cutter.add(range(self._cut, self._cut + len(keys)), keys, elements)
+        self._cut += len(keys)
+
+    def piece(self) -> Piece:
+        """Cut what is left."""
+        self._flush()
+        return self._cutter.piece()
 
     def join_all(
         self,
@@ -330,18 +296,24 @@ class Gathering(Sink):
 
     def take(self, elements: Iterator[Any]) -> None:
         """Have the gatherer take them."""
-        self.taken += self.gatherer.take(elements)
+        try:
+            self.taken += self.gatherer.take(elements)
+        except UnsentError as error:
+            raise self._unsent(error) from error.__cause__
 
     def finish(self, pack: Pack) -> Payload | None:
         """Pack the piece. SerializationError for what cannot be."""
         try:
             piece = self.gatherer.piece()
         except UnsentError as error:
-            raise SerializationError(f"{self.label} cannot send {error}") from error.__cause__
+            raise self._unsent(error) from error.__cause__
         try:
             return pack([piece])
         except Exception as error:
             raise SerializationError(f"{self.label} cannot send {unsent(piece, error)}") from error
+
+    def _unsent(self, error: UnsentError) -> SerializationError:
+        return SerializationError(f"{self.label} cannot send {error}")
 
     def fails(self, error: BaseException) -> None:
         """Note that a function, a comparison or a pickle raised."""

@@ -27,9 +27,11 @@ class Keyed(Step):
         policy: Policy = PLAIN,
         hashed: bool = True,
         alone: bool = False,
+        settings: str = "",
     ) -> None:
         super().__init__(func, policy)
         self.name = name  # of the method of the collection
+        self.settings = settings  # of the method, as written
         self.hashed = hashed
         self.alone = alone
 
@@ -63,12 +65,15 @@ class Keyed(Step):
     @property
     def label(self) -> str:
         """The operation as a user wrote it: ``group_by(user)``."""
-        return f"{self.name}({'' if self.func is None else function_name(self.func)})"
+        return self._written("" if self.func is None else function_name(self.func))
 
     @property
     def title(self) -> str:
         """The same; a lambda with its source text."""
-        return f"{self.name}({'' if self.func is None else function_title(self.func)})"
+        return self._written("" if self.func is None else function_title(self.func))
+
+    def _written(self, func: str) -> str:
+        return f"{self.name}({', '.join(filter(None, (func, self.settings)))})"
 
     @property
     def words(self) -> str:

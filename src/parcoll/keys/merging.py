@@ -5,16 +5,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
-from parcoll.keys.gathering import Merged, Piece, Values, cut
-from parcoll.keys.slots import one_nan
-from parcoll.keys.store import collector_paused, framed, unframed
+from parcoll.keys.gathering import Merged, Values
+from parcoll.keys.slots import Cutter, Piece, one_nan
+from parcoll.keys.store import collector_paused, framed, is_flat, unframed
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
+BLOCK_KEYS = 4096  # of all keys that go back at once
 FIRST_BLOCK = 4  # keys: what belongs to them may be large
 SHIFT = 32  # bits for the position of a key in its piece
 
@@ -68,7 +70,7 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
         values: dict[Any, Any] = {}
         with collector_paused():
             for part in parts:
-                if part.slot == slot:
+                while part.slot == slot:
                     kind.join_all(values, firsts, part.base, *part.taken())
         yield Merged(firsts, list(values), list(values.values()))
 
@@ -83,14 +85,19 @@ class _Frames:
 
     @property
     def slot(self) -> int:
-        """The number of the slot that is open."""
-        return self.frame[0]  # type: ignore[index,no-any-return]
+        """The number of the slot that is open; -1 behind the last."""
+        return -1 if self.frame is None else self.frame[0]
 
     def taken(self) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
-        """Return the positions, keys and values of this slot, and open the next."""
-        _, positions, keys, values = self.frame  # type: ignore[misc]
+        """Return positions, keys and values of this slot, and open what comes next."""
+        found = _columns(self.frame)
         self.frame = next(self._frames, None)
-        return positions, one_nan(keys), values
+        return found
+
+
+def _columns(frame: Any) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
+    _, plain, positions, keys, values = frame
+    return positions, keys if plain else one_nan(keys), values
 
 
 def in_order(slots: Iterator[Merged]) -> Merged:
@@ -102,8 +109,11 @@ def in_order(slots: Iterator[Merged]) -> Merged:
         firsts += found.firsts
         keys += found.keys
         values += found.values
-    order = sorted(range(len(firsts)), key=firsts.__getitem__)
-    return Merged([firsts[at] for at in order], [keys[at] for at in order], [values[at] for at in order])
+    if len(firsts) < 2:
+        return Merged(firsts, keys, values)
+    with collector_paused():
+        pick = itemgetter(*sorted(range(len(firsts)), key=firsts.__getitem__))
+        return Merged(list(pick(firsts)), list(pick(keys)), list(pick(values)))
 
 
 class Merging(FlatMap):
@@ -112,8 +122,8 @@ class Merging(FlatMap):
     kind = "merge"
     by_user = False
 
-    def __init__(self, name: str, kind: Values) -> None:
-        super().__init__(Merger(kind))
+    def __init__(self, name: str, kind: Values, together: bool = False) -> None:
+        super().__init__(Merger(kind, together))
         self.name = name
 
     @property
@@ -134,13 +144,17 @@ class Merger:
 
     __name__ = "merge"
 
-    def __init__(self, kind: Values) -> None:
+    def __init__(self, kind: Values, together: bool = False) -> None:
         self.kind = kind
+        self.together = together  # all keys of a task are wanted at once
 
     def __call__(self, slots: Slots) -> Iterator[Block]:
         """Give the blocks: a stream of them for each slot, or one for all."""
         if slots.state:
             yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
+        elif self.together:
+            found = self._final(in_order(merged(self.kind, slots)))
+            yield Block(slots.number, found.firsts[-1], b"".join(_frames_of(found)))
         elif slots.level:
             yield from self._blocks(slots.number, self._final(in_order(merged(self.kind, slots))))
         else:
@@ -151,7 +165,8 @@ class Merger:
         (firsts, keys, values), at, size = found, 0, FIRST_BLOCK
         while at < len(keys):
             to = min(at + size, len(keys))
-            data = framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]))
+            flat = is_flat(keys[at:to]) and is_flat(values[at:to])
+            data = framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]), flat)
             yield Block(number, firsts[to - 1], data)
             values[at:to] = [None] * (to - at)
             size = max(1, min(size * 4, size * BLOCK_BYTES // len(data)))
@@ -168,6 +183,13 @@ class Merger:
             error.add_note(f"for the key {short_repr(key)}")
             raise
         return found
+
+
+def _frames_of(found: Merged) -> Iterator[bytes]:
+    """Give keys and values some thousand at a time: a pickler that knows few objects finds them soon."""
+    for at in range(0, len(found.keys), BLOCK_KEYS):
+        firsts, keys, values = (column[at : at + BLOCK_KEYS] for column in found)
+        yield framed((array("Q", firsts), keys, values), is_flat(keys) and is_flat(values))
 
 
 class Regrouping(Map):
@@ -190,15 +212,17 @@ class Regrouper:
     def __call__(self, slots: Slots) -> Piece:
         """Join what belongs together here, and cut."""
         parts = _as_they_are(slots) if self.kind.flat else merged(self.kind, slots)
-        found = in_order(parts)
-        return cut(found.firsts, found.keys, found.values, slots.level, slots.written)
+        found, cutter = in_order(parts), Cutter(slots.level, slots.written)
+        cutter.add(found.firsts, found.keys, found.values)
+        return cutter.piece()
 
 
 def _as_they_are(slots: Slots) -> Iterator[Merged]:
     for part in slots.parts:
         base = 0 if part.number is None else part.number << SHIFT
-        for _, positions, keys, values in unframed(part.data):
-            yield Merged([base + position for position in positions], list(one_nan(keys)), values)
+        for frame in unframed(part.data):
+            positions, keys, values = _columns(frame)
+            yield Merged([base + position for position in positions], list(keys), list(values))
 
 
 class FoldingOn(Map):
@@ -250,8 +274,8 @@ class FirstKey(Map):
 
 def first_key(slots: Slots) -> str:
     """Return the first key, for a message."""
-    for _, _, keys, _ in unframed(slots.parts[0].data):
-        return short_repr(keys[0])
+    for frame in unframed(slots.parts[0].data):
+        return short_repr(_columns(frame)[1][0])
     return "?"
 
 

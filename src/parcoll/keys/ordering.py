@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, starmap
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from parcoll.keys.exchange import Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.merging import Block
+from parcoll.keys.merging import BLOCK_KEYS, Block
 from parcoll.keys.slots import one_nan, slots_of
-from parcoll.keys.store import Spot, Store, unframed
+from parcoll.keys.store import Spot, Store, collector_paused, framed, is_flat, unframed
 from parcoll.keys.streams import Operation
 
 
@@ -38,8 +39,23 @@ class InOrder(Collective):
 
     def made(self, *streams: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """Give pairs of keys and values."""
-        columns = self._columns(streams[0])
-        return columns if self.together else chain.from_iterable(starmap(zip, columns))
+        if self.together:
+            return iter([self._all(streams[0])])
+        return chain.from_iterable(starmap(zip, self._columns(streams[0])))
+
+    def _all(self, blocks: Iterator[Block]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return all keys and values."""
+        found: _Columns = [], [], []
+        for block in blocks:
+            for columns in unframed(block.data):
+                for column, more in zip(found, columns, strict=True):
+                    column += more
+        firsts, keys, values = found
+        if not self.ordered or len(keys) < 2:
+            return keys, values
+        with collector_paused():
+            pick = itemgetter(*sorted(range(len(firsts)), key=firsts.__getitem__))
+            return pick(keys), pick(values)
 
     def _columns(self, blocks: Iterator[Block]) -> Iterator[tuple[list[Any], list[Any]]]:
         if not self.ordered:
@@ -47,7 +63,7 @@ class InOrder(Collective):
                 for _, keys, values in unframed(block.data):
                     yield keys, values
             return
-        with Store(self.name, self.around.folder) as store:
+        with self.store() as store:
             waiting: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
             for block in blocks:
                 waiting[block.number].append(_Waiting(block.last, store.add(block.data)))
@@ -129,11 +145,29 @@ class Firsts(Gatherer):
         finally:
             self._taken = taken
 
-    def piece(self) -> tuple[list[Any], list[Any] | None]:
-        """Return the keys, and their elements if these are others."""
-        keys = list(self._firsts)
+    def piece(self) -> bytes:
+        """Return the keys, and their elements if these are others, in frames."""
+        keys, elements = list(self._firsts), list(self._firsts.values())
         slots_of(keys)  # raises for keys that would never be equal to others
-        return keys, list(self._firsts.values()) if self.keyed else None
+        frames = []
+        for at in range(0, len(keys), BLOCK_KEYS):
+            some, those = keys[at : at + BLOCK_KEYS], elements[at : at + BLOCK_KEYS] if self.keyed else None
+            frames.append(framed((some, those), is_flat(some) and (those is None or is_flat(those))))
+        return b"".join(frames)
+
+
+class Saved(Operation):
+    """The elements as they are; a checkpoint has them."""
+
+    name = "saved"
+
+    def describe(self, others: Any) -> str:
+        """Return nothing: the step before is what a user wrote."""
+        return ""
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
+        """Give them."""
+        return streams[0]
 
 
 class Distinct(Operation):
@@ -155,7 +189,7 @@ class Distinct(Operation):
         (pieces,) = streams
         seen: set[Any] = set()
         add = seen.add
-        for keys, elements in pieces:
+        for keys, elements in chain.from_iterable(map(unframed, pieces)):
             for key, element in zip(one_nan(keys), keys if elements is None else elements, strict=True):
                 if key not in seen:
                     add(key)

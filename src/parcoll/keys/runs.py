@@ -16,7 +16,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.store import Spot, Store, framed, unframed
+from parcoll.keys.store import Spot, Store, framed, is_flat, unframed
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
 FIRST_BLOCK = 4  # elements: they may be large
@@ -68,7 +68,8 @@ class Runs(Gatherer):
         parts, at, size, end = [], 0, FIRST_BLOCK, 0
         while at < len(elements):
             block = elements[at : at + size]
-            parts.append(framed((None if keys is None else keys[at : at + size], block)))
+            some = None if keys is None else keys[at : at + size]
+            parts.append(framed((some, block), is_flat(block) and (some is None or is_flat(some))))
             end += len(parts[-1])
             run.firsts.append((elements if keys is None else keys)[at])
             run.ends.append(end)
@@ -128,7 +129,7 @@ class Ranges(Collective):
     def made(self, *streams: Iterator[Any]) -> Iterator[Range]:
         """Give the tasks, in order."""
         (runs,) = streams
-        with Store(self.name, self.around.folder) as store:
+        with self.store() as store:
             kept: list[tuple[Run, Spot]] = []
             for run in runs:
                 spot, run.data = store.add(run.data), b""

@@ -3,6 +3,9 @@
 Keys that are equal in a dict get the same number. Where all processes have one hash seed, it is made of
 Python's own `hash`, which agrees with `==` for every class. Elsewhere (`dask worker --no-nanny`) it is made
 of what is written in the key, for the classes that are known here; others are refused.
+
+A `Cutter` cuts keys with their values by that number into a piece, which can be sent in parts without being
+unpickled.
 """
 
 from __future__ import annotations
@@ -17,14 +20,21 @@ import operator
 import sys
 import types
 import uuid
-from collections.abc import Sequence
-from itertools import chain
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from operator import itemgetter
 from pathlib import PurePath
 from typing import Any
 from zlib import crc32
 
-SLOTS = 251  # a prime: multiples of 64, say, spread over it
-LEVELS = (SLOTS, 241, 239, 233)  # primes too: a slot that is too large is cut again by other digits
+from parcoll.keys.store import collector_paused, framed, is_flat
+
+# A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
+# that the way they are packed would cost more than what is in them.
+SLOTS = 127
+LEVELS = (SLOTS, 113, 109, 107)  # primes too: a slot that is too large is cut again by other digits
 
 SEED = hash("parcoll")
 NONE = hash(None)  # before Python 3.12 an address, which differs from process to process
@@ -42,10 +52,13 @@ PLAIN = frozenset(
 )
 MAY_BE_NAN = frozenset([float, complex, decimal.Decimal])
 NEVER_NAN = PLAIN | {type(None), type}
+PLAINEST = frozenset((str, bytes, int, bool))  # and any pickler packs them alike
 
 NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Decimal, fractions.Fraction))
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
 MASK = 2**61 - 1
+
+TOGETHER = 2**16  # keys, or elements, that are cut at once
 
 
 class SeedError(TypeError):
@@ -81,8 +94,9 @@ def slots_of(keys: Sequence[Any], level: int = 0) -> tuple[list[int], str]:
     Raises TypeError for keys that are equal to themselves alone.
     """
     other = ""
+    hashes: Iterable[int]
     if _within(keys) <= PLAIN:
-        hashes = list(map(hash, keys))
+        hashes = map(hash, keys)
     elif set(map(type, keys)) <= PLAIN | MAY_BE_NAN:
         hashes = [hash(key) if key == key else OF_NAN for key in keys]
     else:
@@ -91,12 +105,17 @@ def slots_of(keys: Sequence[Any], level: int = 0) -> tuple[list[int], str]:
     return _cut(hashes, level), other
 
 
+def plainest_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
+    """Return the slot of each key, where all are of `PLAINEST`."""
+    return _cut(map(hash, keys), level)
+
+
 def written_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
     """Return the slot of each key, for any process. Raises TypeError for classes that are not known."""
     return _cut([written(key) for key in keys], level)
 
 
-def _cut(hashes: list[int], level: int) -> list[int]:
+def _cut(hashes: Iterable[int], level: int) -> list[int]:
     before, prime = math.prod(LEVELS[:level]), LEVELS[level]
     return [value // before % prime for value in hashes] if level else [value % prime for value in hashes]
 
@@ -267,3 +286,93 @@ def _is_known(kind: type) -> bool:
         return True
     known = (str, bytes, enum.Enum, enum.Flag, range, datetime.date, datetime.datetime, datetime.time)
     return any(hashes is one.__hash__ for one in known) or _is_number_of_numpy(kind)
+
+
+@dataclass
+class Piece:
+    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
+
+    other: str  # a class of keys whose hash may depend on more than the seed
+    ends: array[int]  # where each slot ends in the bytes
+    values: array[int]  # how many values each slot has
+    single: bytearray  # for each slot, whether all of them have one key
+    data: bytes
+    seed: int = SEED  # of the process that has cut it
+    none: int = NONE
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+
+class Cutter:
+    """Cuts keys with values into slots, many at a time: of few, each slot would have next to nothing."""
+
+    def __init__(self, level: int = 0, written: bool = False) -> None:
+        self._level = level
+        self._written = written
+        self._frames: list[list[bytes]] = [[] for _ in range(SLOTS)]
+        self._values = [0] * SLOTS
+        self._keys: list[Any] = [None] * SLOTS  # the first one of each slot
+        self._single = bytearray(SLOTS)
+        self._other = ""
+
+    def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """Take keys in. `firsts` say where each stands among all."""
+        with collector_paused():
+            for at in range(0, len(keys), TOGETHER):
+                to = at + TOGETHER
+                self._add(firsts[at:to], keys[at:to], values[at:to])
+
+    def _add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
+        plain = PLAINEST.issuperset(map(type, keys)) and not self._written
+        flat = plain and is_flat(values)
+        if plain:
+            slots = plainest_slots(keys, self._level)
+        elif self._written:
+            slots = written_slots(keys, self._level)
+        else:
+            keys = one_nan(keys)
+            slots, other = slots_of(keys, self._level)
+            self._other = self._other or other
+        found: list[list[int]] = [[] for _ in range(SLOTS)]
+        add = [entries.append for entries in found]
+        for at, slot in enumerate(slots):
+            add[slot](at)
+        for slot, entries in enumerate(found):
+            if entries:
+                pick = _pick(entries)
+                those = pick(keys)
+                frame = slot, plain, array("Q", pick(firsts)), those, pick(values)
+                self._frames[slot].append(framed(frame, flat))
+                self._note(slot, those)
+
+    def _note(self, slot: int, keys: Sequence[Any]) -> None:
+        if not self._values[slot]:
+            self._keys[slot], self._single[slot] = keys[0], True
+        if self._single[slot]:
+            self._single[slot] = _are(keys, self._keys[slot])
+        self._values[slot] += len(keys)
+
+    def piece(self) -> Piece:
+        """Return the piece."""
+        parts = list(map(b"".join, self._frames))
+        ends = array("Q", accumulate(map(len, parts)))
+        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts))
+
+
+def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Return what picks these entries of a sequence."""
+    if len(entries) > 1:
+        return itemgetter(*entries)
+    (at,) = entries
+    return lambda given: (given[at],)
+
+
+def _are(keys: Sequence[Any], key: Any) -> bool:
+    """Tell whether all are this key."""
+    first, last = keys[0], keys[-1]
+    return bool((first is key or first == key) and (last is key or last == key)) and all(
+        one is key or one == key for one in keys
+    )

@@ -9,20 +9,25 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import pickle
+import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.text import line_of, short_repr
-from parcoll.wire.codec import loads
+from parcoll.wire.codec import PROTOCOL, loads
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import first_unpicklable
 
 MEMORY_BYTES = 16 * 2**20  # that stay in memory
 LENGTH = 8  # bytes of a number that says how many bytes follow
+TEXTS, NUMBERS = {str}, {int}
+BETWEEN = "\0"  # texts that are joined
+FLAT = frozenset((str, bytes, int, float, complex, bool, type(None)))
 
 
 class Spot(NamedTuple):
@@ -36,13 +41,16 @@ class Spot(NamedTuple):
 class Store:
     """Bytes that are appended, and read again in parts."""
 
-    def __init__(self, what: str, folder: str | None = None) -> None:
+    def __init__(
+        self, what: str, folder: str | None = None, tell: Callable[[int], object] = lambda nbytes: None
+    ) -> None:
         self._what = what  # for the error where the disk is full
         self._folder = folder
         self._chunks: list[bytes] = []
         self._in_memory = 0
         self._file: Any = None
         self.spilled = 0  # bytes in the file
+        self._tell = tell  # is told of more of them
 
     def add(self, data: bytes) -> Spot:
         """Append bytes; return where they are."""
@@ -71,6 +79,7 @@ class Store:
                 "free some, or name a larger folder in TMPDIR or dask's temporary-directory",
             ) from error
         self.spilled += len(data)
+        self._tell(len(data))
         return start
 
     def read(self, spot: Spot, start: int = 0, stop: int | None = None) -> bytes:
@@ -106,21 +115,51 @@ class UnsentError(Exception):
     """A value that cannot be sent between processes: what it is, and why."""
 
 
-def framed(value: Any) -> bytes:
-    """Return a value as bytes which tell their own length, so that several may follow each other."""
-    try:
-        packed = Packed.pack(value)
-    except Exception as error:
-        raise UnsentError(unsent(value, error)) from error
-    parts = [packed.head, *packed.buffers]
-    sizes = [len(parts), *map(len, parts)]
-    return b"".join([*(size.to_bytes(LENGTH, "little") for size in sizes), *parts])
+def is_flat(values: Sequence[Any]) -> bool:
+    """Tell whether all are numbers and texts, which any pickler packs alike.
+
+    Tuples may be as well, but to look into all of them costs more than it saves.
+    """
+    return type(values[0]) in FLAT and FLAT.issuperset(map(type, values))
+
+
+def _joined(column: Any) -> Any:
+    """Return a list of texts as one text, and one of small numbers as bytes: they are packed as one object.
+
+    A pickler looks each text up among those that it has seen.
+    """
+    if not isinstance(column, (list, tuple)) or type(column[0]) not in (str, int):
+        return column
+    kinds = set(map(type, column))
+    if kinds == TEXTS:
+        text = BETWEEN.join(column)
+        return text if text.count(BETWEEN) == len(column) - 1 else column
+    if kinds == NUMBERS and min(column) >= 0 and max(column) < 256:
+        return bytes(column)
+    return column
+
+
+def framed(value: tuple[Any, ...], flat: bool = False) -> bytes:
+    """Return columns as bytes which tell their own length, so that several may follow each other.
+
+    With `flat`, what is in them was found to be so, and is packed by the quickest pickler.
+    """
+    columns = tuple(map(_joined, value))
+    if flat:
+        parts: Sequence[bytes] = (pickle.dumps(columns, PROTOCOL),)
+    else:
+        try:
+            packed = Packed.pack(columns)
+        except Exception as error:
+            raise UnsentError(unsent(value, error)) from error
+        parts = (packed.head, *packed.buffers)
+    return b"".join((struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts))
 
 
 def unsent(value: Any, error: BaseException) -> str:
     """Name the first element within that cannot be pickled."""
     for within in value if isinstance(value, tuple) else ():
-        if isinstance(within, list) and (found := first_unpicklable(within)) is not None:
+        if isinstance(within, (list, tuple)) and (found := first_unpicklable(list(within))) is not None:
             position, cause = found
             if isinstance(within[position], list):
                 return unsent((within[position],), cause)
@@ -165,20 +204,20 @@ if hasattr(os, "register_at_fork"):
 
 
 def unframed(data: bytes) -> Iterator[Any]:
-    """Give the values of such bytes."""
+    """Give the columns of such bytes."""
     at, view = 0, memoryview(data)
-
-    def number() -> int:
-        nonlocal at
-        at += LENGTH
-        return int.from_bytes(view[at - LENGTH : at], "little")
-
     while at < len(data):
-        sizes = [number() for _ in range(number())]
-        parts = []
+        (number,) = struct.unpack_from("<Q", data, at)
+        head, *sizes = struct.unpack_from(f"<{number}Q", data, at + LENGTH)
+        at += LENGTH * (1 + number)
+        pickled, buffers = bytes(view[at : at + head]), []
+        at += head
         for size in sizes:
-            parts.append(view[at : at + size])
+            buffers.append(bytearray(view[at : at + size]))
             at += size
-        with collector_paused():
-            value = loads(bytes(parts[0]), [bytearray(part) for part in parts[1:]])
-        yield value
+        if gc.isenabled():
+            with collector_paused():
+                value = loads(pickled, buffers)
+        else:
+            value = loads(pickled, buffers)
+        yield tuple([column.split(BETWEEN) if type(column) is str else column for column in value])

@@ -84,6 +84,12 @@ class Recorder:
                 stats.partitions += partitions
                 stats.bytes_sent += nbytes
 
+    def spill(self, nbytes: int) -> None:
+        """Count bytes that wait in a file, since they are more than is held in memory."""
+        for stats in self._all():
+            with stats._lock.lock:
+                stats.bytes_spilled += nbytes
+
     def recover(self, lost_with: Sequence[str]) -> None:
         """Count partitions that are sent again: for each the worker that it was lost with, "" if unknown.
 
@@ -272,7 +278,6 @@ class Recorder:
 # What is counted from partitions that have come back, or were sent.
 _OF_PARTITIONS = (
     *("steps", "elements_in", "elements_out", "failed", "retries", "partitions", "partitions_done", "sizes"),
-    "bytes_read",
-    *("bytes_sent", "bytes_received", "worker_seconds", "busy_seconds", "fold_seconds", "failures"),
-    *("_raised", "_failed_elements", "timeouts", "made", "resumed", "written"),
+    *("bytes_read", "bytes_sent", "bytes_received", "bytes_spilled", "worker_seconds", "busy_seconds"),
+    *("fold_seconds", "failures", "_raised", "_failed_elements", "timeouts", "made", "resumed", "written"),
 )

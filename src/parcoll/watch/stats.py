@@ -214,6 +214,7 @@ class Stats:
         bytes_sent: Bytes of pickled source elements, and of what the functions have captured, through shared
             memory or sockets. Captured data that lies in shared memory from the last evaluation is not sent.
         bytes_received: Bytes of pickled results that came back.
+        bytes_spilled: Bytes that `group_by`, `sorted` and their like had to put into a temporary file.
         threads: Threads of the workers, each of which runs a partition.
         worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
         busy_seconds: Time of that in which they worked, or had to leave a processor to others; the rest, they
@@ -255,6 +256,7 @@ class Stats:
     sizes: PartitionSizes = field(default_factory=PartitionSizes)
     bytes_sent: int = 0
     bytes_received: int = 0
+    bytes_spilled: int = 0
     threads: int = 0
     worker_seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -339,6 +341,7 @@ class Stats:
                 },
                 "bytes_sent": self.bytes_sent,
                 "bytes_received": self.bytes_received,
+                "bytes_spilled": self.bytes_spilled,
                 "threads": self.threads,
                 "worker_seconds": self.worker_seconds,
                 "busy_seconds": self.busy_seconds,

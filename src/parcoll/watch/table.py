@@ -176,11 +176,13 @@ def _details(snapshot: dict[str, Any]) -> list[str]:
     if not snapshot["partitions"]:
         return []
     sizes, waited, written = snapshot["sizes"], snapshot["waited"], snapshot.get("written")
+    spilled = snapshot.get("bytes_spilled", 0)
     return [
         *(() if written is None else [_written(written)]),
         f"{snapshot['partitions_done']:,} of {snapshot['partitions']:,} partitions came back, of "
         f"{sizes['smallest']:,} to {sizes['largest']:,} elements (median {sizes['median']:,})",
         f"{size(snapshot['bytes_sent'])} sent, {size(snapshot['bytes_received'])} received; "
+        f"{f'{size(spilled)} through a temporary file; ' if spilled else ''}"
         f"{snapshot['threads']} worker threads, busy {snapshot['utilisation']:.0%} of the time",
         f"waited {duration(waited['source'])} for the source, {duration(waited['workers'])} for the "
         f"workers, {duration(waited['consumer'])} for the consumer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import WHOLE, Share
@@ -15,7 +15,13 @@ from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
 from parcoll.worker.outcome import Handle, Kept, Outcome
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, SharedProgram
+
+
+class Sole(NamedTuple):
+    """What becomes of a partition that has all elements of its source, where others would be kept."""
+
+    joins: Session | None  # whose program folds what comes of it, in the same task if that can be
 
 
 @dataclass(eq=False)
@@ -38,6 +44,7 @@ class Job:
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it
     saved: Outcome | None = None  # from a checkpoint: then there is nothing to run
+    sole: Sole | None = None  # if it has all elements, as far as is known: what comes of it is not kept
 
     @property
     def order(self) -> int:
@@ -102,6 +109,10 @@ class Session(Protocol):
     @property
     def program_bytes(self) -> int:
         """How many bytes of the program had to be sent, or copied into shared memory."""
+
+    @property
+    def shared(self) -> SharedProgram | None:
+        """The program, if it may go along with a task of another session; None if that would be dear."""
 
     @property
     def waiting_for(self) -> str | None:

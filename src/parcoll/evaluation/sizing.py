@@ -61,7 +61,7 @@ class Sizer(Protocol):
     def max_bytes(self, threads: int) -> int:
         """Return how many bytes the next partition may read."""
 
-    def budget(self) -> float | None:
+    def budget(self, sole: bool = False) -> float | None:
         """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
 
     def patience(self) -> float:
@@ -118,7 +118,7 @@ class Fixed:
         """Return no bound: the size is what was asked for."""
         return sys.maxsize
 
-    def budget(self) -> float | None:
+    def budget(self, sole: bool = False) -> float | None:
         """Return no bound: a partition stays as it is."""
         return None
 
@@ -150,7 +150,7 @@ class Adaptive:
 
     `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
-    the same elements. So they start small, from one element on.
+    the same elements. So they start small, from one element on, but not one of all elements if `sole`.
 
     `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
     way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
@@ -168,11 +168,12 @@ class Adaptive:
         batch: int = 1,
         hands_back: bool = True,
         targets: int = 1,
+        sole: bool = False,
     ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
-        self._hands_back = hands_back and not lasting
+        self._hands_back = hands_back and (sole or not lasting)
         self._batch = batch
         self._begun = 0  # partitions that were cut before anything was known
         self._least_target = self._target = targets * TARGET_SECONDS
@@ -256,9 +257,9 @@ class Adaptive:
             return START_BYTES
         return min(TARGET_BYTES, max(LEAST_BYTES, WINDOW_BYTES // self._full_window(threads)))
 
-    def budget(self) -> float | None:
+    def budget(self, sole: bool = False) -> float | None:
         """Return little at the start, and then more than any partition should need."""
-        return None if self._lasting else self.patience()
+        return None if self._lasting and not (sole and self._hands_back) else self.patience()
 
     def patience(self) -> float:
         """Return as much, for any partition."""
@@ -388,6 +389,7 @@ def sizer_for(
     calls: Calls | None = None,
     hands_back: bool = True,
     long: bool = False,
+    sole: bool = False,
 ) -> Sizer:
     """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls.
 
@@ -397,4 +399,4 @@ def sizer_for(
         return Fixed(partition_size)
     if calls is not None:
         return Waiting(limit, lasting, calls, batch)
-    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1)
+    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1, sole)

@@ -19,7 +19,7 @@ from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.program import Program, with_culprit
 from parcoll.world import handlers
 
@@ -284,6 +284,8 @@ class Window:
             else:
                 self._failed = True
                 outcome.failure = with_culprit(self._program, outcome)
+            if job.sole is not None:
+                job.handle = Kept(Outcome(), outcome.results, outcome.produced)
             job.release()
 
     def _return_rest(self, slot: _Slot, outcome: Outcome) -> None:

@@ -108,7 +108,9 @@ def test_where_few_results_are_wanted_the_next_partitions_are_small_too() -> Non
         (1e-6, 10, [10]),  # one message there and one back
         (1e-3, 10, [5, 5]),
         (1e-3, 99, [50, 50]),
-        (1e-3, 101, [1, 1, 12]),  # as if nothing were known
+        (1e-3, 400, [160, 160, 40, 40]),  # what is left evens out what the first ones have taken longer
+        (1e-3, 1500, [600, 600, 120, 120]),
+        (1e-3, 5000, [1, 1, 624]),  # as if nothing were known
         (1.0, 2, [1, 1]),
     ],
 )

@@ -114,6 +114,29 @@ class Timing:
         return [m + self._untimed_seconds * s for m, s in zip(measured, shares, strict=True)]
 
 
+SURER = 4  # a partition of so many times the elements is believed at once
+
+
+class Estimate:
+    """What one element takes: the most seen lately, if it was worth measuring."""
+
+    def __init__(self, value: float, negligible: float) -> None:
+        self.value = value
+        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
+        self._elements = 0  # of the largest partition seen
+
+    def see(self, value: float, elements: int) -> None:
+        """Take in the mean over a partition; the mean of one element says little of a million."""
+        much_larger = elements >= SURER * self._elements
+        much_smaller = elements * SURER <= self._elements
+        self._elements = max(self._elements, elements)
+        if much_larger or value >= self.value:
+            if not much_smaller or value * elements > self._negligible:
+                self.value = value
+        elif not much_smaller:
+            self.value = (self.value + value) / 2
+
+
 MOST = 256  # rows of functions that are remembered, the last ones
 
 _seconds: dict[tuple[Hashable, ...], float] = {}  # of an element, by the functions that it went through

@@ -6,6 +6,7 @@ import math
 import sys
 from typing import Protocol
 
+from parcoll.chain.timing import Estimate
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
@@ -24,7 +25,6 @@ BATCH_TARGETS = 8  # times the time aimed at that a partition may take to fill a
 BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
 FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
-SURER = 4  # a partition of so many times the elements is believed at once
 
 # Before anything is known of a function, the first element goes alone, so that its result comes at once, and
 # so do as many more as there are idle threads. Those behind them go in partitions of START elements, and a
@@ -41,8 +41,12 @@ RATED_SECONDS = 2.0  # of starts, for a partition of calls that have a rate
 START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
 # If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
-# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does.
+# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does. Below
+# SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left: a task costs 5 ms, and the
+# last ones even out what the first have taken longer.
 TRIVIAL_SECONDS = 0.001
+SHORT_SECONDS = 1.0
+FIRST_SHARE = 0.8
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
 
@@ -178,20 +182,21 @@ class Adaptive:
         self._begun = 0  # partitions that were cut before anything was known
         self._least_target = self._target = targets * TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
-        self._seconds = _Estimate(SMALLEST_TIME, 0.01)  # that an element takes
+        self._seconds = Estimate(SMALLEST_TIME, 0.01)  # that an element takes
         self._pace = pace
-        self._known: int | None = None  # the size of partitions, if the pace says it
-        self._bytes = _Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
+        self._round = 0, 0  # how many partitions are still cut of the size that the pace says, and the size
+        self._expected = 0.0  # seconds that the partition should take that was cut last, as far as is known
+        self._limit = limit
+        self._bytes = Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
         self._target = max(self._least_target, threads / TASKS_A_SECOND)
         if not self._largest:
-            if not self._begun and remaining is not None:
-                self._known = self._known_size(remaining, threads)
+            known = self._known_size(remaining, threads)
             self._begun += 1
-            if self._known is not None:
-                return self._known
+            if known:
+                return known
             if self._begun <= self._alone(threads):
                 return 1
             if remaining is None:
@@ -206,16 +211,30 @@ class Adaptive:
 
     def forget(self) -> None:
         """Begin with single elements, unless some have come back."""
-        self._pace = self._known = None
-        self._begun = 0
+        self._pace, self._round, self._expected, self._begun = None, (0, 0), 0.0, 0
 
-    def _known_size(self, remaining: int, threads: int) -> int | None:
-        """Return a size for functions that ran before; None if that, or what is left, is not known enough."""
-        seconds = remaining * self._pace if self._pace is not None else math.inf
-        if seconds > START_SECONDS * threads:
-            return None
-        one = seconds <= TRIVIAL_SECONDS and self._hands_back
-        return max(1, min(remaining if one else -(-remaining // threads), self._start, START))
+    def _known_size(self, remaining: int | None, threads: int) -> int:
+        """Return a size for functions that ran before; 0 if that, or what is left, is not known enough."""
+        left, size = self._round
+        if self._pace is None or remaining is None:
+            left = size = 0
+        elif not left:
+            left, size = threads, self._size_of_round(remaining, remaining * self._pace, threads)
+        self._round = max(left - 1, 0), size
+        self._expected = size * (self._pace or 0.0)
+        return size
+
+    def _size_of_round(self, remaining: int, seconds: float, threads: int) -> int:
+        """Return the size of the next partitions, one for each thread; 0 if too much is left."""
+        short = self._hands_back and self._limit is None
+        if seconds > (SHORT_SECONDS if short else START_SECONDS) * threads or (self._begun and not short):
+            return 0
+        wanted = remaining if self._limit is None else min(remaining, self._limit)
+        size = remaining
+        if not (self._hands_back and wanted * seconds <= TRIVIAL_SECONDS * remaining):
+            share = 1.0 if seconds <= START_SECONDS * threads else FIRST_SHARE
+            size = math.ceil(share * remaining / threads)
+        return max(1, min(size, MAX_ELEMENTS if short else min(self._start, START)))
 
     def _alone(self, threads: int) -> int:
         return min(threads, START_ALONE)
@@ -223,8 +242,10 @@ class Adaptive:
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""
         if not self._largest:
+            if self._pace and self._hands_back and self._limit is None:
+                return min(int(SHORT_SECONDS * threads / self._pace) + 1, MAX_AHEAD)
             few = min(threads, START_WINDOW) * min(self._start, START_STREAM)
-            return few if self._begun or self._known_size(few, threads) else 1
+            return few if self._begun or few * (self._pace or math.inf) <= START_SECONDS * threads else 1
         if self._least >= self._wanted(threads):
             return self._wanted(threads)
         return min(-(-3 * threads * self._wanted(threads) // 2), MAX_AHEAD)
@@ -263,7 +284,7 @@ class Adaptive:
 
     def patience(self) -> float:
         """Return as much, for any partition."""
-        return BUDGET_TARGETS * self._target if self._largest else START_SECONDS
+        return max(START_SECONDS, BUDGET_TARGETS * (self._target if self._largest else self._expected))
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
@@ -291,28 +312,6 @@ class Adaptive:
     def pace(self) -> float | None:
         """Return what sizes are made from, once a partition has come back."""
         return self._seconds.value if self._largest else None
-
-
-class _Estimate:
-    """What one element takes: the most seen lately, if it was worth measuring."""
-
-    def __init__(self, value: float, negligible: float) -> None:
-        self.value = value
-        self._negligible = negligible  # for a partition: less is mostly the cost of any partition
-        self._elements = 0  # of the largest partition seen
-
-    def see(self, value: float, elements: int) -> None:
-        """Take in the mean over a partition; the mean of one element says little of a million."""
-        much_larger = elements >= SURER * self._elements
-        much_smaller = elements * SURER <= self._elements
-        self._elements = max(self._elements, elements)
-        if much_larger or value >= self.value:
-            if not much_smaller or value * elements > self._negligible:
-                self.value = value
-        elif not much_smaller:
-            self.value = (self.value + value) / 2
-        else:  # one that took long for a reason of its own would keep all behind it as small, for ever
-            self._elements -= self._elements // 4
 
 
 class Calls(Protocol):

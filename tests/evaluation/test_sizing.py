@@ -224,6 +224,22 @@ def test_what_a_small_partition_took_does_not_keep_sizes_small() -> None:
     assert sizes[-1] > 5000
 
 
+@pytest.mark.parametrize(
+    ("known", "slow", "seconds_each"), [(2048, 40, 0.02), (131_072, 1, 1.0), (700, 600, 0.02)]
+)
+def test_where_few_elements_were_slow_partitions_grow_again(
+    known: int, slow: int, seconds_each: float
+) -> None:
+    """Within some partitions, which begin as small as if all elements were slow."""
+    sizer = after(known, 1e-6)
+    ran(sizer, slow, seconds_each)
+    assert sizer.next_size(None, 2) <= 25
+    for _ in range(40):
+        size = sizer.next_size(None, 2)
+        ran(sizer, size, 1e-6 + 2e-4 / size)
+    assert size > 20_000
+
+
 def test_a_much_larger_sample_is_believed_at_once() -> None:
     """The first element imports a module, say."""
     sizer = begun()

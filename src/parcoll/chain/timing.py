@@ -123,18 +123,24 @@ class Estimate:
     def __init__(self, value: float, negligible: float) -> None:
         self.value = value
         self._negligible = negligible  # for a partition: less is mostly the cost of any partition
-        self._elements = 0  # of the largest partition seen
+        self._elements = 0  # of the partition that the value is from, or of a larger one since
+        self._few = self._of_few = 0.0  # elements of partitions much smaller than that, and what they took
 
     def see(self, value: float, elements: int) -> None:
         """Take in the mean over a partition; the mean of one element says little of a million."""
         much_larger = elements >= SURER * self._elements
         much_smaller = elements * SURER <= self._elements
-        self._elements = max(self._elements, elements)
-        if much_larger or value >= self.value:
-            if not much_smaller or value * elements > self._negligible:
-                self.value = value
+        if much_larger or (value >= self.value and (not much_smaller or value * elements > self._negligible)):
+            # Also if it is of few elements: those that follow are no more, and may be quick again.
+            self.value, self._elements = value, elements
         elif not much_smaller:
-            self.value = (self.value + value) / 2
+            self.value, self._elements = (self.value + value) / 2, max(self._elements, elements)
+        else:
+            self._few, self._of_few = self._few + elements, self._of_few + elements * value
+            if self._few * SURER <= self._elements:
+                return
+            self.see(self._of_few / self._few, int(self._few))  # many small partitions are as good as one
+        self._few = self._of_few = 0.0
 
 
 MOST = 256  # rows of functions that are remembered, the last ones

@@ -42,8 +42,7 @@ START_SHARE = 4  # for each thread: at the start at most that part of what is kn
 START_BYTES = 2**20
 # If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
 # it goes at once: in a partition for each thread, or in one if it takes no longer than its task does. Below
-# SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left: a task costs 5 ms, and the
-# last ones even out what the first have taken longer.
+# SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left, which evens that out.
 TRIVIAL_SECONDS = 0.001
 SHORT_SECONDS = 1.0
 FIRST_SHARE = 0.8

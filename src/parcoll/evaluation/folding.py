@@ -89,6 +89,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
                 except Exception:
                     joins.finish()  # an error of `func` on the elements before the source's comes first
                     raise
+                joins.isolated = job.sole is not None and job.isolated
                 if not outcome.lost and job.handle is not None:
                     joins.add(job.handle, outcome)
                 if outcome.failure is not None:
@@ -129,6 +130,7 @@ class _Joins:
         self._recorder = Recorder(stats)
         self._under_way = 0
         self._numbers = itertools.count()
+        self.isolated = False  # a worker was lost with a task that was to fold, too
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, and what is known of it."""
@@ -149,7 +151,7 @@ class _Joins:
         raise NotImplementedError
 
     def _submit(self, job: Join) -> None:
-        job.number = next(self._numbers)
+        job.number, job.isolated = next(self._numbers), self.isolated
         self._under_way += 1
         self._session.submit([job])
 

@@ -25,6 +25,7 @@ import scheduler_load
 import short
 import small
 import startup
+import waiting
 import written
 from children import RUN, ChildError, kill, marked
 from measuring import Bench, WrongAnswer, tell
@@ -37,6 +38,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "captured": captured,
     "arrays": arrays,
     "written": written,
+    "waiting": waiting,
     "startup": startup,
     "memory": memory,
     "latency": latency,

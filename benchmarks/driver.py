@@ -89,6 +89,13 @@ def captured(peer: Peer, mebibytes: int, start: float, again: int) -> dict[str, 
     return {"first": seconds[0], "again": seconds[1:], "right": right}
 
 
+def fetched(peer: Peer, port: int, count: int) -> dict[str, Any]:
+    """Time how long it takes to fetch so many pages."""
+    import pages  # and with it parcoll, which other peers need not have
+
+    return pages.fetched(peer, port, count)
+
+
 def look_up(array: Any, x: int) -> float:
     return float(array[x])
 
@@ -114,6 +121,7 @@ def main() -> None:
             "small": partial(small, peer),
             "captured": partial(captured, peer),
             "written": partial(write, peer),
+            "pages": partial(fetched, peer),
         }
         serve(channel, handlers)
     finally:

@@ -51,15 +51,25 @@ def places(bare: BareCluster) -> dict[str, tuple[int, int]]:
         return client.run_on_scheduler(look)  # type: ignore[no-any-return]
 
 
+def is_mapped(array: Any) -> bool:
+    """Tell whether an array shows memory that this process shares with others."""
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        spans = [line.split("-", 1) for line in file if "memfd:parcoll" in line]
+    return any(int(a, 16) <= array.ctypes.data < int(b.split()[0], 16) for a, b in spans)
+
+
 @pytest.mark.parametrize("settings", [{}, {"timeout": 60}], ids=["plain", "timeout"])
 def test_what_has_not_changed_is_not_sent_again(
     remote: Connection, bare: BareCluster, settings: dict[str, Any]
 ) -> None:
+    """Processes beside a worker read what is there, as workers of a local cluster do."""
     data, label = numbers(24, start=len(settings)), bytes(3 * MIB)
-    chain = parallel([5, 7, 9, 11], partition_size=1, **settings).map(lambda i: (float(data[i]), len(label)))
+    chain = parallel([5, 7, 9, 11], partition_size=1, **settings).map(
+        lambda i: (float(data[i]), len(label), is_mapped(data))
+    )
 
     def sent() -> int:
-        assert list(chain) == [(data[i], 3 * MIB) for i in (5, 7, 9, 11)]
+        assert list(chain) == [(data[i], 3 * MIB, bool(settings)) for i in (5, 7, 9, 11)]
         return chain.stats.bytes_sent
 
     assert 24 * MIB < sent() < 27 * MIB + OTHERS
@@ -68,7 +78,7 @@ def test_what_has_not_changed_is_not_sent_again(
     data[7] = -1.0
     assert 24 * MIB < sent() < 27 * MIB + OTHERS
     other = chain.map(lambda x: (x, data[3]))  # the same array, in another program
-    assert [x for x, _ in other] == [(data[i], 3 * MIB) for i in (5, 7, 9, 11)]
+    assert [x[0] for x, _ in other] == [data[i] for i in (5, 7, 9, 11)]
     assert other.stats.bytes_sent < 3 * MIB + OTHERS
 
 
@@ -87,6 +97,40 @@ def test_each_worker_has_it_once_and_nothing_is_left_of_it(bare: BareCluster) ->
         assert list(parallel([3]).map(lambda i: float(other[i]))) == [4.0]
         assert len(places(bare)) == 1, "what is captured last"
     assert eventually(lambda: not places(bare), 20)
+
+
+def test_where_a_process_beside_a_worker_cannot_read_it_it_gets_messages(
+    remote: Connection, bare: BareCluster
+) -> None:
+    """As in a container that hides /proc: what is opened there is something else."""
+    data = numbers(5)
+    chain = parallel(range(6), partition_size=1, timeout=60).map(lambda i: (float(data[i]), is_mapped(data)))
+
+    def hide(pid: Any) -> None:
+        from parcoll.wire import payload, segments
+
+        payload.free_beside()
+        renew = segments.Segment.__dict__["renew"]
+        if pid is None:
+            segments.Segment.renew = renew.before
+            return
+
+        def renewed(segment: Any) -> None:
+            renew(segment)
+            segment.address = segment.address._replace(pid=pid)
+
+        renewed.before = renew  # type: ignore[attr-defined]
+        segments.Segment.renew = renewed  # type: ignore[method-assign]
+
+    assert list(chain) == [(x, True) for x in data[:6]]
+    with bare.client() as client:
+        client.run(hide, "self")
+        try:
+            data[0] = -1.0
+            assert list(chain) == [(x, False) for x in data[:6]]
+            assert chain.fold(lambda n, x: n + x[0], 0.0, lambda n, m: n + m) == 14.0
+        finally:
+            client.run(hide, None)
 
 
 def test_a_worker_that_writes_into_it_changes_nothing_elsewhere(remote: Connection) -> None:

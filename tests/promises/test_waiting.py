@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from bare import bare_cluster
 from pages import Pages, collect, fetch, fetch_async, most_within, starts_of
 from scripts import append, eventually, lines
 
-from parcoll import Connection, ElementError, connect, parallel
+from parcoll import Connection, ElementError, connect, parallel, per_worker
 
 
 def is_at_rest(server: Pages) -> bool:
@@ -81,6 +82,34 @@ def test_functions_run_in_threads_of_their_own_and_steps_beside_them_in_that_of_
     found = list(parallel(range(40)).map(lambda x: x).map(both).map(lambda p: (p, both(0)[1]), concurrency=4))
     assert {main for (_, main), _ in found} == {True}
     assert {main for _, main in found} == {False}
+
+
+def test_threads_that_make_calls_keep_their_own_objects_and_end_them(place: Connection, tmp_path: Path):
+    """A connection of sqlite may be closed by its own thread alone."""
+
+    @per_worker(scope="thread")
+    def database() -> Iterator[sqlite3.Connection]:
+        append(tmp_path / "made", f"{os.getpid()} {threading.current_thread().name}")
+        connection = sqlite3.connect(":memory:")
+        yield connection
+        connection.close()
+        append(tmp_path / "ended", "")
+
+    def ask(x: int) -> int:
+        time.sleep(0.01)
+        return int(database().execute("select ?", (x,)).fetchone()[0])
+
+    chain = parallel(range(64)).map(ask, concurrency=4)
+    for _ in range(3):
+        assert list(chain) == list(range(64))
+    made = lines(tmp_path / "made")
+    assert all("parcoll-call" in name for name in made)
+    assert len(made) <= 8
+    assert chain.take(2) == [0, 1]
+    database.close()
+    assert len(lines(tmp_path / "ended")) == len(lines(tmp_path / "made"))
+    names = parallel([0]).map(lambda _: [t.name for t in threading.enumerate()]).first()
+    assert not [name for name in names or () if "parcoll-call" in name]
 
 
 def test_a_call_that_takes_long_holds_up_no_other(place: Connection):

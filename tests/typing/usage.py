@@ -24,6 +24,7 @@ from parcoll import (
     broadcast,
     checkpoint_info,
     connect,
+    dashboard_link,
     parallel,
     per_worker,
     progress,
@@ -250,6 +251,7 @@ def connections() -> None:
     with connect() as cluster:
         assert_type(cluster.address, str)
         assert_type(cluster.dashboard_link, str | None)
+    assert_type(dashboard_link(), str | None)
     with connect("tls://scheduler:8786"):
         assert_type(parallel([1]).map(str).first(), str)
     with connect(None, n_workers=2):

@@ -13,8 +13,10 @@ from typing import Any
 from parcoll.world import handlers
 
 ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live
-BETWEEN_LOOKS = 256  # results that are given to an event loop between two looks at the clock
-LOOP_SECONDS = 0.005  # after which its other tasks get their turn
+LOOP_SECONDS = 0.005  # after which the other tasks of an event loop get their turn
+# Results that it gets between two looks at the clock: twice as many as before if they took little, or half.
+MOST_BETWEEN = 512
+LOOK_SECONDS = 0.001
 SAMPLE = 64  # results, of which the type of one is looked at
 DRAWN_WITHIN = (
     "the next result was asked for while it was being made: by a signal's handler, say, that draws from the "
@@ -85,17 +87,22 @@ async def drawn(parts: Generator[list[Any], None, None]) -> AsyncGenerator[Any, 
     """Give the results one by one, to an event loop that goes on meanwhile: a thread draws the parts."""
     import asyncio  # 0.04 s, here for those who have it
 
-    drawing, paused = _Drawing(parts), time.monotonic()
+    drawing, between = _Drawing(parts), 1
     loop = asyncio.get_running_loop()
+    paused = looked = time.monotonic()
     try:
         while (results := await loop.run_in_executor(drawing.pool, drawing.draw)) is not None:
-            given = let_go(results)
-            for _ in range(0, len(results), BETWEEN_LOOKS):
-                for result in itertools.islice(given, BETWEEN_LOOKS):
+            given, left = let_go(results), len(results)
+            while left > 0:
+                for result in itertools.islice(given, between):
                     yield result
-                if time.monotonic() - paused > LOOP_SECONDS:
+                left -= between
+                now = time.monotonic()
+                between = min(2 * between, MOST_BETWEEN) if now - looked < LOOK_SECONDS else -(-between // 2)
+                if now - paused > LOOP_SECONDS:
                     await asyncio.sleep(0)
-                    paused = time.monotonic()
+                    paused = now = time.monotonic()
+                looked = now
     finally:
         drawing.leave()
         await asyncio.shield(loop.run_in_executor(drawing.pool, drawing.close))

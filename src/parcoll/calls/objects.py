@@ -23,6 +23,7 @@ from parcoll.text import line_of
 from parcoll.wire.script import current, owner
 
 UNMADE: Any = object()
+END_SECONDS = 2.0  # for a thread that makes calls, to be free and end what it has made
 EXIT_SECONDS = 0.2  # that threads have which have made objects, when their process ends
 
 # Each ends the processes beside this one that have one of these objects; None for any.
@@ -75,6 +76,16 @@ class Object:
             atexit.unregister(end_at_exit)
             atexit.register(end_at_exit)
         self.value = made
+
+    def end_where_made(self, seconds: float) -> None:
+        """End it in the thread that has made it, if that makes calls; wait so long if it is busy."""
+        hand_over: Callable[..., threading.Event | None] | None = getattr(self.thread, "end_object", None)
+        if hand_over is not None and self.thread is not threading.current_thread():
+            ended = hand_over(self.end)
+            if ended is not None:
+                ended.wait(seconds)
+                return
+        self.end()
 
     def end(self) -> None:
         """Let go of the object; run what follows the `yield` of its factory."""
@@ -140,6 +151,11 @@ def called(factory: Any) -> Any:
     return type(factory).__call__ if is_object else factory
 
 
+def of_thread(thread: threading.Thread) -> bool:
+    """Tell whether a thread has objects of its own."""
+    return any(isinstance(found.slot, tuple) and found.thread is thread for found in list(here.values()))
+
+
 def at(module: Any, path: str) -> Any:
     """Return what a module has at a path, as `Class.name`; None for nothing."""
     found = module
@@ -183,9 +199,9 @@ def _chosen(which: Which) -> list[Object]:
 
 
 def end_here(which: Which) -> None:
-    """End objects of this process, in this thread."""
+    """End objects of this process, in this thread, or in those that make calls and have made them."""
     for found in _chosen(which):
-        found.end()
+        found.end_where_made(END_SECONDS)
 
 
 def end_dropped() -> Which | None:
@@ -198,7 +214,7 @@ def end_dropped() -> Which | None:
     return which
 
 
-async def end_on(which: Which, seconds: float = 2.0, dask_worker: Any = None) -> None:
+async def end_on(which: Which, seconds: float = END_SECONDS, dask_worker: Any = None) -> None:
     """End objects of a worker's process, in its threads. Returns after some seconds at the latest."""
     import asyncio
 
@@ -228,7 +244,7 @@ def _in_threads(dask_worker: Any, chosen: list[Object], seconds: float) -> list[
             together.wait(seconds)
         for found in chosen:
             if found.thread is me or (len(met) == count and found.thread not in met):
-                found.end()
+                found.end_where_made(seconds)
 
     return [dask_worker.executors["default"].submit(end_own) for _ in range(count)]
 
@@ -255,7 +271,7 @@ def end_at_exit() -> None:
     """End all objects of this process, the one made last first: the process ends."""
     end_in_threads()
     for found in list(here.values())[::-1]:
-        found.end()
+        found.end_where_made(EXIT_SECONDS)
 
 
 def forget() -> None:

@@ -10,19 +10,21 @@ import asyncio
 import contextlib
 import functools
 import math
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from parcoll.calls import coroutines
+from parcoll.calls import coroutines, objects
 from parcoll.calls.rates import Pace, Rate
 from parcoll.chain.failures import late, stands_between
 from parcoll.chain.guard import Guard
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Share
+from parcoll.wire.script import owned_by, owner
 
 # Elements that were drawn and whose results are not given yet, for each call at a time. So a call that takes
 # long holds up no others.
@@ -203,19 +205,94 @@ class Calls:
         """Let go of what the calls were made with."""
 
 
+class _Caller(threading.Thread):
+    """A thread that makes calls. It ends with its task, unless it has objects of its own (`per_worker`).
+
+    Then it waits for the next task, which has use for them, and ends with the last of them.
+    """
+
+    idle: ClassVar[list[_Caller]] = []  # those that wait for a task
+    lock: ClassVar[threading.RLock] = threading.RLock()
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"parcoll-call-{number}", daemon=True)
+        self._jobs: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._is_over = False
+
+    @classmethod
+    def begin(cls, number: int, job: Callable[[], object]) -> None:
+        """Have a thread do a job: one that waits, or a new one."""
+        with cls.lock:
+            if cls.idle:
+                cls.idle.pop()._jobs.put(job)
+                return
+        caller = cls(number)
+        caller._jobs.put(job)
+        caller.start()
+
+    def run(self) -> None:
+        """Do one job after the other."""
+        self._jobs.get()()
+        while self._waits():
+            self._jobs.get()()
+
+    def _waits(self) -> bool:
+        with self.lock:
+            if self in self.idle:  # it has ended an object meanwhile
+                self.idle.remove(self)
+            if not self._jobs.empty():
+                return True
+            if objects.of_thread(self):
+                self.idle.append(self)
+                return True
+            self._is_over = True
+            return False
+
+    def end_object(self, end: Callable[[], object]) -> threading.Event | None:
+        """Have this thread end an object, once it is free; return what tells when. None if it is over."""
+        ended = threading.Event()
+
+        def job() -> None:
+            try:
+                end()
+            finally:
+                ended.set()
+
+        with self.lock:
+            if self._is_over:
+                return None
+            self._jobs.put(job)
+            return ended
+
+
+def _forget() -> None:
+    """In a fork, which has none of these threads."""
+    _Caller.idle.clear()
+    _Caller.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 class InThreads(Calls):
-    """Calls of a plain function, in threads that end with the task."""
+    """Calls of a plain function, in threads that make those of one task at a time."""
 
     def __init__(self, step: Callee, guard: Guard) -> None:
         super().__init__(step, guard)
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads = 0
+        self._owner = owner()
 
     def _start(self, call: _Call) -> None:
         self._waiting.put(call)
         if self._open > self._threads:
             self._threads += 1
-            threading.Thread(target=self._work, name=f"parcoll-call-{self._threads}", daemon=True).start()
+            _Caller.begin(self._threads, self._work_for_owner)
+
+    def _work_for_owner(self) -> None:
+        with owned_by(self._owner):
+            self._work()
 
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:

@@ -3,7 +3,8 @@
 A step of `x + 1` takes 0.03 µs, and a look at the clock 0.05 µs. So of cheap elements only samples are timed,
 some elements at a time, and their shares stand for the others. Dear elements are all timed.
 
-Also how long an element took when the same functions ran last in this process. A first evaluation has to find
+Also what an element takes, as far as partitions have told, and how long it took when the same functions ran
+last in this process. A first evaluation has to find
 out. The next one of the same functions sends a short source at once.
 """
 

@@ -188,6 +188,46 @@ class Engine(Protocol):
         """End what this engine has started, and nothing else. May be called twice."""
 
 
+class Sizer(Protocol):
+    """Decides the sizes of partitions from what the partitions before them took."""
+
+    exact: bool  # a partition is filled to its size, however long its source takes
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
+
+    def ahead(self, threads: int) -> int:
+        """Return how many elements of a stream should be at hand before a partition is cut off."""
+
+    def max_bytes(self, threads: int) -> int:
+        """Return how many bytes the next partition may read."""
+
+    def budget(self, sole: bool = False) -> float | None:
+        """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
+
+    def patience(self) -> float:
+        """Return the seconds after which a worker hands back the partitions that wait behind this one."""
+
+    def window(self, threads: int) -> int:
+        """Return how many partitions may be at the workers, or wait for the consumer."""
+
+    def refill(self, threads: int) -> int:
+        """Return how many places in the window should be free before more are filled, all at once."""
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether the next partition is one of the last ones, as far as is known."""
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Learn from a partition that has run."""
+
+    def forget(self) -> None:
+        """Take it that elements take longer than they did in earlier evaluations: some were handed back."""
+
+    @property
+    def pace(self) -> float | None:
+        """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
+
+
 def lost_for_good(reason: str) -> ClusterLostError:
     """Return the error for a loss that no other cluster can make good."""
     error = ClusterLostError(reason)

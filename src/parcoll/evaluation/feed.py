@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
-from parcoll.evaluation.engine import Job, Sole
+from parcoll.evaluation.engine import Job, Sizer, Sole
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
-from parcoll.evaluation.sizing import Sizer
 from parcoll.text import line_of, short_repr
 from parcoll.wire.payload import Payload, Shared, pickled
 from parcoll.wire.unpicklable import first_unpicklable

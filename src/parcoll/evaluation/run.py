@@ -19,12 +19,12 @@ from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import remembered
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
-from parcoll.evaluation.engine import Engine, Job, Sole
+from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
 from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.evaluation.plan import Options as Options
 from parcoll.evaluation.reader import DerivedReader, Reader
-from parcoll.evaluation.sizing import Sizer, sizer_for
+from parcoll.evaluation.sizing import sizer_for
 from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around

@@ -6,7 +6,8 @@ import math
 import sys
 from typing import Protocol
 
-from parcoll.chain.timing import Estimate
+from parcoll.chain.timing import SURER, Estimate
+from parcoll.evaluation.engine import Sizer
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
@@ -21,6 +22,7 @@ MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
 LAST_SECONDS = 0.05  # partitions shrink towards the end of the source, down to this
 MAX_AHEAD = 2**17  # elements of a stream that are read ahead to see whether it ends
+BATCH_SECONDS = 0.2  # a batch that takes no longer is not cut, even at the end of the source
 BATCH_TARGETS = 8  # times the time aimed at that a partition may take to fill a batch
 BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
 FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
@@ -33,6 +35,7 @@ SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 # function for minutes.
 START = 2048
 START_STREAM = 16
+START_BATCH = 64  # elements of a larger batch: nobody takes any of them back while it runs
 START_SECONDS = 0.05
 START_ALONE = 8  # elements, at most: if there are more threads, tasks of one element cost too much
 CALLS_LEAST = 4  # elements for each call at the same time, at least; and where nothing is known, at most:
@@ -48,46 +51,6 @@ SHORT_SECONDS = 1.0
 FIRST_SHARE = 0.8
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
-
-
-class Sizer(Protocol):
-    """Decides the sizes of partitions from what the partitions before them took."""
-
-    exact: bool  # a partition is filled to its size, however long its source takes
-
-    def next_size(self, remaining: int | None, threads: int) -> int:
-        """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
-
-    def ahead(self, threads: int) -> int:
-        """Return how many elements of a stream should be at hand before a partition is cut off."""
-
-    def max_bytes(self, threads: int) -> int:
-        """Return how many bytes the next partition may read."""
-
-    def budget(self, sole: bool = False) -> float | None:
-        """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
-
-    def patience(self) -> float:
-        """Return the seconds after which a worker hands back the partitions that wait behind this one."""
-
-    def window(self, threads: int) -> int:
-        """Return how many partitions may be at the workers, or wait for the consumer."""
-
-    def refill(self, threads: int) -> int:
-        """Return how many places in the window should be free before more are filled, all at once."""
-
-    def nears_end(self, remaining: int | None, threads: int) -> bool:
-        """Tell whether the next partition is one of the last ones, as far as is known."""
-
-    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
-        """Learn from a partition that has run."""
-
-    def forget(self) -> None:
-        """Take it that elements take longer than they did in earlier evaluations: some were handed back."""
-
-    @property
-    def pace(self) -> float | None:
-        """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
 
 
 def _window(threads: int) -> int:
@@ -121,9 +84,8 @@ class Fixed:
         """Return no bound: the size is what was asked for."""
         return sys.maxsize
 
-    def budget(self, sole: bool = False) -> float | None:
+    def budget(self, sole: bool = False) -> None:
         """Return no bound: a partition stays as it is."""
-        return None
 
     def patience(self) -> float:
         """Return little: how long partitions take is not known."""
@@ -157,8 +119,8 @@ class Adaptive:
 
     `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
     way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
-    takes in one call. Partitions are that large if they can be, also where they take some times as long as is
-    aimed at: a batch may take little longer than one element does.
+    takes in one call. Partitions are that large if they can be, also where they take some times as long as
+    is aimed at; always where a batch takes little longer than few elements do.
     """
 
     exact = False
@@ -177,7 +139,8 @@ class Adaptive:
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
         self._hands_back = hands_back and (sole or not lasting)
-        self._batch = batch
+        self._batch = batch if limit is None else min(batch, start)
+        self._few: tuple[int, float] | None = None  # the smallest part of a batch, what each of it has taken
         self._begun = 0  # partitions that were cut before anything was known
         self._least_target = self._target = targets * TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
@@ -194,19 +157,36 @@ class Adaptive:
         if not self._largest:
             known = self._known_size(remaining, threads)
             self._begun += 1
-            if known:
-                return known
-            if self._begun <= self._alone(threads):
-                return 1
+            alone = self._begun <= min(threads, START_ALONE) and not self._has_short_batches
+            if known or alone:
+                return known or 1
             if remaining is None:
                 return min(self._start, START_STREAM)
-            return max(1, min(self._start, remaining // (START_SHARE * threads)))
+            start = self._start if self._batch <= START_BATCH or self._has_short_batches else START_BATCH
+            return self._whole(min(start, remaining // (START_SHARE * threads)), threads)
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
             if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
                 return max(remaining, 1)  # else the last partition would be next to nothing
-        return max(size - size % self._batch if size > self._batch else size, 1)
+        return self._whole(size, threads)
+
+    def _whole(self, size: int, threads: int) -> int:
+        """Return a size of whole batches; one, where less was wanted, if that should not be cut."""
+        if size >= self._batch:
+            return size - size % self._batch
+        fits = self._batch * self._bytes.value <= self.max_bytes(threads)
+        return self._batch if fits and (self._has_short_batches or self._pays) else max(size, 1)
+
+    @property
+    def _has_short_batches(self) -> bool:
+        """Whether a batch takes little, here or when the same functions ran last."""
+        return 1 < self._batch <= BATCH_SECONDS / (self.pace or self._pace or math.inf)
+
+    @property
+    def _pays(self) -> bool:
+        """Whether an element takes much less in a batch than with few others."""
+        return self._few is not None and self._seconds.value * SURER <= self._few[1]
 
     def forget(self) -> None:
         """Begin with single elements, unless some have come back."""
@@ -234,9 +214,6 @@ class Adaptive:
             share = 1.0 if seconds <= START_SECONDS * threads else FIRST_SHARE
             size = math.ceil(share * remaining / threads)
         return max(1, min(size, MAX_ELEMENTS if short else min(self._start, START)))
-
-    def _alone(self, threads: int) -> int:
-        return min(threads, START_ALONE)
 
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""
@@ -266,7 +243,8 @@ class Adaptive:
     def _wanted(self, threads: int) -> int:
         wanted = int(self._target / self._seconds.value)
         if wanted < self._batch:
-            wanted = min(int(BATCH_TARGETS * self._target / self._seconds.value), self._batch)
+            longer = BATCH_TARGETS * self._target / self._seconds.value
+            wanted = self._batch if self._pays else min(int(longer), self._batch)
         wanted = min(wanted, MAX_ELEMENTS)
         nbytes = self._bytes.value
         return min(wanted, int(self.max_bytes(threads) / nbytes)) if nbytes else wanted
@@ -283,13 +261,14 @@ class Adaptive:
 
     def patience(self) -> float:
         """Return as much, for any partition."""
-        return max(START_SECONDS, BUDGET_TARGETS * (self._target if self._largest else self._expected))
+        least = BUDGET_TARGETS * BATCH_SECONDS if self._has_short_batches else START_SECONDS
+        return BUDGET_TARGETS * self._target if self._largest else max(least, BUDGET_TARGETS * self._expected)
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
         if not self._largest:
             return min(2 * threads, START_WINDOW)
-        growing = self._largest * GROWTH < self._wanted(threads)
+        growing = self._largest * GROWTH < self._wanted(threads) or self._largest == 1 < self._batch
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:
@@ -304,7 +283,11 @@ class Adaptive:
         if not outcome.read:
             return
         self._largest = max(self._largest, outcome.read)
-        self._seconds.see(max(outcome.seconds / outcome.read, SMALLEST_TIME), outcome.read)
+        each = max(outcome.seconds / outcome.read, SMALLEST_TIME)
+        if outcome.read * SURER <= self._batch and (self._few is None or outcome.read <= self._few[0]):
+            self._few = outcome.read, each
+        if outcome.read * SURER > min(self._batch, self._largest):  # else the call may be what has taken it
+            self._seconds.see(each, outcome.read)
         self._bytes.see(max(sent_bytes, outcome.nbytes) / outcome.read, outcome.read)
 
     @property

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from parcoll.calls.rates import Shares
 from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
-from parcoll.evaluation.engine import Engine, Job, Session
+from parcoll.evaluation.engine import Engine, Job, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
-from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats

@@ -276,7 +276,8 @@ class Sharing:
     Where that does not work, everything travels in messages instead, after one warning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warns: bool = True) -> None:
+        self._warns = warns  # not on a worker, where the script's filters may make an error of it
         self._segments = Segments()
         self._captures = Captures(self._segments)
         self._works: bool | None = None  # not tried yet
@@ -334,11 +335,11 @@ class Sharing:
         if self._works is not False:
             self._works = False
             logger.warning("no shared memory: %s; data goes through sockets", reason)
-            warnings.warn(
-                f"parcoll cannot use shared memory ({reason}): data goes through sockets, which is slower",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            if self._warns:
+                slower = (
+                    f"parcoll cannot use shared memory ({reason}): data goes through sockets, which is slower"
+                )
+                warnings.warn(slower, RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
         """Free the segments that no job has."""
@@ -358,3 +359,23 @@ class Sharing:
             except OSError as error:
                 self.stop(str(error))
         return self._works
+
+
+_beside: list[Sharing] = []  # that of this process with those beside it, while there are some
+
+
+def sharing_beside() -> Sharing:
+    """Return the segments that a worker shares with the processes beside it."""
+    if not _beside:
+        _beside.append(Sharing(warns=False))
+    return _beside[0]
+
+
+def free_beside() -> None:
+    """Keep nothing for processes beside this one: none is left."""
+    while _beside:
+        _beside.pop().close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_beside.clear)

@@ -85,8 +85,10 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], b
     with pool.lend() as lent:
         while True:
             try:
-                request = JoinParts(shared, previous, parts, before, task_key())
+                request = JoinParts(shared.beside(), previous, parts, before, task_key())
                 kept: Kept = lent.get().ask(request, least_timeout, memory_left())
+                if shared.is_unread_beside(kept.outcome):
+                    continue
             except Died as death:
                 if death.mark.is_apart or deaths.may_be_chance(death):
                     continue
@@ -214,7 +216,7 @@ class _Partition:
     def _load(self) -> Outcome | None:
         """Have the process on loan load the partition; return an outcome if that cannot be done."""
         subworker = self._lent.get()
-        shared = None if subworker.token == self._shared.token else self._shared
+        shared = None if subworker.token == self._shared.token else self._shared.beside()
         try:
             found = self._ask(LoadPartition(shared, self._payload, self._place, task_key(), self._share))
         except Died as death:
@@ -229,7 +231,7 @@ class _Partition:
             outcome.deaths = self._merged.deaths
             return outcome
         if isinstance(found, Outcome):
-            return found
+            return None if self._shared.is_unread_beside(found) else found
         subworker.token = self._shared.token
         self._total, self._loaded = found, self._lent.get()
         if self._program.waits and not self._program.stops:  # it is here since it has ended workers

@@ -21,7 +21,8 @@ from parcoll.errors import SerializationError
 from parcoll.text import message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.modules import install, unpacked
-from parcoll.wire.payload import Captured, Fetched, Packed, Payload, Plain, Sharing
+from parcoll.wire.payload import CAPTURED_BYTES, Captured, Fetched, Packed, Payload, Plain, Sharing
+from parcoll.wire.payload import sharing_beside as sharing
 from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.wire.unpicklable import cannot_send, unloadable
 from parcoll.worker.fold import Fold
@@ -89,8 +90,8 @@ class SharedProgram:
     """
 
     __slots__ = (
-        *("_loaded", "_whole", "apart", "cached", "lent", "main", "modules", "packed", "python", "script"),
-        *("token", "world"),
+        *("_beside", "_loaded", "_whole", "apart", "cached", "lent", "main", "modules", "packed"),
+        *("python", "script", "token", "world"),
     )
 
     def __init__(
@@ -117,6 +118,7 @@ class SharedProgram:
         self.main: Script | None = None  # what is `__main__` here, once the program is loaded
         self._loaded: Program | None = None
         self._whole: SharedProgram | None = None
+        self._beside: SharedProgram | None = None
 
     def without(self, positions: Sequence[int]) -> SharedProgram:
         """Return this program without the buffers at these positions."""
@@ -155,6 +157,30 @@ class SharedProgram:
         """Have the program travel in messages again; OSError if the shared memory is gone."""
         self._fetch()
         self.lent = None
+
+    def beside(self) -> SharedProgram:
+        """Return the program for the processes beside this one: what is large of it lies in shared memory.
+
+        There it is once, also for the next evaluation. It is freed with the last of these processes.
+        """
+        buffers = self.packed.buffers if isinstance(self.packed, Packed) and self.lent is None else ()
+        if not any(memoryview(buffer).nbytes >= CAPTURED_BYTES for buffer in buffers):
+            return self
+        with _cache_lock:
+            if self._beside is None:
+                lent = sharing().capture((self.packed, self.world, self.modules, self.script))
+                if lent is None:
+                    return self
+                self._beside = SharedProgram(None, self.token, None, b"", False, self.python, lent=lent[0])
+            return self._beside
+
+    def is_unread_beside(self, outcome: Outcome) -> bool:
+        """Tell whether a process beside this one could not read the program; from now on it gets messages."""
+        if self._beside is None or not outcome.unprogrammed:
+            return False
+        sharing().stop(outcome.unshared or "")
+        self._beside = None
+        return True
 
     def is_wanted(self) -> bool:
         """Tell whether the evaluation of a program that was lent goes on."""

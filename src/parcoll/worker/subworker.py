@@ -36,6 +36,7 @@ from parcoll.system import (
     resident_bytes,
     wait_for_stop,
 )
+from parcoll.wire.payload import free_beside
 from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.this_worker import Answers, Slot
 from parcoll.world import boot, ending, family, records
@@ -327,6 +328,8 @@ class Pool:
                 self._timer = None
             self._trim_later()
         _end_all(ended, IDLE_END_SECONDS)
+        if not any(subworker.alive for subworker in list(self._all)):
+            free_beside()
 
     def close(self) -> None:
         """End those that wait."""

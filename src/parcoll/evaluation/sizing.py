@@ -213,7 +213,7 @@ class Adaptive:
         if not (self._hands_back and wanted * seconds <= TRIVIAL_SECONDS * remaining):
             share = 1.0 if seconds <= START_SECONDS * threads else FIRST_SHARE
             size = math.ceil(share * remaining / threads)
-        return max(1, min(size, MAX_ELEMENTS if short else min(self._start, START)))
+        return self._whole(max(1, min(size, MAX_ELEMENTS if short else min(self._start, START))), threads)
 
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""

@@ -13,6 +13,7 @@ import pytest
 from broken import Answer, answering, but, without_fields
 
 from parcoll import Connection, SerializationError, WorkerSetupError, parallel
+from parcoll.worker.outcome import Outcome
 
 
 def packed(value: Any) -> Any:
@@ -158,6 +159,17 @@ def test_a_task_that_raises(cluster: Connection) -> None:
     assert list(parallel(range(4), partition_size=1).map(abs)) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("joined", [Outcome(produced="x"), Outcome(joined=5)])  # type: ignore[arg-type]
+def test_answers_to_a_fold_that_is_one_task(cluster: Connection, joined: Outcome) -> None:
+    numbers = parallel(range(4), partition_size=4)
+    with (
+        answering(cluster.engine.client, but(joined=joined), True),
+        pytest.raises(WorkerSetupError, match="a worker has answered for the partition of 4 elements"),
+    ):
+        numbers.reduce(max)
+    assert numbers.reduce(max) == 3
+
+
 @pytest.mark.parametrize("answer", [lambda _: 5, but(produced="x"), without_fields])
 @pytest.mark.parametrize("name", ["run_partition", "join_kept"])
 def test_answers_to_a_fold_and_to_what_is_kept(cluster: Connection, answer: Answer, name: str) -> None:
@@ -179,11 +191,12 @@ def test_an_outcome_that_is_kept_in_the_place_of_its_value(cluster: Connection) 
         pytest.raises((WorkerSetupError, SerializationError)),
     ):
         parallel(large, partition_size=1).reduce(max)
+    kept = parallel(large[3:]).persist()  # else one task makes and folds all
     with (
         answering(cluster.engine.client, lambda outcome: outcome, True, "join_kept"),
         pytest.raises(WorkerSetupError, match=r"^a worker keeps .*Outcome.* in the place of a result: it"),
     ):
-        parallel(large[3:]).reduce(max)
+        kept.reduce(max)
     assert parallel(large, partition_size=1).reduce(max) == large[3]
 
 

@@ -25,7 +25,7 @@ def deadly(x: int) -> int:
 @pytest.fixture
 def unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no evaluation published, so that nobody puts a page anywhere."""
-    monkeypatch.setattr(Publisher, "_begin", lambda self: None)
+    monkeypatch.setattr(Publisher, "begin", lambda self: None)
 
 
 def blamed() -> int:

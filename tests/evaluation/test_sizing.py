@@ -108,7 +108,9 @@ def test_where_few_results_are_wanted_the_next_partitions_are_small_too() -> Non
         (1e-6, 10, [10]),  # one message there and one back
         (1e-3, 10, [5, 5]),
         (1e-3, 99, [50, 50]),
-        (1e-3, 101, [1, 1, 12]),  # as if nothing were known
+        (1e-3, 400, [160, 160, 40, 40]),  # what is left evens out what the first ones have taken longer
+        (1e-3, 1500, [600, 600, 120, 120]),
+        (1e-3, 5000, [1, 1, 624]),  # as if nothing were known
         (1.0, 2, [1, 1]),
     ],
 )
@@ -210,16 +212,18 @@ def test_small_samples_do_not_spoil_the_estimate() -> None:
     assert sizer.next_size(None, 2) == 1
 
 
-def test_what_a_small_partition_took_does_not_keep_sizes_small() -> None:
-    """A busy machine held up one of 7 elements, say, for 20 ms: 2,048 had taken 0.1 s."""
-    sizer = after(2048, 5e-5)
-    ran(sizer, 7, 0.003)
-    sizes = []
-    for _ in range(12):
-        sizes.append(sizer.next_size(None, 2))
-        ran(sizer, sizes[-1], 5e-5)
-    assert sizes[0] == pytest.approx(166, abs=1)
-    assert sizes[-1] > 5000
+@pytest.mark.parametrize(
+    ("known", "slow", "each"), [(2048, 7, 0.003), (2048, 40, 0.02), (131_072, 1, 1.0), (700, 600, 0.02)]
+)
+def test_what_few_elements_took_does_not_keep_sizes_small(known: int, slow: int, each: float) -> None:
+    """A busy machine held up one of 7, say. Partitions begin as small as if all were slow, and grow."""
+    sizer = after(known, 1e-6)
+    ran(sizer, slow, each)
+    assert sizer.next_size(None, 2) == pytest.approx(max(0.5 / each, 1), abs=1)
+    for _ in range(40):
+        size = sizer.next_size(None, 2)
+        ran(sizer, size, 1e-6 + 2e-4 / size)
+    assert size > 20_000
 
 
 def test_a_much_larger_sample_is_believed_at_once() -> None:

@@ -164,7 +164,8 @@ def test_the_function_of_a_fold(cluster: Connection, call: str) -> None:
             os._exit(4)
         return total + x
 
-    chain = parallel(range(1, 60), partition_size=10).map(lambda x: x)
+    size = 100 if call in ("reduce from 0", "fold and combine") else 10  # one task was to fold all of them
+    chain = parallel(range(1, 60), partition_size=size).map(lambda x: x)
     calls = {
         "reduce": lambda: chain.reduce(add),
         "reduce from 0": lambda: chain.reduce(add, 0),

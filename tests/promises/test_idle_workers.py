@@ -20,6 +20,7 @@ import pytest
 from scripts import append, eventually, lines, wait_for_file
 
 from parcoll import Connection, parallel
+from parcoll.chain import timing
 
 PATIENCE = 30.0  # seconds; who waits longer was alone
 
@@ -73,11 +74,30 @@ def meet_in(place: tuple[str, int] | None) -> int | None:
     return None if place is None else meeting(Path(place[0]))(place[1])
 
 
-def test_a_function_that_was_quick_before_is_shared_out_too(cluster: Connection, tmp_path: Path) -> None:
-    for _ in range(3):
-        assert list(parallel([None] * 10).map(meet_in)) == [None] * 10
-    places = [(str(tmp_path), x) for x in range(4)]
-    assert list(parallel(places).map(meet_in)) == [0, 1, 2, 3]
+@pytest.mark.parametrize("call", ["list", "reduce", "fold", "fold, all one after the other"])
+def test_a_function_that_was_quick_before_is_shared_out_too(
+    cluster: Connection, tmp_path: Path, call: str
+) -> None:
+    """Also where one task was to fold them all: it goes on from the value of those that were begun."""
+    calls: dict[str, tuple[Callable[[Any], Any], Any]] = {
+        "list": (list, [0, 1, 2, 3]),
+        "reduce": (lambda chain: chain.reduce(paired), "(((0, 1), 2), 3)"),
+        "fold": (lambda chain: chain.fold(joined, ""), "0123"),
+        "fold, all one after the other": (lambda chain: chain.fold(joined, "-", joined), "-0123"),
+    }
+    evaluate, expected = calls[call]
+    evaluate(parallel([None] * 10).map(meet_in))
+    for functions in timing._seconds:
+        timing._seconds[functions] = 1e-9  # however busy the machine is
+    assert evaluate(parallel([(str(tmp_path), x) for x in range(4)]).map(meet_in)) == expected
+
+
+def paired(one: Any, other: Any) -> str:
+    return f"({one}, {other})"
+
+
+def joined(one: Any, other: Any) -> str:
+    return f"{one}{other}"
 
 
 def test_pairs_and_lines_of_files_run_side_by_side(cluster: Connection, tmp_path: Path) -> None:

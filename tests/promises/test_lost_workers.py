@@ -87,6 +87,24 @@ def test_a_reduce_of_large_elements_survives_a_worker(cluster: Connection) -> No
     assert eventually(lambda: are_two(cluster))
 
 
+def test_a_fold_that_is_one_task_survives_its_worker(cluster: Connection, tmp_path: Path) -> None:
+    """It runs again, and each element counts once."""
+
+    def once(x: str) -> str:
+        if x == "f" and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    chain = parallel("abcdefghij", partition_size=10).map(once)
+    assert chain.reduce(lambda a, b: f"({a}{b})", "-") == "((((((((((-a)b)c)d)e)f)g)h)i)j)"
+    assert (chain.stats.partitions, chain.stats.recovered) == (1, 1)
+    (tmp_path / "died").unlink()
+    assert chain.fold(lambda a, b: a + b, "") == "abcdefghij"
+    assert (chain.stats.partitions, chain.stats.recovered) == (1, 1)
+    assert eventually(lambda: are_two(cluster))
+
+
 @pytest.mark.parametrize("where", ["inline", None])
 def test_one_thread_takes_back_what_it_did_not_begin(where: str | None) -> None:
     """With one thread the window is two partitions, and a group of them at least one."""

@@ -8,12 +8,15 @@ import os
 import threading
 from collections import Counter, defaultdict
 
+import distributed
 import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parcoll import connect, parallel
+from parcoll.chain import timing
+from parcoll.evaluation import sizing
 
 
 @pytest.fixture(params=["inline", "cluster"])
@@ -125,6 +128,40 @@ def test_only_the_result_travels(cluster):
     locals_ = parallel(range(6), partition_size=2).map(lambda x: Local(home))
     assert locals_.reduce(lambda n, element: n + (element.home == home), 0) == 6
     assert locals_.fold(lambda n, element: n + (element.home == home), 0, operator.add) == 6
+
+
+class Known(dict):
+    def get(self, functions):
+        return 1e-9
+
+
+@pytest.mark.parametrize("source", [lambda: range(10), lambda: iter(range(10))], ids=["list", "stream"])
+def test_few_quick_elements_are_one_task(cluster, monkeypatch, source):
+    """Where the functions ran before; what is folded comes with the task's outcome."""
+    tasks = []
+    get = distributed.Client.get
+
+    def counted(client, graph, *arguments, **settings):
+        tasks.extend(graph)
+        return get(client, graph, *arguments, **settings)
+
+    def ask(evaluate):
+        tasks.clear()
+        return evaluate(parallel(source()).map(abs).filter(None)), len(tasks)
+
+    monkeypatch.setattr(distributed.Client, "get", counted)
+    monkeypatch.setattr(timing, "_seconds", Known())  # however busy the machine is
+    monkeypatch.setattr(sizing, "START_SECONDS", 10.0)
+    assert ask(lambda chain: chain.reduce(nest)) == (functools.reduce(nest, range(1, 10)), 1)
+    assert ask(lambda chain: chain.reduce(nest, "0")) == (functools.reduce(nest, range(1, 10), "0"), 1)
+    assert ask(lambda chain: chain.reduce(append, [])) == ([*range(1, 10)], 1)
+    assert ask(lambda chain: chain.fold(operator.add, 0)) == (45, 1)
+    assert ask(lambda chain: chain.fold(operator.add, 0, operator.add)) == (45, 1)
+    assert ask(lambda chain: chain.fold(operator.add, 5, operator.add)) == (50, 1)  # not neutral
+    assert ask(lambda chain: chain.filter(lambda x: x > 9).reduce(nest, "none")) == ("none", 1)
+    with pytest.raises(ZeroDivisionError, match="division by zero") as caught:
+        ask(lambda chain: chain.reduce(lambda a, b: a / (b - 5)))
+    assert "at element 4 of those that reached it: 5" in caught.value.__notes__[-1]
 
 
 def test_fold_takes_elements_that_could_not_travel_at_all(cluster):

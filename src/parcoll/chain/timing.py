@@ -10,9 +10,10 @@ out. The next one of the same functions sends a short source at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from parcoll.chain.apart import clock
@@ -176,12 +177,36 @@ def _names(steps: Sequence[Step]) -> tuple[Hashable, ...] | None:
 def _name(func: Callable[..., Any] | None) -> Hashable | None:
     """Return what stands for a function, without holding it; None for one that holds data of its own.
 
-    Data may make it fast or slow. A lambda is another object each time that its line runs, and has the same
-    code.
+    Data may make it fast or slow; a few numbers and short texts are told apart by their values. A lambda is
+    another object each time that its line runs, and has the same code.
     """
     if func is None:
         return "itself"
     if isinstance(func, FunctionType):
-        return None if func.__closure__ or func.__defaults__ or func.__kwdefaults__ else func.__code__
+        cells = () if func.__closure__ is None else tuple(map(_content, func.__closure__))
+        held = (*cells, *(func.__defaults__ or ()), *(func.__kwdefaults__ or {}).values())
+        return _with(func.__code__, held)
+    if type(func) is functools.partial:
+        name = _name(func.func)
+        return (
+            None
+            if name is None
+            else _with((name, tuple(func.keywords)), (*func.args, *func.keywords.values()))
+        )
     of_module = isinstance(func, BuiltinFunctionType) and isinstance(func.__self__, ModuleType)
     return (func.__module__, func.__qualname__) if of_module or isinstance(func, type) else None
+
+
+def _with(name: Hashable, held: tuple[Any, ...]) -> Hashable | None:
+    if len(held) > MOST_HELD or not all(type(value) in ATOMS for value in held):
+        return None
+    if any(isinstance(value, str) and len(value) > MOST_TEXT for value in held):
+        return None
+    return (name, *held) if held else name
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty so far
+        return cell

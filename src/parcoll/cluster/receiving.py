@@ -69,11 +69,10 @@ class ReportReader:
 class Receiving:
     """The jobs of one evaluation that are under way, and the outcomes that nobody has taken yet."""
 
-    def __init__(self, link: Link, reports: ReportReader | None, keep: bool) -> None:
+    def __init__(self, link: Link, reports: ReportReader | None) -> None:
         self._link = link
         self._client = link.client
         self._reports = reports
-        self._keep = keep
         self.closed = False
         # None wakes whoever waits.
         self.results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
@@ -164,7 +163,7 @@ class Receiving:
                 self.results.put((job, outcome))
         elif (job := self._pending.pop(future, None)) is not None:
             self.results.put((job, outcome))
-            if not self._keep:  # a kept result's future is its handle too
+            if job.handle is None:  # a kept result's future is its handle too
                 self._reported.append(future)
 
     def _fetch(self, futures: list[Any]) -> None:

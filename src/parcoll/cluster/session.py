@@ -14,7 +14,6 @@ from typing import Any
 import dask
 from dask._task_spec import Task, TaskRef
 
-from parcoll.chain.steps import WHOLE, Share
 from parcoll.cluster.interrupted import was_interrupted
 from parcoll.cluster.link import KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
@@ -100,7 +99,7 @@ class DistributedSession:
         if large and not keep and link.sharing is None and link.direct is True:
             self._send_captured(packed)
         self._level = level()
-        self._receiving = Receiving(link, reports, keep)
+        self._receiving = Receiving(link, reports)
         self._placement = Placement(self._client, self._words, starts_workers=link.sharing is not None)
         self._entered = enter_task()
 
@@ -122,26 +121,27 @@ class DistributedSession:
         if self._program is None:
             self._share_program()
         outcome_keys: list[str] = []
-        kept_keys: list[str] = []
+        kept: dict[str, Job] = {}
         for job in jobs:
             before = set(graph)
             key = key_of(self._words, self._token, self._level, next(self._numbers))
             graph[key] = self._task(key, job, graph)
-            if self._keep and self._topic is None:
-                kept_keys.append(key)
-                key = f"{REPORT}{key}"
-                graph[key] = opaque_task(key, report, TaskRef(kept_keys[-1]))
+            if self._keeps(job):
+                kept[key] = job
+                if self._topic is None:
+                    graph[f"{REPORT}{key}"] = opaque_task(f"{REPORT}{key}", report, TaskRef(key))
+                    key = f"{REPORT}{key}"
             outcome_keys.append(key)
             # Without a priority for each, the last task of a group runs first.
             priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
         at = "" if dask.get_annotations() else next((job.at for job in jobs if isinstance(job, Join)), "")
         with handlers.postponed, self._receiving.expecting(outcome_keys, jobs) as expected:
-            futures = self._get(graph, [*outcome_keys, *kept_keys], priority, nbytes, at)
+            futures = self._get(graph, list(dict.fromkeys([*outcome_keys, *kept])), priority, nbytes, at)
             expected += futures[: len(jobs)]
-            if self._keep:
-                for job, future in zip(jobs, futures[len(jobs) :] or futures, strict=True):
-                    job.handle = KeptOnCluster(future, self._link)
+            for future in futures:
+                if future.key in kept:
+                    kept[future.key].handle = KeptOnCluster(future, self._link)
         with handlers.postponed:
             self._receiving.release(RELEASED)
 
@@ -192,7 +192,8 @@ class DistributedSession:
             join = join_isolated if isolated else join_kept
             return self._calling(key, join, ticket, job.before, job.stays, previous, *parts)
         space = None
-        if link.sharing is not None and not self._keep:
+        keep = self._keeps(job)
+        if link.sharing is not None and not keep:
             lent = link.sharing.lend(job.elements, self._large_results and not isolated)
             if lent is not None:
                 space, job.segment = lent
@@ -206,11 +207,12 @@ class DistributedSession:
             elements = TaskRef(last)
         elif job.kept is not None:
             elements = link.resolve(job.kept)
-        settings: tuple[Any, ...]
+        # Sent again it is not fresh, also if it has all of the calls.
+        share = job.share._replace(fresh=job.share.fresh and not job.lost_workers)
         if isolated:  # without `space`, since the results come in slices
-            settings = (job.place, self._keep, elements, job.budget, ticket, *_share(job))
-            return self._calling(key, run_isolated, *settings)
-        settings = (job.place, self._keep, elements, job.budget, space, ticket, *_share(job))
+            return self._calling(key, run_isolated, job.place, keep, elements, job.budget, ticket, share)
+        joining = job.sole.joins.shared if job.sole is not None and job.sole.joins is not None else None
+        settings = (job.place, keep, elements, job.budget, space, ticket, share, joining)
         return self._calling(key, run_partition, *settings)
 
     def _calling(self, key: str, func: Callable[..., Any], *arguments: Any) -> Task:
@@ -219,6 +221,15 @@ class DistributedSession:
             return opaque_task(key, func, self._program, *arguments)
         buffers = [TaskRef(future.key) for future in self._captured]
         return opaque_task(key, with_buffers, func, len(buffers), self._program, *buffers, *arguments)
+
+    def _keeps(self, job: Job) -> bool:
+        """Tell whether the result of a job stays where it is made."""
+        return self._keep and job.sole is None
+
+    @property
+    def shared(self) -> SharedProgram | None:
+        """The program, unless it is large, or its functions may have to be stopped."""
+        return self._shared if self._program is self._shared and not self._isolated else None
 
     @property
     def waiting_for(self) -> str | None:
@@ -381,9 +392,3 @@ def _replay_of(outcome: Outcome) -> None:
         logger.warning("what a worker has logged cannot be unpickled here: %s", message_of(error))
     else:
         replay(packed)
-
-
-def _share(job: Job) -> tuple[Share, ...]:
-    """Return what a task is told of its share, unless it has all. Sent again, also that is not fresh."""
-    share = job.share._replace(fresh=job.share.fresh and not job.lost_workers)
-    return () if share == WHOLE else (share,)

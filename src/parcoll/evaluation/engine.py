@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import WHOLE, Share
@@ -15,7 +15,13 @@ from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
 from parcoll.worker.outcome import Handle, Kept, Outcome
-from parcoll.worker.program import Program
+from parcoll.worker.program import Program, SharedProgram
+
+
+class Sole(NamedTuple):
+    """What becomes of a partition that has all elements of its source, where others would be kept."""
+
+    joins: Session | None  # whose program folds what comes of it, in the same task if that can be
 
 
 @dataclass(eq=False)
@@ -38,6 +44,7 @@ class Job:
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it
     saved: Outcome | None = None  # from a checkpoint: then there is nothing to run
+    sole: Sole | None = None  # if it has all elements, as far as is known: what comes of it is not kept
 
     @property
     def order(self) -> int:
@@ -102,6 +109,10 @@ class Session(Protocol):
     @property
     def program_bytes(self) -> int:
         """How many bytes of the program had to be sent, or copied into shared memory."""
+
+    @property
+    def shared(self) -> SharedProgram | None:
+        """The program, if it may go along with a task of another session; None if that would be dear."""
 
     @property
     def waiting_for(self) -> str | None:
@@ -175,6 +186,46 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what this engine has started, and nothing else. May be called twice."""
+
+
+class Sizer(Protocol):
+    """Decides the sizes of partitions from what the partitions before them took."""
+
+    exact: bool  # a partition is filled to its size, however long its source takes
+
+    def next_size(self, remaining: int | None, threads: int) -> int:
+        """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
+
+    def ahead(self, threads: int) -> int:
+        """Return how many elements of a stream should be at hand before a partition is cut off."""
+
+    def max_bytes(self, threads: int) -> int:
+        """Return how many bytes the next partition may read."""
+
+    def budget(self, sole: bool = False) -> float | None:
+        """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
+
+    def patience(self) -> float:
+        """Return the seconds after which a worker hands back the partitions that wait behind this one."""
+
+    def window(self, threads: int) -> int:
+        """Return how many partitions may be at the workers, or wait for the consumer."""
+
+    def refill(self, threads: int) -> int:
+        """Return how many places in the window should be free before more are filled, all at once."""
+
+    def nears_end(self, remaining: int | None, threads: int) -> bool:
+        """Tell whether the next partition is one of the last ones, as far as is known."""
+
+    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
+        """Learn from a partition that has run."""
+
+    def forget(self) -> None:
+        """Take it that elements take longer than they did in earlier evaluations: some were handed back."""
+
+    @property
+    def pace(self) -> float | None:
+        """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
 
 
 def lost_for_good(reason: str) -> ClusterLostError:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from parcoll.chain.place import Place
 from parcoll.errors import SerializationError
-from parcoll.evaluation.engine import Job
+from parcoll.evaluation.engine import Job, Sizer, Sole
+from parcoll.evaluation.plan import BagPartitions, KeptPartitions
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
-from parcoll.evaluation.sizing import Sizer
 from parcoll.text import line_of, short_repr
 from parcoll.wire.payload import Payload, Shared, pickled
 from parcoll.wire.unpicklable import first_unpicklable
@@ -93,7 +93,9 @@ class StreamFeed:
         pack: Callable[[Any], Any],
         memory_limit: Callable[[], float] = lambda: math.inf,
         buffersize: int | None = None,
+        sole: Sole | None = None,
     ) -> None:
+        """`sole` is for a partition that has all elements, if something else becomes of that."""
         self.ended = False
         self.error: BaseException | None = None
         self.reading = 0.0
@@ -103,6 +105,7 @@ class StreamFeed:
         self._sizer = sizer
         self._pack = pack
         self._memory_limit = memory_limit
+        self._sole = sole
         self._handed_back = 0  # elements
         self._buffersize = buffersize
         self._may_read_to = math.inf if buffersize is None else reader.position + buffersize
@@ -158,7 +161,12 @@ class StreamFeed:
         if reader.ended:
             self.ended = True
             self.error = reader.error
-        return self._job(elements, place) if len(elements) else None
+        if not len(elements):
+            return None
+        job = self._job(elements, place)
+        if job is not None and self._sole and place.first and (self.ended or self._remaining() == 0):
+            job.sole, job.budget = self._sole, sizer.budget(sole=True)
+        return job
 
     def nears_end(self, threads: int) -> bool:
         """Ask the sizer."""
@@ -305,3 +313,23 @@ class PartitionFeed:
 
     def returned(self, job: Job, outcome: Outcome) -> None:
         """Do nothing."""
+
+
+def partitions_of(origin: KeptPartitions | BagPartitions, persist: Callable[[Any], Any]) -> PartitionFeed:
+    """Return the feed of partitions that exist; `persist` computes once what those of a bag share."""
+    if isinstance(origin, KeptPartitions):
+        jobs = [Job(kept=handle, place=Place(0, i)) for i, handle in enumerate(origin.handles)]
+        return PartitionFeed(jobs, origin)
+    jobs = [Job(graph=graph, place=Place(0, i)) for i, graph in enumerate(origin.graphs)]
+    if not origin.share_tasks:
+        return PartitionFeed(jobs, origin)
+
+    def persisted(jobs: list[Job]) -> BagPartitions:
+        from parcoll.evaluation.bag import bag_partitions  # lazy: dask.bag
+
+        found = bag_partitions(persist(origin.bag))
+        for job, graph in zip(jobs, found.graphs, strict=True):
+            job.graph = graph
+        return found
+
+    return PartitionFeed(jobs, persisted(jobs), persisted)

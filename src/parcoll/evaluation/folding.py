@@ -16,14 +16,12 @@ from parcoll.chain.sinks import Results, Sink
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import remember, remembered
 from parcoll.checkpoint import values
-from parcoll.evaluation.engine import Job, Join, Session
+from parcoll.evaluation.engine import Job, Join, Session, Sole
 from parcoll.evaluation.run import Run, loaded
 from parcoll.text import UNSET, function_name, function_words
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Packed
-from parcoll.wire.unpicklable import cannot_send
-from parcoll.worker.fold import Fold, same
+from parcoll.worker.fold import Fold, is_neutral, packed_initial
 from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program, with_culprit
 
@@ -33,7 +31,8 @@ LOST_VALUE = "has no value: what it had folded was on that cluster"
 def reduce(run: Run, func: Callable[[Any, Any], Any], initial: Any) -> Any:
     """Fold the results from left to right on the workers. Only the value comes back."""
     timeout = run.options.policy.timeout
-    fold = Fold(func, f"reduce({function_name(func)})", packed_initial(initial), timeout=timeout)
+    start = None if initial is UNSET else packed_initial(initial)
+    fold = Fold(func, f"reduce({function_name(func)})", start, timeout=timeout)
     with run.watched(fold.label):
         return run.restarting("reduce", LOST_VALUE, lambda: _join(run, Results(), fold, initial, "reduce"))
 
@@ -62,31 +61,14 @@ def fold(
         return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
 
-def packed_initial(initial: Any) -> Packed | None:
-    if initial is UNSET:
-        return None
-    try:
-        return Packed.pack(initial)
-    except Exception as error:
-        raise cannot_send(initial, "the initial value", error) from error
+def _partitions(run: Run, sink: Sink, session: Session) -> Iterator[tuple[Job, Outcome]]:
+    """Give each partition's job, with the handle of what the sink makes of it, and its outcome.
 
-
-def is_neutral(combine: Callable[[Any, Any], Any], start: Packed | None) -> bool:
-    """Tell whether partitions may start from `initial` without changing the answer.
-
-    The workers ask again with the values that they get (`Fold.finish`).
+    The results of one that has all elements are in its outcome, and `session`'s program may have folded them.
     """
-    assert start is not None
-    try:
-        return same(combine(start.load(), start.load()), start.load())
-    except Exception:
-        return False
-
-
-def _partitions(run: Run, sink: Sink) -> Iterator[tuple[Job, Outcome]]:
-    """Give each partition's job, with the handle of what the sink makes of it, and its outcome."""
     if run.options.checkpoint is None:
-        return run.window(sink, keep=True).outcomes()
+        sole = Sole(None if isinstance(sink, Fold) else session)
+        return run.window(sink, keep=True, sole=sole).outcomes()
     return values.kept(run.saved(*values.saved_as(sink, run.steps), ordered=True), sink, loaded)
 
 
@@ -98,7 +80,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     kind: type[_Joins] = _Tree if isinstance(sink, Fold) else _Chain
     joins = kind(session, program, run.stats)
     try:
-        with closing(_partitions(run, sink)) as outcomes:  # type: ignore[type-var]
+        with closing(_partitions(run, sink, session)) as outcomes:  # type: ignore[type-var]
             while True:
                 try:
                     job, outcome = next(outcomes)
@@ -107,6 +89,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
                 except Exception:
                     joins.finish()  # an error of `func` on the elements before the source's comes first
                     raise
+                joins.isolated = job.sole is not None and job.isolated
                 if not outcome.lost and job.handle is not None:
                     joins.add(job.handle, outcome)
                 if outcome.failure is not None:
@@ -122,9 +105,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
         return loaded(payload, f"the values of {name}()", 1)[0]
     if initial is UNSET:
         raise TypeError(f"{name}() of empty iterable with no initial value")
-    packed = packed_initial(initial)
-    assert packed is not None
-    return packed.load()
+    return packed_initial(initial).load()
 
 
 class _Joining(Step):
@@ -149,10 +130,17 @@ class _Joins:
         self._recorder = Recorder(stats)
         self._under_way = 0
         self._numbers = itertools.count()
+        self.isolated = False  # a worker was lost with a task that was to fold, too
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, and what is known of it."""
         raise NotImplementedError
+
+    def _ended_with(self, outcome: Outcome) -> None:
+        """Count a join; raise what its function has raised."""
+        self._recorder.add_join(outcome)
+        if outcome.failure is not None:
+            raise with_culprit(self._program, outcome).rebuild()
 
     def finish(self) -> Handle | None:
         """Join what is left, and return the handle of the last value; None if nothing was joined."""
@@ -163,7 +151,7 @@ class _Joins:
         raise NotImplementedError
 
     def _submit(self, job: Join) -> None:
-        job.number = next(self._numbers)
+        job.number, job.isolated = next(self._numbers), self.isolated
         self._under_way += 1
         self._session.submit([job])
 
@@ -185,9 +173,7 @@ class _Joins:
             if not failed:
                 return
         if failed:
-            _, outcome = min(failed, key=lambda found: found[0].before)
-            self._recorder.add_join(outcome)
-            raise with_culprit(self._program, outcome).rebuild()
+            self._ended_with(min(failed, key=lambda found: found[0].before)[1])
 
     def _settle_all(self) -> None:
         while self._under_way:
@@ -227,7 +213,12 @@ class _Chain(_Joins):
         self._parts: list[Handle] = []
 
     def add(self, part: Handle, outcome: Outcome) -> None:
-        """Take one more kept partition."""
+        """Take one more kept partition; of a first one there may be the value already."""
+        if outcome.joined is not None:
+            self._ended_with(outcome.joined)
+            self._value = part if part.fetch().content is not None else None
+            self._learn(outcome.joined)
+            return
         self._parts.append(part)
         self._elements += outcome.produced
         self._settle(block=len(self._parts) >= self.WAITING)
@@ -251,12 +242,16 @@ class _Chain(_Joins):
 
     def _joined(self, job: Join, outcome: Outcome) -> None:
         self._value, self._held_at = _here(job.handle, outcome), outcome.held_at
-        if taken := outcome.produced - self._taken:
-            self._pace, self._taken = outcome.seconds / taken, outcome.produced
-            remember(self._steps, self._pace)
+        self._learn(outcome)
         if self._partitions >= self.MEMORY and self._value is not None:
             self._partitions = 0
             self._value = Kept(Outcome(), self._value.fetch().content, folded=outcome.produced)
+
+    def _learn(self, outcome: Outcome) -> None:
+        """See how long an element takes."""
+        if taken := outcome.produced - self._taken:
+            self._pace, self._taken = outcome.seconds / taken, outcome.produced
+            remember(self._steps, self._pace)
 
 
 @dataclass(eq=False)

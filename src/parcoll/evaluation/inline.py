@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections import deque
@@ -17,7 +18,7 @@ from parcoll.wire.payload import Packed, Payload, Plain
 from parcoll.wire.script import owned_by
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
-from parcoll.worker.tasks import join_here, run
+from parcoll.worker.tasks import join_here, joined, run
 
 
 class InlineEngine:
@@ -88,7 +89,7 @@ class InlineSession:
     waiting_for = None
 
     def __init__(self, shared: SharedProgram, keep: bool, pack: Pack, owner: str) -> None:
-        self._shared = shared
+        self.shared = shared
         self._owner = owner
         self._keep = keep
         self._pack = pack
@@ -107,12 +108,16 @@ class InlineSession:
             previous = None if job.previous is None else job.previous.fetch()
             parts = [part.fetch() for part in job.parts]
             with owned_by(self._owner):
-                job.handle = kept = join_here(self._shared, previous, parts, job.before, self._pack)
+                job.handle = kept = join_here(self.shared, previous, parts, job.before, self._pack)
             return [(job, kept.outcome)]
         elements = self._elements(job)
         with owned_by(self._owner):
-            outcome = run(self._shared, job.place, elements, job.budget, self._pack, share=job.share)
-        if self._keep:
+            work = functools.partial(
+                run, self.shared, job.place, elements, job.budget, self._pack, share=job.share
+            )
+            joining = None if job.sole is None or job.sole.joins is None else job.sole.joins.shared
+            outcome = work() if joining is None else joined(work, joining, self._pack)
+        if self._keep and job.sole is None:
             job.handle = kept_of(outcome)
         return [(job, outcome)]
 

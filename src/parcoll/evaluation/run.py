@@ -19,12 +19,12 @@ from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import remembered
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
-from parcoll.evaluation.engine import Engine, Job
-from parcoll.evaluation.feed import Feed, PartitionFeed, StreamFeed
-from parcoll.evaluation.plan import BagPartitions, Derived, KeptPartitions, Node, Read
+from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
+from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
+from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.evaluation.plan import Options as Options
 from parcoll.evaluation.reader import DerivedReader, Reader
-from parcoll.evaluation.sizing import Sizer, sizer_for
+from parcoll.evaluation.sizing import sizer_for
 from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around
@@ -229,18 +229,23 @@ class Run:
         reader: SavedReader | None = None,
         saver: Saver | None = None,
         ordered: bool = False,
+        sole: Sole | None = None,
     ) -> Window:
-        """Return the window over this run's partitions, whose elements the sink takes."""
+        """Return the window over this run's partitions, whose elements the sink takes.
+
+        With `keep`, what comes of partitions is kept, but of one that has all elements if there is a `sole`.
+        """
         program = Program(self.steps, sink)
         calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
         batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back
         size = self.options.partition_size
-        sizer = sizer_for(size, sink.limit, keep, pace, batch, calls, hands_back, sink.condenses)
+        settings = (pace, batch, calls, hands_back, sink.condenses, sole is not None)
+        sizer = sizer_for(size, sink.limit, keep, *settings)
         return Window(
             self.engine,
             program,
-            functools.partial(self._feed, sizer, sink.limit, keep, reader),
+            functools.partial(self._feed, sizer, sink.limit, keep, reader, sole),
             sizer,
             self.stats,
             words=self.words,
@@ -249,7 +254,9 @@ class Run:
             saver=saver,
         )
 
-    def _feed(self, sizer: Sizer, limit: int | None, lasting: bool, reader: SavedReader | None) -> Feed:
+    def _feed(
+        self, sizer: Sizer, limit: int | None, lasting: bool, reader: SavedReader | None, sole: Sole | None
+    ) -> Feed:
         self._reads = True
         origin, engine = self.plan.origin, self.engine
         pack = functools.partial(engine.pack, lasting=lasting)
@@ -259,25 +266,8 @@ class Run:
 
             return ResumingFeed(reader, self.steps, limit, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(self._opened(origin), *settings)
-        if isinstance(origin, KeptPartitions):
-            jobs = [Job(kept=handle, place=Place(0, i)) for i, handle in enumerate(origin.handles)]
-            return PartitionFeed(jobs, origin)
-        jobs = [Job(graph=graph, place=Place(0, i)) for i, graph in enumerate(origin.graphs)]
-        if not origin.share_tasks:
-            return PartitionFeed(jobs, origin)
-        return PartitionFeed(
-            jobs, self._persisted(origin.bag, jobs), functools.partial(self._persisted, origin.bag)
-        )
-
-    def _persisted(self, bag: Any, jobs: list[Job]) -> BagPartitions:
-        """Compute once what partitions of a bag share, and have their jobs read that."""
-        from parcoll.evaluation.bag import bag_partitions  # lazy: dask.bag
-
-        found = bag_partitions(self.engine.persist(bag))
-        for job, graph in zip(jobs, found.graphs, strict=True):
-            job.graph = graph
-        return found
+            return StreamFeed(self._opened(origin), *settings, sole)
+        return partitions_of(origin, engine.persist)
 
     def restarting(self, name: str, lost: str, attempt: Callable[[], T]) -> T:
         """Call `attempt`, and again from the source each time that its cluster was lost and replaced.

@@ -7,6 +7,7 @@ import sys
 from typing import Protocol
 
 from parcoll.chain.timing import SURER, Estimate
+from parcoll.evaluation.engine import Sizer
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
@@ -43,50 +44,13 @@ RATED_SECONDS = 2.0  # of starts, for a partition of calls that have a rate
 START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
 # If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
-# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does.
+# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does. Below
+# SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left, which evens that out.
 TRIVIAL_SECONDS = 0.001
+SHORT_SECONDS = 1.0
+FIRST_SHARE = 0.8
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
-
-
-class Sizer(Protocol):
-    """Decides the sizes of partitions from what the partitions before them took."""
-
-    exact: bool  # a partition is filled to its size, however long its source takes
-
-    def next_size(self, remaining: int | None, threads: int) -> int:
-        """Return the size of the next partition; `remaining` elements are left, None if nobody knows."""
-
-    def ahead(self, threads: int) -> int:
-        """Return how many elements of a stream should be at hand before a partition is cut off."""
-
-    def max_bytes(self, threads: int) -> int:
-        """Return how many bytes the next partition may read."""
-
-    def budget(self) -> float | None:
-        """Return the seconds after which a worker hands back what it has not begun; None for no bound."""
-
-    def patience(self) -> float:
-        """Return the seconds after which a worker hands back the partitions that wait behind this one."""
-
-    def window(self, threads: int) -> int:
-        """Return how many partitions may be at the workers, or wait for the consumer."""
-
-    def refill(self, threads: int) -> int:
-        """Return how many places in the window should be free before more are filled, all at once."""
-
-    def nears_end(self, remaining: int | None, threads: int) -> bool:
-        """Tell whether the next partition is one of the last ones, as far as is known."""
-
-    def observe(self, outcome: Outcome, sent_bytes: int) -> None:
-        """Learn from a partition that has run."""
-
-    def forget(self) -> None:
-        """Take it that elements take longer than they did in earlier evaluations: some were handed back."""
-
-    @property
-    def pace(self) -> float | None:
-        """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
 
 
 def _window(threads: int) -> int:
@@ -120,7 +84,7 @@ class Fixed:
         """Return no bound: the size is what was asked for."""
         return sys.maxsize
 
-    def budget(self) -> None:
+    def budget(self, sole: bool = False) -> None:
         """Return no bound: a partition stays as it is."""
 
     def patience(self) -> float:
@@ -151,7 +115,7 @@ class Adaptive:
 
     `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
-    the same elements. So they start small, from one element on.
+    the same elements. So they start small, from one element on, but not one of all elements if `sole`.
 
     `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
     way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
@@ -169,11 +133,12 @@ class Adaptive:
         batch: int = 1,
         hands_back: bool = True,
         targets: int = 1,
+        sole: bool = False,
     ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
-        self._hands_back = hands_back and not lasting
+        self._hands_back = hands_back and (sole or not lasting)
         self._batch = batch if limit is None else min(batch, start)
         self._few: tuple[int, float] | None = None  # the smallest part of a batch, what each of it has taken
         self._begun = 0  # partitions that were cut before anything was known
@@ -181,19 +146,20 @@ class Adaptive:
         self._largest = 0  # elements of the largest partition that has come back
         self._seconds = Estimate(SMALLEST_TIME, 0.01)  # that an element takes
         self._pace = pace
-        self._known: int | None = None  # the size of partitions, if the pace says it
+        self._round = 0, 0  # how many partitions are still cut of the size that the pace says, and the size
+        self._expected = 0.0  # seconds that the partition should take that was cut last, as far as is known
+        self._limit = limit
         self._bytes = Estimate(0.0, START_BYTES)  # that an element takes, sent or received, the larger one
 
     def next_size(self, remaining: int | None, threads: int) -> int:
         """Return a size that should take the time aimed at, and not more than `max_bytes`."""
         self._target = max(self._least_target, threads / TASKS_A_SECOND)
         if not self._largest:
-            if not self._begun and remaining is not None:
-                self._known = self._known_size(remaining, threads)
+            known = self._known_size(remaining, threads)
             self._begun += 1
             alone = self._begun <= min(threads, START_ALONE) and not self._has_short_batches
-            if self._known is not None or alone:
-                return self._known or 1
+            if known or alone:
+                return known or 1
             if remaining is None:
                 return min(self._start, START_STREAM)
             start = self._start if self._batch <= START_BATCH or self._has_short_batches else START_BATCH
@@ -224,22 +190,38 @@ class Adaptive:
 
     def forget(self) -> None:
         """Begin with single elements, unless some have come back."""
-        self._pace = self._known = None
-        self._begun = 0
+        self._pace, self._round, self._expected, self._begun = None, (0, 0), 0.0, 0
 
-    def _known_size(self, remaining: int, threads: int) -> int | None:
-        """Return a size for functions that ran before; None if that, or what is left, is not known enough."""
-        seconds = remaining * self._pace if self._pace is not None else math.inf
-        if seconds > START_SECONDS * threads:
-            return None
-        one = seconds <= TRIVIAL_SECONDS and self._hands_back
-        return max(1, min(remaining if one else -(-remaining // threads), self._start, START))
+    def _known_size(self, remaining: int | None, threads: int) -> int:
+        """Return a size for functions that ran before; 0 if that, or what is left, is not known enough."""
+        left, size = self._round
+        if self._pace is None or remaining is None:
+            left = size = 0
+        elif not left:
+            left, size = threads, self._size_of_round(remaining, remaining * self._pace, threads)
+        self._round = max(left - 1, 0), size
+        self._expected = size * (self._pace or 0.0)
+        return size
+
+    def _size_of_round(self, remaining: int, seconds: float, threads: int) -> int:
+        """Return the size of the next partitions, one for each thread; 0 if too much is left."""
+        short = self._hands_back and self._limit is None
+        if seconds > (SHORT_SECONDS if short else START_SECONDS) * threads or (self._begun and not short):
+            return 0
+        wanted = remaining if self._limit is None else min(remaining, self._limit)
+        size = remaining
+        if not (self._hands_back and wanted * seconds <= TRIVIAL_SECONDS * remaining):
+            share = 1.0 if seconds <= START_SECONDS * threads else FIRST_SHARE
+            size = math.ceil(share * remaining / threads)
+        return self._whole(max(1, min(size, MAX_ELEMENTS if short else min(self._start, START))), threads)
 
     def ahead(self, threads: int) -> int:
         """Return as many as keep the next partition from being more than a worker's share of what is left."""
         if not self._largest:
+            if self._pace and self._hands_back and self._limit is None:
+                return min(int(SHORT_SECONDS * threads / self._pace) + 1, MAX_AHEAD)
             few = min(threads, START_WINDOW) * min(self._start, START_STREAM)
-            return few if self._begun or self._known_size(few, threads) else 1
+            return few if self._begun or few * (self._pace or math.inf) <= START_SECONDS * threads else 1
         if self._least >= self._wanted(threads):
             return self._wanted(threads)
         return min(-(-3 * threads * self._wanted(threads) // 2), MAX_AHEAD)
@@ -273,14 +255,14 @@ class Adaptive:
             return START_BYTES
         return min(TARGET_BYTES, max(LEAST_BYTES, WINDOW_BYTES // self._full_window(threads)))
 
-    def budget(self) -> float | None:
+    def budget(self, sole: bool = False) -> float | None:
         """Return little at the start, and then more than any partition should need."""
-        return None if self._lasting else self.patience()
+        return None if self._lasting and not (sole and self._hands_back) else self.patience()
 
     def patience(self) -> float:
         """Return as much, for any partition."""
-        known = BUDGET_TARGETS * (self._target if self._largest else BATCH_SECONDS)
-        return known if self._largest or self._has_short_batches else START_SECONDS
+        least = BUDGET_TARGETS * BATCH_SECONDS if self._has_short_batches else START_SECONDS
+        return BUDGET_TARGETS * self._target if self._largest else max(least, BUDGET_TARGETS * self._expected)
 
     def window(self, threads: int) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
@@ -388,6 +370,7 @@ def sizer_for(
     calls: Calls | None = None,
     hands_back: bool = True,
     long: bool = False,
+    sole: bool = False,
 ) -> Sizer:
     """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls.
 
@@ -397,4 +380,4 @@ def sizer_for(
         return Fixed(partition_size)
     if calls is not None:
         return Waiting(limit, lasting, calls, batch)
-    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1)
+    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1, sole)

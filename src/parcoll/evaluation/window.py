@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from parcoll.calls.rates import Shares
 from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
-from parcoll.evaluation.engine import Engine, Job, Session
+from parcoll.evaluation.engine import Engine, Job, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
-from parcoll.evaluation.sizing import Sizer
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.program import Program, with_culprit
 from parcoll.world import handlers
 
@@ -286,6 +285,8 @@ class Window:
             else:
                 self._failed = True
                 outcome.failure = with_culprit(self._program, outcome)
+            if job.sole is not None:
+                job.handle = Kept(Outcome(), outcome.results, outcome.produced)
             job.release()
 
     def _return_rest(self, slot: _Slot, outcome: Outcome) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from parcoll.chain.policy import PLAIN
-from parcoll.evaluation.folding import is_neutral, packed_initial
 from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.evaluation.run import Options
 from parcoll.front import arguments
@@ -21,6 +20,7 @@ from parcoll.keys.merging import Merging
 from parcoll.keys.ordering import Distinct, Firsts, InOrder, Saved
 from parcoll.keys.runs import Ranges, Runs, Sorting
 from parcoll.keys.slots import one_nan
+from parcoll.worker.fold import is_neutral, packed_initial
 from parcoll.world import handlers
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ class Keys(Evaluated[T_co]):
         """
         func = arguments.function(func, "fold_by")
         packed = packed_initial(initial)
-        assert packed is not None
         start, kind = Start(packed), None
         if combine is not None and is_neutral(arguments.function(combine, "fold_by"), packed):
             kind = Folds(func, start, combine)

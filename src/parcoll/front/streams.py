@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overlo
 
 from parcoll.calls.around import DropWhile, StarMap, TakeWhile
 from parcoll.errors import ElementError
-from parcoll.evaluation.folding import packed_initial
 from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.evaluation.run import Options
 from parcoll.evaluation.source import source_of
@@ -20,6 +19,7 @@ from parcoll.front.explain import Described
 from parcoll.keys import streams
 from parcoll.keys.joins import Join, KeyOfOther
 from parcoll.text import UNSET, describe
+from parcoll.worker.fold import packed_initial
 from parcoll.world import handlers
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ class Streams(Described, Generic[T_co]):
         >>> list(parallel([1, 2, 3]).map(lambda x: x * x).scan(lambda total, x: total + x, 0))
         [0, 1, 5, 14]
         """
-        operation = streams.Scanned(arguments.function(func, "scan"), packed_initial(initial))
+        start = None if initial is UNSET else packed_initial(initial)
+        operation = streams.Scanned(arguments.function(func, "scan"), start)
         return self._derived(operation)
 
     @overload

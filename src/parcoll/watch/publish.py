@@ -10,7 +10,9 @@ import re
 import socket
 import sys
 import threading
+import time
 import weakref
+from collections import deque
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,8 @@ from parcoll.watch.stats import Stats
 from parcoll.watch.table import verdict
 
 FIRST_SECONDS = 0.25  # shorter evaluations are not published, unless they fail
+MOST_BEGINNERS = 1000  # a loop that runs no longer takes none away
+LOOK_SECONDS = 0.1  # between two looks at those that have begun
 NEXT_SECONDS = 0.5
 LAST_SECONDS = 1.0  # that the end of an evaluation waits until the scheduler has its numbers
 BUSY_SECONDS = 0.01  # between two looks whether the numbers can be read
@@ -37,6 +41,7 @@ _ELEMENT = re.compile(r"(, at element \d+( of [^:]*)?):.*", re.DOTALL)
 
 # By the client's stream to its scheduler: a client may come back to a new scheduler.
 _pages: weakref.WeakKeyDictionary[Any, asyncio.Task[bool]] = weakref.WeakKeyDictionary()
+_beginners: weakref.WeakKeyDictionary[Any, _Beginners] = weakref.WeakKeyDictionary()  # by client
 
 
 def new_page() -> page.Page:
@@ -102,6 +107,34 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}: {program}, process {os.getpid()}"[:MAX_TEXT]
 
 
+class _Beginners:
+    """Evaluations that have just begun. Most have ended when the client's loop looks at them.
+
+    To wake the loop for each of them takes a tenth of a small evaluation, since the two want the GIL.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._new: deque[weakref.ref[Publisher]] = deque(maxlen=MOST_BEGINNERS)
+        self._looks = False
+
+    def add(self, publisher: Publisher) -> None:
+        """Have an evaluation be looked at, soon enough for its first message. From any thread."""
+        self._new.append(weakref.ref(publisher))
+        if not self._looks:
+            self._looks = True
+            self._loop.add_callback(self._look)
+
+    def _look(self) -> None:
+        # First: what is added from now on is seen now, or has this called again.
+        self._looks = bool(self._new)
+        while self._new:
+            if (publisher := self._new.popleft()()) is not None:
+                publisher.begin()
+        if self._looks:
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+
 class Publisher:
     """Sends the numbers of one evaluation to the scheduler, twice a second and at its end."""
 
@@ -117,7 +150,14 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
         self._adding: asyncio.Task[bool] | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._in_loop(self._begin)
+        self._begun = time.monotonic()
+        if has_page and client.status == "running":
+            with contextlib.suppress(RuntimeError):  # as below
+                if client not in _beginners:
+                    _beginners[client] = _Beginners(client.loop)
+                _beginners[client].add(self)
+        else:
+            self._in_loop(self.begin)
 
     def end(self) -> None:
         """Publish the final numbers, if some were published before, or the evaluation was long or failed."""
@@ -125,6 +165,8 @@ class Publisher:
         if os.getpid() != self._pid:
             return
         worth_it = self._published or self._stats.seconds >= FIRST_SECONDS or self._stats.failed
+        if not worth_it and self._timer is None:
+            return
         told: Future[None] = Future()
         self._in_loop(self._finish, told if worth_it else None)
         if worth_it and self._client.status == "running" and threading.get_ident() != self._thread:
@@ -135,10 +177,14 @@ class Publisher:
         with contextlib.suppress(RuntimeError):  # the client's loop has been closed
             self._client.loop.add_callback(call, *arguments)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Have messages be sent, if the evaluation goes on. In the client's loop."""
         self._thread = threading.get_ident()
+        if self._has_page and self._ended:
+            return
         self._adding = asyncio.ensure_future(add_page(self._client, self._has_page))
-        self._timer = asyncio.get_running_loop().call_later(FIRST_SECONDS, self._tick)
+        left = self._begun + FIRST_SECONDS - time.monotonic()
+        self._timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._tick)
 
     def _tick(self) -> None:
         if self._ended:

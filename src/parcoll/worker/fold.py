@@ -20,6 +20,7 @@ from parcoll.errors import SerializationError
 from parcoll.text import function_name, function_title, line_of, message_of, short_repr
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
 
 CHECKED = 3  # elements of each partition with which a fold without `combine` is checked
@@ -325,6 +326,25 @@ def _packed_value(value: list[Any], label: str, pack: Pack) -> Payload | Failure
             f"the value of {label} cannot be sent between workers: {short_repr(value[0])} ({line_of(error)})"
         )
         return Failure.of(SerializationError(message), f"in {label}")
+
+
+def packed_initial(initial: Any) -> Packed:
+    """Pack the value from which a fold starts; the SerializationError says why it cannot be."""
+    try:
+        return Packed.pack(initial)
+    except Exception as error:
+        raise cannot_send(initial, "the initial value", error) from error
+
+
+def is_neutral(combine: Callable[[Any, Any], Any], start: Packed) -> bool:
+    """Tell whether partitions may start from `start` without changing the answer.
+
+    The workers ask again with the values that they get (`Fold.finish`).
+    """
+    try:
+        return same(combine(start.load(), start.load()), start.load())
+    except Exception:
+        return False
 
 
 def same(one: Any, other: Any) -> bool:

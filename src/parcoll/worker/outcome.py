@@ -54,6 +54,7 @@ class Outcome:
     step_seconds: list[float] = field(default_factory=list)  # of each step, and of what took the results
     nbytes: int = 0  # of the results, packed
     results: Payload | None = None
+    joined: Outcome | None = None  # of their fold, which took place in the same task: `results` is its value
     failure: Failure | None = None
     unshared: str | None = None  # why shared memory could not be used; None if it could
     unloaded: str = ""  # the name of the function that failed when the program was loaded

@@ -90,6 +90,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "raised": (FailedElement, type(None)),
     "failure": (Failure, type(None)),
     "results": (*Payload.__args__, type(None)),
+    "joined": (Outcome, type(None)),
 }
 _NUMBERS = {int, float}
 MOST = 2**63  # of any number
@@ -118,6 +119,8 @@ def is_sound(answer: Any, size: int | None, on_this_machine: bool) -> bool:
     if not sum(answer.step_seconds, answer.seconds) < MOST:  # one of them is none: "nan"
         return False
     if size is not None and answer.read > size:
+        return False
+    if answer.joined is not None and not is_sound(answer.joined, size, on_this_machine):
         return False
     return on_this_machine or not isinstance(answer.results, Shared)
 

@@ -59,17 +59,22 @@ def run_partition(
     space: Space | None = None,
     ticket: Ticket | None = None,
     share: Share = WHOLE,
+    joining: SharedProgram | None = None,
 ) -> Outcome | Kept:
     """Run the program on one partition. With `keep` the results stay in the worker.
 
     After `budget` seconds, the elements that have not begun are handed back, unless as much time again should
     be enough for them. Large results go into `space`. With a `ticket` the outcome is left in the mailbox too.
-    Steps that make several calls at the same time make so many as the `share` says.
+    Steps that make several calls at the same time make so many as the `share` says. If there is a program
+    that is `joining`, it folds the results, and only their value goes back.
     """
     pack = space.pack if space is not None else Packed.pack
     what = f"the partition at {place.element(0)} could not be finished"
     watched = ticket if not keep else None
-    work = functools.partial(run, shared, place, elements, budget, pack, watched, share)
+    of_run = pack if joining is None else Packed.pack
+    work = functools.partial(run, shared, place, elements, budget, of_run, watched, share)
+    if joining is not None:
+        work = functools.partial(joined, work, joining, pack)
     return finished(work, what, keep, ticket, space)
 
 
@@ -88,6 +93,16 @@ def join_kept(
     home = Home.of(ticket) if stays else None
     work = functools.partial(join_here, shared, previous, parts, before, home=home)
     return finished(work, JOINING, True, ticket)  # type: ignore[return-value]
+
+
+def joined(work: Callable[[], Outcome], joining: SharedProgram, pack: Pack) -> Outcome:
+    """Run a partition that is all there is, and have the value of its results take their place."""
+    outcome = work()
+    if outcome.results is not None:
+        value = join_here(joining, None, [kept_of(outcome)], 0, pack)
+        outcome.joined, outcome.results, value.outcome.results = value.outcome, value.content, None
+        outcome.nbytes = 0 if value.content is None else value.content.nbytes
+    return outcome
 
 
 def with_buffers(func: Callable[..., Any], count: int, shared: SharedProgram, *arguments: Any) -> Any:

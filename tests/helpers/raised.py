@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[2] / "src" / "parcoll"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "parcoll"
 FEWEST = 3  # words of a message; what has fewer is a mark within parcoll, or a part of a message
 # Functions that make an error of a text.
 MAKERS = {"lost_for_good", "refusal", "wrong", "_error", "fails", "late", "_lost", "cannot_send", "too_large"}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 for folder in (".", "../helpers"):
-    sys.path.insert(0, str(Path(__file__).resolve().parent / folder))
+    sys.path.insert(0, str((Path(__file__).parent / folder).resolve()))
 
 import calling
 import chains
@@ -46,7 +46,7 @@ from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
 from parcoll.evaluation.sizing import Fixed
-from parcoll.keys import exchange, gathering, slots
+from parcoll.keys import exchange, slots
 from parcoll.output import staging
 from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
@@ -56,7 +56,7 @@ from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
 CLUSTERS = 60  # that a story may lose, with all its evaluations
-FEW_SLOTS = (11, 7, 5, 3)  # instead of 251, which a story of some elements would find empty
+FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
 
 
@@ -335,7 +335,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (policy, "_random", simulation.rng),
         (window, "POLL_SECONDS", simulation.rng.choice([0.002, 0.02, 0.05, 0.1])),
         (slots, "LEVELS", FEW_SLOTS),
-        *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, gathering, exchange)),
+        *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, exchange)),
         (fingerprint, "of_function", of_function),
         *calling.changes(simulation.clock),
     ]

@@ -84,33 +84,35 @@ FAILING = (
 )
 
 
-# What any Python answers alike: which numbers are shown, random chains, sizes, what evaluations leave behind.
+# What any Python answers alike, shared out so that both ends take as long. With the oldest Python:
 ALIKE = (
-    *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
-    *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
-    *("promises/test_properties.py", "promises/test_sources.py", "promises/test_traces.py"),
-    *("promises/test_clocks.py", "wire/test_without_shared_memory.py", "local/test_dashboard.py"),
+    *("promises/test_sources.py", "wire/test_without_shared_memory.py", "local/test_dashboard.py"),
     *("promises/test_large_folds.py", "cluster/test_broken_workers.py", "evaluation/test_joins.py"),
     *("local/test_temporary_directories.py", "cluster/test_captured_elsewhere.py"),
     *("cluster/test_held_values.py", "cluster/test_targets.py", "cluster/test_waiting_for_a_worker.py"),
     *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_reduce_fold.py"),
     *("promises/test_failing_elements.py", "promises/test_many_errors.py", "promises/test_rates.py"),
-    *("promises/test_accounts_of_waiting.py", "promises/test_deadly_elements.py"),
     *("cluster/test_bare_cluster.py", "cluster/test_engines.py", "local/test_work_of_a_host.py"),
-    *("local/test_end_of_a_host.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py"),
-    *("checkpoint/test_any_damage.py", "checkpoint/test_walks.py", "checkpoint/test_formats.py"),
-    *("promises/test_setup_failures.py", "promises/test_told.py", "promises/test_retries.py"),
-    *("checkpoint/test_growth.py", "checkpoint/test_failed_again.py", "checkpoint/test_folds_resume.py"),
-    *("checkpoint/test_info.py", "promises/test_resuming_again.py"),
-    *("evaluation/test_seams.py", "promises/test_chains_in_order.py", "promises/test_joined_sides.py"),
-    *("simulation/test_simulation.py", "promises/test_timeouts.py", "promises/test_collection.py"),
-    *("wire/test_shared_arrays.py", "worker/test_reports.py", "promises/test_streams.py"),
-    *("promises/test_values.py", "promises/test_readme.py"),
-    *("promises/test_writing.py", "promises/test_written_paths.py"),
-    *("promises/test_tables.py", "faults/test_written_files.py", "promises/test_written_and_read.py"),
-    *("promises/test_files_meant.py", "promises/test_reading_formats.py"),
-    "promises/test_reading_goes_wrong.py",
-    *("promises/test_coming_from.py", "test_messages.py"),
+    *("local/test_end_of_a_host.py", "promises/test_setup_failures.py", "promises/test_told.py"),
+    *("promises/test_retries.py", "promises/test_resuming_again.py", "evaluation/test_seams.py"),
+    *("promises/test_timeouts.py", "promises/test_collection.py", "wire/test_shared_arrays.py"),
+    *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
+)
+
+# And with the newest: what is told and shown, files, checkpoints, random chains, what evaluations leave behind.
+ALIKE_NEWEST = (
+    *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
+    *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
+    *("promises/test_properties.py", "promises/test_traces.py", "promises/test_clocks.py"),
+    *("promises/test_accounts_of_waiting.py", "promises/test_deadly_elements.py"),
+    *("checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py", "checkpoint/test_any_damage.py"),
+    *("checkpoint/test_walks.py", "checkpoint/test_formats.py", "checkpoint/test_growth.py"),
+    *("checkpoint/test_failed_again.py", "checkpoint/test_folds_resume.py", "checkpoint/test_info.py"),
+    *("promises/test_chains_in_order.py", "promises/test_joined_sides.py", "simulation/test_simulation.py"),
+    *("promises/test_streams.py", "promises/test_values.py", "promises/test_readme.py"),
+    *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_tables.py"),
+    *("faults/test_written_files.py", "promises/test_written_and_read.py", "promises/test_files_meant.py"),
+    *("promises/test_reading_formats.py", "promises/test_reading_goes_wrong.py"),
 )
 
 
@@ -124,6 +126,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.failing)
         if name in ALIKE:
             item.add_marker(pytest.mark.alike)
+        if name in ALIKE_NEWEST:
+            item.add_marker(pytest.mark.newest)
         if name in REPEATED and re.search(REPEATED[name], item.name):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):

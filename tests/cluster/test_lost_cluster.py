@@ -222,7 +222,7 @@ def test_a_cluster_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
         def open(self, program: Program, label: str, keep: bool) -> InlineSession:
             Engine.opened += 1
             session = super().open(program, label, keep)
-            return Dying(session._shared, keep, session._pack, session._owner)
+            return Dying(session.shared, keep, session._pack, session._owner)
 
     with connect("inline") as connection:
         connection.engine = Engine()

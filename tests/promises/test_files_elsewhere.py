@@ -114,16 +114,10 @@ def test_files_are_read_over_http(pages: Pages, cluster: Connection) -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[tuple[str, dict[str, Any]]]:
     """Give the URL of a bucket of a real S3 server, and what fsspec needs to reach it."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}", "client_kwargs": {}}
-    import s3fs
+    from stores import s3_options  # skips where there is no such server
 
-    s3fs.S3FileSystem(**options).mkdir("bucket")
-    yield "s3://bucket", options
-    server.stop()
+    with s3_options() as options:
+        yield "s3://bucket", options
 
 
 def test_files_are_read_from_an_s3(bucket: tuple[str, dict[str, Any]], cluster: Connection) -> None:

@@ -15,7 +15,6 @@ from scripts import append, lines
 from parcoll import Connection, parallel
 from parcoll.calls.rates import Pace, Rate, Shares
 from parcoll.chain.steps import WHOLE, Share
-from parcoll.cluster.session import _share
 from parcoll.evaluation.engine import Job
 
 NAN = float("nan")
@@ -87,8 +86,8 @@ def test_shares_add_up_to_the_whole_however_many_workers_there_are():
 def test_a_share_that_is_sent_again_is_not_fresh():
     """Its task may have begun a call just before its worker was lost: also where it has the whole rate."""
     for share in (WHOLE, Share(3)):
-        assert all(sent.fresh for sent in _share(Job(share=share)))
-        assert _share(Job(share=share, lost_workers=["tcp://one"])) == (Share(share.parts, fresh=False),)
+        assert Job(share=share).share_now == share
+        assert Job(share=share, lost_workers=["tcp://one"]).share_now == Share(share.parts, fresh=False)
 
 
 def test_a_pace_is_that_of_its_share():

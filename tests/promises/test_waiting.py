@@ -109,7 +109,7 @@ def test_threads_that_make_calls_keep_their_own_objects_and_end_them(place: Conn
     database.close()
     assert eventually(lambda: len(lines(tmp_path / "ended")) == len(lines(tmp_path / "made")))
     names = parallel(range(4), partition_size=1).flatmap(lambda _: [t.name for t in threading.enumerate()])
-    assert eventually(lambda: not [name for name in names if "parcoll-call" in name])
+    assert eventually(lambda: not [name for name in names if "parcoll-call" in name], 20)
 
 
 def test_a_call_that_takes_long_holds_up_no_other(place: Connection):

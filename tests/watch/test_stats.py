@@ -429,7 +429,7 @@ def test_dask_shows_the_steps_of_a_chain(cluster: Connection) -> None:
 
     parallel(range(3)).map(lambda x: x * 2).filter(odd).count()
     parallel(range(3), name="parse logs").map(slow).count()
-    parallel(range(3), name="parse logs").reduce(lambda a, b: a - b)
+    parallel(range(3), name="parse logs", partition_size=1).reduce(lambda a, b: a - b)
     found = cluster.engine.client.run_on_scheduler(prefixes)
     assert {"map-lambda-x-times-two-filter-odd", "parse-logs"} <= set(found)
     assert "parse-logs-reduce-lambda-a-minus-b" in found

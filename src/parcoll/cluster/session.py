@@ -207,12 +207,12 @@ class DistributedSession:
             elements = TaskRef(last)
         elif job.kept is not None:
             elements = link.resolve(job.kept)
-        # Sent again it is not fresh, also if it has all of the calls.
-        share = job.share._replace(fresh=job.share.fresh and not job.lost_workers)
         if isolated:  # without `space`, since the results come in slices
-            return self._calling(key, run_isolated, job.place, keep, elements, job.budget, ticket, share)
+            return self._calling(
+                key, run_isolated, job.place, keep, elements, job.budget, ticket, job.share_now
+            )
         joining = job.sole.joins.shared if job.sole is not None and job.sole.joins is not None else None
-        settings = (job.place, keep, elements, job.budget, space, ticket, share, joining)
+        settings = (job.place, keep, elements, job.budget, space, ticket, job.share_now, joining)
         return self._calling(key, run_partition, *settings)
 
     def _calling(self, key: str, func: Callable[..., Any], *arguments: Any) -> Task:

@@ -52,6 +52,11 @@ class Job:
         return self.place.order
 
     @property
+    def share_now(self) -> Share:
+        """What its task is told of its share: sent again it is not fresh, also if it has all of the calls."""
+        return self.share._replace(fresh=self.share.fresh and not self.lost_workers)
+
+    @property
     def name(self) -> str:
         """What the job was to do, for messages."""
         many = "" if self.size is None else f"{self.size} element{'s' * (self.size > 1)} from "

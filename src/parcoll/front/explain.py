@@ -82,9 +82,8 @@ class Described:
             raise AttributeError(no_attribute(type(self).__name__, name, public), name=name, obj=self)
 
         def __add__(self, other: Any) -> Any:
+            # Without __radd__, which Python asks before `rows += collection` adds its elements to a list.
             raise TypeError("a collection cannot be added to another: write chain(*others)")
-
-        __radd__ = __add__
 
         def __getitem__(self, index: Any) -> Any:
             instead = "take(n), skip(n)" if isinstance(index, slice) else "first(), skip(n).first()"

@@ -56,40 +56,59 @@ class Grouping:
         if len(self.values) < CHECKED and (copied := _small_copy(value)) is not None:
             self.values.append(copied)
             if len(self.values) == CHECKED:
-                self.check(func, self.values)
+                self.check(func, self.values, None)
 
-    def check(self, func: Callable[[Any, Any], Any], first: Sequence[Packed]) -> None:
+    def check(
+        self, func: Callable[[Any, Any], Any], first: Sequence[Packed], initial: Payload | None
+    ) -> None:
         """Compare `func(func(a, b), c)` with `func(a, func(b, c))` for copies of three elements.
 
-        Raises ValueError where they visibly differ. What the first of them raises, the fold raises
-        too, at its turn.
+        Raises ValueError where they visibly differ, and where the first of them raises though the calls from
+        `initial` on do not. What these raise, the fold raises too, at its turn.
         """
         started = time.perf_counter()
-        a, b, c = (packed.load() for packed in first)
         try:
-            from_left = func(func(a, b), c)
-        except Exception:
+            found = self._compared(func, first, initial)
+        finally:
+            self.seconds = time.perf_counter() - started
+        if found is None:
             return
-        finally:
-            self.seconds = time.perf_counter() - started
-        a, b, c = (packed.load() for packed in first)
-        shown = [short_repr(element) for element in (a, b, c)]
-        name = function_title(func)
-        try:
-            from_right = func(a, func(b, c))
-            if not differs(from_left, from_right):
-                return
-            found = f"{short_repr(from_left)} and {short_repr(from_right)}"
-        except Exception as error:
-            found = f"{short_repr(from_left)} and a {type(error).__name__} ({message_of(error)})"
-        finally:
-            self.seconds = time.perf_counter() - started
         self.differ = True
+        shown = [short_repr(packed.load()) for packed in first]
         raise ValueError(
             f"fold() without combine= needs a function whose calls may be grouped in any way: of {shown[0]}, "
-            f"{shown[1]} and {shown[2]}, {name} makes {found}, as f(f(a, b), c) and as f(a, f(b, c)); pass "
-            "combine=, a function that joins the values of two partitions, or use reduce()"
+            f"{shown[1]} and {shown[2]}, {function_title(func)} makes {found}; pass combine=, a function "
+            "that joins the values of two partitions, or use reduce()"
         )
+
+    def _compared(
+        self, func: Callable[[Any, Any], Any], first: Sequence[Packed], initial: Payload | None
+    ) -> str | None:
+        """Return what differs; None where nothing does, as far as can be seen."""
+        try:
+            left = functools.reduce(func, (packed.load() for packed in first))
+        except Exception as error:
+            if initial is None:
+                return None
+            try:
+                right = functools.reduce(func, (packed.load() for packed in first), initial.load())
+            except Exception:
+                return None
+            found = f"{_told(error)} and {short_repr(right)}"
+            return f"{found}, as f(f(a, b), c) and as f(f(f(initial, a), b), c)"
+        a, b, c = (packed.load() for packed in first)
+        try:
+            right = func(a, func(b, c))
+            if not differs(left, right):
+                return None
+            found = short_repr(right)
+        except Exception as error:
+            found = _told(error)
+        return f"{short_repr(left)} and {found}, as f(f(a, b), c) and as f(a, f(b, c))"
+
+
+def _told(error: Exception) -> str:
+    return f"a {type(error).__name__} ({message_of(error)})"
 
 
 def _shallow_copy(value: Any) -> Any:
@@ -166,7 +185,7 @@ class Fold(Sink):
                 self._first = [Packed(b"")] * CHECKED  # what is large or cannot be copied is not checked
             if len(self._first) >= CHECKED:
                 if self._first[0].head:
-                    self.grouping.check(self.func, self._first)
+                    self.grouping.check(self.func, self._first, self.initial)
                 yield element
                 break
             yield element

@@ -99,7 +99,7 @@ ALIKE = (
     *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
 )
 
-# And with the newest: what is told and shown, files, checkpoints, random chains, what evaluations leave behind.
+# And with the newest: what is shown, files, checkpoints, random chains, what evaluations leave behind.
 ALIKE_NEWEST = (
     *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
     *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),

@@ -94,9 +94,9 @@ def stream(scheduler_pid: int, pause: float, warm: float, measured: float) -> di
     ended: list[int] = []  # the elements of each task
     add = Recorder.add
 
-    def note(recorder: Recorder, outcome: Any) -> None:
+    def note(recorder: Recorder, outcome: Any, *others: Any) -> None:
         ended.append(outcome.read)
-        add(recorder, outcome)
+        add(recorder, outcome, *others)
 
     Recorder.add = note  # type: ignore[method-assign]
     marks = []

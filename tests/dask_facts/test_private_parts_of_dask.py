@@ -117,7 +117,7 @@ def test_dask_s_workers_still_understand_the_message_of_client_run(cluster: Conn
     client = cluster.engine.client
     message = losses.message(objects.end_on, objects.Which(keys=["nobody's"]))
     said = client.sync(client.scheduler.broadcast, msg=message)
-    assert [answer["status"] for answer in said.values()] == ["OK", "OK"]
+    assert {answer["status"] for answer in said.values()} == {"OK"}
 
 
 def test_distributed_still_imports_and_works_without_numpy() -> None:

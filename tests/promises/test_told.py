@@ -134,6 +134,16 @@ def test_a_failure_in_such_a_fold_says_how_it_was_called(cluster: Connection):
     assert "pass combine=" in "".join([str(raised.value), *raised.value.__notes__])
 
 
+@pytest.mark.usefixtures("engine")
+def test_one_partition_does_not_hide_it():
+    """From `initial` on all calls work, and the next longer source would fail."""
+    words = [str(n) for n in range(50)]
+    for size in (50, 7):
+        with pytest.raises((TypeError, ValueError), match="combine=") as raised:
+            parallel(words, partition_size=size).fold(lambda n, word: n + len(word), 0)
+        assert type(raised.value) is ValueError, "what the first three elements tell"
+
+
 def test_random_numbers_from_a_seed_and_the_element_are_distinct_and_come_again(cluster: Connection):
     """As docs/world.md says, where a generator that is captured repeats itself."""
     chain = parallel(range(60), partition_size=7).map(lambda i: random.Random(f"7 {i}").random())

@@ -28,6 +28,11 @@ from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
 QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
 COUNTED_FOR = 1.0  # seconds, after which threads are counted again
+# Futures whose outcome has come hold nothing large, and each release wakes this client's loop, the scheduler
+# and a worker: 1 ms of an evaluation that takes 6. So they are released so many at a time, or when no
+# evaluation has followed for so many seconds.
+RELEASED = 32
+SPENT_SECONDS = 0.05
 START_SECONDS = 30.0  # the same on a local cluster: its workers may be just starting, on a busy machine
 
 
@@ -52,6 +57,7 @@ class Link:
         self.reach: Callable[[], bool | None] | None = None
         self.sharing = sharing
         self.captured = SentBuffers(client)
+        self.spent = Spent(client)
         self.interrupted = False  # by Ctrl-C: workers may be busy with what nobody waits for
         self.address: str = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one
@@ -112,6 +118,48 @@ class Link:
             if handle.is_on(self.client):
                 return TaskRef(handle.future.key)
         return handle.recall()  # it travels with the task
+
+
+class Spent:
+    """Futures whose outcome has come, which are released some at a time, also those of another evaluation.
+
+    They are not just dropped, since their `__del__` swallows a Ctrl-C.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._futures: list[Any] = []
+        self._timed = False  # the client's loop will release them
+
+    def add(self, future: Any, last: bool) -> None:
+        """Take one; if it is the `last` of its evaluation, all go soon. In the client's loop."""
+        self._futures.append(future)
+        if last and not self._timed:
+            self._timed = True
+            self._client.loop.call_later(SPENT_SECONDS, self._release_now)
+
+    def end(self, abandoned: bool) -> None:
+        """Have all of them go: now, if an evaluation is `abandoned`, since others of its go too; else soon."""
+        if abandoned:
+            self.release()
+        elif self._futures and not self._timed:
+            with contextlib.suppress(RuntimeError):  # the client's loop has been closed
+                self._client.loop.add_callback(self._client.loop.call_later, SPENT_SECONDS, self.release)
+
+    def _release_now(self) -> None:
+        self._timed = False
+        self.release()
+
+    def release(self, least: int = 0) -> None:
+        """Release all of them, if there are at least so many."""
+        if len(self._futures) >= least:
+            with contextlib.suppress(IndexError):  # the client's loop may take them too
+                while True:
+                    self._futures.pop().release()
+
+    def clear(self) -> None:
+        """Drop all of them."""
+        self._futures.clear()
 
 
 class Placement:

@@ -88,7 +88,6 @@ class Receiving:
         self._numbers = itertools.count()
         self._losses_too_soon: list[tuple[str, list[str]]] = []
         self._sending = False
-        self._reported: list[Any] = []  # futures whose outcome was sent, to be released
         self._looked = time.monotonic()
         self._finished: set[Any] = set()  # futures that were done at the last look, without a report
         self._fetching: set[asyncio.Task[None]] = set()
@@ -133,17 +132,6 @@ class Receiving:
         for key in keys if self._reports is not None else ():
             self._reports.waiting.pop(key, None)  # type: ignore[union-attr]
 
-    def release(self, least: int = 0) -> None:
-        """Release futures whose outcome has come, if there are at least so many.
-
-        They are not just dropped, since their `__del__` swallows a Ctrl-C.
-        """
-        if len(self._reported) < least:
-            return
-        with contextlib.suppress(IndexError):  # the client's loop may take them too
-            while True:
-                self._reported.pop().release()
-
     def reported(self, key: str, outcome: Outcome | None) -> None:
         """Take an outcome that a worker sent, or fetch one too large for that. In the client's loop."""
         goes_on = outcome is not None and outcome.early
@@ -164,7 +152,7 @@ class Receiving:
         elif (job := self._pending.pop(future, None)) is not None:
             self.results.put((job, outcome))
             if job.handle is None:  # a kept result's future is its handle too
-                self._reported.append(future)
+                self._link.spent.add(future, last=not self._pending)
 
     def _fetch(self, futures: list[Any]) -> None:
         self._keep_task(asyncio.ensure_future(self.deliver(futures)))
@@ -181,7 +169,7 @@ class Receiving:
     def lose(self, worker: str, keys: list[str]) -> None:
         """Give up tasks that a lost worker had, so that they are sent again. In the client's loop."""
         self._gathering.lose()
-        self._reported.clear()  # else dask would run tasks again that the worker had done
+        self._link.spent.clear()  # else dask would run tasks again that the worker had done
         wanted = set(keys)
         if self._sending:  # perhaps one of these
             self._losses_too_soon.append((worker, keys))
@@ -249,7 +237,7 @@ class Receiving:
             self._collector.stop()
         self._forget(list(self._by_key))
         self._by_key.clear()
-        self.release()
+        self._link.spent.end(abandoned=any_left)
         while self._pending:
             with contextlib.suppress(KeyError):  # the collector may take one meanwhile
                 self._pending.popitem()[0].release()

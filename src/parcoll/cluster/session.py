@@ -15,7 +15,7 @@ import dask
 from dask._task_spec import Task, TaskRef
 
 from parcoll.cluster.interrupted import was_interrupted
-from parcoll.cluster.link import KeptOnCluster, Link, Placement
+from parcoll.cluster.link import RELEASED, KeptOnCluster, Link, Placement
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import LARGE_BYTES, Ahead, Graph, opaque_task
@@ -44,9 +44,6 @@ MAX_WORDS = 100  # characters
 WORKERS_LOST_WITHIN = 2
 MAX_WITHOUT_PROGRESS = 20  # answers one after the other by which nothing was begun
 MAX_WORKERS_LOST = 6  # by one job, which is then given up; as it ran isolated, it is hardly to blame
-# Futures whose outcome has come hold nothing large, and each release wakes the scheduler and a worker. So
-# they are released so many at a time.
-RELEASED = 32
 
 
 class DistributedSession:
@@ -143,7 +140,7 @@ class DistributedSession:
                 if future.key in kept:
                     kept[future.key].handle = KeptOnCluster(future, self._link)
         with handlers.postponed:
-            self._receiving.release(RELEASED)
+            self._link.spent.release(RELEASED)
 
     def _send_captured(self, packed: Packed) -> None:
         """Send large data that the program captures past the scheduler, unless it is on a worker already."""

@@ -44,10 +44,12 @@ RATED_SECONDS = 2.0  # of starts, for a partition of calls that have a rate
 START_SHARE = 4  # for each thread: at the start at most that part of what is known to be left
 START_BYTES = 2**20
 # If the same functions ran before, and a source should take less than START_SECONDS for each thread, all of
-# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does. Below
-# SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left, which evens that out.
+# it goes at once: in a partition for each thread, or in one if it takes no longer than its task does. From
+# EVEN_SECONDS to SHORT_SECONDS each thread gets FIRST_SHARE of its part, and then of what is left, which
+# evens that out: below that the two tasks more cost as much as they save (92 ms for 96 at 140 of 1 ms).
 TRIVIAL_SECONDS = 0.001
 SHORT_SECONDS = 1.0
+EVEN_SECONDS = 0.075
 FIRST_SHARE = 0.8
 START_WINDOW = 16  # partitions: if there are many threads, nearly all of them come back as rests
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
@@ -211,7 +213,7 @@ class Adaptive:
         wanted = remaining if self._limit is None else min(remaining, self._limit)
         size = remaining
         if not (self._hands_back and wanted * seconds <= TRIVIAL_SECONDS * remaining):
-            share = 1.0 if seconds <= START_SECONDS * threads else FIRST_SHARE
+            share = 1.0 if seconds <= EVEN_SECONDS * threads else FIRST_SHARE
             size = math.ceil(share * remaining / threads)
         return self._whole(max(1, min(size, MAX_ELEMENTS if short else min(self._start, START))), threads)
 

@@ -81,6 +81,18 @@ def test_dask_s_client_still_sends_in_intervals_which_are_short_for_ours(cluster
     }
 
 
+def test_dask_estimates_the_size_of_no_message_of_ours(cluster: Connection) -> None:
+    """`cluster.clients` and `local.children` set an attribute of connections, which is True without that."""
+    with distributed.Client(
+        client_of(cluster).scheduler.address, security=client_of(cluster).security
+    ) as other:
+        assert other.scheduler_comm.comm.allow_offload is True
+    assert client_of(cluster).scheduler_comm.comm.allow_offload is False
+    of_workers = client_of(cluster).run(lambda dask_worker: dask_worker.batched_stream.comm.allow_offload)
+    assert set(of_workers.values()) == {False}
+    assert "allow_offload" in inspect.getsource(distributed.comm.tcp.TCP.write)
+
+
 def test_dask_s_as_completed_still_works_in_a_coroutine_of_the_client_s_loop(cluster: Connection) -> None:
     client = client_of(cluster)
     completed = distributed.as_completed(loop=client.loop)

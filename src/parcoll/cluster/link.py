@@ -139,7 +139,7 @@ class Spent:
             self._client.loop.call_later(SPENT_SECONDS, self._release_now)
 
     def end(self, abandoned: bool) -> None:
-        """Have all of them go: now, if an evaluation is `abandoned`, since others of its go too; else soon."""
+        """Have all of them go: now, if an evaluation is `abandoned`, whose others go too; else soon."""
         if abandoned:
             self.release()
         elif self._futures and not self._timed:

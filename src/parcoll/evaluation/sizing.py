@@ -140,7 +140,8 @@ class Adaptive:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
         self._lasting = lasting
-        self._hands_back = hands_back and (sole or not lasting)
+        self._cuts = sole or not lasting  # a worker looks at its budget between elements
+        self._hands_back = hands_back and self._cuts
         self._batch = batch if limit is None else min(batch, start)
         self._few: tuple[int, float] | None = None  # the smallest part of a batch, what each of it has taken
         self._begun = 0  # partitions that were cut before anything was known
@@ -212,7 +213,7 @@ class Adaptive:
             return 0
         wanted = remaining if self._limit is None else min(remaining, self._limit)
         size = remaining
-        if not (self._hands_back and wanted * seconds <= TRIVIAL_SECONDS * remaining):
+        if not (self._cuts and wanted * seconds <= TRIVIAL_SECONDS * remaining):
             share = 1.0 if seconds <= EVEN_SECONDS * threads else FIRST_SHARE
             size = math.ceil(share * remaining / threads)
         return self._whole(max(1, min(size, MAX_ELEMENTS if short else min(self._start, START))), threads)
@@ -259,7 +260,7 @@ class Adaptive:
 
     def budget(self, sole: bool = False) -> float | None:
         """Return little at the start, and then more than any partition should need."""
-        return None if self._lasting and not (sole and self._hands_back) else self.patience()
+        return None if self._lasting and not (sole and self._cuts) else self.patience()
 
     def patience(self) -> float:
         """Return as much, for any partition."""

@@ -239,6 +239,7 @@ async def _serve_worker(
         traceback.print_exc()
         raise _NotStartedError from error
     worker.batched_stream.interval = _SEND_SECONDS
+    worker.batched_stream.comm.allow_offload = False  # or it estimates the size of each message
     await worker.finished()
 
 

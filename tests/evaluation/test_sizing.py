@@ -131,9 +131,16 @@ def test_a_function_that_has_become_slow_gives_back_soon() -> None:
     assert sizer.next_size(9, 2) == 1
 
 
-def test_where_a_task_that_is_under_way_gives_nothing_back_each_worker_gets_its_share() -> None:
+def test_where_a_partition_is_never_cut_each_worker_gets_its_share() -> None:
     assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
-    assert Adaptive(pace=1e-6, hands_back=False).next_size(10, 2) == 5
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hands_back": False}, {"hands_back": False, "lasting": True, "sole": True}]
+)
+def test_where_nobody_takes_elements_away_the_budget_cuts_what_has_become_slow(settings: Any) -> None:
+    sizer = Adaptive(pace=1e-6, **settings)
+    assert (sizer.next_size(10, 2), sizer.budget(sole=True)) == (10, 0.05)
 
 
 def test_what_is_given_back_goes_out_one_by_one() -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripts import append, lines
@@ -134,11 +135,11 @@ def test_where_a_partition_is_never_cut_each_worker_gets_its_share() -> None:
     assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
 
 
-@pytest.mark.parametrize(
-    "settings", [{"hands_back": False}, {"hands_back": False, "lasting": True, "sole": True}]
-)
-def test_where_nobody_takes_elements_away_the_budget_cuts_what_has_become_slow(settings: Any) -> None:
-    sizer = Adaptive(pace=1e-6, **settings)
+@pytest.mark.parametrize(("lasting", "sole"), [(False, False), (True, True)])
+def test_where_nobody_takes_elements_away_the_budget_cuts_what_has_become_slow(
+    lasting: bool, sole: bool
+) -> None:
+    sizer = Adaptive(pace=1e-6, hands_back=False, lasting=lasting, sole=sole)
     assert (sizer.next_size(10, 2), sizer.budget(sole=True)) == (10, 0.05)
 
 

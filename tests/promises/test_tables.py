@@ -106,7 +106,7 @@ class TestParquet:
                 "b": "string",
                 "c": "list<element: int64>",
                 "d": "struct<x: int64, y: string>",
-                "e": "decimal128(19, 1)",
+                "e": "decimal128(20, 1)",
             }
             assert parquet.read_table(path).column("a").to_pylist() == [None, 1.0, 2.5, *[None] * 6]
 
@@ -295,20 +295,32 @@ NOON = datetime(2020, 1, 1, 12)
         [NOON, np.datetime64("2020-01-01T01:00:00", "s")],
         [True, np.uint64(2**63)],
         [np.uint64(2**63), "text"],
+        [None, *(np.datetime64("2020-01-01T01:00:00", unit) for unit in ("s", "ns", "ms", "us"))],
+        [np.timedelta64(1, "us"), timedelta(seconds=1), np.timedelta64(10**12, "s")],
+        [[np.datetime64("2020-01-01", "s")], [NOON], [], None, (np.datetime64("2020-01-01", "ms"),)],
+        [{"x": np.timedelta64(1, "s")}, {"y": 1}, None, {"x": np.timedelta64(1, "us"), "y": Decimal("1.5")}],
+        [1, Decimal("1.5"), np.uint8(200), Decimal("0.0001")],
+        [[1], [Decimal("1.55")], [None, 2]],
+        [date(2020, 1, 1), NOON],
+        [[b"bytes"], ["text"]],
+        [{"x": [{"y": 1}]}, {"x": [{"y": 2.5, "z": [date(2020, 1, 1)]}, {}]}],
     ],
 )
-def test_types_do_not_depend_on_which_rows_came_together(inline: Connection, values: list[Any]) -> None:
+def test_types_do_not_depend_on_which_rows_came_together(
+    inline: Connection, monkeypatch: pytest.MonkeyPatch, values: list[Any]
+) -> None:
     found = []
-    for size in (1, 2, 100):
+    for size, together in ((1, 256), (2, 256), (100, 256), (100, 1)):
+        monkeypatch.setattr("parcoll.output.arrow.TOGETHER", together)
         try:
             table = parallel([{"a": value} for value in values], partition_size=size).to_arrow()
             found.append((str(table.schema), table.to_pylist()))
-        except ValueError:
-            found.append(("", []))
-    assert found[0] == found[1] == found[2]
+        except ValueError as error:
+            found.append(("", ["in column 'a'" in str(error)]))
+    assert found[0] == found[1] == found[2] == found[3]
     zones = {value.tzinfo for value in values if isinstance(value, datetime)}
     if zones == {UTC, EAST}:
         assert "tz=+02:00" in found[0][0]
         assert [row["a"] for row in found[0][1]] == values
     elif UTC in zones:
-        assert not found[0][1]
+        assert found[0][1] == [True]

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from parcoll.output.encoding import MisfitError
-from parcoll.output.kinds import alike, first_bad, in_zone, inferred, lost, nests, sizes_of, widens
-from parcoll.output.tables import Tables, columns_of, package
+from parcoll.output.kinds import (
+    TOO_MUCH,
+    alike,
+    as_kind,
+    first_bad,
+    inferred,
+    lost,
+    nests,
+    remade,
+    rooms,
+    sizes_of,
+)
+from parcoll.output.tables import TableEncoder, Tables, columns_of, package
 from parcoll.text import describe, line_of, short_repr
+
+TOGETHER = 256  # rows that become columns at once. They are dropped before the garbage collector sees them.
+
+
+def _different(schemas: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for schema in schemas:
+        if not any(schema.equals(other) for other in found):
+            found.append(schema)
+    return found
 
 
 class TablePart:
@@ -30,6 +53,47 @@ class TablePart:
         return TablePart, (self.batch, self.sizes, self.first, self.mixed)
 
 
+class ArrowEncoder(TableEncoder):
+    """Makes batches of some rows each, as they come, and one of all at the end."""
+
+    def __init__(self, tables: Arrow) -> None:
+        super().__init__(tables)
+        self._arrow = tables
+        self._batches: list[Any] = []
+        self._rows_before = 0  # those waiting
+        self._misfit: MisfitError | None = None  # the first
+
+    def take(self, elements: Iterator[Any]) -> None:
+        """Make rows of the elements."""
+        rows = self._rows
+        while True:
+            before = len(rows)
+            rows += islice(elements, TOGETHER - before)
+            self.taken += len(rows) - before
+            if len(rows) < TOGETHER:
+                return
+            self._make()
+
+    def _make(self) -> None:
+        rows = self._rows
+        if rows and self._misfit is None:
+            try:
+                self._batches.append(self._arrow.made(rows))
+            except MisfitError as error:
+                error.row = rows[error.position]
+                error.position += self._rows_before
+                self._misfit = error
+        self._rows_before += len(rows)
+        rows.clear()
+
+    def parts(self) -> list[Any]:
+        """Return the table."""
+        self._make()
+        if self._misfit is not None:
+            raise self._misfit
+        return [self._arrow.whole(self._batches)] if self._batches else []
+
+
 class Arrow(Tables):
     """`pyarrow.RecordBatch`es of a schema, or of the types that have room for the rows."""
 
@@ -39,6 +103,51 @@ class Arrow(Tables):
         self._cut = cut and schema is None
 
     # On a worker.
+
+    def encoder(self, default: Any, name: Callable[[], str]) -> TableEncoder:
+        """Return what makes the table of a partition."""
+        if self._cut:  # where to, is known when all rows are there
+            return TableEncoder(self)
+        with contextlib.suppress(ImportError):  # the first rows say so
+            package("pyarrow", self.what)  # here, nobody looks at the clock
+        return ArrowEncoder(self)
+
+    def whole(self, batches: Sequence[Any]) -> TablePart:
+        """Return the table that has the rows of all, in the types that have room for them."""
+        pyarrow = package("pyarrow", self.what)
+        batch = batches[0] if len(batches) == 1 else self._together(pyarrow, batches)
+        return TablePart(batch, sizes_of(pyarrow, batch), {}, {})
+
+    def _together(self, pyarrow: Any, batches: Sequence[Any]) -> Any:
+        schemas = _different(batch.schema for batch in batches)
+        rows = sum(batch.num_rows for batch in batches)
+        if len(schemas) > 1:
+            try:
+                schema = self.unified(schemas)
+                batches = [self.fitted(batch, schema, 0) for batch in batches]
+            except Exception:  # which row it is, the values tell
+                return self._again(batches)
+        columns = zip(*(batch.columns for batch in batches), strict=True)
+        try:
+            made = [pyarrow.concat_arrays(arrays) for arrays in columns]
+        except pyarrow.ArrowInvalid as error:
+            raise MisfitError(f"{self.what}: {TOO_MUCH} ({line_of(error)})", rows - 1) from error
+        return self._batch(pyarrow, rows, made, batches[0].schema)
+
+    def _again(self, batches: Iterable[Any]) -> Any:
+        """Return the batch that all rows at once become; `MisfitError` for the first that does not fit."""
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        try:
+            return self.made(rows)
+        except MisfitError as error:
+            error.row = {name: value for name, value in rows[error.position].items() if value is not None}
+            raise
+
+    @staticmethod
+    def _batch(pyarrow: Any, rows: int, columns: list[Any], schema: Any) -> Any:
+        if not columns:
+            return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * rows, pyarrow.struct([])))
+        return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
     def made(self, rows: Sequence[Any]) -> Any:
         """Return a batch of mappings."""
@@ -66,9 +175,8 @@ class Arrow(Tables):
                     f"{self.what}: the column {name!r} cannot be encoded ({line_of(error)})", position
                 ) from None
         columns = [self._inferred(pyarrow, values[name], name) for name in values]
-        if not columns:
-            return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * len(rows), pyarrow.struct([])))
-        return pyarrow.RecordBatch.from_arrays(columns, names=list(values))
+        schema = pyarrow.schema([(name, column.type) for name, column in zip(values, columns, strict=True)])
+        return self._batch(pyarrow, len(rows), columns, schema)
 
     def part(self, rows: Sequence[Any]) -> TablePart:
         """Return a batch with the sizes of its rows."""
@@ -157,24 +265,17 @@ class Arrow(Tables):
     def unified(self, schemas: Sequence[Any]) -> Any:
         """Return the schema that has room for all; TypeError if there is none."""
         pyarrow = package("pyarrow", self.what)
-        first: dict[str, Any] = {}  # type of each column, where it came up
+        kinds: dict[str, list[Any]] = {}
         for schema in schemas:
             for field in schema:
-                if pyarrow.types.is_null(first.get(field.name, pyarrow.null())):
-                    first[field.name] = field.type
-        schemas = [
-            pyarrow.schema(
-                [field.with_type(in_zone(pyarrow, field.type, first[field.name])) for field in schema]
-            )
-            for schema in schemas
-        ]
-        found = pyarrow.unify_schemas(schemas, promote_options="permissive")
-        for schema in schemas:
-            for field in schema:
-                wide = found.field(field.name).type
-                if not widens(pyarrow, field.type, wide):
-                    raise TypeError(f"column {field.name!r} has values that are {field.type} and {wide}")
-        return found
+                kinds.setdefault(field.name, []).append(field.type)
+        fields = []
+        for name, those in kinds.items():
+            try:
+                fields.append((name, rooms(pyarrow, those)))
+            except TypeError as error:
+                raise TypeError(f"column {name!r}: {error}") from None
+        return pyarrow.schema(fields)
 
     def agreed(self, schemas: Sequence[Any], tables: Iterable[tuple[Any, Any]]) -> Any:
         """Return the schema with room for all of these tables; ValueError names a row that does not fit."""
@@ -254,23 +355,13 @@ class Arrow(Tables):
             return pyarrow.nulls(batch.num_rows, field.type)
         column = batch.column(place)
 
-        def made(values: list[Any]) -> Any:  # pyarrow casts no int64 to the decimals that it finds for both
-            made = pyarrow.array(values, type=field.type)
-            bad = lost(pyarrow, values, made)
-            if bad is not None:
-                raise ValueError(f"it would become {short_repr(made[bad].as_py())}")
-            return made
-
         try:
-            return column.cast(field.type)
-        except Exception:
+            return as_kind(pyarrow, column, field.type)
+        except Exception as error:
             values = column.to_pylist()
-            try:
-                return made(values)
-            except Exception as error:
-                position, why = first_bad(values, made, error)
-                found.append((position, field.name, why))
-                return None
+            position, why = first_bad(values, lambda some: remade(pyarrow, some, field.type), error)
+            found.append((position, field.name, why))
+            return None
 
     def _misfit(self, batch: Any, name: str, kind: Any, before: int, position: int, why: Any) -> str:
         row = batch.slice(position, 1).to_pylist()[0]

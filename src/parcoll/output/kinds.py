@@ -6,28 +6,66 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import reduce
 from itertools import chain
-from operator import is_
 from typing import Any
 
-from parcoll.text import short_repr
+from parcoll.text import describe, short_repr
 
 NONE = type(None)
+_UNITS = frozenset(["datetime64", "timedelta64"])
+TOO_MUCH = "there are more than 2 GiB of it in one partition: give parallel() a partition_size"
+# Of all values of these types nothing is lost in columns of those; whole numbers may need others.
+_PLAIN = {bool: "bool_", int: "int64", float: "float64", str: "string", bytes: "binary"}
 
 
 def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
-    """Return a column of these values, of the type that has room for all; an exception if there is none."""
-    found = dict.fromkeys(map(type, values))
-    kinds = [kind for kind in found if kind is not NONE]
-    if len(kinds) > 1:
-        # pyarrow takes dates with times for dates, if a date comes first. The types of each kind of value
-        # are those that tables of other rows have.
-        alone = [pyarrow.array([value for value in values if type(value) is kind]).type for kind in kinds]
-        kind = _room(pyarrow, alone)
-        column = _one(pyarrow, _of_kind(pyarrow, values, kind))
-    else:
-        column = _one(pyarrow, pyarrow.array(values))
-    bad = lost(pyarrow, values, column, set(kinds))
+    """Return a column of these values, of the type that has room for all; an exception if there is none.
+
+    It is the `room` for the types that each would have alone: so tables of other rows come to the same.
+    """
+    found = set(map(type, values)) - {NONE}
+    if len(found) == 1 and (plain := _plain(pyarrow, next(iter(found)), values)) is not None:
+        return plain
+    groups = _groups(values, found)
+    if len(groups) < 2:
+        if list in groups:
+            return _lists(pyarrow, values)
+        return _structs(pyarrow, values) if dict in groups else _alone(pyarrow, values, found)
+    columns = [inferred(pyarrow, [values[i] for i in positions]) for positions in groups.values()]
+    kind = rooms(pyarrow, [column.type for column in columns])
+    places: list[int | None] = [None] * len(values)
+    for place, position in enumerate(chain.from_iterable(groups.values())):
+        places[position] = place
+    every = pyarrow.concat_arrays([as_kind(pyarrow, column, kind) for column in columns])
+    return _one(pyarrow, every.take(pyarrow.array(places, pyarrow.int64())))
+
+
+def _groups(values: Sequence[Any], found: set[type]) -> dict[Any, list[int]]:
+    """Return which values are made into a column together, by what they have in common."""
+    groups: dict[Any, list[int]] = {}
+    if len(found) == 1 and not any(map(_has_unit, found)):
+        return {_group(*found): []}
+    for position, value in enumerate(values):
+        if value is not None:
+            kind = type(value)
+            groups.setdefault(str(value.dtype) if _has_unit(kind) else _group(kind), []).append(position)
+    return groups
+
+
+def _group(kind: type) -> type:
+    if issubclass(kind, tuple):
+        return list
+    return next((family for family in (dict, list) if issubclass(kind, family)), kind)
+
+
+def _has_unit(kind: type) -> bool:
+    return kind.__module__ == "numpy" and kind.__name__ in _UNITS
+
+
+def _alone(pyarrow: Any, values: Sequence[Any], found: set[type]) -> Any:
+    column = _one(pyarrow, pyarrow.array(values))
+    bad = lost(pyarrow, values, column, found)
     if bad is not None:
         raise TypeError(f"{short_repr(values[bad])} would become {short_repr(column[bad].as_py())}")
     if _has_times(pyarrow, column.type) and len({time.tzinfo is None for time in _times(values)}) > 1:
@@ -36,14 +74,44 @@ def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
     return column
 
 
-def _of_kind(pyarrow: Any, values: Sequence[Any], kind: Any) -> Any:
-    try:
-        return pyarrow.array(values, type=kind)
-    except Exception:
-        plain = [value.item() if type(value).__module__ == "numpy" else value for value in values]
-        if all(map(is_, plain, values)):
-            raise
-        return pyarrow.array(plain, type=kind)
+def _lists(pyarrow: Any, values: Sequence[Any]) -> Any:
+    ends, offsets = 0, []
+    for value in values:
+        offsets.append(None if value is None else ends)
+        ends += len(value or ())
+    inner = inferred(pyarrow, list(chain.from_iterable(filter(None, values))))
+    return pyarrow.ListArray.from_arrays(pyarrow.array([*offsets, ends], pyarrow.int32()), inner)
+
+
+def _structs(pyarrow: Any, values: Sequence[Any]) -> Any:
+    names = list(dict.fromkeys(chain.from_iterable(filter(None, values))))
+    if not names:
+        return pyarrow.array(values, pyarrow.struct([]))
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"the names of fields are str, got {describe(name)}")
+    columns = [
+        inferred(pyarrow, [None if value is None else value.get(name) for value in values]) for name in names
+    ]
+    missing = [value is None for value in values]
+    mask = pyarrow.array(missing) if any(missing) else None
+    return pyarrow.StructArray.from_arrays(columns, names=names, mask=mask)
+
+
+def _plain(pyarrow: Any, kind: type, values: Sequence[Any]) -> Any:
+    """Return the column of values of one type, or of lists of them, if pyarrow loses nothing; else None."""
+    nested = kind is list
+    if nested:
+        inner = set(map(type, chain.from_iterable(filter(None, values)))) - {NONE}
+        if len(inner) != 1:
+            return None
+        (kind,) = inner
+    name = _PLAIN.get(kind)
+    if name is None:
+        return None
+    column = _one(pyarrow, pyarrow.array(values))
+    wanted = getattr(pyarrow, name)()
+    return column if column.type.equals(pyarrow.list_(wanted) if nested else wanted) else None
 
 
 def _has_times(pyarrow: Any, kind: Any) -> bool:
@@ -62,37 +130,73 @@ def _times(values: Iterable[Any]) -> Iterator[datetime]:
             yield from _times(value)
 
 
-def in_zone(pyarrow: Any, kind: Any, first: Any) -> Any:
-    """Return the type, where both have times with a zone in that of the other: what counts is the moment."""
-    if pyarrow.types.is_timestamp(kind) and pyarrow.types.is_timestamp(first):
-        return pyarrow.timestamp(kind.unit, first.tz) if kind.tz and first.tz else kind
-    if pyarrow.types.is_struct(kind) and pyarrow.types.is_struct(first):
-        known = {field.name: field.type for field in first}
-        return pyarrow.struct(
-            [
-                field.with_type(in_zone(pyarrow, field.type, known.get(field.name, field.type)))
-                for field in kind
-            ]
-        )
-    if pyarrow.types.is_list(kind) and pyarrow.types.is_list(first):
-        inner = kind.value_field
-        return pyarrow.list_(inner.with_type(in_zone(pyarrow, inner.type, first.value_type)))
-    return kind
+def rooms(pyarrow: Any, kinds: Iterable[Any]) -> Any:
+    """Return the type with room for the values of all; TypeError if there is none."""
+    return reduce(lambda first, other: _room(pyarrow, first, other), kinds)
+
+
+def _room(pyarrow: Any, first: Any, other: Any) -> Any:
+    kinds = pyarrow.types
+    if first.equals(other) or kinds.is_null(other):
+        return first
+    if kinds.is_null(first):
+        return other
+    if kinds.is_struct(first) and kinds.is_struct(other):
+        fields = {field.name: field.type for field in first}
+        for field in other:
+            fields[field.name] = _room(pyarrow, fields.get(field.name, pyarrow.null()), field.type)
+        return pyarrow.struct(list(fields.items()))
+    if _is_list(pyarrow, first) and _is_list(pyarrow, other):
+        large = kinds.is_large_list(first) or kinds.is_large_list(other)
+        inner = _room(pyarrow, first.value_type, other.value_type)
+        return pyarrow.large_list(inner) if large else pyarrow.list_(inner)
+    if kinds.is_timestamp(first) and kinds.is_timestamp(other) and first.tz and other.tz:
+        other = pyarrow.timestamp(other.unit, first.tz)  # what counts is the moment
+    if kinds.is_decimal(first) or kinds.is_decimal(other):  # else one for both would have no room for 200
+        first, other = (_decimal(pyarrow, kind) for kind in (first, other))
+    schemas = [pyarrow.schema([("", kind)]) for kind in (first, other)]
+    try:
+        found = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except Exception:
+        found = None
+    if found is None or not (widens(pyarrow, first, found) and widens(pyarrow, other, found)):
+        raise TypeError(f"there are values that are {first} and {other}")
+    return found
+
+
+def _decimal(pyarrow: Any, kind: Any) -> Any:
+    """Return the type of decimals with room for any of these whole numbers; other types as they are."""
+    if not pyarrow.types.is_integer(kind):
+        return kind
+    digits = len(
+        str(2**kind.bit_width - 1 if pyarrow.types.is_unsigned_integer(kind) else 2 ** (kind.bit_width - 1))
+    )
+    return pyarrow.decimal128(digits, 0)
+
+
+def as_kind(pyarrow: Any, column: Any, kind: Any) -> Any:
+    """Return a column with this type; an exception if a value has no place in it, or would be another one."""
+    if column.type.equals(kind):
+        return column
+    try:
+        return column.cast(kind)
+    except Exception:
+        return remade(pyarrow, column.to_pylist(), kind)
+
+
+def remade(pyarrow: Any, values: Sequence[Any], kind: Any) -> Any:
+    """Return a column of this type that is made of the values: pyarrow has no casts for some."""
+    made = pyarrow.array(values, type=kind)
+    bad = lost(pyarrow, values, made)
+    if bad is not None:
+        raise ValueError(f"it would become {short_repr(made[bad].as_py())}")
+    return made
 
 
 def _one(pyarrow: Any, column: Any) -> Any:
     if isinstance(column, pyarrow.ChunkedArray):
-        raise ValueError("there are more than 2 GiB of it in one partition: give parallel() a partition_size")
+        raise ValueError(TOO_MUCH)
     return column
-
-
-def _room(pyarrow: Any, kinds: Sequence[Any]) -> Any:
-    schemas = [pyarrow.schema([("", kind)]) for kind in kinds]
-    found = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
-    for kind in kinds:
-        if not widens(pyarrow, kind, found):
-            raise TypeError(f"there are values that are {kind} and {found}")
-    return found
 
 
 def widens(pyarrow: Any, kind: Any, wide: Any) -> bool:

@@ -55,10 +55,12 @@ class ParquetFiles(Rolling):
         batch = part.batch.slice(row, stop - row) if whole else self._tables.begin_of(part, stop)
         before = ends[row - 1] if row else 0
         self._filled += batch.num_rows
+        if row or stop < len(ends):
+            ends = [end - before for end in ends[row:stop]]
         if self._schema is None:
-            self._waiting.add(batch, [end - before for end in ends[row:stop]])
+            self._waiting.add(batch, ends)
         else:
-            self._write(batch, [end - before for end in ends[row:stop]])
+            self._write(batch, ends)
 
     def _write(self, batch: Any, ends: list[int]) -> None:
         if self._writer is None:

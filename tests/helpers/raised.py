@@ -28,7 +28,6 @@ WITHIN = {
     "its address is …",  # is quoted in the message of a scheduler file
     "a partition of a bag was cut short",
     "it would become …",  # parts of messages of columns
-    "column …: …",
     "there are values that are … and …",
     "the segment of this partition has been given to another one",  # sent again
     "another run of this task has put its results here",

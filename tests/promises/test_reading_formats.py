@@ -231,6 +231,11 @@ def test_the_members_of_a_zip_file(tmp_path: Path, cluster: Connection, method: 
     assert list(read_archive(path, "nothing")) == []
     assert read_archive(path).stats.elements_in is not None
     assert read_archive(path).bag.npartitions == len(MEMBERS)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.txt", b"first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.txt", b"second")
+    assert list(read_archive(path)) == [("a.txt", b"first"), ("a.txt", b"second")]
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tgz", "tar.bz2", "tar.xz", "data"])
@@ -245,11 +250,14 @@ def test_the_members_of_a_tar_file(tmp_path: Path, cluster: Connection, suffix: 
             (tarfile.DIRTYPE, "folder"),
             (tarfile.SYMTYPE, "points"),
             (tarfile.LNKTYPE, "also"),
+            (tarfile.LNKTYPE, "./again"),
         ):
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "a.txt"
+            member.type, member.linkname = kind, "also" if "again" in name else "a.txt"
             archive.addfile(member)
-    assert list(read_archive(path)) == [*MEMBERS.items(), ("also", MEMBERS["a.txt"])]
+    linked = [(name, MEMBERS["a.txt"]) for name in ("also", "./again")]
+    assert list(read_archive(path)) == [*MEMBERS.items(), *linked]
+    assert list(read_archive(path, "*again")) == linked[1:]
     assert list(read_archive(path, "dir/*")) == [
         (name, MEMBERS[name]) for name in ("dir/b.json", "dir/c.txt")
     ]
@@ -271,10 +279,24 @@ def test_an_archive_that_is_damaged_is_named(tmp_path: Path, inline: Connection)
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w:gz") as tar:
         tar.add(__file__, "one")
-    (tmp_path / "cut.tar.gz").write_bytes(whole.getvalue()[:-200])
-    with pytest.raises((EOFError, tarfile.ReadError)) as raised:
-        list(read_archive(tmp_path / "cut.tar.gz"))
-    assert any("cut.tar.gz" in note for note in raised.value.__notes__)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for name in ("one", "two"):
+            tar.addfile(tarfile.TarInfo(name))
+    header = bytearray(plain.getvalue())
+    header[600] ^= 1
+    for name, damaged in (
+        ("cut.tar.gz", whole.getvalue()[:-200]),
+        ("end.tar.gz", whole.getvalue()[:-5]),
+        ("sum.tar.gz", whole.getvalue()[:-8] + b"12345678"),
+        ("head.tar", bytes(header)),
+        ("half.tar", plain.getvalue()[:700]),
+        ("none.zip", b"neither of them"),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises((OSError, EOFError, tarfile.ReadError)) as raised:
+            list(read_archive(tmp_path / name))
+        assert any(name in note for note in raised.value.__notes__)
 
 
 # Parquet ------------------------------------------------------------------------------------------
@@ -299,6 +321,11 @@ def test_rows_and_batches_of_parquet(tmp_path: Path, cluster: Connection) -> Non
     assert list(read_parquet(tmp_path / "c.parquet")) == []
     with pytest.raises(ValueError, match=r"a\.parquet' has no column 'q', only \['x', 'y'\]"):
         read_parquet(tmp_path / "a.parquet", columns=["x", "q"])
+    parquet.write_table(pyarrow.table({"n": [{"x": 1, "y": 2}], "a.b": [3]}), tmp_path / "nested")
+    assert list(read_parquet(tmp_path / "nested", columns=["n.x", "a.b"])) == [{"n": {"x": 1}, "a.b": 3}]
+    for column in ("n.z", "n.xy", "a", "n."):
+        with pytest.raises(ValueError, match=f"has no column '{column}'"):
+            read_parquet(tmp_path / "nested", columns=[column])
     (tmp_path / "d.parquet").write_text("a,b\n")
     with pytest.raises(pyarrow.ArrowInvalid) as raised:
         read_parquet(tmp_path / "*.parquet")

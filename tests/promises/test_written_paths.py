@@ -6,12 +6,15 @@ import os
 import stat
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parcoll import Connection, parallel
+from parcoll.output.placing import LocalTarget
 
 
 def names(folder: Path) -> list[str]:
@@ -86,7 +89,37 @@ class TestWhatIsThere:
         self.refused(tmp_path / "new" / ("n" * 300), OSError, "too long")
         self.refused(tmp_path / ("n" * 252 + "*"), OSError, "too long")
         self.refused("nosuch://a/b", ValueError, "nosuch")
-        assert names(tmp_path) == ["file", "folder", "pipe"]
+        (tmp_path / "p-00007").mkdir()
+        self.refused(tmp_path / "p-*", IsADirectoryError, "p-00007", overwrite=True)
+        end, other = os.pipe()
+        self.refused(f"/dev/fd/{other}", ValueError, "a device or a pipe", overwrite=True)
+        os.close(end)
+        os.close(other)
+        assert names(tmp_path) == ["file", "folder", "p-00007", "pipe"]
+
+    def test_what_others_have_written_stays(self, inline: Connection, tmp_path: Path) -> None:
+        kept = ["p-20200101", "p-3", "p-00003.bak", "p-+0003"]
+        for name in [*kept, "p-00003", "p-00100"]:
+            (tmp_path / name).write_text("")
+        written = parallel([1, 2]).write_jsonl(tmp_path / "p-*", overwrite=True, rows_per_file=1)
+        assert names(tmp_path) == sorted([*kept, *map(os.path.basename, written.files)])
+
+    def test_of_two_runs_that_end_at_once_one_counts(self, tmp_path: Path) -> None:
+        def run(rows: int) -> None:
+            target = LocalTarget(str(tmp_path / "p-*"), True, "write_text()")
+            target.begin()
+            for number in range(rows):
+                with target.open(number) as file:
+                    file.write(b"%d" % rows)
+            begin.wait()
+            target.commit()
+
+        for _ in range(5):
+            begin = threading.Barrier(2)
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(run, [40, 30]))
+            found = {path.read_text() for path in tmp_path.iterdir()}
+            assert [str(len(names(tmp_path)))] == [*found]
 
     def test_a_folder_without_permission(
         self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,12 +155,15 @@ class TestWhatIsThere:
             (tmp_path / "old").write_text("")
             (tmp_path / "old").chmod(0o604)
             parallel([1]).write_jsonl(tmp_path / "old", overwrite=True)
+            (tmp_path / "q-00000").touch(0o604)
+            parallel([1, 2]).write_jsonl(tmp_path / "q-*", overwrite=True, rows_per_file=1)
         finally:
             os.umask(before)
         modes = [
-            stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "new/a", "p-00000", "old")
+            stat.S_IMODE((tmp_path / name).stat().st_mode)
+            for name in ("new", "new/a", "p-00000", "old", "q-00000", "q-00001")
         ]
-        assert modes == [0o750, 0o640, 0o640, 0o604]
+        assert modes == [0o750, 0o640, 0o640, 0o604, 0o600, 0o640]
 
     def test_paths_are_what_they_say(
         self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,14 +7,17 @@ has no directory, and is read from its start to its end.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import fnmatch
+import itertools
+import posixpath
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from parcoll.chain.failures import stands_between
 from parcoll.files import codecs
@@ -23,6 +26,7 @@ from parcoll.files.descriptors import Descriptor, Format, opened, tell
 _TAR_SUFFIXES = {".tar": None, ".tgz": "gzip", ".tbz2": "bz2", ".tbz": "bz2", ".txz": "xz", ".tzst": "zstd"}
 _HEADER = struct.Struct("<4s5H3L2H")  # of a member, before its name
 _ENCRYPTED = 0x1
+_DAMAGED = ("InvalidHeaderError", "TruncatedHeaderError")  # those that are not the end of an archive
 
 
 class Member(NamedTuple):
@@ -110,31 +114,67 @@ class Archive(Format):
             raise
 
     def _of_tar(self, descriptor: Descriptor) -> Iterator[tuple[str, bytes]]:
-        is_tar, name = compression_of(descriptor.path)
-        with opened(descriptor, self.systems) as file:
-            source = codecs.reading(file, name)
-            with tarfile.open(fileobj=source, mode="r|" if is_tar else "r|*") as archive:
-                for member in archive:
-                    matches = fnmatch.fnmatchcase(member.name, self.pattern)
-                    if matches and member.islnk():
-                        yield member.name, self._linked(descriptor, member.linkname)
-                    elif matches and member.isfile():
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        yield member.name, content.read()
+        files: dict[str, int] = {}  # the number of the member that has what is in the file of this name
+        for number, (archive, member) in enumerate(self._tar(descriptor)):
+            name = posixpath.normpath(member.name)
+            if member.islnk():
+                target = posixpath.normpath(member.linkname)
+                if target in files:
+                    files[name] = files[target]
+            elif member.isfile():
+                files[name] = number
+            if not fnmatch.fnmatchcase(member.name, self.pattern):
+                continue
+            if member.islnk():
+                if name not in files:
+                    raise tarfile.ReadError(
+                        f"the archive has no member {member.linkname!r}, to which another one is a link"
+                    )
+                yield member.name, self._linked(descriptor, files[name])
+            elif member.isfile():
+                yield member.name, _content(archive, member)
 
-    def _linked(self, descriptor: Descriptor, target: str) -> bytes:
-        """Return what is in a member of which another one is a link: one that came before it."""
+    def _tar(self, descriptor: Descriptor) -> Generator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         is_tar, name = compression_of(descriptor.path)
         with opened(descriptor, self.systems) as file:
             source = codecs.reading(file, name)
-            with tarfile.open(fileobj=source, mode="r|" if is_tar else "r|*") as archive:
+            try:
+                mode: Literal["r|", "r|*"] = "r|" if is_tar else "r|*"
+                opened_tar = tarfile.open(fileobj=source, mode=mode, tarinfo=_Header)  # noqa: SIM115 - closed below
+            except tarfile.ReadError as error:
+                if is_tar:
+                    raise
+                raise tarfile.ReadError(f"it is neither a zip file nor a tar file ({error})") from error
+            with opened_tar as archive:
                 for member in archive:
-                    if member.name == target and member.isfile():
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        return content.read()
-        raise tarfile.ReadError(f"the archive has no member {target!r}, to which another one is a link")
+                    yield archive, member
+            while name is not None and source.read(codecs.CHUNK):  # at its end, it tells what is damaged
+                pass
+
+    def _linked(self, descriptor: Descriptor, wanted: int) -> bytes:
+        """Return what is in the member of this number."""
+        with contextlib.closing(self._tar(descriptor)) as members:
+            return _content(*next(itertools.islice(members, wanted, None)))
+
+
+class _Header(tarfile.TarInfo):
+    """A header, of which a damaged one is an error, also behind others: `tarfile` takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next one."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ not in _DAMAGED:
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = archive.extractfile(member)
+    assert content is not None
+    return content.read()
 
 
 def _unpacked(file: Any, at: int, member: Member) -> bytes:
@@ -142,8 +182,8 @@ def _unpacked(file: Any, at: int, member: Member) -> bytes:
     if member.flags & _ENCRYPTED:
         raise RuntimeError(f"the member {member.name!r} is encrypted")
     if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
-        with zipfile.ZipFile(file) as archive:
-            return archive.read(member.name)
+        with zipfile.ZipFile(file) as archive:  # several may have this name
+            return archive.read(next(one for one in archive.infolist() if one.header_offset == at))
     file.seek(at)
     head = file.read(_HEADER.size)
     if len(head) < _HEADER.size or not head.startswith(b"PK\3\4"):

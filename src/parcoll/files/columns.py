@@ -37,19 +37,21 @@ class RowGroups:
         parquet = pyarrow_parquet("read_parquet")
         try:
             with opened(file, self.systems) as source, parquet.ParquetFile(source) as opened_file:
-                self._check(opened_file.schema_arrow.names, file.path)
+                leaves = [opened_file.schema.column(i).path for i in range(len(opened_file.schema))]
+                self._check(opened_file.schema_arrow.names, leaves, file.path)
                 number = opened_file.metadata.num_row_groups
         except Exception as error:
             tell(error, repr(file.path))
             raise
         return [file._replace(part=f"row group {index}") for index in range(number)]
 
-    def _check(self, names: list[str], path: str) -> None:
+    def _check(self, names: list[str], leaves: list[str], path: str) -> None:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"{path!r} has more than one column {min(twice)!r}")
+        nested = set(leaves) - set(names)
         for column in self.columns or ():
-            if column not in names and column.partition(".")[0] not in names:
+            if column not in names and not any(f"{leaf}.".startswith(f"{column}.") for leaf in nested):
                 raise ValueError(f"{path!r} has no column {column!r}, only {short_repr(names)}")
 
 

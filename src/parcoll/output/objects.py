@@ -120,7 +120,8 @@ class RemoteTarget:
         if not self.several:
             path = self._place.folder + self._place.name
             return [path] if self._system.exists(path) else []
-        return [path for path in self._names() if self._place.number_of(path.rpartition("/")[2]) is not None]
+        paths = {path.rpartition("/")[2]: path for path in self._names()}
+        return [paths[name] for name in self._place.numbered_among(paths)]
 
     # Files of this machine ---------------------------------------------------------------------------
 

@@ -7,12 +7,14 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from parcoll.output import staging
 from parcoll.output.staging import Staging
 
 PARENTS = 8  # folders around each other in which leftovers are looked for
+DIGITS = 5  # of the number in the name of a file, at least
 URL = re.compile(r"^([A-Za-z][\w.+-]*::)*[A-Za-z][\w.+-]*://")
 
 
@@ -58,16 +60,22 @@ class Pattern:
 
     def numbered(self, number: int) -> str:
         """Return the name of a file in its folder."""
-        return f"{self._before}{number:05d}{self._behind}" if self.several else self.name
+        return f"{self._before}{number:0{DIGITS}d}{self._behind}" if self.several else self.name
 
     def number_of(self, name: str) -> int | None:
         """Return the number of a file of this name; None if it is no such file."""
         if not self.several or not name.startswith(self._before) or not name.endswith(self._behind):
             return None
         digits = name[len(self._before) : len(name) - len(self._behind)]
-        if not (digits.isascii() and digits.isdigit()) or f"{int(digits):05d}" != digits:
+        if not (digits.isascii() and digits.isdigit()) or f"{int(digits):0{DIGITS}d}" != digits:
             return None
         return int(digits)
+
+    def numbered_among(self, names: Iterable[str]) -> list[str]:
+        """Return those that may be files of this target. One of 20200101 is of somebody who means a date."""
+        found = {name: number for name in names if (number := self.number_of(name)) is not None}
+        most = max(len(found), 10**DIGITS)
+        return sorted(name for name, number in found.items() if number < most)
 
 
 class LocalTarget:
@@ -81,7 +89,8 @@ class LocalTarget:
         self._staging: Staging | None = None
         self.several = self._given.several
         path = os.path.expanduser(path) if path.startswith("~") else path
-        folder, name = os.path.split(os.path.abspath(path))
+        self._asked = os.path.abspath(path)
+        folder, name = os.path.split(self._asked)
         folder = os.path.realpath(folder)
         if not self.several and os.path.islink(os.path.join(folder, name)):  # as `open` follows it
             folder, name = os.path.split(os.path.realpath(os.path.join(folder, name)))
@@ -109,24 +118,25 @@ class LocalTarget:
             beside = os.path.dirname(beside)
         if self._missing:
             return
-        if not self.several:
-            self._check_place()
+        self._check_place()
         if not self._overwrite:
             self._check_free()
 
     def _check_place(self) -> None:
-        try:
-            mode = os.stat(self._path).st_mode
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, f"{self._what} needs a path that is no folder", self._path)
-        if not stat.S_ISREG(mode):
-            raise ValueError(
-                f"{self._what} replaces a file as a whole, and {self._path!r} is a device or a pipe"
-            )
-        if self._overwrite and not os.access(self._path, os.W_OK):
-            raise PermissionError(errno.EACCES, f"{self._what} may not replace", self._path)
+        several = self._existing() if self._overwrite else []  # which else are not to be there at all
+        for path in several if self.several else [self._asked]:
+            try:
+                mode = os.stat(path).st_mode
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, f"{self._what} needs a path that is no folder", path)
+            if not stat.S_ISREG(mode):
+                raise ValueError(
+                    f"{self._what} replaces a file as a whole, and {path!r} is a device or a pipe"
+                )
+            if self._overwrite and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, f"{self._what} may not replace", path)
 
     def _check_free(self) -> None:
         found = self._existing()
@@ -144,8 +154,7 @@ class LocalTarget:
             names = os.listdir(self._folder)
         except FileNotFoundError:
             return []
-        names = sorted(name for name in names if self._given.number_of(name) is not None)
-        return [os.path.join(self._folder, name) for name in names]
+        return [os.path.join(self._folder, name) for name in self._given.numbered_among(names)]
 
     def begin(self) -> None:
         """Make the folder in which files are written."""
@@ -213,25 +222,33 @@ class LocalTarget:
                     staging.sync(self._folder)
                     return True
             self._check_free()
-        with contextlib.suppress(OSError):
-            os.chmod(source, stat.S_IMODE(os.stat(self._path).st_mode))
+        _keep_mode(self._path, source)
         os.replace(source, self._path)
         staging.sync(self._folder)
         return True
 
     def _move(self) -> None:
         assert self._staging is not None
-        if not self._overwrite:
-            self._check_free()
-        new = [os.path.join(self._folder, name) for name in self._made]
-        moves = [
-            (os.path.join(*self._missing, name), final) for name, final in zip(self._made, new, strict=True)
-        ]
-        stale = sorted(set(self._existing()) - set(new))
-        self._staging.commit(moves, stale)
+        with staging.alone(self._folder):  # of two runs, the files of one
+            if not self._overwrite:
+                self._check_free()
+            self._check_place()
+            files = os.path.join(self._staging.files, *self._missing)
+            moves = [
+                (os.path.join(*self._missing, name), os.path.join(self._folder, name)) for name in self._made
+            ]
+            for name, (_, final) in zip(self._made, moves, strict=True):
+                _keep_mode(final, os.path.join(files, name))
+            stale = sorted(set(self._existing()) - {final for _, final in moves})
+            self._staging.commit(moves, stale)
 
     def abandon(self) -> None:
         """Remove the folder in which files were written."""
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
+
+
+def _keep_mode(old: str, new: str) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))

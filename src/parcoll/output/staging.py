@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from parcoll.log import logger
@@ -114,11 +115,31 @@ def leftovers(beside: str, target: str) -> None:
         try:
             if os.path.exists(os.path.join(path, COMMIT)):
                 logger.warning("%s: the files that a killed run had written whole are put in place", path)
-                _finish(path)
+                with alone(os.path.dirname(target)):
+                    _finish(path)
             _remove(path)
         finally:
             _held.discard(lock)
             os.close(lock)
+
+
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Wait until no other run puts files in place in this folder, and keep others from it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    _held.add(descriptor)
+    try:
+        if "fcntl" in globals():
+            with contextlib.suppress(OSError):  # a filesystem without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 def _prefix(target: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from parcoll import Connection, ParallelGen, parallel
+from parcoll.output.kinds import inferred
+from parcoll.output.tables import plain_column
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -324,3 +328,27 @@ def test_types_do_not_depend_on_which_rows_came_together(
         assert [row["a"] for row in found[0][1]] == values
     elif UTC in zones:
         assert found[0][1] == [True]
+
+
+def test_columns_are_those_of_pyarrow() -> None:
+    """Also where pyarrow does not make them."""
+    some = random.Random(1)
+    kinds: list[tuple[Any, ...]] = [
+        (0, -1, 2**63 - 1, -(2**63)),
+        (1.5, math.inf, -0.0),
+        ("", "a", "é", "\U0001d11e\0"),
+        (b"", b"x\0"),
+        (True, False),
+    ]
+    for _ in range(300):
+        choices = (*some.choice(kinds), *[None] * some.choice([0, 0, 2, 99]))
+        values: list[Any] = some.choices(choices, k=some.randrange(20))
+        if some.random() < 0.6:
+            values = [some.choice([None, [], values[:3], values[2:4]]) for _ in values]
+        column, expected = inferred(pyarrow, values), pyarrow.array(values)
+        column.validate(full=True)
+        assert column.type == expected.type
+        assert column.equals(expected)
+        assert column.null_count == expected.null_count
+    for odd in ([2**63], [-1, True], ["\ud800"], [[1], [2.5]], [[["a"], None]], [()]):
+        assert plain_column(pyarrow, set(map(type, odd)), odd) is None or odd == [[["a"], None]]

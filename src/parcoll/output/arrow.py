@@ -20,7 +20,7 @@ from parcoll.output.kinds import (
     rooms,
     sizes_of,
 )
-from parcoll.output.tables import TableEncoder, Tables, columns_of, package
+from parcoll.output.tables import TableEncoder, Tables, columns_of, made_by_pyarrow, package
 from parcoll.text import describe, line_of, short_repr
 
 TOGETHER = 256  # rows that become columns at once. They are dropped before the garbage collector sees them.
@@ -146,7 +146,9 @@ class Arrow(Tables):
     @staticmethod
     def _batch(pyarrow: Any, rows: int, columns: list[Any], schema: Any) -> Any:
         if not columns:
-            return pyarrow.RecordBatch.from_struct_array(pyarrow.array([{}] * rows, pyarrow.struct([])))
+            return pyarrow.RecordBatch.from_struct_array(
+                made_by_pyarrow(pyarrow, [{}] * rows, pyarrow.struct([]))
+            )
         return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
     def made(self, rows: Sequence[Any]) -> Any:
@@ -221,9 +223,9 @@ class Arrow(Tables):
     def _of_field(self, pyarrow: Any, values: list[Any], field: Any) -> Any:
         name = field.name
         try:
-            column = pyarrow.array(values, type=field.type)
+            column = made_by_pyarrow(pyarrow, values, field.type)
         except Exception as error:
-            position, why = first_bad(values, lambda some: pyarrow.array(some, type=field.type), error)
+            position, why = first_bad(values, lambda some: made_by_pyarrow(pyarrow, some, field.type), error)
             raise MisfitError(
                 f"{self.what}: {short_repr(values[position])} in column {name!r} is no {field.type} "
                 f"({line_of(why)})",

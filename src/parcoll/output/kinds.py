@@ -10,13 +10,11 @@ from functools import reduce
 from itertools import chain
 from typing import Any
 
+from parcoll.output.tables import NONE, lists_of, made_by_pyarrow, plain_column
 from parcoll.text import describe, short_repr
 
-NONE = type(None)
-_UNITS = frozenset(["datetime64", "timedelta64"])
 TOO_MUCH = "there are more than 2 GiB of it in one partition: give parallel() a partition_size"
-# Of all values of these types nothing is lost in columns of those; whole numbers may need others.
-_PLAIN = {bool: "bool_", int: "int64", float: "float64", str: "string", bytes: "binary"}
+_UNITS = frozenset(["datetime64", "timedelta64"])
 
 
 def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
@@ -24,13 +22,15 @@ def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
 
     It is the `room` for the types that each would have alone: so tables of other rows come to the same.
     """
-    found = set(map(type, values)) - {NONE}
-    if len(found) == 1 and (plain := _plain(pyarrow, next(iter(found)), values)) is not None:
+    found = set(map(type, values))
+    if (plain := plain_column(pyarrow, found, values)) is not None:
         return plain
+    found.discard(NONE)
     groups = _groups(values, found)
     if len(groups) < 2:
         if list in groups:
-            return _lists(pyarrow, values)
+            inner = inferred(pyarrow, list(chain.from_iterable(filter(None, values))))
+            return lists_of(pyarrow, inner, values)
         return _structs(pyarrow, values) if dict in groups else _alone(pyarrow, values, found)
     columns = [inferred(pyarrow, [values[i] for i in positions]) for positions in groups.values()]
     kind = rooms(pyarrow, [column.type for column in columns])
@@ -38,7 +38,7 @@ def inferred(pyarrow: Any, values: Sequence[Any]) -> Any:
     for place, position in enumerate(chain.from_iterable(groups.values())):
         places[position] = place
     every = pyarrow.concat_arrays([as_kind(pyarrow, column, kind) for column in columns])
-    return _one(pyarrow, every.take(pyarrow.array(places, pyarrow.int64())))
+    return _one(pyarrow, every.take(plain_column(pyarrow, set(map(type, places)), places)))
 
 
 def _groups(values: Sequence[Any], found: set[type]) -> dict[Any, list[int]]:
@@ -64,7 +64,7 @@ def _has_unit(kind: type) -> bool:
 
 
 def _alone(pyarrow: Any, values: Sequence[Any], found: set[type]) -> Any:
-    column = _one(pyarrow, pyarrow.array(values))
+    column = _one(pyarrow, made_by_pyarrow(pyarrow, values))
     bad = lost(pyarrow, values, column, found)
     if bad is not None:
         raise TypeError(f"{short_repr(values[bad])} would become {short_repr(column[bad].as_py())}")
@@ -74,19 +74,10 @@ def _alone(pyarrow: Any, values: Sequence[Any], found: set[type]) -> Any:
     return column
 
 
-def _lists(pyarrow: Any, values: Sequence[Any]) -> Any:
-    ends, offsets = 0, []
-    for value in values:
-        offsets.append(None if value is None else ends)
-        ends += len(value or ())
-    inner = inferred(pyarrow, list(chain.from_iterable(filter(None, values))))
-    return pyarrow.ListArray.from_arrays(pyarrow.array([*offsets, ends], pyarrow.int32()), inner)
-
-
 def _structs(pyarrow: Any, values: Sequence[Any]) -> Any:
     names = list(dict.fromkeys(chain.from_iterable(filter(None, values))))
     if not names:
-        return pyarrow.array(values, pyarrow.struct([]))
+        return made_by_pyarrow(pyarrow, values, pyarrow.struct([]))
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"the names of fields are str, got {describe(name)}")
@@ -94,24 +85,8 @@ def _structs(pyarrow: Any, values: Sequence[Any]) -> Any:
         inferred(pyarrow, [None if value is None else value.get(name) for value in values]) for name in names
     ]
     missing = [value is None for value in values]
-    mask = pyarrow.array(missing) if any(missing) else None
+    mask = plain_column(pyarrow, {bool}, missing) if any(missing) else None
     return pyarrow.StructArray.from_arrays(columns, names=names, mask=mask)
-
-
-def _plain(pyarrow: Any, kind: type, values: Sequence[Any]) -> Any:
-    """Return the column of values of one type, or of lists of them, if pyarrow loses nothing; else None."""
-    nested = kind is list
-    if nested:
-        inner = set(map(type, chain.from_iterable(filter(None, values)))) - {NONE}
-        if len(inner) != 1:
-            return None
-        (kind,) = inner
-    name = _PLAIN.get(kind)
-    if name is None:
-        return None
-    column = _one(pyarrow, pyarrow.array(values))
-    wanted = getattr(pyarrow, name)()
-    return column if column.type.equals(pyarrow.list_(wanted) if nested else wanted) else None
 
 
 def _has_times(pyarrow: Any, kind: Any) -> bool:
@@ -186,7 +161,7 @@ def as_kind(pyarrow: Any, column: Any, kind: Any) -> Any:
 
 def remade(pyarrow: Any, values: Sequence[Any], kind: Any) -> Any:
     """Return a column of this type that is made of the values: pyarrow has no casts for some."""
-    made = pyarrow.array(values, type=kind)
+    made = made_by_pyarrow(pyarrow, values, kind)
     bad = lost(pyarrow, values, made)
     if bad is not None:
         raise ValueError(f"it would become {short_repr(made[bad].as_py())}")
@@ -339,6 +314,11 @@ def sizes_of(pyarrow: Any, batch: Any) -> bytes:
     return memoryview(total.buffers()[1]).cast("B")[8 * total.offset :][: 8 * len(total)].tobytes()
 
 
+def _number(pyarrow: Any, number: int) -> Any:
+    """Return a scalar. `pyarrow.scalar` imports pandas."""
+    return plain_column(pyarrow, {int}, [number])[0]
+
+
 def _zeros(pyarrow: Any, count: int) -> Any:
     return pyarrow.Array.from_buffers(pyarrow.int64(), count, [None, pyarrow.py_buffer(bytes(8 * count))])
 
@@ -349,7 +329,7 @@ def _sizes(pyarrow: Any, compute: Any, column: Any) -> Any:
     if kinds.is_null(kind):
         return _zeros(pyarrow, len(column))
     if any(is_one(kind) for is_one in (kinds.is_string, kinds.is_binary, kinds.is_large_string)):
-        return compute.fill_null(compute.binary_length(column), 0).cast(int64)
+        return compute.fill_null(compute.binary_length(column).cast(int64), _number(pyarrow, 0))
     if kinds.is_struct(kind):
         total = _zeros(pyarrow, len(column))
         for inner in column.flatten():
@@ -360,5 +340,5 @@ def _sizes(pyarrow: Any, compute: Any, column: Any) -> Any:
         ends = pyarrow.concat_arrays([_zeros(pyarrow, 1), compute.cumulative_sum(inner).cast(int64)])
         at = ends.take(column.offsets)
         found = compute.subtract(at.slice(1), at.slice(0, len(at) - 1))
-        return compute.if_else(column.is_valid(), found, 0)
-    return compute.multiply(column.is_valid().cast(int64), 8)
+        return compute.if_else(column.is_valid(), found, _number(pyarrow, 0))
+    return compute.multiply(column.is_valid().cast(int64), _number(pyarrow, 8))

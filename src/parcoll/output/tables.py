@@ -6,13 +6,26 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from operator import itemgetter
 from typing import Any
 
 from parcoll.chain import apart
 from parcoll.output.encoding import MisfitError
 from parcoll.text import describe
+
+NONE = type(None)
+# For types of values: the types of columns that have room for any, what fills gaps, and codes of `array`.
+# Whole numbers may need other columns.
+_PLAIN: dict[type, tuple[str, Any, str]] = {
+    bool: ("bool_", False, ""),
+    int: ("int64", 0, "q"),
+    float: ("float64", 0.0, "d"),
+    str: ("string", "", ""),
+    bytes: ("binary", b"", ""),
+}
 
 
 def package(name: str, what: str) -> Any:
@@ -24,7 +37,6 @@ def package(name: str, what: str) -> Any:
         found = importlib.import_module(name)
         if name == "pyarrow":
             importlib.import_module("pyarrow.compute")
-            found.array([1])  # the first one looks for pandas, which takes seconds, too
         return found
     except ImportError as error:
         raise ModuleNotFoundError(
@@ -100,6 +112,78 @@ def columns_of(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:
         if not row.keys() <= found.keys():
             found |= dict.fromkeys(row)
     return {name: [row.get(name) for row in rows] for name in found}
+
+
+def plain_column(pyarrow: Any, found: set[type], values: Sequence[Any]) -> Any:
+    """Return the column of values of one of a few types, or of lists of them; None if others may suit them.
+
+    `found` are their types. The column is the one that `pyarrow.array` returns. But that imports pandas: in
+    0.2 s, and with many objects that each full garbage collection then looks at.
+    """
+    if found <= {NONE}:
+        return pyarrow.nulls(len(values))
+    try:
+        if found <= {list, NONE}:
+            inner = list(chain.from_iterable(filter(None, values)))
+            column = plain_column(pyarrow, set(map(type, inner)), inner)
+            return None if column is None else lists_of(pyarrow, column, values)
+        (kind,) = found - {NONE}
+        if kind not in _PLAIN:
+            return None
+        name, filler, _ = _PLAIN[kind]
+        bits = None
+        if NONE in found:
+            bits = _bits(pyarrow, [value is not None for value in values])
+            values = [filler if value is None else value for value in values]
+        buffers = [bits, *_content(pyarrow, kind, values)]
+    except (ValueError, OverflowError):  # several types; or too large, or text that no utf-8 has
+        return None
+    return pyarrow.Array.from_buffers(getattr(pyarrow, name)(), len(values), buffers)
+
+
+def _content(pyarrow: Any, kind: type, values: Sequence[Any]) -> list[Any]:
+    """Return the buffers of a column, but for the one that says where values are missing."""
+    code = _PLAIN[kind][2]
+    if code:
+        return [pyarrow.py_buffer(array(code, values))]
+    if kind is bool:
+        return [_bits(pyarrow, values)]
+    if kind is bytes:
+        content = b"".join(values)
+    else:
+        text = "".join(values)
+        content = text.encode()
+        if len(content) > len(text):
+            values = [value.encode() for value in values]
+    return [_ends(pyarrow, map(len, values)), pyarrow.py_buffer(content)]
+
+
+def _ends(pyarrow: Any, sizes: Iterable[int]) -> Any:
+    return pyarrow.py_buffer(array("i", accumulate(sizes, initial=0)))
+
+
+def _bits(pyarrow: Any, values: Sequence[bool]) -> Any:
+    flags = pyarrow.Array.from_buffers(pyarrow.uint8(), len(values), [None, pyarrow.py_buffer(bytes(values))])
+    return flags.cast(pyarrow.bool_()).buffers()[1]
+
+
+def lists_of(pyarrow: Any, inner: Any, values: Sequence[Any]) -> Any:
+    """Return the column of lists whose elements are in another one."""
+    bits = None
+    if any(value is None for value in values):
+        bits = _bits(pyarrow, [value is not None for value in values])
+    ends = _ends(pyarrow, (0 if value is None else len(value) for value in values))
+    kind = pyarrow.list_(inner.type)
+    return pyarrow.Array.from_buffers(kind, len(values), [bits, ends], children=[inner])
+
+
+def made_by_pyarrow(pyarrow: Any, values: Sequence[Any], kind: Any = None) -> Any:
+    """Return a column of values, which tell its type if it is not given."""
+    if "pandas" not in sys.modules:
+        started = time.perf_counter()
+        pyarrow.array([1])  # which looks for pandas
+        apart.spend(time.perf_counter() - started)  # as in `package`
+    return pyarrow.array(values, type=kind)
 
 
 class Frames(Tables):

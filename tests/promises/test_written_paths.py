@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import stat
 import sys
 import tempfile
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from parcoll import Connection, parallel
@@ -103,6 +106,52 @@ class TestWhatIsThere:
             (tmp_path / name).write_text("")
         written = parallel([1, 2]).write_jsonl(tmp_path / "p-*", overwrite=True, rows_per_file=1)
         assert names(tmp_path) == sorted([*kept, *map(os.path.basename, written.files)])
+
+    def test_what_others_have_left_is_not_done(
+        self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where anybody may write, a folder of that name may be anybody's."""
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "lock").touch()
+        target = LocalTarget(str(tmp_path / "out" / "p-*"), True, "write_text()")
+        target.begin()
+        (left,) = (name for name in names(tmp_path) if name.startswith(".parcoll"))
+        target.abandon()
+        (tmp_path / left).symlink_to(precious)
+        planted = tmp_path / f"{left[:-16]}{'a' * 16}"
+        (planted / "files").mkdir(parents=True)
+        (planted / "files" / "x").touch()
+        (planted / "lock").touch()
+        moves = {"moves": [["x", str(precious / "x")]], "stale": [str(precious / "lock")]}
+        (planted / "commit").write_text(json.dumps(moves))
+        me = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+        target.check()
+        assert names(precious) == ["lock"]
+        assert (planted / "lock").exists()
+        monkeypatch.undo()
+        planted.joinpath("commit").unlink()
+        target.check()
+        assert names(tmp_path) == [left, "precious"]
+        assert names(precious) == ["lock"]
+
+    @pytest.mark.parametrize(
+        "listed",
+        [
+            *([], {"files": 7}, {"files": ["p-00000"], "moves": 7}, {"moves": [["a", "b"]]}),
+            {"files": [{"name": ["x"], "bytes": 1}], "moves": [], "stale": []},
+        ],
+    )
+    def test_a_list_that_is_none(self, inline: Connection, listed: Any) -> None:
+        system = fsspec.filesystem("memory")
+        if isinstance(listed, dict):
+            listed["unfinished"] = f"{socket.gethostname()} 999999999 1"
+        system.pipe_file("/lists/_p-manifest.json", json.dumps(listed).encode())
+        written = parallel([1]).write_jsonl("memory://lists/p-*", overwrite=True)
+        assert json.loads(system.cat_file("/lists/_p-manifest.json"))["files"][0]["name"] == "p-00000"
+        assert written.rows == 1
+        system.rm("/lists", recursive=True)
 
     def test_of_two_runs_that_end_at_once_one_counts(self, tmp_path: Path) -> None:
         def run(rows: int) -> None:

@@ -106,7 +106,7 @@ class RemoteTarget:
             found = json.loads(self._system.cat_file(self._manifest))
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return found if _is_list(found) else {}
 
     def _names(self) -> list[str]:
         self._system.invalidate_cache()
@@ -304,6 +304,24 @@ class RemoteTarget:
 
         self._remove([path for path in self._names() if is_own(path)])
         self._end_uploads(is_own)
+
+
+def _is_list(found: Any) -> bool:
+    """Tell whether JSON is a list as runs write it: somebody else's object may have its name."""
+    if not isinstance(found, dict) or not isinstance(found.get("files"), list):
+        return False
+    if "moves" not in found:
+        return True
+    moves, stale, files = found["moves"], found.get("stale"), found["files"]
+    return (
+        isinstance(moves, list)
+        and isinstance(stale, list)
+        and all(isinstance(move, list) and [*map(type, move)] == [str, str] for move in moves)
+        and all(
+            isinstance(file, dict) and isinstance(file.get("name"), str) and "bytes" in file for file in files
+        )
+        and {name for _, name in moves} <= {file["name"] for file in files}
+    )
 
 
 def _parsed(name: str) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +102,8 @@ def leftovers(beside: str, target: str) -> None:
         return
     for name in names:
         path = os.path.join(beside, name)
+        if not _is_own(path):
+            continue
         try:
             lock = _claimed(path)
         except FileNotFoundError:  # killed before it had a lock; or in the making, and then it is made anew
@@ -121,6 +124,15 @@ def leftovers(beside: str, target: str) -> None:
         finally:
             _held.discard(lock)
             os.close(lock)
+
+
+def _is_own(path: str) -> bool:
+    """Tell whether this user has made a folder. Where others may write, what it says is not to be done."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and (os.name == "nt" or found.st_uid == os.geteuid())
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from children import Channel, Handler, serve
 from peers import CORES, PEERS, Peer
 from workloads import WORKLOADS, increment
-from written import write
+from written import read, write
 
 
 def run(peer: Peer, workload: str, chunk: int | None, **parameters: Any) -> dict[str, Any]:
@@ -121,6 +121,7 @@ def main() -> None:
             "small": partial(small, peer),
             "captured": partial(captured, peer),
             "written": partial(write, peer),
+            "read": partial(read, peer),
             "pages": partial(fetched, peer),
         }
         serve(channel, handlers)

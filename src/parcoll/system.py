@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -226,19 +226,24 @@ class MemoryFile:
         return file if os.path.exists(file.path) else None  # some chroots have no /proc
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Starter(Generic[T]):
     """A thread that starts processes. The kernel ends a process with the thread that started it."""
 
-    def __init__(self, start: Callable[[], T]) -> None:
+    def __init__(self, start: Callable[..., T]) -> None:
         self._start = start
-        self._asked: SimpleQueue[SimpleQueue[T | BaseException] | None] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[SimpleQueue[T | BaseException], dict[str, Any]] | None] = SimpleQueue()
         # A daemon, since others are joined before functions' `atexit` handlers are called.
         threading.Thread(target=self._serve, name="parcoll-starter", daemon=True).start()
 
-    def start(self) -> T:
+    def start(self, **settings: Any) -> T:
         """Return a new process."""
         answer: SimpleQueue[T | BaseException] = SimpleQueue()
-        self._asked.put(answer)
+        self._asked.put((answer, settings))
         started = answer.get()
         if isinstance(started, BaseException):
             raise started
@@ -249,12 +254,13 @@ class Starter(Generic[T]):
         self._asked.put(None)
 
     def _serve(self) -> None:
-        while (answer := self._asked.get()) is not None:
+        while (asked := self._asked.get()) is not None:
+            answer, settings = asked
             try:
-                answer.put(self._start())
+                answer.put(self._start(**settings))
             except BaseException as error:
                 answer.put(error)
-            del answer
+            del answer, asked
 
 
 LOOK_SECONDS = 0.1  # between two looks at what a thread has done: one takes 15 µs

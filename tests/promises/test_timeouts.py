@@ -462,7 +462,7 @@ def test_a_process_that_is_late_by_a_hair_goes_on() -> None:
     """It is stopped, asked again whether it is late, and let go."""
     subworker = Subworker()
     try:
-        assert subworker._stop_late() is False
+        assert subworker._late() is None
         with pytest.raises(TypeError, match="cannot pickle"):
             subworker.ask(LoadPartition(threading.Lock(), None, None))  # type: ignore[arg-type]
         assert subworker.alive

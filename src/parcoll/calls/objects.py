@@ -274,6 +274,13 @@ def end_in_threads() -> None:
             wait(_in_threads(worker, others[::-1], EXIT_SECONDS / 2), EXIT_SECONDS)
 
 
+def end_of_thread() -> None:
+    """End the objects that this thread alone has: it ends."""
+    me = threading.current_thread()
+    own = [found for found in here.values() if isinstance(found.slot, tuple) and found.thread is me]
+    _end_all(own[::-1], EXIT_SECONDS)
+
+
 def end_at_exit() -> None:
     """End all objects of this process, the one made last first: the process ends."""
     end_in_threads()

@@ -73,6 +73,7 @@ class Marks:
         self.numbers = page[:64].cast("q")  # phase, base, step, number, attempt, drawn, size
         self.times = page[64:72].cast("d")  # when the call has to be over, by the monotonic clock
         self._text = page[72 : 72 + MOST_TEXT]
+        self._thread = threading.get_ident()  # that makes the calls
 
     @staticmethod
     def new_memory() -> int:
@@ -102,7 +103,7 @@ class Marks:
 
     @contextlib.contextmanager
     def _apart(self, at: int) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # which makes the calls
+        if threading.get_ident() != self._thread:
             yield
             return
         started = monotonic()

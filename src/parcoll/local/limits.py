@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 
 from parcoll.errors import ClusterStartError, ParcollError
+from parcoll.system import cores
 
 _INLINE = 'or evaluate in this process with connect("inline")'
 # What gevent and eventlet put in the place of Python's own, and a client of dask cannot do with.
@@ -24,7 +25,7 @@ _EVENTLET = ("thread", "socket", "select", "subprocess", "os")
 
 def check(n_workers: int | None) -> None:
     """Raise ClusterStartError if a local cluster of that many workers cannot start here."""
-    why = patches() or _files(n_workers or _cores()) or _loopback() or _threads()
+    why = patches() or _files(n_workers or cores()) or _loopback() or _threads()
     if why is not None:
         raise ClusterStartError(why)
 
@@ -75,10 +76,6 @@ def _patched_by_eventlet() -> tuple[str, list[str]] | None:
     patcher = sys.modules.get("eventlet.patcher")
     names = [name for name in _EVENTLET if patcher is not None and patcher.is_monkey_patched(name)]
     return ("eventlet", names) if names else None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _files(n_workers: int) -> str | None:

@@ -28,8 +28,9 @@ from parcoll.errors import SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
 from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
+from parcoll.worker.process import Died
 from parcoll.worker.program import Program, SharedProgram
-from parcoll.worker.subworker import Died, Lent, Subworker, pool
+from parcoll.worker.subworker import Lent, Subworker, pool
 from parcoll.worker.subworker_main import JoinParts, LoadPartition, RunSlice, TakeResults
 from parcoll.worker.tasks import JOINING, as_sequence, finished
 from parcoll.worker.this_worker import memory_left, memory_limit, task_key
@@ -220,7 +221,7 @@ class _Partition:
         try:
             found = self._ask(LoadPartition(shared, self._payload, self._place, task_key(), self._share))
         except Died as death:
-            self._merged.deaths += 1
+            self._merged.deaths += death.counts
             if death.mark.is_apart:
                 return None
             self._deaths[LOADING] += 1
@@ -249,7 +250,7 @@ class _Partition:
             self._merged.timeouts += 1
             self._stopped[call.step] += self._program.steps[call.step].policy.timeout or 0.0
         else:
-            self._merged.deaths += 1
+            self._merged.deaths += death.counts
         if death.mark.is_apart:
             return None
         if call.number == SEVERAL and call.base != NOWHERE and phase == RUNNING:

@@ -49,24 +49,46 @@ class Channel:
     """The way to the worker; each thread has its own, also of a process that a function forked."""
 
     def __init__(self, descriptor: int, marks: Marks) -> None:
-        self._knocks = socket.socket(fileno=descriptor)
-        self._knocks.setblocking(True)
-        os.set_inheritable(descriptor, False)
-        self.marks = marks
+        self._knocks = _socket_of(descriptor)
+        self._marks = marks
         self._own = threading.local()
         self.dropped: deque[tuple[int, int]] = deque()
         self.proxies: weakref.WeakValueDictionary[int, Proxy] = weakref.WeakValueDictionary()
         self._receiving = threading.Lock()
-        self.failure: WorkerSetupError | None = (
-            None  # which ends the evaluation, whatever functions make of it
-        )
+        self._failure: WorkerSetupError | None = None
+
+    def enter(self, descriptor: int, marks: Marks) -> None:
+        """Have this thread be a lane: it has a task, and marks, of its own."""
+        self._own.tells, self._own.marks = _socket_of(descriptor), marks
+
+    @property
+    def marks(self) -> Marks:
+        """Those of this thread's lane."""
+        return getattr(self._own, "marks", self._marks)
+
+    @property
+    def failure(self) -> WorkerSetupError | None:
+        """What ends the evaluation, whatever functions make of it."""
+        return getattr(self._own, "failure", None) or self._failure
+
+    @failure.setter
+    def failure(self, error: WorkerSetupError | None) -> None:
+        self._own.failure = error
+        if error is None or not self.is_lane:
+            self._failure = error
+
+    @property
+    def is_lane(self) -> bool:
+        """Whether this thread runs tasks."""
+        return hasattr(self._own, "marks") or threading.current_thread() is threading.main_thread()
 
     def knock(self, why: bytes) -> socket.socket:
         """Return a new connection to the worker."""
         ours, theirs = socket.socketpair()
         ours.setblocking(True)  # also where a default timeout has been set
         with theirs:
-            socket.send_fds(self._knocks, [why], [theirs.fileno()])
+            at = self._knocks if why == CONNECT else getattr(self._own, "tells", self._knocks)
+            socket.send_fds(at, [why], [theirs.fileno()])
         return ours
 
     def tell(self, what: bytes) -> None:
@@ -120,6 +142,13 @@ class Channel:
         """Return the error for what no function has done."""
         self.failure = WorkerSetupError(f"{what}: {line_of(error)}")
         return self.failure
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    found = socket.socket(fileno=descriptor)
+    found.setblocking(True)
+    os.set_inheritable(descriptor, False)
+    return found
 
 
 _referring = threading.local()
@@ -239,15 +268,17 @@ class StandIn:
 
     def get_current_task(self) -> Any:
         """Return the key of the task whose functions run here."""
-        return _key
+        return getattr(_task, "key", _key)
 
     def _get_client(self, timeout: Any = None) -> Any:
         """Return this process's client, connected to the worker's scheduler; what `get_client()` calls."""
-        with self._lock:
-            if self._client is None or self._client.status != "running":
-                with self._channel.marks.setting_up():
+        if self._channel.is_lane and not hasattr(_task, "entered"):  # another one has imported distributed
+            _enter_thread(sys.modules["distributed.worker"])
+        if self._client is None or self._client.status != "running":
+            with self._channel.marks.setting_up(), self._lock:
+                if self._client is None or self._client.status != "running":
                     self._client = self._connect(timeout)
-            return self._client
+        return self._client
 
     def _connect(self, timeout: Any) -> Any:
         distributed: Any = importlib.import_module("distributed")
@@ -338,7 +369,8 @@ class _Thread:
 
 _channel: Channel
 _stand_in: StandIn
-_key: Any = None
+_key: Any = None  # of the task that was begun last, for threads that functions have started
+_task = threading.local()
 
 
 def prepare(descriptor: int, marks: Marks) -> Channel:
@@ -347,14 +379,15 @@ def prepare(descriptor: int, marks: Marks) -> Channel:
     _channel = Channel(descriptor, marks)
     _stand_in = StandIn(_channel)
     actions = {"dask": _nothing, "dask.config": _configure, "distributed": _nothing}
-    sys.meta_path.insert(0, AtImport(actions | {"distributed.worker": _enter}, marks.setting_up))
+    actions["distributed.worker"] = _enter
+    sys.meta_path.insert(0, AtImport(actions, lambda: _channel.marks.setting_up()))
     return _channel
 
 
 def begin(key: Any) -> None:
     """Note the key of the task whose functions run next, in this thread."""
     global _key
-    _key = key
+    _key = _task.key = key
     if "distributed.worker" in sys.modules:
         _enter_thread(sys.modules["distributed.worker"])
 
@@ -382,14 +415,15 @@ def _configure(module: Any) -> None:
 def _enter(module: Any) -> None:
     """Have `get_worker()` return the stand-in, in all threads."""
     module._worker_cvar = ContextVar("_worker_cvar", default=_stand_in)
-    if threading.current_thread() is threading.main_thread():
+    if _channel.is_lane:
         _enter_thread(module)
 
 
 def _enter_thread(module: Any) -> None:
     """Have dask take this thread for one of a worker's, at a task: that is where it secedes from."""
     state = module.thread_state
-    state.key, state.start_time = _key, time.time()
+    _task.entered = True
+    state.key, state.start_time = getattr(_task, "key", None), time.time()
     state.execution_state = {"worker": _stand_in}
     pool: Any = sys.modules["distributed.threadpoolexecutor"].thread_state
     pool.proceed, pool.executor = True, _Thread(_channel)

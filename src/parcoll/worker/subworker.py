@@ -12,40 +12,26 @@ import math
 import os
 import pickle
 import select
-import signal
 import socket
-import subprocess
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from parcoll.calls import objects
-from parcoll.chain.marks import SETTING_UP, Mark, Marks
+from parcoll.chain.marks import SETTING_UP, Marks
 from parcoll.errors import WorkerSetupError
-from parcoll.system import (
-    Starter,
-    descriptor_of,
-    how_ended,
-    kill_descendants,
-    resident_bytes,
-    wait_for_stop,
-)
+from parcoll.system import Starter, cores
 from parcoll.wire.payload import free_beside
 from parcoll.worker.outcome import Kept, Outcome
-from parcoll.worker.this_worker import Answers, Slot
-from parcoll.world import boot, ending, family, records
-from parcoll.world.world import FAMILY
+from parcoll.worker.process import LONGEST_LOOK, Died, Process
+from parcoll.worker.this_worker import Answers, Slot, threads
+from parcoll.world import boot, ending, records
 
 IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
 KEEPING_SECONDS = 600.0  # the same for one that has objects of `per_worker`, which are dear to make
 MEMORY_SECONDS = 0.05  # between two looks at a process's memory; meanwhile it may take 100 MB more
-LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
 POLL_SECONDS = 0.1  # between two looks at whether the process has ended, if the system cannot tell
 IDLE_END_SECONDS = 2.0  # that one has to end then: its functions' `atexit` handlers may take a while
 LAST_SECONDS = 0.2  # that a worker which ends needs after them
@@ -53,19 +39,13 @@ INTERRUPT_SECONDS = 0.4  # that one whose worker ends has, if it was at somethin
 STARTS = 2  # that may fail in a row: the first may have been killed by chance
 
 
-@dataclass
-class Died(Exception):
-    """The process is gone: what it was at, and how it ended."""
-
-    mark: Mark
-    how: str
-    timed_out: bool = False
-
-
 class Subworker:
-    """One process. Only one thread asks it at a time."""
+    """One lane of a process: what runs one partition there. Only one thread asks it at a time.
 
-    def __init__(self) -> None:
+    The first lane of a process is its main thread. It has others only if it `shares`.
+    """
+
+    def __init__(self, process: Process | None = None, shares: bool = False) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(True)  # also where the script has set a default timeout
         memory = Marks.new_memory()
@@ -73,18 +53,19 @@ class Subworker:
         self.unstarted = ""  # how it ended, where that was not its work's doing
         self.keeps: set[str] = set()  # names of the objects of `per_worker` that it has
         self.since = 0.0  # when it was given back last; below that if it is to end then
+        self.lent = True
+        self.unsure = False  # another lane may be to blame for its end
+        self._is_over = False
+        self.is_main = process is None
         self.answers = Answers()
-        self._name = uuid.uuid4().hex  # in the environment of what it starts
-        answers_fd, told = self.answers.theirs.fileno(), family.tracker()
+        descriptors = (theirs.fileno(), memory, self.answers.theirs.fileno())
         try:
             self.marks = Marks(memory)
             self.marks.begin(SETTING_UP)
-            self._popen = subprocess.Popen(
-                boot.command(theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {FAMILY: self._name},
-                pass_fds=(theirs.fileno(), memory, answers_fd, *(() if told is None else (told,))),
-            )
+            self.process = process if process is not None else Process(descriptors, shares)
+            self.process.lanes.append(self)
+            if process is not None:
+                process.admit(descriptors)
         except BaseException:
             self.answers.close()
             ours.close()
@@ -95,12 +76,9 @@ class Subworker:
             os.close(memory)
         ours.setblocking(False)
         self._connection = ours
-        # Shows its end even if a process that it forked keeps the connection open.
-        self._ended = descriptor_of(self._popen.pid)
-        numbers = (memory, answers_fd, os.getpid(), records.process_name(), told)
-        first = boot.first_message("parcoll.worker.subworker_main", numbers)
-        with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
-            self._send(first)
+        if process is None:
+            with contextlib.suppress(EOFError, OSError):  # it is gone, which the first request shows
+                self._send(self.process.first_message())
 
     @property
     def patience(self) -> float:
@@ -109,15 +87,15 @@ class Subworker:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
-        return self._popen.poll() is None
+        """Whether it may be asked."""
+        return self.process.alive and not (self._is_over or self.process.condemned)
 
     def ask(self, request: Any, least_timeout: float = math.inf, memory_limit: float = math.inf) -> Any:
         """Return the reply to a request.
 
         A call of a user's function that outlasts its deadline is stopped; a deadline is at least
         `least_timeout` seconds from when it is set. A process that takes more memory than `memory_limit`
-        bytes is stopped too, if the system tells.
+        bytes for each of its lanes is stopped too, if the system tells.
 
         Raises:
             Died: The process ended, or was ended, before it replied.
@@ -145,9 +123,9 @@ class Subworker:
             until_late = min(self.marks.deadline - time.monotonic(), least_timeout)
             if self._ready(to_read=True, seconds=max(0.0, min(until_late, look))):
                 return
-            if self.marks.deadline <= time.monotonic() and self._stop_late():
-                raise self._died(timed_out=True)
-            if memory_limit < math.inf and resident_bytes(self._popen.pid) > memory_limit:
+            if self.marks.deadline <= time.monotonic() and (late := self._late()) is not None:
+                raise late
+            if memory_limit < math.inf and self.process.size > memory_limit * len(self.process.at_work()):
                 how = "was ended, since it took more memory than its worker may: {mib} MiB"
                 raise self._died(how, unstarted=self.marks.size > memory_limit)
 
@@ -155,17 +133,19 @@ class Subworker:
         """Wait until the connection can be read or written; EOFError if the process has ended."""
         poller = select.poll()  # not select(), which takes no descriptor from 1024 up
         poller.register(self._connection, select.POLLIN if to_read else select.POLLOUT)
-        if to_read:
-            poller.register(self.answers, select.POLLIN)
-        if self._ended is not None:
-            poller.register(self._ended, select.POLLIN)
-        longest = seconds if self._ended is not None else min(seconds, POLL_SECONDS)
+        asked = [self.answers, *self.process.asked] if to_read else []
+        for answers in asked:
+            poller.register(answers, select.POLLIN)
+        if self.process.ended is not None:
+            poller.register(self.process.ended, select.POLLIN)
+        longest = seconds if self.process.ended is not None else min(seconds, POLL_SECONDS)
         found = {descriptor for descriptor, _ in poller.poll(math.ceil(longest * 1000))}
-        if self.answers.fileno() in found:
-            self.answers.take()
+        for answers in asked:
+            if answers.fileno() in found:
+                answers.take()
         if self._connection.fileno() in found:
             return True
-        if not self.alive:
+        if not self.process.alive:
             raise EOFError
         return False
 
@@ -186,72 +166,66 @@ class Subworker:
                 view = view[received:]
         return found
 
-    def _stop_late(self) -> bool:
-        """Stop the process; tell whether its call is still late, and let it go on if not."""
-        self._popen.send_signal(signal.SIGSTOP)
-        # A stopped process writes nothing, so its marks stay what they are.
-        wait_for_stop(self._popen.pid)
-        if self.marks.deadline <= time.monotonic():
-            return True
-        self._popen.send_signal(signal.SIGCONT)
-        return False
+    def _late(self) -> Died | None:
+        """Stop the process; if its call is still late, end this lane, and the process if it has no other.
 
-    def _died(self, ended: str = "", timed_out: bool = False, unstarted: bool = False) -> Died:
-        how = ended.format(mib=resident_bytes(self._popen.pid) >> 20)
+        Where its threads cannot run, since a call of compiled code holds the GIL, any of the calls under way
+        may be that one, and none gets done.
+        """
+        stuck = len(self.process.at_work()) > 1 and not self.process.answers()
+        with self.process.stopped():  # then it writes nothing, so its marks stay what they are
+            if self.marks.deadline > time.monotonic():
+                return None
+            return self._died(timed_out=True, unsure=stuck)
+
+    def _died(
+        self, ended: str = "", timed_out: bool = False, unstarted: bool = False, unsure: bool = False
+    ) -> Died:
+        process = self.process
+        how = ended.format(mib=process.size >> 20)
         if not ended and not timed_out:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(1)  # its end of the connection is closed a little earlier
+            process.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
-        if unstarted:
+        counts = timed_out or not process.condemned
+        self.unsure = unsure or (process.shared and not (process.alone or timed_out))
+        if unstarted or self.unsure:
             mark = mark._replace(phase=SETTING_UP)
+        if ended or unsure:
+            process.kill()
         self.end()
-        died = Died(mark, how or how_ended(self._popen.returncode), timed_out)
-        if mark.is_apart:
+        died = Died(mark, how or process.how_ended(), timed_out and not unsure, counts)
+        if mark.is_apart and not self.unsure:
             at = f"it ran the factory of {mark.making}" if mark.making else "parcoll set it up"
             self.unstarted = f"{died.how} while {at}"
         return died
 
     def interrupt(self) -> None:
         """Interrupt what the process does, so that it ends as a script does."""
-        self._popen.terminate()
+        self.process.terminate()
 
     def dismiss(self) -> None:
-        """Tell the process that nothing more is asked: it ends as a script does, with its files written."""
+        """Tell the lane that nothing more is asked; the process then ends as a script does, files written."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 
     def end(self, after: float = 0.0) -> None:
-        """End the process, and all that it has started, after some seconds; returns when they are gone."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(min(after, LONGEST_LOOK))
-        if self.alive:
-            with contextlib.suppress(psutil.Error, OSError):
-                kill_descendants(self._popen.pid)
-            self._popen.kill()
-        self._popen.wait()
-        self._kill_left()
+        """Ask nothing more. The process, and all that it has started, is ended after some seconds.
+
+        Other lanes that are at work are done first, if there are any. Without them, it is gone when this
+        returns.
+        """
+        self.lent, self._is_over = False, True
+        self.process.leave(self, after)
         self._connection.close()  # may be called again
         self.answers.close()
-        if self._ended is not None:
-            os.close(self._ended)
-            self._ended = None
-
-    def _kill_left(self) -> None:
-        """Kill what the process has started, if it left it to others, now or before."""
-        mark = f"{FAMILY}={self._name}".encode()
-        for pid in psutil.pids() if self._ended is not None else ():  # once
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{pid}/environ", "rb") as file:
-                    is_mine = mark in file.read()
-                if is_mine:
-                    os.kill(pid, signal.SIGKILL)
 
 
 class Pool:
-    """The processes of one worker that wait for their next partition."""
+    """The processes of one worker, and their lanes that wait for their next partition."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._growing = threading.Lock()
         self._idle: list[Subworker] = []
         self._all: weakref.WeakSet[Subworker] = weakref.WeakSet()
         self._timer: threading.Timer | None = None
@@ -259,7 +233,7 @@ class Pool:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Lent]:
-        """Return a process for one partition, and another one each time that it dies."""
+        """Return a lane for one partition, and another one each time that its process dies."""
         lent = Lent(self._take)
         try:
             yield lent
@@ -272,34 +246,63 @@ class Pool:
         if lent.current is not None:
             self._give_back(lent.current)
 
-    def _take(self) -> Subworker:
-        while True:
-            with self._lock:
-                if not self._idle:
-                    break
-                subworker = self._idle.pop()
-            if subworker.alive:
-                return subworker
-            subworker.end()
+    def _take(self, alone: bool = False) -> Subworker:
+        """Return a lane; if it is to be `alone`, of a process that has no others at work."""
+        with self._growing:
+            while (found := self._waiting(alone)) is not None:
+                if found.alive:
+                    return found
+                found.end()
+            shares = threads() > cores()
+            open_ones = {lane.process for lane in list(self._all) if lane.process.shares}
+            if shares and not alone and len(open_ones) >= cores():
+                # As many at work in each, so that those of one do not wait for each other's GIL.
+                return self._noted(Subworker(min(open_ones, key=lambda process: len(process.at_work()))))
+            started = self._noted(self._started(shares))
+            started.process.alone = alone
+            return started
+
+    def _waiting(self, alone: bool) -> Subworker | None:
+        """Return a lane that waits, of the process that has least to do; None if there is none that may."""
+        with self._lock:
+            work = {lane: len(lane.process.at_work()) for lane in self._idle if not lane.process.alone}
+            found = min(reversed(work), key=work.__getitem__, default=None)
+            if found is None or (work[found] and (alone or self._may_grow())):
+                return None
+            self._idle.remove(found)
+            found.lent, found.process.alone = True, alone
+            return found
+
+    def _may_grow(self) -> bool:
+        return len({lane.process for lane in self._all if lane.process.shares}) < cores()
+
+    def _noted(self, lane: Subworker) -> Subworker:
+        with self._lock:
+            self._all.add(lane)
+        return lane
+
+    def _started(self, shares: bool) -> Subworker:
         # The kernel ends the process with the thread that started it: threads of dask's pool come and go.
         with self._lock:
             if self._starter is None:
                 self._starter = Starter(Subworker)
             starter = self._starter
         try:
-            started = starter.start()
+            return starter.start(shares=shares)
         except OSError as error:  # no memory, no descriptors, too many processes
             raise WorkerSetupError(
                 f"no process could be started beside a worker, where functions with timeout=, and partitions "
                 f"whose workers died, run: {type(error).__name__}: {error}"
             ) from error
-        self._all.add(started)
-        return started
 
     def _give_back(self, subworker: Subworker) -> None:
+        if not subworker.alive:
+            subworker.end()
+            return
         with self._lock:
             stale = subworker.since < 0
             subworker.since = -math.inf if stale else time.monotonic()
+            subworker.lent = subworker.process.alone = False
             self._idle.append(subworker)
             self._trim_later()
         if stale:
@@ -308,9 +311,11 @@ class Pool:
     def renew(self, names: Collection[str] | None) -> None:
         """End those that have one of these objects of `per_worker`: now, or when they are given back."""
         with self._lock:
-            for subworker in list(self._all):
-                if subworker.keeps if names is None else not subworker.keeps.isdisjoint(names):
-                    subworker.since = -math.inf
+            lanes = list(self._all)
+            have = [x.process for x in lanes if (x.keeps if names is None else not x.keeps.isdisjoint(names))]
+            for lane in lanes:
+                if lane.process in have:
+                    lane.since = -math.inf
         self._trim()
 
     def _trim_later(self) -> None:
@@ -322,8 +327,9 @@ class Pool:
     def _trim(self) -> None:
         now = time.monotonic()
         with self._lock:
-            ended = [idle for idle in self._idle if now - idle.since > idle.patience]
-            self._idle = [idle for idle in self._idle if idle not in ended]
+            kept = {lane.process for lane in self._idle if now - lane.since <= lane.patience}
+            ended = [lane for lane in self._idle if not (lane.process in kept or lane.process.at_work())]
+            self._idle = [lane for lane in self._idle if lane not in ended]
             if self._timer is threading.current_thread():
                 self._timer = None
             self._trim_later()
@@ -344,13 +350,13 @@ class Pool:
             starter.stop()
 
 
-def _end_all(subworkers: list[Subworker], seconds: float) -> None:
-    """End processes that nothing is asked of, side by side."""
-    for subworker in subworkers:
-        subworker.dismiss()
+def _end_all(lanes: list[Subworker], seconds: float) -> None:
+    """End the processes of lanes that nothing is asked of, side by side; their main threads go last."""
+    for lane in sorted(lanes, key=lambda lane: lane.is_main):
+        lane.dismiss()
     deadline = time.monotonic() + seconds
-    for subworker in subworkers:
-        subworker.end(after=max(deadline - time.monotonic(), 0.0))
+    for lane in lanes:
+        lane.end(after=max(deadline - time.monotonic(), 0.0))
 
 
 class Lent:
@@ -360,14 +366,16 @@ class Lent:
         self._take = take
         self._slot = Slot()
         self._unstarted = 0  # the last ones, in a row
+        self._alone = False
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
         """Return the process; if it has died, another one."""
         if self.current is None or not self.current.alive:
             self._check_start()
+            self._alone = self._alone or (self.current is not None and self.current.unsure)
             self.end()
-            self.current = self._take()
+            self.current = self._take(self._alone)
             self.current.answers.slot = self._slot
         return self.current
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
 
-from parcoll.calls import per_workers
+from parcoll.calls import objects, per_workers
 from parcoll.chain import apart
 from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
@@ -32,7 +32,7 @@ from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
-from parcoll.wire.script import Script, make_main
+from parcoll.wire.script import Script, make_main, running
 from parcoll.worker import program as programs
 from parcoll.worker import standin
 from parcoll.worker.fold import Fold, join
@@ -45,6 +45,7 @@ from parcoll.world.family import track_with
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
+LANE_SECONDS = 0.5  # for a lane to end its objects, when the process ends
 WAITING_SECONDS = 2.0  # if several calls wait at the same time, since all of them have to end with the slice
 
 
@@ -89,9 +90,19 @@ Request = LoadPartition | RunSlice | TakeResults | JoinParts
 
 
 def main(
-    socket_fd: int, marks_fd: int, answers_fd: int, parent: int, name: str = "", tracker: int | None = None
+    socket_fd: int,
+    marks_fd: int,
+    answers_fd: int,
+    parent: int,
+    name: str = "",
+    tracker: int | None = None,
+    door_fd: int | None = None,
+    asking_fd: int | None = None,
 ) -> NoReturn:
-    """Serve until the worker is gone, or has nothing more to ask."""
+    """Serve until the worker is gone, or has nothing more to ask.
+
+    With a door, other lanes come in there, and what belongs to no lane is asked at `asking_fd`.
+    """
     track_with(tracker)
     if not die_with_parent(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -103,16 +114,63 @@ def main(
     def work() -> None:
         marks = Marks(marks_fd)
         marks.numbers[6] = resident_bytes(os.getpid())
-        per_workers.making = marks.making
-        channel = standin.prepare(answers_fd, marks)
+        channel = standin.prepare(answers_fd if asking_fd is None else asking_fd, marks)
+        per_workers.making = lambda what: channel.marks.making(what)
+        if asking_fd is not None:
+            channel.enter(answers_fd, marks)
         gc.freeze()  # what functions make is found sooner
         gc.enable()
         for descriptor in (socket_fd, marks_fd):
             os.set_inheritable(descriptor, False)
-        _serve(socket_fd, _Served(marks, channel), name)
+        if door_fd is not None:
+            arguments = door_fd, channel, name
+            threading.Thread(target=_admit, args=arguments, name="parcoll-door", daemon=True).start()
+        _serve(socket_fd, _Served(marks, channel, in_lane=door_fd is not None), name)
+        for lane in [thread for thread in threading.enumerate() if isinstance(thread, _Lane)]:
+            lane.join(LANE_SECONDS)
         standin.close()
 
     ending.after(work)
+
+
+_at_work: list[records.Send] = []  # how lanes that run something send what is logged
+
+
+def _admit(door_fd: int, channel: standin.Channel, name: str) -> None:
+    """Begin with each lane that comes in, and answer: that shows that threads of this process can run."""
+    with socket.socket(fileno=door_fd) as door:
+        door.setblocking(True)
+        os.set_inheritable(door_fd, False)
+        while True:
+            asked, descriptors, _, _ = socket.recv_fds(door, 1, 3)
+            if not asked:
+                return
+            if descriptors:
+                _Lane(descriptors, channel, name).start()
+            else:
+                door.sendall(asked)
+
+
+class _Lane(threading.Thread):
+    """A thread that serves as the main thread does, beside it. It ends what objects it has."""
+
+    def __init__(self, descriptors: Sequence[int], channel: standin.Channel, name: str) -> None:
+        super().__init__(name="parcoll-lane", daemon=True)
+        self._descriptors = descriptors
+        self._channel = channel
+        self._of = name
+
+    def run(self) -> None:
+        """Serve until nothing more is asked."""
+        socket_fd, marks_fd, tells_fd = self._descriptors
+        os.set_inheritable(socket_fd, False)
+        marks = Marks(marks_fd)
+        os.close(marks_fd)
+        marks.numbers[6] = resident_bytes(os.getpid())
+        self._channel.enter(tells_fd, marks)
+        with contextlib.suppress(OSError):  # the worker does not wait for this reply any more
+            _serve(socket_fd, _Served(marks, self._channel, in_lane=True), self._of)
+        objects.end_of_thread()
 
 
 def _serve(socket_fd: int, served: _Served, name: str) -> None:
@@ -126,10 +184,18 @@ def _serve(socket_fd: int, served: _Served, name: str) -> None:
                 stream.write(content)
                 stream.flush()
 
-        records.send_all(lambda packed: send(records.Logged(packed)), f"{name}-beside")
+        def send_record(packed: bytes) -> None:
+            send(records.Logged(packed))
+
+        records.send_own(send_record)
+        records.send_all(lambda packed: (_at_work or [send_record])[-1](packed), f"{name}-beside")
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
-            reply = served.reply(request)
+            _at_work.append(send_record)
+            try:
+                reply = served.reply(request)
+            finally:
+                _at_work.remove(send_record)
             if ending.told:
                 return  # what came of a function that was interrupted is not told
             send(reply)
@@ -145,9 +211,10 @@ def _watch(parent: int) -> None:
 class _Served:
     """The partition that this process has, and what it is asked to do with it."""
 
-    def __init__(self, marks: Marks, channel: standin.Channel) -> None:
+    def __init__(self, marks: Marks, channel: standin.Channel, in_lane: bool = False) -> None:
         self._marks = marks
         self._channel = channel
+        self._in_lane = in_lane  # other threads run partitions, perhaps of other scripts
         self._task: Any = None
         self._shared: SharedProgram | None = None
         self._program: Program | None = None
@@ -176,7 +243,9 @@ class _Served:
                 return self._load(request)
             if isinstance(request, JoinParts):
                 return self._join(request)
-            outcome = self._run(request) if isinstance(request, RunSlice) else self._take(request)
+            assert self._shared is not None
+            with self._as_script(self._shared):
+                outcome = self._run(request) if isinstance(request, RunSlice) else self._take(request)
             outcome.seconds = apart.clock() - started
             outcome.made = apart.taken()
             return outcome
@@ -187,17 +256,23 @@ class _Served:
             with contextlib.suppress(Exception):  # a function may have closed it, or put None in its place
                 sys.stdout.flush()
 
+    def _as_script(self, shared: SharedProgram) -> contextlib.AbstractContextManager[None]:
+        """Have what runs in this thread, beside others, belong to the program's script."""
+        return running(shared.main) if self._in_lane else contextlib.nullcontext()
+
     def _load(self, request: LoadPartition) -> int | Outcome:
         try:
             self._shared = request.shared or self._shared
             assert self._shared is not None
             self._program = self._shared.load()
-            make_main(self._shared.main)
+            if not self._in_lane:
+                make_main(self._shared.main)
         except BaseException as error:
             return unloadable_chain(error)
         self._place, self._share = request.place, request.share
         try:
-            self._elements = as_sequence(request.elements)
+            with self._as_script(self._shared):
+                self._elements = as_sequence(request.elements)
         except BaseException as error:
             return unloadable_partition(request.place.element(0), request.elements, error)
         return len(self._elements)
@@ -241,7 +316,9 @@ class _Served:
 
     def _join(self, request: JoinParts) -> Kept:
         fold = request.shared.load().fold
-        make_main(request.shared.main)
+        if not self._in_lane:
+            make_main(request.shared.main)
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)
-        return join(marked_fold, request.previous, request.parts, request.before, self._pack)
+        with self._as_script(request.shared):
+            return join(marked_fold, request.previous, request.parts, request.before, self._pack)

@@ -194,6 +194,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ours.setblocking(False)  # another task's thread may have let in who has knocked
         self.theirs.setblocking(True)  # also where the script has set a default timeout
         self.slot = Slot()
         self._objects: dict[int, tuple[Any, int]] = {}  # with how often the process was told of each
@@ -208,7 +209,10 @@ class Answers:
 
     def take(self) -> None:
         """Let in whoever has knocked; in the thread of the task whose functions the process runs."""
-        knock, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
+        try:
+            knock, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
+        except BlockingIOError:
+            return
         connection = socket.socket(fileno=descriptors[0])
         connection.setblocking(True)
         if knock == CONNECT:

@@ -188,8 +188,19 @@ def collecting(post: Post | None) -> Iterator[Collected]:
             _elsewhere = None
 
 
+class _Sent(NamedTuple):
+    """The records of one task that leave by a way of its own."""
+
+    take: Send
+
+
+def send_own(send: Send) -> None:
+    """Send what this thread logs."""
+    _thread.collected = _Sent(send)
+
+
 def send_all(send: Send, name: str) -> None:
-    """Send what any thread of this process logs, which is a process beside a worker, named so."""
+    """Send what any other thread of this process logs, which is a process beside a worker, named so."""
     global _elsewhere, _process_name
     _elsewhere, _process_name = send, name
     _replace_handling()
@@ -205,7 +216,7 @@ def forward(packed: bytes) -> None:
 def _taker(name: str) -> Send | None:
     if _is_of(name, DASK):
         return None
-    collected: Collected | None = getattr(_thread, "collected", None)
+    collected: Collected | _Sent | None = getattr(_thread, "collected", None)
     if collected is not None:
         return collected.take
     return _elsewhere if not _is_of(name, SERVERS) else None

@@ -1,0 +1,117 @@
+"""`timeout=` where a worker has many threads: its processes are few, and no call pays for another one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import append, eventually, lines
+from test_timeouts import hold_the_gil
+
+from parcoll import Connection, ElementTimeoutError, WorkerLostError, connect, parallel, per_worker
+
+THREADS = 12
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Connection]:
+    with connect(n_workers=2, threads_per_worker=THREADS) as connection:
+        yield connection
+
+
+def together(folder: Path, number: int) -> None:
+    """Wait until so many calls are under way."""
+    append(folder / "begun", os.getpid())
+    assert eventually(lambda: len(lines(folder / "begun")) >= number, 20)
+
+
+def test_calls_that_wait_share_a_few_processes(threads: Connection, tmp_path: Path) -> None:
+    def wait(x: int) -> int:
+        if x >= 270:
+            together(tmp_path, 2 * THREADS - 4)
+        return -x
+
+    assert list(parallel(range(300), timeout=30, partition_size=1).map(wait)) == [-x for x in range(300)]
+    assert len(set(lines(tmp_path / "begun"))) <= 2 * CORES
+    assert 2 * THREADS > 2 * CORES + 4, "more calls waited for each other than there were processes"
+
+
+def test_a_late_call_is_named_and_no_other_one_is_made_again(threads: Connection, tmp_path: Path) -> None:
+    late = {7, 31, 32}
+
+    def work(x: int) -> int:
+        append(tmp_path / "called", x)
+        if x in late:
+            append(tmp_path / "hangs", os.getpid())
+            time.sleep(1000)
+        time.sleep(0.02)
+        return x
+
+    chain = parallel(range(60), timeout=1.5, on_error="skip", partition_size=1).map(work)
+    assert list(chain) == [x for x in range(60) if x not in late]
+    assert [error.index for error in chain.errors] == sorted(late)
+    assert all(isinstance(error.exception, ElementTimeoutError) for error in chain.errors)
+    assert chain.stats.timeouts == 3
+    assert Counter(lines(tmp_path / "called")) == Counter(map(str, range(60)))
+    assert eventually(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in lines(tmp_path / "hangs")), 20
+    )
+
+
+def test_a_call_that_holds_the_gil_is_named_alone(threads: Connection) -> None:
+    def work(x: int) -> int:
+        if x == 20:
+            hold_the_gil()
+        time.sleep(0.01)
+        return x
+
+    chain = parallel(range(40), timeout=1.5, on_error="skip", partition_size=1).map(work)
+    assert list(chain) == [x for x in range(40) if x != 20]
+    assert [error.index for error in chain.errors] == [20]
+
+
+def test_a_call_that_ends_its_process_is_named_alone(threads: Connection) -> None:
+    def work(x: int) -> int:
+        time.sleep(0.02)
+        if x in (5, 30):
+            os._exit(3)
+        return x
+
+    chain = parallel(range(60), timeout=30, on_error="skip", partition_size=1).map(work)
+    assert list(chain) == [x for x in range(60) if x not in (5, 30)]
+    assert [error.index for error in chain.errors] == [5, 30]
+    assert all(isinstance(error.exception, WorkerLostError) for error in chain.errors)
+    assert all("exit code 3" in str(error.exception) for error in chain.errors)
+    assert chain.stats.deaths <= 6
+
+
+def test_objects_nested_evaluations_and_logs(
+    threads: Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @per_worker(scope="thread")
+    def own() -> Iterator[int]:
+        made = threading.get_ident()
+        yield made
+        append(tmp_path / "ended", threading.get_ident() == made)
+
+    def work(x: int) -> Any:
+        assert own() == threading.get_ident()
+        logging.getLogger("of-the-user").warning("at %d", x)
+        time.sleep(0.02)
+        return sum(parallel(range(x)).map(lambda y: y + 1)) if x % 10 == 3 else x
+
+    expected = [x * (x + 1) // 2 if x % 10 == 3 else x for x in range(40)]
+    assert list(parallel(range(40), timeout=30, partition_size=1).map(work)) == expected
+    said = [record.getMessage() for record in caplog.records if record.name == "of-the-user"]
+    assert sorted(said) == sorted(f"at {x}" for x in range(40))
+    own.close()
+    assert eventually(lambda: lines(tmp_path / "ended"), 20)
+    assert set(lines(tmp_path / "ended")) == {"True"}

@@ -131,6 +131,28 @@ class Marks:
         return Mark(phase, Call(base, step, number), attempt, drawn, making)
 
 
+class Lanes:
+    """The threads of a process that make calls, each with marks of its own."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._main = marks
+        self._own = threading.local()
+
+    def enter(self, marks: Marks) -> None:
+        """Have this thread be one of them."""
+        self._own.marks = marks
+
+    @property
+    def here(self) -> Marks:
+        """Those of this thread; of threads that functions have started, the main thread's."""
+        return getattr(self._own, "marks", self._main)
+
+    @property
+    def within(self) -> bool:
+        """Whether this thread is one of them."""
+        return hasattr(self._own, "marks") or threading.current_thread() is threading.main_thread()
+
+
 class Marked:
     """A step's function that notes each call before it is made, or fails if there is a precedent for it."""
 

@@ -23,9 +23,8 @@ from typing import Any
 
 import cloudpickle
 
-from parcoll.chain.marks import Marks
+from parcoll.chain.marks import Lanes, Marks
 from parcoll.errors import WorkerSetupError
-from parcoll.system import MemoryFile
 from parcoll.text import line_of
 from parcoll.wire.modules import AtImport
 from parcoll.worker.this_worker import (
@@ -36,6 +35,7 @@ from parcoll.worker.this_worker import (
     REJOIN,
     SECEDE,
     WORKER,
+    in_memory,
     is_plain,
     referred,
 )
@@ -50,37 +50,17 @@ class Channel:
 
     def __init__(self, descriptor: int, marks: Marks) -> None:
         self._knocks = _socket_of(descriptor)
-        self._marks = marks
+        self.lanes = Lanes(marks)
         self._own = threading.local()
         self.dropped: deque[tuple[int, int]] = deque()
         self.proxies: weakref.WeakValueDictionary[int, Proxy] = weakref.WeakValueDictionary()
         self._receiving = threading.Lock()
-        self._failure: WorkerSetupError | None = None
+        self.failures: dict[Marks, WorkerSetupError] = {}  # by lane: each ends the evaluation, in any case
 
     def enter(self, descriptor: int, marks: Marks) -> None:
         """Have this thread be a lane: it has a task, and marks, of its own."""
-        self._own.tells, self._own.marks = _socket_of(descriptor), marks
-
-    @property
-    def marks(self) -> Marks:
-        """Those of this thread's lane."""
-        return getattr(self._own, "marks", self._marks)
-
-    @property
-    def failure(self) -> WorkerSetupError | None:
-        """What ends the evaluation, whatever functions make of it."""
-        return getattr(self._own, "failure", None) or self._failure
-
-    @failure.setter
-    def failure(self, error: WorkerSetupError | None) -> None:
-        self._own.failure = error
-        if error is None or not self.is_lane:
-            self._failure = error
-
-    @property
-    def is_lane(self) -> bool:
-        """Whether this thread runs tasks."""
-        return hasattr(self._own, "marks") or threading.current_thread() is threading.main_thread()
+        self._own.tells = _socket_of(descriptor)
+        self.lanes.enter(marks)
 
     def knock(self, why: bytes) -> socket.socket:
         """Return a new connection to the worker."""
@@ -140,8 +120,8 @@ class Channel:
 
     def fails(self, what: str, error: BaseException) -> WorkerSetupError:
         """Return the error for what no function has done."""
-        self.failure = WorkerSetupError(f"{what}: {line_of(error)}")
-        return self.failure
+        failure = self.failures[self.lanes.here] = WorkerSetupError(f"{what}: {line_of(error)}")
+        return failure
 
 
 def _socket_of(descriptor: int) -> socket.socket:
@@ -272,10 +252,12 @@ class StandIn:
 
     def _get_client(self, timeout: Any = None) -> Any:
         """Return this process's client, connected to the worker's scheduler; what `get_client()` calls."""
-        if self._channel.is_lane and not hasattr(_task, "entered"):  # another one has imported distributed
+        if self._channel.lanes.within and not hasattr(
+            _task, "entered"
+        ):  # another one has imported distributed
             _enter_thread(sys.modules["distributed.worker"])
         if self._client is None or self._client.status != "running":
-            with self._channel.marks.setting_up(), self._lock:
+            with self._channel.lanes.here.setting_up(), self._lock:
                 if self._client is None or self._client.status != "running":
                     self._client = self._connect(timeout)
         return self._client
@@ -284,7 +266,7 @@ class StandIn:
         distributed: Any = importlib.import_module("distributed")
         address, security = pickle.loads(self._channel.ask("joining", WORKER))
         if isinstance(security, dict):
-            security = distributed.Security(**{n: self._in_memory(n, v) for n, v in security.items()})
+            security = distributed.Security(**{n: in_memory(n, v, self._files) for n, v in security.items()})
         settings = {"timeout": timeout} if timeout is not None else {}
         try:
             # As the worker makes its own.
@@ -294,16 +276,6 @@ class StandIn:
         except Exception as error:
             what = f"a process beside a worker cannot join the scheduler at {address}"
             raise self._channel.fails(what, error) from error
-
-    def _in_memory(self, name: str, text: Any) -> Any:
-        """Return the path of a file in memory with a key that came as text: dask would put it on a disk."""
-        if not isinstance(text, str) or "\n" not in text or name == "tls_ca_file":
-            return text
-        file = MemoryFile.of(text)
-        if file is None:
-            return text
-        self._files.append(file)
-        return file.path
 
     @property
     def client(self) -> Any:
@@ -379,8 +351,8 @@ def prepare(descriptor: int, marks: Marks) -> Channel:
     _channel = Channel(descriptor, marks)
     _stand_in = StandIn(_channel)
     actions = {"dask": _nothing, "dask.config": _configure, "distributed": _nothing}
-    actions["distributed.worker"] = _enter
-    sys.meta_path.insert(0, AtImport(actions, lambda: _channel.marks.setting_up()))
+    actions |= {"distributed.worker": _enter}
+    sys.meta_path.insert(0, AtImport(actions, lambda: _channel.lanes.here.setting_up()))
     return _channel
 
 
@@ -415,15 +387,14 @@ def _configure(module: Any) -> None:
 def _enter(module: Any) -> None:
     """Have `get_worker()` return the stand-in, in all threads."""
     module._worker_cvar = ContextVar("_worker_cvar", default=_stand_in)
-    if _channel.is_lane:
+    if _channel.lanes.within:
         _enter_thread(module)
 
 
 def _enter_thread(module: Any) -> None:
     """Have dask take this thread for one of a worker's, at a task: that is where it secedes from."""
     state = module.thread_state
-    _task.entered = True
-    state.key, state.start_time = getattr(_task, "key", None), time.time()
+    state.key, state.start_time, _task.entered = getattr(_task, "key", None), time.time(), True
     state.execution_state = {"worker": _stand_in}
     pool: Any = sys.modules["distributed.threadpoolexecutor"].thread_state
     pool.proceed, pool.executor = True, _Thread(_channel)

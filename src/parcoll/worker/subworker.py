@@ -253,47 +253,39 @@ class Pool:
                 if found.alive:
                     return found
                 found.end()
+            with self._lock:
+                self._starter = starter = self._starter or Starter(Subworker)
             shares = threads() > cores()
-            open_ones = {lane.process for lane in list(self._all) if lane.process.shares}
-            if shares and not alone and len(open_ones) >= cores():
-                # As many at work in each, so that those of one do not wait for each other's GIL.
-                return self._noted(Subworker(min(open_ones, key=lambda process: len(process.at_work()))))
-            started = self._noted(self._started(shares))
-            started.process.alone = alone
-            return started
+            try:
+                if shares and not alone and len(processes := self._sharing()) >= cores():
+                    # As many at work in each, so that those of one do not wait for each other's GIL.
+                    found = Subworker(min(processes, key=lambda process: len(process.at_work())))
+                else:  # the kernel ends it with the thread that started it: those of dask's pool come and go
+                    found = starter.start(shares=shares)
+                    found.process.alone = alone
+            except OSError as error:  # no memory, no descriptors, too many processes
+                raise WorkerSetupError(
+                    f"no process could be started beside a worker, where functions with timeout=, and "
+                    f"partitions whose workers died, run: {type(error).__name__}: {error}"
+                ) from error
+            with self._lock:
+                self._all.add(found)
+            return found
 
     def _waiting(self, alone: bool) -> Subworker | None:
         """Return a lane that waits, of the process that has least to do; None if there is none that may."""
         with self._lock:
             work = {lane: len(lane.process.at_work()) for lane in self._idle if not lane.process.alone}
             found = min(reversed(work), key=work.__getitem__, default=None)
-            if found is None or (work[found] and (alone or self._may_grow())):
+            if found is None or (work[found] and (alone or len(self._sharing()) < cores())):
                 return None
             self._idle.remove(found)
             found.lent, found.process.alone = True, alone
             return found
 
-    def _may_grow(self) -> bool:
-        return len({lane.process for lane in self._all if lane.process.shares}) < cores()
-
-    def _noted(self, lane: Subworker) -> Subworker:
-        with self._lock:
-            self._all.add(lane)
-        return lane
-
-    def _started(self, shares: bool) -> Subworker:
-        # The kernel ends the process with the thread that started it: threads of dask's pool come and go.
-        with self._lock:
-            if self._starter is None:
-                self._starter = Starter(Subworker)
-            starter = self._starter
-        try:
-            return starter.start(shares=shares)
-        except OSError as error:  # no memory, no descriptors, too many processes
-            raise WorkerSetupError(
-                f"no process could be started beside a worker, where functions with timeout=, and partitions "
-                f"whose workers died, run: {type(error).__name__}: {error}"
-            ) from error
+    def _sharing(self) -> set[Process]:
+        """Return the processes that may have more lanes."""
+        return {lane.process for lane in list(self._all) if lane.process.shares}
 
     def _give_back(self, subworker: Subworker) -> None:
         if not subworker.alive:

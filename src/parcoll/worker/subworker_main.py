@@ -115,7 +115,7 @@ def main(
         marks = Marks(marks_fd)
         marks.numbers[6] = resident_bytes(os.getpid())
         channel = standin.prepare(answers_fd if asking_fd is None else asking_fd, marks)
-        per_workers.making = lambda what: channel.marks.making(what)
+        per_workers.making = lambda what: channel.lanes.here.making(what)
         if asking_fd is not None:
             channel.enter(answers_fd, marks)
         gc.freeze()  # what functions make is found sooner
@@ -225,14 +225,15 @@ class _Served:
 
     def reply(self, request: Request) -> Any:
         """Do what was asked for. What goes wrong is an outcome too."""
-        self._channel.failure = None
+        self._channel.failures.pop(self._marks, None)
         if isinstance(request, LoadPartition | JoinParts):
             self._task = request.task
         standin.begin(self._task)
         reply = self._reply(request)
-        if self._channel.failure is None:
+        failure = self._channel.failures.pop(self._marks, None)
+        if failure is None:
             return reply
-        outcome = Outcome(failure=Failure.of(self._channel.failure, "in a process beside a worker"))
+        outcome = Outcome(failure=Failure.of(failure, "in a process beside a worker"))
         return Kept(outcome, None) if isinstance(request, JoinParts) else outcome
 
     def _reply(self, request: Request) -> Any:

@@ -25,7 +25,7 @@ from typing import Any
 
 import cloudpickle
 
-from parcoll.system import IN_MEMORY, resident_bytes
+from parcoll.system import IN_MEMORY, MemoryFile, resident_bytes
 from parcoll.wire.exceptions import Failure
 from parcoll.world.boot import LENGTH_BYTES, message
 
@@ -290,6 +290,17 @@ class Answers:
                 with open(path, encoding="utf-8") as file:
                     fields[name] = file.read()
         return pickle.dumps((worker.scheduler.address, fields))
+
+
+def in_memory(name: str, text: Any, files: list[Any]) -> Any:
+    """Return the path of a file in memory with a key that came as text: dask would put it on a disk."""
+    if not isinstance(text, str) or "\n" not in text or name == "tls_ca_file":
+        return text
+    file = MemoryFile.of(text)
+    if file is None:
+        return text
+    files.append(file)
+    return file.path
 
 
 _answering = threading.local()

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from parcoll.chain.failures import is_apart, makes_apart, stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import SKIP, Step
+from parcoll.chain.timing import name_of
 from parcoll.text import describe
 
 FIRST = 16  # elements of the first batch of size "auto"
 MOST = 65536  # elements of a batch of size "auto"
+MOST_LEARNED = 64  # functions whose sizes are remembered, the last ones
 SHORT, LONG = 0.05, 0.2  # seconds of a call: the next batch is twice as large, or half as large
+
+
+_learned: dict[Hashable, int] = {}  # sizes "auto" that were good for a function, in this process
 
 
 class _Results(list[Any]):
@@ -45,7 +50,7 @@ class MapBatches(Step):
         self.size = size
         self.format = format
         self.flat = flat
-        self._auto = [FIRST]  # the size of the next batch, for all copies of this step in a process
+        self._auto: list[int] = []  # the size of the next batch, for all copies of this step in a process
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -117,7 +122,11 @@ class MapBatches(Step):
 
     @property
     def _next_size(self) -> int:
-        return self.size if isinstance(self.size, int) else self._auto[0]
+        if isinstance(self.size, int):
+            return self.size
+        if not self._auto:
+            self._auto.append(_learned.get(name_of([self]) or (), FIRST))
+        return self._auto[0]
 
     def _together(self, batch: list[Any]) -> list[Any] | None:
         """Return the results of a batch; None if its elements have to be taken one by one."""
@@ -146,10 +155,15 @@ class MapBatches(Step):
         self._learn(len(batch), time.perf_counter() - started)
 
     def _learn(self, size: int, seconds: float) -> None:
-        if seconds < SHORT and size >= self._auto[0]:
-            self._auto[0] = min(2 * size, MOST)
-        elif seconds > LONG:
-            self._auto[0] = max(size // 2, 1)
+        """Have the next batch be larger or smaller, if its size is not fixed; also of later evaluations."""
+        if not self._auto or SHORT <= seconds <= LONG or (seconds < SHORT and size < self._auto[0]):
+            return
+        self._auto[0] = min(2 * size, MOST) if seconds < SHORT else max(size // 2, 1)
+        if (name := name_of([self])) is not None:
+            _learned.pop(name, None)
+            _learned[name] = self._auto[0]
+            while len(_learned) > MOST_LEARNED:
+                _learned.pop(next(iter(_learned)), None)
 
 
 def _each(elements: Any, positions: Sequence[int], results: list[Any]) -> Iterator[Any]:

@@ -149,29 +149,45 @@ ATOMS = frozenset((int, float, bool, str, type(None)))
 MOST_HELD, MOST_TEXT = 8, 100  # values that a function may hold, and characters of one
 MOST = 256  # rows of functions that are remembered, the last ones
 
-_seconds: dict[tuple[Hashable, ...], float] = {}  # of an element, by the functions that it went through
+# Of an element, by the functions that it went through; and in a small part of a batch, where that was seen.
+_seconds: dict[tuple[Hashable, ...], tuple[float, float | None]] = {}
 
 
 def remembered(steps: Sequence[Step]) -> float | None:
     """Return the seconds that an element took; None if these functions did not run, or nobody can tell."""
-    functions = _names(steps)
-    return None if functions is None else _seconds.get(functions)
+    return _known(steps)[0]
 
 
-def remember(steps: Sequence[Step], seconds: float) -> None:
+def remembered_of_few(steps: Sequence[Step]) -> float | None:
+    """Return the seconds that an element took in a small part of a batch; None if nobody can tell."""
+    return _known(steps)[1]
+
+
+def _known(steps: Sequence[Step]) -> tuple[float | None, float | None]:
+    functions = name_of(steps)
+    return (None, None) if functions is None else _seconds.get(functions, (None, None))
+
+
+def remember(steps: Sequence[Step], seconds: float, of_few: float | None = None) -> None:
     """Note the seconds that an element took."""
-    functions = _names(steps)
+    functions = name_of(steps)
     if functions is None:
         return
     _seconds.pop(functions, None)
-    _seconds[functions] = seconds
+    _seconds[functions] = seconds, of_few
     while len(_seconds) > MOST:
         _seconds.pop(next(iter(_seconds)), None)
 
 
-def _names(steps: Sequence[Step]) -> tuple[Hashable, ...] | None:
-    names = tuple((step.kind, _name(step.func)) for step in steps)
-    return None if any(name is None for _, name in names) else names
+def name_of(steps: Sequence[Step]) -> tuple[Hashable, ...] | None:
+    """Return what stands for these steps in any process; None for functions that hold data of their own."""
+    names = tuple((step.kind, _name(step.func), *_sizes(step)) for step in steps)
+    return None if any(name is None for _, name, *_ in names) else names
+
+
+def _sizes(step: Step) -> tuple[Hashable, ...]:
+    """Return what a step was given beside its function that may make it fast or slow."""
+    return tuple(value for value in step.arguments.values() if type(value) in ATOMS)
 
 
 def _name(func: Callable[..., Any] | None) -> Hashable | None:

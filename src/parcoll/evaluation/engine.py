@@ -232,6 +232,10 @@ class Sizer(Protocol):
     def pace(self) -> float | None:
         """The seconds that an element of this evaluation has taken lately; None if nobody knows."""
 
+    @property
+    def of_few(self) -> float | None:
+        """The seconds that it takes in a small part of a batch; None if nobody knows."""
+
 
 def lost_for_good(reason: str) -> ClusterLostError:
     """Return the error for a loss that no other cluster can make good."""

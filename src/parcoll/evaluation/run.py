@@ -17,7 +17,7 @@ from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.place import Place
 from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Step
-from parcoll.chain.timing import remembered
+from parcoll.chain.timing import remembered, remembered_of_few
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
@@ -240,7 +240,8 @@ class Run:
         batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back
         size = self.options.partition_size
-        settings = (pace, batch, calls, hands_back, sink.condenses, sole is not None)
+        of_few = remembered_of_few(self.steps)
+        settings = (pace, batch, calls, hands_back, sink.condenses, sole is not None, of_few)
         sizer = sizer_for(size, sink.limit, keep, *settings)
         return Window(
             self.engine,

@@ -65,7 +65,7 @@ class Fixed:
     """The same number of elements in every partition: `partition_size=1000`."""
 
     exact = True
-    pace = None
+    pace = of_few = None
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -136,6 +136,7 @@ class Adaptive:
         hands_back: bool = True,
         targets: int = 1,
         sole: bool = False,
+        of_few: float | None = None,
     ) -> None:
         start = START if limit is None else min(START, max(64, limit))
         self._start = 1 if lasting and pace is None else start
@@ -143,7 +144,8 @@ class Adaptive:
         self._cuts = sole or not lasting  # a worker looks at its budget between elements
         self._hands_back = hands_back and self._cuts
         self._batch = batch if limit is None else min(batch, start)
-        self._few: tuple[int, float] | None = None  # the smallest part of a batch, what each of it has taken
+        # The smallest part of a batch, and what each element of it has taken.
+        self._few = None if of_few is None else (self._batch, of_few)
         self._begun = 0  # partitions that were cut before anything was known
         self._least_target = self._target = targets * TARGET_SECONDS
         self._largest = 0  # elements of the largest partition that has come back
@@ -160,12 +162,14 @@ class Adaptive:
         if not self._largest:
             known = self._known_size(remaining, threads)
             self._begun += 1
-            alone = self._begun <= min(threads, START_ALONE) and not self._has_short_batches
-            if known or alone:
+            short = self._has_short_batches
+            if not known and self._pays and not short:
+                return self._batch
+            if known or (self._begun <= min(threads, START_ALONE) and not short):
                 return known or 1
             if remaining is None:
                 return min(self._start, START_STREAM)
-            start = self._start if self._batch <= START_BATCH or self._has_short_batches else START_BATCH
+            start = self._start if self._batch <= START_BATCH or short else START_BATCH
             return self._whole(min(start, remaining // (START_SHARE * threads)), threads)
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
@@ -188,8 +192,9 @@ class Adaptive:
 
     @property
     def _pays(self) -> bool:
-        """Whether an element takes much less in a batch than with few others."""
-        return self._few is not None and self._seconds.value * SURER <= self._few[1]
+        """Whether an element takes much less in a batch than with few others, now or when seen last."""
+        each = self._seconds.value if self._largest else self._pace
+        return self._few is not None and each is not None and each * SURER <= self._few[1]
 
     def forget(self) -> None:
         """Begin with single elements, unless some have come back."""
@@ -298,6 +303,11 @@ class Adaptive:
         """Return what sizes are made from, once a partition has come back."""
         return self._seconds.value if self._largest else None
 
+    @property
+    def of_few(self) -> float | None:
+        """Return what it took in a small part of a batch."""
+        return None if self._few is None else self._few[1]
+
 
 class Calls(Protocol):
     """What is known of the calls of a program whose tasks make several at the same time."""
@@ -374,6 +384,7 @@ def sizer_for(
     hands_back: bool = True,
     long: bool = False,
     sole: bool = False,
+    of_few: float | None = None,
 ) -> Sizer:
     """Return the sizer for a checked `partition_size`; `calls` for tasks that make several calls.
 
@@ -383,4 +394,4 @@ def sizer_for(
         return Fixed(partition_size)
     if calls is not None:
         return Waiting(limit, lasting, calls, batch)
-    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1, sole)
+    return Adaptive(limit, lasting, pace, batch, hands_back, TARGETS_LONG if long else 1, sole, of_few)

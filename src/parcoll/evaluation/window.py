@@ -136,7 +136,7 @@ class Window:
             if feed is not None:
                 feed.close()
             if (pace := self._sizer.pace) is not None:
-                remember(self._program.steps, pace)
+                remember(self._program.steps, pace, self._sizer.of_few)
             if self._held and self._saver is not None:
                 self._saver.close(self._held)
 

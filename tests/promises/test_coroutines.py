@@ -309,3 +309,12 @@ def test_where_nobody_would_await_it_it_is_refused():
     ):
         with pytest.raises(TypeError, match=r"needs a plain function, got the `async def` function"):
             refused()
+
+    async def several(x: int) -> AsyncIterator[int]:
+        yield x
+
+    for made in (numbers.map, numbers.filter, numbers.starmap, numbers.foreach):
+        with pytest.raises(
+            TypeError, match=r"\(\) takes one result of a call, and several is an asyn.*flatmap"
+        ):
+            made(several)

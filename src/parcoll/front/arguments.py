@@ -85,6 +85,11 @@ def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
         raise TypeError(f"{method}() needs a function, got {describe(func)}")
+    if method in AWAITED and method != "flatmap" and waiting.is_generator(func):
+        raise TypeError(
+            f"{method}() takes one result of a call, and {function_name(func)} is an asynchronous generator: "
+            "use flatmap, which takes all that it gives"
+        )
     return _plain(func, f"{method}()") if method not in AWAITED else func
 
 

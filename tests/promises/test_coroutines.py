@@ -315,6 +315,6 @@ def test_where_nobody_would_await_it_it_is_refused():
 
     for made in (numbers.map, numbers.filter, numbers.starmap, numbers.foreach):
         with pytest.raises(
-            TypeError, match=r"\(\) takes one result of a call, and several is an asyn.*flatmap"
+            TypeError, match=r"takes one result of a call, and several is an asyn.*: use flatmap"
         ):
             made(several)

@@ -35,11 +35,11 @@ def together(folder: Path, number: int) -> None:
 
 def test_calls_that_wait_share_a_few_processes(threads: Connection, tmp_path: Path) -> None:
     def wait(x: int) -> int:
-        if x >= 270:
+        if x >= 20:
             together(tmp_path, 2 * THREADS - 4)
         return -x
 
-    assert list(parallel(range(300), timeout=30, partition_size=1).map(wait)) == [-x for x in range(300)]
+    assert list(parallel(range(50), timeout=30, partition_size=1).map(wait)) == [-x for x in range(50)]
     assert len(set(lines(tmp_path / "begun"))) <= 2 * CORES
     assert 2 * THREADS > 2 * CORES + 4, "more calls waited for each other than there were processes"
 

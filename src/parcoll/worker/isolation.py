@@ -125,8 +125,7 @@ class _Partition:
         self._precedents: dict[Call, Precedent] = {}
         self._deaths: Counter[object] = Counter()  # by what the process was doing
         self._ends: Counter[Call] = Counter()  # deaths and timeouts
-        # Seconds of calls that were stopped, by step.
-        self._stopped: defaultdict[int, float] = defaultdict(float)
+        self._stopped: defaultdict[int, float] = defaultdict(float)  # seconds of calls, by step
         self._cuts: set[int] = set()  # where a slice has to end
         self._alone = -1  # elements before this are run one by one
 
@@ -137,6 +136,7 @@ class _Partition:
         except BaseException as error:
             return unloadable_chain(error)
         self._least_timeout = self._program.least_timeout
+        self._lent.alone = not self._program.stops  # it is here since it has ended workers
         packed = self._pack(given)
         if isinstance(packed, Outcome):
             return packed
@@ -235,7 +235,7 @@ class _Partition:
             return None if self._shared.is_unread_beside(found) else found
         subworker.token = self._shared.token
         self._total, self._loaded = found, self._lent.get()
-        if self._program.waits and not self._program.stops:  # it is here since it has ended workers
+        if self._program.waits and not self._program.stops:
             self._alone = self._total
         self._deaths[LOADING] = 0  # two in a row are the fault of the partition, two in an hour are not
         return None

@@ -358,16 +358,16 @@ class Lent:
         self._take = take
         self._slot = Slot()
         self._unstarted = 0  # the last ones, in a row
-        self._alone = False
+        self.alone = False  # whether its process is to have no other partition meanwhile
         self.current: Subworker | None = None
 
     def get(self) -> Subworker:
         """Return the process; if it has died, another one."""
         if self.current is None or not self.current.alive:
             self._check_start()
-            self._alone = self._alone or (self.current is not None and self.current.unsure)
+            self.alone = self.alone or (self.current is not None and self.current.unsure)
             self.end()
-            self.current = self._take(self._alone)
+            self.current = self._take(self.alone)
             self.current.answers.slot = self._slot
         return self.current
 

@@ -264,9 +264,11 @@ class Starter(Generic[T]):
 
 
 LOOK_SECONDS = 0.1  # between two looks at what a thread has done: one takes 15 µs
+MUCH_OF_CORE = 0.5  # for a process: its threads may wait for each other
 IDLE_SECONDS = 1.0  # after which what came before a partition is not of its kind
 
 _looked = threading.local()
+_lookers: dict[int, float] = {}  # when each thread looked last that runs partitions
 
 
 class _Look(NamedTuple):
@@ -281,20 +283,29 @@ def begin_busy() -> None:
     """Note that this thread begins with a partition."""
     last: _Look | None = getattr(_looked, "last", None)
     if last is None or time.perf_counter() - last.at > IDLE_SECONDS:
-        _looked.last = _look()
+        _looked.last = last = _look()
+    _lookers[threading.get_ident()] = last.at
 
 
 def busy_lately() -> float:
     """Return the seconds, since it was said last, in which this thread did not wait; 0.0 if they are few.
 
     It does not wait while it works, or its process or a child of it does, or others keep it from a processor.
-    A system that cannot tell says that it never waits.
+    What the process does counts in equal parts for the threads that run partitions, unless it is so much that
+    they wait for its GIL. A system that cannot tell says that it never waits.
     """
     last: _Look = _looked.last
     if time.perf_counter() - last.at < LOOK_SECONDS:
         return 0.0
     _looked.last = now = _look()
-    return max(now.of_thread - last.of_thread, now.of_process - last.of_process, 0.0)
+    _lookers[threading.get_ident()] = now.at
+    for thread, at in list(_lookers.items()):
+        if now.at - at > max(IDLE_SECONDS, now.at - last.at):
+            _lookers.pop(thread, None)
+    of_process = now.of_process - last.of_process
+    if of_process < MUCH_OF_CORE * (now.at - last.at):
+        of_process /= len(_lookers)
+    return max(now.of_thread - last.of_thread, of_process, 0.0)
 
 
 def _look() -> _Look:

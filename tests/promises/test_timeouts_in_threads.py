@@ -15,7 +15,7 @@ import pytest
 from scripts import append, eventually, lines
 from test_timeouts import hold_the_gil
 
-from parcoll import Connection, ElementTimeoutError, WorkerLostError, connect, parallel, per_worker
+from parcoll import Connection, ElementTimeoutError, WorkerLostError, connect, parallel, per_worker, system
 
 THREADS = 12
 CORES = len(os.sched_getaffinity(0))
@@ -30,7 +30,10 @@ def threads() -> Iterator[Connection]:
 def together(folder: Path, number: int) -> None:
     """Wait until so many calls are under way."""
     append(folder / "begun", os.getpid())
-    assert eventually(lambda: len(lines(folder / "begun")) >= number, 20)
+    deadline = time.monotonic() + 60
+    while len(lines(folder / "begun")) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_calls_that_wait_share_a_few_processes(threads: Connection, tmp_path: Path) -> None:
@@ -115,3 +118,16 @@ def test_objects_nested_evaluations_and_logs(
     own.close()
     assert eventually(lambda: lines(tmp_path / "ended"), 20)
     assert set(lines(tmp_path / "ended")) == {"True"}
+
+
+@pytest.mark.parametrize(("of_process", "busy"), [(0.3, 0.15), (0.01, 0.02), (0.9, 0.9)])
+def test_a_thread_waits_while_others_of_its_process_work_a_little(
+    of_process: float, busy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not while they keep the GIL from it: then its calls are no calls that wait."""
+    looks = iter([system._Look(0.0, 0.0, 0.0), system._Look(1.0, 0.02, of_process)])
+    monkeypatch.setattr(system, "_look", lambda: next(looks))
+    monkeypatch.setattr(system, "_looked", threading.local())
+    monkeypatch.setattr(system, "_lookers", {-1: 0.9, -2: -5.0})
+    system.begin_busy()
+    assert system.busy_lately() == pytest.approx(busy)

@@ -498,9 +498,3 @@ def test_what_was_handed_back_is_left_with_the_rest(cluster: Connection, rests: 
         stream.close()
         assert list(stream) == []
     assert list(parallel(range(100)).map(abs)) == list(range(100))
-
-
-def test_whether_batches_pay_is_remembered() -> None:
-    """A call took 0.4 s, whatever its size: single elements would take as long."""
-    sizer = Adaptive(pace=0.4 / 64, batch=64, of_few=0.4)
-    assert [sizer.next_size(remaining, 2) for remaining in (10_000, 9_936, None)] == [64, 64, 64]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scripts import append, lines
 
 from parcoll import CheckpointError, Connection, parallel, per_worker
+from parcoll.evaluation.sizing import Adaptive
 
 numpy = pytest.importorskip("numpy")
 KINDS: dict[str, dict[str, Any]] = {"inline": {}, "cluster": {}, "timeout": {"timeout": 60}}
@@ -277,3 +278,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(TypeError, match=r"map_batches\(\) has no setting 'chunk'"):
         numbers.map_batches(squares, chunk=1)
     assert repr(numbers.map_batches(squares)) == "<ParallelGen: parallel(range(0, 3)).map_batches(squares)>"
+
+
+def test_whether_batches_pay_is_remembered() -> None:
+    """A call took 0.4 s, whatever its size: single elements would take as long."""
+    sizer = Adaptive(pace=0.4 / 64, batch=64, of_few=0.4)
+    assert [sizer.next_size(remaining, 2) for remaining in (10_000, 9_936, None)] == [64, 64, 64]

@@ -233,15 +233,15 @@ class _Partition:
             return outcome
         if isinstance(found, Outcome):
             return None if self._shared.is_unread_beside(found) else found
-        subworker.token = self._shared.token
-        self._total, self._loaded = found, self._lent.get()
+        subworker.token, self._total, self._loaded = self._shared.token, found, subworker
         if self._program.waits and not self._program.stops:
             self._alone = self._total
         self._deaths[LOADING] = 0  # two in a row are the fault of the partition, two in an hour are not
         return None
 
     def _ask(self, request: Any) -> Any:
-        return self._lent.get().ask(request, self._least_timeout, memory_left())
+        assert self._lent.current is not None  # not another one, which has not loaded the partition
+        return self._lent.current.ask(request, self._least_timeout, memory_left())
 
     def _blame(self, death: Died, position: int) -> Outcome | None:
         """Decide how to go on after a death; return an outcome if the partition cannot."""

@@ -45,7 +45,6 @@ from parcoll.world.family import track_with
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
-LANE_SECONDS = 0.5  # for a lane to end its objects, when the process ends
 WAITING_SECONDS = 2.0  # if several calls wait at the same time, since all of them have to end with the slice
 
 
@@ -125,9 +124,12 @@ def main(
         if door_fd is not None:
             arguments = door_fd, channel, name
             threading.Thread(target=_admit, args=arguments, name="parcoll-door", daemon=True).start()
-        _serve(socket_fd, _Served(marks, channel, in_lane=door_fd is not None), name)
-        for lane in [thread for thread in threading.enumerate() if isinstance(thread, _Lane)]:
-            lane.join(LANE_SECONDS)
+        if door_fd is None:
+            _serve(socket_fd, _Served(marks, channel), name)
+        else:
+            _serve_lane(socket_fd, _Served(marks, channel, in_lane=True), name)
+            for lane in [thread for thread in threading.enumerate() if isinstance(thread, _Lane)]:
+                lane.join()  # others may be at work, where this one was late; the worker sees to the end
         standin.close()
 
     ending.after(work)
@@ -168,9 +170,21 @@ class _Lane(threading.Thread):
         os.close(marks_fd)
         marks.numbers[6] = resident_bytes(os.getpid())
         self._channel.enter(tells_fd, marks)
-        with contextlib.suppress(OSError):  # the worker does not wait for this reply any more
-            _serve(socket_fd, _Served(marks, self._channel, in_lane=True), self._of)
+        _serve_lane(socket_fd, _Served(marks, self._channel, in_lane=True), self._of)
         objects.end_of_thread()
+
+
+def _serve_lane(socket_fd: int, served: _Served, name: str) -> None:
+    with contextlib.suppress(OSError):  # where a call was late, the worker does not wait for its reply
+        _serve(socket_fd, served, name)
+
+
+def _send_of_others(packed: bytes) -> None:
+    """Send what threads have logged that functions have started, by a lane which is asked something."""
+    for send in reversed(_at_work):
+        with contextlib.suppress(OSError):
+            send(packed)
+            break
 
 
 def _serve(socket_fd: int, served: _Served, name: str) -> None:
@@ -188,7 +202,7 @@ def _serve(socket_fd: int, served: _Served, name: str) -> None:
             send(records.Logged(packed))
 
         records.send_own(send_record)
-        records.send_all(lambda packed: (_at_work or [send_record])[-1](packed), f"{name}-beside")
+        records.send_all(send_record if not served.in_lane else _send_of_others, f"{name}-beside")
         while length := stream.read(LENGTH_BYTES):
             request: Request = pickle.loads(stream.read(int.from_bytes(length, "big")))
             _at_work.append(send_record)
@@ -214,7 +228,7 @@ class _Served:
     def __init__(self, marks: Marks, channel: standin.Channel, in_lane: bool = False) -> None:
         self._marks = marks
         self._channel = channel
-        self._in_lane = in_lane  # other threads run partitions, perhaps of other scripts
+        self.in_lane = in_lane  # other threads run partitions, perhaps of other scripts
         self._task: Any = None
         self._shared: SharedProgram | None = None
         self._program: Program | None = None
@@ -259,14 +273,14 @@ class _Served:
 
     def _as_script(self, shared: SharedProgram) -> contextlib.AbstractContextManager[None]:
         """Have what runs in this thread, beside others, belong to the program's script."""
-        return running(shared.main) if self._in_lane else contextlib.nullcontext()
+        return running(shared.main) if self.in_lane else contextlib.nullcontext()
 
     def _load(self, request: LoadPartition) -> int | Outcome:
         try:
             self._shared = request.shared or self._shared
             assert self._shared is not None
             self._program = self._shared.load()
-            if not self._in_lane:
+            if not self.in_lane:
                 make_main(self._shared.main)
         except BaseException as error:
             return unloadable_chain(error)
@@ -317,7 +331,7 @@ class _Served:
 
     def _join(self, request: JoinParts) -> Kept:
         fold = request.shared.load().fold
-        if not self._in_lane:
+        if not self.in_lane:
             make_main(request.shared.main)
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)

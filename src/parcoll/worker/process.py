@@ -60,6 +60,7 @@ class Process:
         self._doorbell = threading.Lock()
         self._answers, self._pings = True, 0
         self.ended: int | None = None  # shows its end even if a process that it forked keeps connections open
+        self._untold = True
         self._left = True  # it may have started others, which are killed with it
         connection, memory, telling = descriptors
         passed = [*descriptors]
@@ -120,12 +121,16 @@ class Process:
         """Return the lanes that have a partition."""
         return [lane for lane in self.lanes if lane.lent]
 
-    def admit(self, descriptors: tuple[int, int, int]) -> None:
-        """Have it serve another lane."""
-        assert self._door is not None
-        self.shared = True
-        with self._doorbell:
-            socket.send_fds(self._door, [b"+"], descriptors)
+    def admit(self, lane: Any, descriptors: tuple[int, int, int] | None) -> None:
+        """Have it serve a lane, its first one without descriptors. Asking shows whether it is at its end."""
+        with self._lock:
+            if self.condemned:
+                return
+            self.lanes.append(lane)
+        if descriptors is not None and self._door is not None:
+            self.shared = True
+            with self._doorbell, contextlib.suppress(OSError):  # it is gone
+                socket.send_fds(self._door, [b"+"], descriptors)
 
     def answers(self) -> bool:
         """Tell whether a thread of it answers soon."""
@@ -155,6 +160,12 @@ class Process:
             finally:
                 self._popen.send_signal(signal.SIGCONT)  # nothing is sent to one that has ended
 
+    def tell(self) -> bool:
+        """Tell whether nobody has told of its end so far."""
+        with self._lock:
+            untold, self._untold = self._untold, False
+        return untold
+
     def wait(self, seconds: float) -> None:
         """Wait until it has ended, at most so long."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -168,6 +179,12 @@ class Process:
     def terminate(self) -> None:
         """Have it end as a script does."""
         self._popen.terminate()
+
+    def retire(self) -> bool:
+        """Have it get nothing more to do; False if it is at work."""
+        with self._lock:
+            self.condemned = self.condemned or not self.at_work()
+            return self.condemned
 
     def leave(self, lane: Any, after: float) -> None:
         """Have it end after some seconds, but not before the other lanes that are at work."""
@@ -183,7 +200,8 @@ class Process:
         """End it, and all that it has started, after some seconds; returns when they are gone."""
         self.wait(after)
         self.kill()
-        for answers in self.asked:
+        asked, self.asked = self.asked, []
+        for answers in asked:
             answers.close()
         self._close()
 

@@ -55,17 +55,14 @@ class Subworker:
         self.since = 0.0  # when it was given back last; below that if it is to end then
         self.lent = True
         self.unsure = False  # another lane may be to blame for its end
-        self._is_over = False
-        self.is_main = process is None
+        self._is_over, self.is_main = False, process is None
         self.answers = Answers()
         descriptors = (theirs.fileno(), memory, self.answers.theirs.fileno())
         try:
             self.marks = Marks(memory)
             self.marks.begin(SETTING_UP)
             self.process = process if process is not None else Process(descriptors, shares)
-            self.process.lanes.append(self)
-            if process is not None:
-                process.admit(descriptors)
+            self.process.admit(self, None if process is None else descriptors)
         except BaseException:
             self.answers.close()
             ours.close()
@@ -186,7 +183,7 @@ class Subworker:
         if not ended and not timed_out:
             process.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
-        counts = timed_out or not process.condemned
+        counts = timed_out or process.tell()
         self.unsure = unsure or (process.shared and not (process.alone or timed_out))
         if unstarted or self.unsure:
             mark = mark._replace(phase=SETTING_UP)
@@ -224,8 +221,7 @@ class Pool:
     """The processes of one worker, and their lanes that wait for their next partition."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._growing = threading.Lock()
+        self._lock, self._growing = threading.Lock(), threading.Lock()
         self._idle: list[Subworker] = []
         self._all: weakref.WeakSet[Subworker] = weakref.WeakSet()
         self._timer: threading.Timer | None = None
@@ -249,28 +245,35 @@ class Pool:
     def _take(self, alone: bool = False) -> Subworker:
         """Return a lane; if it is to be `alone`, of a process that has no others at work."""
         with self._growing:
-            while (found := self._waiting(alone)) is not None:
-                if found.alive:
-                    return found
-                found.end()
-            with self._lock:
-                self._starter = starter = self._starter or Starter(Subworker)
             shares = threads() > cores()
             try:
-                if shares and not alone and len(processes := self._sharing()) >= cores():
-                    # As many at work in each, so that those of one do not wait for each other's GIL.
-                    found = Subworker(min(processes, key=lambda process: len(process.at_work())))
-                else:  # the kernel ends it with the thread that started it: those of dask's pool come and go
-                    found = starter.start(shares=shares)
-                    found.process.alone = alone
+                while (found := self._waiting(alone) or self._added(shares and not alone)) is not None:
+                    if found.alive:
+                        return found
+                    found.end()
+                with self._lock:
+                    self._starter = starter = self._starter or Starter(Subworker)
+                # The kernel ends it with the thread that started it: those of dask's pool come and go.
+                found = starter.start(shares=shares)
             except OSError as error:  # no memory, no descriptors, too many processes
                 raise WorkerSetupError(
                     f"no process could be started beside a worker, where functions with timeout=, and "
                     f"partitions whose workers died, run: {type(error).__name__}: {error}"
                 ) from error
-            with self._lock:
-                self._all.add(found)
-            return found
+            found.process.alone = alone
+            return self._noted(found)
+
+    def _added(self, shares: bool) -> Subworker | None:
+        """Return one more lane of the process that has least to do; None if there may be more processes."""
+        processes = self._sharing() if shares else ()
+        if not processes or len(processes) < cores():
+            return None
+        return self._noted(Subworker(min(processes, key=lambda process: len(process.at_work()))))
+
+    def _noted(self, lane: Subworker) -> Subworker:
+        with self._lock:
+            self._all.add(lane)
+        return lane
 
     def _waiting(self, alone: bool) -> Subworker | None:
         """Return a lane that waits, of the process that has least to do; None if there is none that may."""
@@ -320,7 +323,7 @@ class Pool:
         now = time.monotonic()
         with self._lock:
             kept = {lane.process for lane in self._idle if now - lane.since <= lane.patience}
-            ended = [lane for lane in self._idle if not (lane.process in kept or lane.process.at_work())]
+            ended = [lane for lane in self._idle if lane.process not in kept and lane.process.retire()]
             self._idle = [lane for lane in self._idle if lane not in ended]
             if self._timer is threading.current_thread():
                 self._timer = None

@@ -115,6 +115,8 @@ class Firsts(Gatherer):
     Workers leave out repeats within partitions, and the user's process the rest.
     """
 
+    takes_together = True
+
     def __init__(self, keyed: bool) -> None:
         self.keyed = keyed
 
@@ -135,6 +137,10 @@ class Firsts(Gatherer):
             if key not in firsts:
                 firsts[key] = element
         return taken
+
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Keep those whose keys are new."""
+        deque(map(self._firsts.setdefault, keys, elements), 0)
 
     def _counted(self, elements: Iterator[Any]) -> Iterator[Any]:
         taken = 0

@@ -29,7 +29,7 @@ from pathlib import PurePath
 from typing import Any
 from zlib import crc32
 
-from parcoll.keys.store import collector_paused, framed, is_flat
+from parcoll.keys.store import FLAT, Framer, collector_paused, joined
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
 # that the way they are packed would cost more than what is in them.
@@ -58,7 +58,9 @@ NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Deci
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
 MASK = 2**61 - 1
 
-TOGETHER = 2**16  # keys, or elements, that are cut at once
+# Keys, or elements, that are cut at once: so few that they stay in the processor's cache from one slot to the
+# next, unless what is in a slot takes long to pack, however little it is.
+TOGETHER, MANY_TOGETHER = 2**14, 2**16
 
 
 class SeedError(TypeError):
@@ -290,7 +292,7 @@ def _is_known(kind: type) -> bool:
 
 @dataclass
 class Piece:
-    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
+    """Keys with values, cut into slots. Each has its number, positions, keys and values, in frames."""
 
     other: str  # a class of keys whose hash may depend on more than the seed
     ends: array[int]  # where each slot ends in the bytes
@@ -317,17 +319,27 @@ class Cutter:
         self._keys: list[Any] = [None] * SLOTS  # the first one of each slot
         self._single = bytearray(SLOTS)
         self._other = ""
+        self._framer = Framer()
+
+    @property
+    def together(self) -> int:
+        """How many are to be cut at once."""
+        return MANY_TOGETHER if self._framer.by_value else TOGETHER
 
     def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Take keys in. `firsts` say where each stands among all."""
+        at = 0
         with collector_paused():
-            for at in range(0, len(keys), TOGETHER):
-                to = at + TOGETHER
+            while at < len(keys):
+                left = len(keys) - at  # a little more at the end is cut with them
+                to = at + (left if left < 1.5 * self.together else self.together)
                 self._add(firsts[at:to], keys[at:to], values[at:to])
+                at = to
 
     def _add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
-        plain = PLAINEST.issuperset(map(type, keys)) and not self._written
-        flat = plain and is_flat(values)
+        kinds, value_kinds = set(map(type, keys)), set(map(type, values))
+        plain = kinds <= PLAINEST and not self._written
+        flat = plain and value_kinds <= FLAT
         if plain:
             slots = plainest_slots(keys, self._level)
         elif self._written:
@@ -340,12 +352,15 @@ class Cutter:
         add = [entries.append for entries in found]
         for at, slot in enumerate(slots):
             add[slot](at)
+        base = firsts.start if isinstance(firsts, range) else None  # positions are small from there on
         for slot, entries in enumerate(found):
             if entries:
                 pick = _pick(entries)
                 those = pick(keys)
-                frame = slot, plain, array("Q", pick(firsts)), those, pick(values)
-                self._frames[slot].append(framed(frame, flat))
+                positions = array("Q", pick(firsts)) if base is None else array("I", entries)
+                where = positions.typecode, base or 0, positions.tobytes()
+                columns = joined(those, kinds), joined(pick(values), value_kinds)
+                self._frames[slot].append(self._framer.packed((slot, plain, where, *columns), flat))
                 self._note(slot, those)
 
     def _note(self, slot: int, keys: Sequence[Any]) -> None:
@@ -360,6 +375,14 @@ class Cutter:
         parts = list(map(b"".join, self._frames))
         ends = array("Q", accumulate(map(len, parts)))
         return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts))
+
+
+def positions_of(where: tuple[str, int, bytes]) -> tuple[int, array[int]]:
+    """Return the positions in a frame, and from where on they count."""
+    code, base, packed = where
+    positions: array[int] = array(code)
+    positions.frombytes(packed)
+    return base, positions
 
 
 def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -101,7 +101,11 @@ def loop_factory(shape: Shape, timed: bool, together: bool = False) -> tuple[Any
         lines += [f"{indent}if {made}: continue"] if timed and part.filters else []
         lines += [f"{indent}n{i} += 1"] if part.counts else []
         if row and part.multiplies and row.last_loop == i:
-            lines += [f"{indent}if n{i} > due:", *row.given(f"{indent} "), f"{indent} due = n{i} + {TOGETHER}"]
+            lines += [
+                f"{indent}if n{i} > due:",
+                *row.given(f"{indent} "),
+                f"{indent} due = n{i} + {TOGETHER}",
+            ]
     if row is None:
         lines += [f"{indent}yield {element}", *tick(indent, len(shape))]
     elif row.is_drawn:

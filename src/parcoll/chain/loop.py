@@ -27,7 +27,8 @@ from parcoll.chain.place import START, Place
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
 
-# CPython allows 20 statically nested blocks, of which a loop that gives lists has some more; a longer row of flatmaps is cut into several loops.
+# CPython allows 20 statically nested blocks, of which a loop that gives lists has some more than others. A
+# longer row of flatmaps is cut into several loops.
 NESTED_LOOPS = 12
 
 Loop = Callable[[Iterable[Any]], Generator[Any, None, None]]
@@ -78,9 +79,7 @@ class Chain:
         """Whether `run_together` is possible."""
         return bool(self.steps) and self.steps[-1].gathers
 
-    def run_together(
-        self, elements: Sequence[Any], place: Place
-    ) -> Iterator[tuple[list[Any], list[Any]]]:
+    def run_together(self, elements: Sequence[Any], place: Place) -> Iterator[tuple[list[Any], list[Any]]]:
         """Do as `run` does without timing, and give lists of keys and of elements."""
         if self._last_together is None:
             start, stop = list(_stretches(self.steps))[-1]

@@ -81,6 +81,7 @@ class Values(Gatherer):
 
     in_order = False  # the value can be gone on with, element by element, and not be joined with another
     flat = False  # what is gathered are elements, and no values yet
+    later = False  # to join is so little work that it may be done where the values are wanted
 
     def start(self) -> None:
         """Begin with no keys."""
@@ -182,6 +183,7 @@ class Groups(Values):
     """A list of the elements. What is gathered are the elements, each with its key."""
 
     flat = True
+    later = True
     takes_together = True
 
     def start(self) -> None:
@@ -289,6 +291,7 @@ class OrderedFolds(Groups):
     """A fold of all elements of a key, in their order, once they are together."""
 
     in_order = True
+    later = False
 
     def __init__(self, func: Callable[[Any, Any], Any], start: Start) -> None:
         self.func = func

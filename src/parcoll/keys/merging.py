@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
 from parcoll.keys.gathering import Merged, Values
-from parcoll.keys.slots import Cutter, Piece, one_nan, positions_of
+from parcoll.keys.slots import Cutter, Piece, one_nan
 from parcoll.keys.store import Framer, collector_paused, framed, is_flat, unframed
 from parcoll.text import short_repr
 
@@ -39,6 +39,7 @@ class Slots:
     label: str = ""
     level: int = 0  # at which they were cut, or are to be cut again
     written: bool = False
+    later: bool = False  # they go on as they are
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,18 +91,26 @@ class _Frames:
 
     def taken(self) -> _Columns:
         """Return what this slot has, and open what comes next."""
-        base, *columns = _columns(self.frame)
+        start, *_ = found = _columns(self.frame)
         self.frame = next(self._frames, None)
-        return (self.base + base, *columns)
+        return (self.base + start, *found[1:])
 
 
 # Where positions count from, the positions, keys and values.
 _Columns = tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]
 
 
+def _positions_of(where: tuple[str, int, bytes]) -> tuple[int, array[int]]:
+    """Return the positions in a frame, and from where on they count."""
+    code, base, packed = where
+    positions: array[int] = array(code)
+    positions.frombytes(packed)
+    return base, positions
+
+
 def _columns(frame: Any) -> _Columns:
     _, plain, where, keys, values = frame
-    return (*positions_of(where), keys if plain else one_nan(keys), values)
+    return (*_positions_of(where), keys if plain else one_nan(keys), values)
 
 
 def in_order(slots: Iterator[Merged]) -> Merged:
@@ -152,9 +161,11 @@ class Merger:
         self.kind = kind
         self.together = together  # all keys of a task are wanted at once
 
-    def __call__(self, slots: Slots) -> Iterator[Block]:
+    def __call__(self, slots: Slots) -> Iterator[Block | Slots]:
         """Give the blocks: a stream of them for each slot, or one for all."""
-        if slots.state:
+        if slots.later:
+            yield slots
+        elif slots.state:
             yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))

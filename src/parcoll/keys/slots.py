@@ -30,6 +30,7 @@ from typing import Any
 from zlib import crc32
 
 from parcoll.keys.store import FLAT, Framer, collector_paused, joined
+from parcoll.wire.reducers import ROWS, of_atoms
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
 # that the way they are packed would cost more than what is in them.
@@ -105,11 +106,6 @@ def slots_of(keys: Sequence[Any], level: int = 0) -> tuple[list[int], str]:
         hashes = [hash(_stand_in(key)) for key in keys]
         other = next((kind.__qualname__ for kind in _within(keys) if not _is_known(kind)), "")
     return _cut(hashes, level), other
-
-
-def plainest_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
-    """Return the slot of each key, where all are of `PLAINEST`."""
-    return _cut(map(hash, keys), level)
 
 
 def written_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
@@ -299,6 +295,7 @@ class Piece:
     values: array[int]  # how many values each slot has
     single: bytearray  # for each slot, whether all of them have one key
     data: bytes
+    plain: bool = False  # keys and values are of no class of users'
     seed: int = SEED  # of the process that has cut it
     none: int = NONE
 
@@ -319,6 +316,7 @@ class Cutter:
         self._keys: list[Any] = [None] * SLOTS  # the first one of each slot
         self._single = bytearray(SLOTS)
         self._other = ""
+        self._plain = True
         self._framer = Framer()
 
     @property
@@ -340,8 +338,9 @@ class Cutter:
         kinds, value_kinds = set(map(type, keys)), set(map(type, values))
         plain = kinds <= PLAINEST and not self._written
         flat = plain and value_kinds <= FLAT
+        self._plain = self._plain and plain and of_atoms(values, ROWS)
         if plain:
-            slots = plainest_slots(keys, self._level)
+            slots = _cut(map(hash, keys), self._level)
         elif self._written:
             slots = written_slots(keys, self._level)
         else:
@@ -374,15 +373,7 @@ class Cutter:
         """Return the piece."""
         parts = list(map(b"".join, self._frames))
         ends = array("Q", accumulate(map(len, parts)))
-        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts))
-
-
-def positions_of(where: tuple[str, int, bytes]) -> tuple[int, array[int]]:
-    """Return the positions in a frame, and from where on they count."""
-    code, base, packed = where
-    positions: array[int] = array(code)
-    positions.frombytes(packed)
-    return base, positions
+        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts), self._plain)
 
 
 def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

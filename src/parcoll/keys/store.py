@@ -159,11 +159,7 @@ class Framer:
 
     def packed(self, columns: tuple[Any, ...], flat: bool) -> bytes:
         """Pack columns that were joined as far as they can be."""
-        parts: Sequence[bytes]
-        if flat:
-            parts = (pickle.dumps(columns, PROTOCOL),)
-        else:
-            parts = self._pickled(columns)
+        parts = (pickle.dumps(columns, PROTOCOL),) if flat else self._pickled(columns)
         return b"".join((struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts))
 
     def _pickled(self, columns: tuple[Any, ...]) -> Sequence[bytes]:

@@ -233,7 +233,7 @@ class _NamingPickler(ByValue):
 
 
 class ManyByReference:
-    """Pickles values one after the other, with one pickler: to make one takes as long as to pickle 50 rows."""
+    """Pickles values one after the other, with one pickler: to make one takes as long as to pickle 50."""
 
     def __init__(self) -> None:
         self._file = io.BytesIO()

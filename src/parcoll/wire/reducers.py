@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -37,6 +37,7 @@ globals_named: Callable[[CodeType], Mapping[str, None]] = _internals._extract_co
 # longer fit in the processor's cache: in parts of so many elements, packing takes half of the time.
 PART = 2048
 PART_BYTES = 2**19  # of a part, at most: text that all elements share is packed once for each part
+ROWS = frozenset((tuple, list, dict))
 ATOMS = frozenset((str, bytes, int, float, complex, bool, type(None)))
 
 
@@ -55,19 +56,26 @@ def in_parts(value: list[Any]) -> Any:
 
     Numbers and texts, and tuples of them, are told apart by their values alone.
     """
-    if len(value) < 2 * PART:
-        return value
-    kinds = set(map(type, value))
-    if kinds == {tuple}:
-        kinds = set(map(type, itertools.chain.from_iterable(value)))
-    if not kinds <= ATOMS:
-        return value
     parts: list[bytes] = []
-    for at in range(0, len(value), PART):
-        parts.append(pickle.dumps(value[at : at + PART], 5))
+    for at in range(0, len(value) if len(value) >= 2 * PART else 0, PART):
+        part = value[at : at + PART]
+        if not of_atoms(part):  # a part, which is then in the cache when it is packed
+            return value
+        parts.append(pickle.dumps(part, 5))
         if len(parts[-1]) > PART_BYTES:
             return value
-    return InParts(parts)
+    return InParts(parts) if parts else value
+
+
+def of_atoms(values: Sequence[Any], containers: frozenset[type] = frozenset((tuple,))) -> bool:
+    """Tell whether values are numbers and texts, or all of them a container with such values."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and kinds <= containers:
+        inner = itertools.chain.from_iterable
+        if kinds == {dict}:
+            return ATOMS.issuperset(map(type, inner(map(dict.values, values)))) and of_atoms([*inner(values)])
+        return ATOMS.issuperset(map(type, inner(values)))
+    return kinds <= ATOMS
 
 
 def list_of(parts: list[bytes]) -> list[Any]:

@@ -27,7 +27,7 @@ WINDOW_COST = 2**30  # of all tasks that are under way, and are held here too
 SLOTS_LATER = 16  # of a task that is not merged by a worker
 PART_OF_MEMORY = 16  # of a worker's memory, for a task
 TASKS_A_THREAD = 3
-FEW_THREADS, FEW_TASKS = 4, 6  # where elements are so few tasks' worth, this process merges them itself
+FEW_THREADS, FEW_TASKS = 4, 4  # where elements are so few tasks' worth, this process merges them itself
 HOLDS = 0.6  # of a worker's memory, for a group that must be in one task
 
 

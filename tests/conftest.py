@@ -45,8 +45,7 @@ LONGEST = (
     *("wire/test_exceptions_of_packages.py", "cluster/test_lost_cluster.py", "cluster/test_bare_cluster.py"),
     *("watch/test_progress.py", "promises/test_same_world.py", "promises/test_resuming.py"),
     *("promises/test_shutdown.py", "promises/test_ends_of_scripts.py", "promises/test_memory.py"),
-    *("promises/test_keyed.py", "promises/test_packed_keys.py"),
-    *("checkpoint/test_what_comes_again.py", "checkpoint/test_failed_again.py"),
+    *("promises/test_keyed.py", "checkpoint/test_what_comes_again.py", "checkpoint/test_failed_again.py"),
     *("simulation/test_simulation.py", "faults/test_written_files.py", "cluster/test_losses.py"),
 )
 
@@ -98,6 +97,7 @@ ALIKE = (
     *("promises/test_retries.py", "promises/test_resuming_again.py", "evaluation/test_seams.py"),
     *("promises/test_timeouts.py", "promises/test_collection.py", "wire/test_shared_arrays.py"),
     *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
+    "promises/test_packed_keys.py",
 )
 
 # And with the newest: what is shown, files, checkpoints, random chains, what evaluations leave behind.

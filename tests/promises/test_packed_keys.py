@@ -159,6 +159,21 @@ def test_a_failure_among_many_ends_there(inline: Connection) -> None:
         ]
 
 
+def twice(x: Any) -> list[Any]:
+    return [x, x]
+
+
+def test_behind_many_flatmaps(inline: Connection) -> None:
+    """More than loops may be nested in each other, with failing elements behind them."""
+    chain = parallel(range(200))
+    for flatmaps in range(1, 12):
+        chain = chain.flatmap(twice if flatmaps == 1 else lambda x: [x])
+        if flatmaps in (1, 2, 8, 9, 10, 11):
+            assert chain.count_by(on_error="skip") == dict.fromkeys(range(200), 2)
+            assert chain.count_by() == dict.fromkeys(range(200), 2)
+            assert len(list(chain.group_by(lambda x: x % 3, on_error="skip"))) == 3
+
+
 def test_a_key_is_asked_for_once(inline: Connection) -> None:
     """Also where one of many fails, or has no hash."""
     asked: list[int] = []

@@ -29,7 +29,7 @@ from parcoll.chain.tally import Tally
 
 # CPython allows 20 statically nested blocks, of which a loop that gives lists has some more than others. A
 # longer row of flatmaps is cut into several loops.
-NESTED_LOOPS = 12
+NESTED_LOOPS = 9
 
 Loop = Callable[[Iterable[Any]], Generator[Any, None, None]]
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import arrays
 import captured
+import keyed
 import latency
 import memory
 import overhead
@@ -38,6 +39,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "captured": captured,
     "arrays": arrays,
     "written": written,
+    "keyed": keyed,
     "waiting": waiting,
     "startup": startup,
     "memory": memory,

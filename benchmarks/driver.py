@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import keyed
 from children import Channel, Handler, serve
 from peers import CORES, PEERS, Peer
 from workloads import WORKLOADS, increment
@@ -122,6 +123,7 @@ def main() -> None:
             "captured": partial(captured, peer),
             "written": partial(write, peer),
             "read": partial(read, peer),
+            "keyed": partial(keyed.run, peer),
             "pages": partial(fetched, peer),
         }
         serve(channel, handlers)

@@ -98,6 +98,7 @@ ALIKE = (
     *("promises/test_timeouts.py", "promises/test_collection.py", "wire/test_shared_arrays.py"),
     *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
     "promises/test_timeouts_in_threads.py",
+    "promises/test_packed_keys.py",
 )
 
 # And with the newest: what is shown, files, checkpoints, random chains, what evaluations leave behind.

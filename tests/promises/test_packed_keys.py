@@ -1,13 +1,18 @@
-"""Keys and values that travel packed in another way than pickle's come back as they were."""
+"""Keys and values that travel packed otherwise than by pickle, or in lists, come back as they were."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from parcoll import Connection, parallel
+from parcoll import Connection, connect, parallel
 from parcoll.keys import exchange
 
 first = itemgetter(0)
@@ -58,3 +63,142 @@ def test_keys_and_values_that_are_packed_as_one_text(
         assert repr(dict(last)[0]) == repr(around)
         assert list(parallel(texts * 2, partition_size=size).sorted()) == sorted(texts * 2)
         assert list(parallel(texts * 2, partition_size=size).distinct(lambda x: x + "\0")) == texts
+
+
+def given_of(number: int) -> list[Any]:
+    """Return what a flatmap makes of a number: nothing, a few elements, or thousands, some without a hash."""
+    if number % 97 == 5:
+        return [f"{number % 7}-{at % 1500}" for at in range(3000)]
+    made: list[Any] = [number % 13, str(number % 11), (number % 5, "x"), float(number % 3)][: number % 5]
+    return [*made, [number]] if number % 61 == 60 else made
+
+
+def even(number: int) -> bool:
+    return number % 2 == 0
+
+
+def keyed_by(element: Any) -> Any:
+    """Return a key, or fail, or return what has no hash."""
+    if element in (7, "7"):
+        raise ValueError(element)
+    return [] if element in (9, "9") else str(element)[-1]
+
+
+def in_lists(shift: int, number: int, policy: Any, instead: Any) -> tuple[list[Any], list[Any]]:
+    """Return what parcoll answers, and what plain Python does with the same elements."""
+    source = list(range(shift, shift + number))
+    chain = parallel(source).map(abs).filter(even).flatmap(given_of)
+    elements = [element for x in source if even(x) for element in given_of(abs(x))]
+    hashed = [x for x in elements if not isinstance(x, list)]
+    if callable(policy):
+        hashed = [instead if isinstance(x, list) else x for x in elements]
+    pairs = []
+    for element in elements:
+        if isinstance(element, list):
+            continue
+        try:
+            key = keyed_by(element)
+            hash(key)
+        except (ValueError, TypeError):
+            if not callable(policy):
+                continue
+            key = instead
+        pairs.append((key, element))
+    texts = chain.filter(lambda x: not isinstance(x, list))
+    found = [
+        list(chain.count_by(on_error=policy).items()),
+        list(chain.distinct(on_error=policy)),
+        list(texts.count_by(keyed_by, on_error=policy).items()),
+        [(key, group) for key, group in texts.group_by(keyed_by, on_error=policy)],
+        list(texts.distinct(keyed_by, on_error=policy)),
+        list(texts.sorted(lambda x: keyed_by(x) or 1 / 0, on_error=policy)),
+    ]
+    groups: dict[Any, list[Any]] = {}
+    for key, element in pairs:
+        groups.setdefault(key, []).append(element)
+    return found, [
+        list(Counter(hashed).items()),
+        list(dict.fromkeys(hashed)),
+        [(key, len(group)) for key, group in groups.items()],
+        list(groups.items()),
+        [group[0] for group in groups.values()],
+        [element for _, element in sorted(pairs, key=first)],
+    ]
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shift=st.integers(0, 500), number=st.integers(0, 1500), replaced=st.booleans())
+def test_elements_that_go_on_in_lists(inline: Connection, shift: int, number: int, replaced: bool) -> None:
+    """Behind maps, filters and flatmaps, with some that fail: as one by one, repr for repr."""
+    found, expected = in_lists(shift, number, (lambda error: "instead") if replaced else "skip", "instead")
+    assert repr(found) == repr(expected)
+
+
+def test_a_failure_among_many_ends_there(inline: Connection) -> None:
+    """What is before it has been taken; it is named, and so is its place, in a flatmap as behind it."""
+
+    def some(x: int) -> Iterator[Any]:
+        yield from range(x * 3000, x * 3000 + 2500)
+        if x == 4:
+            yield [x]
+            raise OSError("too late")
+        if x == 7:
+            raise OSError("in the midst")
+
+    for source, where, what in (
+        (range(6), "in step 2 of 2, distinct(), at element 4: [4] (made from source element 4)", TypeError),
+        ([7, 1], "in step 1 of 2, flatmap(some), at element 0: 7", OSError),
+    ):
+        found = iter(parallel(source).flatmap(some).distinct())
+        before: list[Any] = []
+        with pytest.raises(what) as caught:
+            before.extend(found)
+        assert where in caught.value.__notes__
+        assert before == [
+            x for at in list(source)[: 5 if what is TypeError else 1] for x in islice(some(at), 2500)
+        ]
+
+
+def twice(x: Any) -> list[Any]:
+    return [x, x]
+
+
+def test_behind_many_flatmaps(inline: Connection) -> None:
+    """More than loops may be nested in each other, with failing elements behind them."""
+    chain = parallel(range(200))
+    for flatmaps in range(1, 12):
+        chain = chain.flatmap(twice if flatmaps == 1 else lambda x: [x])
+        if flatmaps in (1, 2, 8, 9, 10, 11):
+            assert chain.count_by(on_error="skip") == dict.fromkeys(range(200), 2)
+            assert chain.count_by() == dict.fromkeys(range(200), 2)
+            assert len(list(chain.group_by(lambda x: x % 3, on_error="skip"))) == 3
+
+
+def test_a_key_is_asked_for_once(inline: Connection) -> None:
+    """Also where one of many fails, or has no hash."""
+    asked: list[int] = []
+
+    def key(x: int) -> Any:
+        asked.append(x)
+        return [] if x % 1000 == 999 else x % 7
+
+    with connect("inline", copies=False):
+        chain = parallel(range(5000)).group_by(key, on_error="skip")
+        assert sum(len(group) for _, group in chain) == 4995
+    assert asked == list(range(5000))
+
+
+def test_what_elements_of_a_partition_share_they_share_there(cluster: Connection) -> None:
+    """However long it is; and texts and tuples, which travel in parts, come as they were."""
+    shared = ["shared"]
+    rows = [(shared, x) for x in range(10_000)]
+    numbers = parallel(rows, partition_size=10_000).map_batches(
+        lambda some: [len({id(row[0]) for row in some})] * len(some), size=10_000
+    )
+    assert set(numbers) == {1}
+    for source in (
+        [(f"é{x}", x, x / 3, None, b"\0", x % 2 == 0) for x in range(9000)],
+        [str(x % 50) for x in range(9000)],
+        [(), *[(x,) for x in range(9000)]],
+    ):
+        assert list(parallel(source, partition_size=9001)) == source

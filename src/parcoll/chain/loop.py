@@ -27,8 +27,9 @@ from parcoll.chain.place import START, Place
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
 
-# CPython allows 20 statically nested blocks; a longer row of flatmaps is cut into several loops.
-NESTED_LOOPS = 15
+# CPython allows 20 statically nested blocks, of which a loop that gives lists has some more than others. A
+# longer row of flatmaps is cut into several loops.
+NESTED_LOOPS = 9
 
 Loop = Callable[[Iterable[Any]], Generator[Any, None, None]]
 
@@ -44,6 +45,7 @@ class Chain:
         self._clock = apart.clock if apart.used else time.perf_counter
         self._loops = self._compiled(timed=False)
         self._timed_loops: list[Loop] = []  # compiled when first needed
+        self._last_together: Loop | None = None  # the last loop, if it gives lists
 
     @property
     def holds(self) -> bool:
@@ -72,6 +74,23 @@ class Chain:
             self._streams.append(generator)
         return stream
 
+    @property
+    def gathers(self) -> bool:
+        """Whether `run_together` is possible."""
+        return bool(self.steps) and self.steps[-1].gathers
+
+    def run_together(self, elements: Sequence[Any], place: Place) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Do as `run` does without timing, and give lists of keys and of elements."""
+        if self._last_together is None:
+            start, stop = list(_stretches(self.steps))[-1]
+            self._last_together = self._compile(start, stop, timed=False, together=True)
+        stream = self.tally.begin(elements, place)
+        self._streams = []
+        for loop in (*self._loops[:-1], self._last_together):
+            stream = generator = loop(stream)
+            self._streams.append(generator)
+        return stream
+
     def close(self) -> None:
         """End the loops, the last one first. Each then adds to the counts what has passed through it."""
         for stream in reversed(self._streams):
@@ -90,9 +109,9 @@ class Chain:
             for start, stop in _stretches(self.steps)
         ]
 
-    def _compile(self, start: int, stop: int, timed: bool) -> Loop:
+    def _compile(self, start: int, stop: int, timed: bool, together: bool = False) -> Loop:
         steps, tally = self.steps[start:stop], self.tally
-        factory, step_of_line = loop_factory(tuple(map(Part.of, steps)), timed)
+        factory, step_of_line = loop_factory(tuple(map(Part.of, steps)), timed, together)
 
         def record(error: BaseException, variables: tuple[Any, ...], since: float) -> bool:
             frames = error.__traceback__

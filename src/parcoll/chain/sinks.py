@@ -65,6 +65,12 @@ class Sink:
         """Draw the elements, and count them in `taken`. May be called several times."""
         raise NotImplementedError
 
+    takes_together: bool = False  # has `take_together`
+
+    def take_together(self, columns: Iterator[tuple[list[Any], list[Any]]]) -> None:
+        """Draw lists of keys and of elements, which are one list where each element is its own key."""
+        raise NotImplementedError
+
     def finish(self, pack: Pack) -> Payload | None:
         """Return, packed, what goes back of the partition; None for nothing."""
         raise NotImplementedError

@@ -46,6 +46,9 @@ class Step:
     # clock is read before an element is left out.
     line: ClassVar[str] = ""
     timed_line: ClassVar[str] = ""
+    key_line: ClassVar[str] = ""  # the key alone, as `key`, of a step that goes on with pairs of it and {x}
+    passes: ClassVar[bool] = False  # gives its element, if that has a hash
+    gathers: ClassVar[bool] = False  # the sink behind it may have its keys and elements in lists
 
     def __init__(self, func: Callable[..., Any] | None, policy: Policy = PLAIN) -> None:
         self.func = func

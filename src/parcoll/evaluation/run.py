@@ -29,6 +29,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
+from parcoll.keys.store import collector_paused
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.text import describe, line_of
@@ -346,7 +347,8 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
 def loaded(payload: Payload, what: str, count: int) -> list[Any]:
     """Unpickle so many values that came back from a worker; `what` names them for the error if that fails."""
     try:
-        found = payload.load()
+        with collector_paused():
+            found = payload.load()
     except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
         raise SerializationError(
             f"{what} came back from the worker but cannot be unpickled here: {line_of(error)}"

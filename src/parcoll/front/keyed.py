@@ -206,7 +206,7 @@ class Keys(Evaluated[T_co]):
         merged = Node(before=tasks, step=Merging(step.name, kind, together))
         plain: Any = {"policy": PLAIN, "checkpoint": None, "retry_failed": False, **_TASKS}
         options = dataclasses.replace(self._options, progress=False, ordered=False, **plain)
-        in_order = InOrder(step.name, self._options.ordered, together)
+        in_order = InOrder(step.name, self._options.ordered, together, kind)
         given = dataclasses.replace(self._options, checkpoint=None, retry_failed=False)
         return self._of(Node(source=Derived((Read(merged, options),), in_order)), given)
 

@@ -24,8 +24,10 @@ BYTE_COST, ELEMENT_COST = 3, 64
 MOST_COST = 96 * 2**20  # of a task
 LEAST_COST = 4 * 2**20  # a smaller task is not worth it
 WINDOW_COST = 2**30  # of all tasks that are under way, and are held here too
+SLOTS_LATER = 16  # of a task that is not merged by a worker
 PART_OF_MEMORY = 16  # of a worker's memory, for a task
 TASKS_A_THREAD = 3
+FEW_THREADS, FEW_TASKS = 4, 4  # where elements are so few tasks' worth, this process merges them itself
 HOLDS = 0.6  # of a worker's memory, for a group that must be in one task
 
 
@@ -166,9 +168,24 @@ class Exchange(Collective):
             if shelf.mixed:
                 self._written = True
                 shelf = self._again(shelf, store, 0, SLOTS, 0)
-            for number, slots in enumerate(self._tasks(shelf, store)):
-                slots.number = number * SLOTS
+            later = self._is_merged_later(shelf)
+            for number, slots in enumerate(self._all_of(shelf) if later else self._tasks(shelf, store)):
+                slots.number, slots.later = number * SLOTS, later
                 yield slots
+
+    def _is_merged_later(self, shelf: _Shelf) -> bool:
+        """Tell whether this process merges: it unpickles the elements anyway, and has few workers.
+
+        Workers would unpickle and pickle them once more. Code of users runs there, as that of their keys.
+        """
+        few = self.kind.later and self.around.threads() <= FEW_THREADS
+        return (
+            few and all(row.piece.plain for row in shelf.rows) and sum(shelf.costs) <= FEW_TASKS * self.most
+        )
+
+    def _all_of(self, shelf: _Shelf) -> Iterator[Slots]:
+        for start in range(0, SLOTS, SLOTS_LATER):
+            yield from self._task(shelf, start, min(start + SLOTS_LATER, SLOTS))
 
     def _tasks(self, shelf: _Shelf, store: Store) -> Iterator[Slots]:
         target, start, cost = self.target(sum(shelf.costs)), 0, 0

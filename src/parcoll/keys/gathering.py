@@ -10,12 +10,12 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
-from parcoll.keys.slots import TOGETHER, Cutter, Piece
+from parcoll.keys.slots import PLAINEST, TOGETHER, Cutter, Piece
 from parcoll.keys.store import UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
@@ -40,6 +40,20 @@ class Gatherer:
 
     def take(self, elements: Iterator[Any]) -> int:
         """Draw the elements, and return how many they were."""
+        raise NotImplementedError
+
+    takes_together: ClassVar[bool] = False  # has `take_together`
+
+    def take_together(self, columns: Iterator[tuple[list[Any], list[Any]]]) -> int:
+        """Draw lists of keys and of elements, and return how many elements they have."""
+        taken = 0
+        for keys, elements in columns:
+            self.add(keys, elements)
+            taken += len(elements)
+        return taken
+
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Take many elements with their keys; one list where each element is its own key."""
         raise NotImplementedError
 
     def piece(self) -> Any:
@@ -67,6 +81,7 @@ class Values(Gatherer):
 
     in_order = False  # the value can be gone on with, element by element, and not be joined with another
     flat = False  # what is gathered are elements, and no values yet
+    later = False  # to join is so little work that it may be done where the values are wanted
 
     def start(self) -> None:
         """Begin with no keys."""
@@ -125,6 +140,7 @@ class Counts(Values):
     """How many elements there are."""
 
     condenses = True
+    takes_together = True
 
     def start(self) -> None:
         """Begin with no keys."""
@@ -135,6 +151,10 @@ class Counts(Values):
         before = self._values.total()
         self._values.update(elements)
         return self._values.total() - before
+
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Count the keys."""
+        self._values.update(keys)
 
     def join(self, into: dict[Any, Any], key: Any, value: Any) -> None:
         """Add."""
@@ -163,6 +183,8 @@ class Groups(Values):
     """A list of the elements. What is gathered are the elements, each with its key."""
 
     flat = True
+    later = True
+    takes_together = True
 
     def start(self) -> None:
         """Begin with no elements."""
@@ -174,19 +196,25 @@ class Groups(Values):
     def take(self, elements: Iterator[Any]) -> int:
         """Cut the elements, some thousand at a time."""
         taken = 0
-        while more := list(islice(elements, TOGETHER - len(self._keys))):
+        while more := list(islice(elements, TOGETHER)):
             taken += len(more)
             keys, those = zip(*more, strict=True)
-            self._keys += keys
-            self._elements += those
-            if len(self._keys) == TOGETHER:
-                self._flush()
+            self.add(keys, those)
         return taken
 
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Keep them, and cut where they are some thousand."""
+        self._keys += keys
+        self._elements += elements
+        if len(self._keys) >= self._cutter.together:
+            self._flush()
+
     def _flush(self) -> None:
-        known: dict[Any, Any] = {}  # for equal keys one object
-        keys, elements = list(map(known.setdefault, self._keys, self._keys)), self._elements
+        keys, elements = self._keys, self._elements
         self._keys, self._elements = [], []
+        if not PLAINEST.issuperset(map(type, keys)):
+            known: dict[Any, Any] = {}  # for equal keys one object, which is packed once
+            keys = list(map(known.setdefault, keys, keys))
         self._cutter.add(range(self._cut, self._cut + len(keys)), keys, elements)
         self._cut += len(keys)
 
@@ -205,12 +233,14 @@ class Groups(Values):
         values: Sequence[Any],
     ) -> None:
         """Append the elements."""
+        known, add_first = into.get, firsts.append
         for position, key, value in zip(positions, keys, values, strict=True):
-            if key in into:
-                into[key].append(value)
-            else:
+            group = known(key)
+            if group is None:
                 into[key] = [value]
-                firsts.append(base + position)
+                add_first(base + position)
+            else:
+                group.append(value)
 
 
 class Start:
@@ -261,6 +291,7 @@ class OrderedFolds(Groups):
     """A fold of all elements of a key, in their order, once they are together."""
 
     in_order = True
+    later = False
 
     def __init__(self, func: Callable[[Any, Any], Any], start: Start) -> None:
         self.func = func
@@ -298,6 +329,18 @@ class Gathering(Sink):
         """Have the gatherer take them."""
         try:
             self.taken += self.gatherer.take(elements)
+        except UnsentError as error:
+            raise self._unsent(error) from error.__cause__
+
+    @property
+    def takes_together(self) -> bool:  # type: ignore[override]
+        """Whether the gatherer does."""
+        return self.gatherer.takes_together
+
+    def take_together(self, columns: Iterator[tuple[list[Any], list[Any]]]) -> None:
+        """Have the gatherer take many at once."""
+        try:
+            self.taken += self.gatherer.take_together(columns)
         except UnsentError as error:
             raise self._unsent(error) from error.__cause__
 

@@ -44,6 +44,19 @@ class Keyed(Step):
         return f"key = {{func}}({{x}}); {check}{{new}} = {'key' if self.alone else '(key, {x})'}"
 
     timed_line = line
+    gathers = True
+
+    @property
+    def key_line(self) -> str:  # type: ignore[override]
+        """The key, and its hash."""
+        if self.func is None or self.alone:
+            return ""
+        return "key = {func}({x}); hash(key)" if self.hashed else "key = {func}({x})"
+
+    @property
+    def passes(self) -> bool:  # type: ignore[override]
+        """Whether elements are their own keys."""
+        return self.func is None and self.hashed
 
     @property
     def call(self) -> Callable[..., Any]:

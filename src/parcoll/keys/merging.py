@@ -12,7 +12,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
 from parcoll.keys.gathering import Merged, Values
 from parcoll.keys.slots import Cutter, Piece, one_nan
-from parcoll.keys.store import collector_paused, framed, is_flat, unframed
+from parcoll.keys.store import Framer, collector_paused, framed, is_flat, unframed
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
@@ -39,6 +39,7 @@ class Slots:
     label: str = ""
     level: int = 0  # at which they were cut, or are to be cut again
     written: bool = False
+    later: bool = False  # they go on as they are
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
         with collector_paused():
             for part in parts:
                 while part.slot == slot:
-                    kind.join_all(values, firsts, part.base, *part.taken())
+                    kind.join_all(values, firsts, *part.taken())
         yield Merged(firsts, list(values), list(values.values()))
 
 
@@ -88,16 +89,28 @@ class _Frames:
         """The number of the slot that is open; -1 behind the last."""
         return -1 if self.frame is None else self.frame[0]
 
-    def taken(self) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
-        """Return positions, keys and values of this slot, and open what comes next."""
-        found = _columns(self.frame)
+    def taken(self) -> _Columns:
+        """Return what this slot has, and open what comes next."""
+        start, *_ = found = _columns(self.frame)
         self.frame = next(self._frames, None)
-        return found
+        return (self.base + start, *found[1:])
 
 
-def _columns(frame: Any) -> tuple[Sequence[int], Sequence[Any], Sequence[Any]]:
-    _, plain, positions, keys, values = frame
-    return positions, keys if plain else one_nan(keys), values
+# Where positions count from, the positions, keys and values.
+_Columns = tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]
+
+
+def _positions_of(where: tuple[str, int, bytes]) -> tuple[int, array[int]]:
+    """Return the positions in a frame, and from where on they count."""
+    code, base, packed = where
+    positions: array[int] = array(code)
+    positions.frombytes(packed)
+    return base, positions
+
+
+def _columns(frame: Any) -> _Columns:
+    _, plain, where, keys, values = frame
+    return (*_positions_of(where), keys if plain else one_nan(keys), values)
 
 
 def in_order(slots: Iterator[Merged]) -> Merged:
@@ -148,9 +161,11 @@ class Merger:
         self.kind = kind
         self.together = together  # all keys of a task are wanted at once
 
-    def __call__(self, slots: Slots) -> Iterator[Block]:
+    def __call__(self, slots: Slots) -> Iterator[Block | Slots]:
         """Give the blocks: a stream of them for each slot, or one for all."""
-        if slots.state:
+        if slots.later:
+            yield slots
+        elif slots.state:
             yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))
@@ -162,11 +177,11 @@ class Merger:
                 yield from self._blocks(number, self._final(found))
 
     def _blocks(self, number: int, found: Merged) -> Iterator[Block]:
-        (firsts, keys, values), at, size = found, 0, FIRST_BLOCK
+        (firsts, keys, values), at, size, framer = found, 0, FIRST_BLOCK, Framer()
         while at < len(keys):
             to = min(at + size, len(keys))
             flat = is_flat(keys[at:to]) and is_flat(values[at:to])
-            data = framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]), flat)
+            data = framer.framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]), flat)
             yield Block(number, firsts[to - 1], data)
             values[at:to] = [None] * (to - at)
             size = max(1, min(size * 4, size * BLOCK_BYTES // len(data)))
@@ -221,8 +236,8 @@ def _as_they_are(slots: Slots) -> Iterator[Merged]:
     for part in slots.parts:
         base = 0 if part.number is None else part.number << SHIFT
         for frame in unframed(part.data):
-            positions, keys, values = _columns(frame)
-            yield Merged([base + position for position in positions], list(keys), list(values))
+            start, positions, keys, values = _columns(frame)
+            yield Merged([base + start + position for position in positions], list(keys), list(values))
 
 
 class FoldingOn(Map):
@@ -275,7 +290,7 @@ class FirstKey(Map):
 def first_key(slots: Slots) -> str:
     """Return the first key, for a message."""
     for frame in unframed(slots.parts[0].data):
-        return short_repr(_columns(frame)[1][0])
+        return short_repr(_columns(frame)[2][0])
     return "?"
 
 

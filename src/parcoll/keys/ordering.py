@@ -5,14 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from itertools import chain, starmap
+from itertools import chain, compress, islice
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from parcoll.keys.exchange import Collective
-from parcoll.keys.gathering import Gatherer
-from parcoll.keys.merging import BLOCK_KEYS, Block
-from parcoll.keys.slots import one_nan, slots_of
+from parcoll.keys.gathering import Gatherer, Merged, Values
+from parcoll.keys.merging import BLOCK_KEYS, Block, Slots, in_order, merged
+from parcoll.keys.slots import PLAINEST, one_nan, slots_of
 from parcoll.keys.store import Spot, Store, collector_paused, framed, is_flat, unframed
 from parcoll.keys.streams import Operation
 
@@ -27,8 +27,11 @@ class _Waiting(NamedTuple):
 class InOrder(Collective):
     """The keys with their values. Unless `ordered`, as they come."""
 
-    def __init__(self, name: str, ordered: bool = True, together: bool = False) -> None:
+    def __init__(
+        self, name: str, ordered: bool = True, together: bool = False, kind: Values | None = None
+    ) -> None:
         super().__init__(name)
+        self.kind = kind  # joins what no worker has joined
         self.ordered = ordered
         self.together = together  # many keys and their values as two lists, which takes less time
 
@@ -41,7 +44,7 @@ class InOrder(Collective):
         """Give pairs of keys and values."""
         if self.together:
             return iter([self._all(streams[0])])
-        return chain.from_iterable(starmap(zip, self._columns(streams[0])))
+        return chain.from_iterable(self._pairs(streams[0]))
 
     def _all(self, blocks: Iterator[Block]) -> tuple[Sequence[Any], Sequence[Any]]:
         """Return all keys and values."""
@@ -57,23 +60,60 @@ class InOrder(Collective):
             pick = itemgetter(*sorted(range(len(firsts)), key=firsts.__getitem__))
             return pick(keys), pick(values)
 
-    def _columns(self, blocks: Iterator[Block]) -> Iterator[tuple[list[Any], list[Any]]]:
+    def _pairs(self, blocks: Iterator[Any]) -> Iterator[list[tuple[Any, Any]]]:
+        """Give some pairs after the other; the collector waits while they are made, not between them."""
+        first = next(blocks, None)
+        if isinstance(first, Slots):
+            yield from self._merged(chain([first], blocks))
+            return
+        blocks = chain([] if first is None else [first], blocks)
         if not self.ordered:
             for block in blocks:
                 for _, keys, values in unframed(block.data):
-                    yield keys, values
+                    yield list(zip(keys, values, strict=True))
             return
         with self.store() as store:
             waiting: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
             for block in blocks:
                 waiting[block.number].append(_Waiting(block.last, store.add(block.data)))
-            for _, keys, values in _rounds(store, list(waiting.values())):
-                yield keys, values
+            rounds = _rounds(store, list(waiting.values()))
+            while True:
+                with collector_paused():
+                    found = next(rounds, None)
+                    pairs = [] if found is None else list(zip(*found[1:], strict=True))
+                if found is None:
+                    return
+                yield pairs
+
+    def _merged(self, tasks: Iterator[Slots]) -> Iterator[list[tuple[Any, Any]]]:
+        assert self.kind is not None
+        found = (found for slots in list(tasks) for found in merged(self.kind, slots))
+        waiting: list[Merged] = []
+        while some := _some(found):
+            waiting += some
+            if not self.ordered:
+                yield from (list(zip(keys, values, strict=True)) for _, keys, values in some)
+                waiting.clear()
+        _, keys, values = in_order(iter(waiting))
+        waiting.clear()
+        for at in range(0, len(keys), PAIRS):
+            to = at + PAIRS
+            with collector_paused():
+                pairs = list(zip(keys[at:to], values[at:to], strict=True))
+                keys[at:to] = values[at:to] = [None] * len(pairs)
+            yield pairs
+
+
+def _some(found: Iterator[Merged]) -> list[Merged]:
+    """Draw what a few slots have; then the collector looks at that, while it is in the cache."""
+    with collector_paused():
+        return list(islice(found, 4))
 
 
 _Columns = tuple[list[int], list[Any], list[Any]]  # positions, keys and values
 
 
+PAIRS = 2**14  # of keys and values that are made at once
 AHEAD = 4  # blocks of one stream that are open at most
 
 
@@ -115,6 +155,8 @@ class Firsts(Gatherer):
     Workers leave out repeats within partitions, and the user's process the rest.
     """
 
+    takes_together = True
+
     def __init__(self, keyed: bool) -> None:
         self.keyed = keyed
 
@@ -135,6 +177,10 @@ class Firsts(Gatherer):
             if key not in firsts:
                 firsts[key] = element
         return taken
+
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Keep those whose keys are new."""
+        deque(map(self._firsts.setdefault, keys, elements), 0)
 
     def _counted(self, elements: Iterator[Any]) -> Iterator[Any]:
         taken = 0
@@ -190,7 +236,13 @@ class Distinct(Operation):
         seen: set[Any] = set()
         add = seen.add
         for keys, elements in chain.from_iterable(map(unframed, pieces)):
-            for key, element in zip(one_nan(keys), keys if elements is None else elements, strict=True):
+            those = keys if elements is None else elements
+            if PLAINEST.issuperset(map(type, keys)):  # those of a piece are distinct
+                new = [key not in seen for key in keys]
+                seen.update(compress(keys, new))
+                yield from compress(those, new)
+                continue
+            for key, element in zip(one_nan(keys), those, strict=True):
                 if key not in seen:
                     add(key)
                     yield element

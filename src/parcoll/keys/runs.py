@@ -16,7 +16,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.store import Spot, Store, framed, is_flat, unframed
+from parcoll.keys.store import Framer, Spot, Store, is_flat, unframed
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
 FIRST_BLOCK = 4  # elements: they may be large
@@ -44,32 +44,44 @@ class Runs(Gatherer):
         self.keyed = keyed
         self.reverse = reverse
 
+    takes_together = True
+
     def start(self) -> None:
         """Begin with none."""
-        self._taken: list[Any] = []
+        self._keys: list[Any] = []
+        self._elements: list[Any] = []
 
     def take(self, elements: Iterator[Any]) -> int:
-        """Keep the elements, or the pairs with their keys."""
-        before = len(self._taken)
-        self._taken += elements
-        return len(self._taken) - before
+        """Keep the elements, or what the pairs with their keys have."""
+        before = len(self._elements)
+        if not self.keyed:
+            self._elements += elements
+        for key, element in elements:
+            self._keys.append(key)
+            self._elements.append(element)
+        return len(self._elements) - before
+
+    def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
+        """Keep them."""
+        self._elements += elements
+        if self.keyed:
+            self._keys += keys
 
     def piece(self) -> Run:
         """Sort, and cut into blocks."""
-        keys: list[Any] | None
-        elements: list[Any]
+        keys: list[Any] | None = None
+        elements = self._elements
         if self.keyed:
-            given = [key for key, _ in self._taken]
-            order = sorted(range(len(given)), key=given.__getitem__, reverse=self.reverse)
-            keys, elements = [given[at] for at in order], [self._taken[at][1] for at in order]
+            order = sorted(range(len(elements)), key=self._keys.__getitem__, reverse=self.reverse)
+            keys, elements = [self._keys[at] for at in order], [elements[at] for at in order]
         else:
-            keys, elements = None, sorted(self._taken, reverse=self.reverse)
+            elements = sorted(elements, reverse=self.reverse)
         run = Run([], array("Q"), array("Q"), b"")
-        parts, at, size, end = [], 0, FIRST_BLOCK, 0
+        parts, at, size, end, framer = [], 0, FIRST_BLOCK, 0, Framer()
         while at < len(elements):
             block = elements[at : at + size]
             some = None if keys is None else keys[at : at + size]
-            parts.append(framed((some, block), is_flat(block) and (some is None or is_flat(some))))
+            parts.append(framer.framed((some, block), is_flat(block) and (some is None or is_flat(some))))
             end += len(parts[-1])
             run.firsts.append((elements if keys is None else keys)[at])
             run.ends.append(end)

@@ -29,7 +29,8 @@ from pathlib import PurePath
 from typing import Any
 from zlib import crc32
 
-from parcoll.keys.store import collector_paused, framed, is_flat
+from parcoll.keys.store import FLAT, Framer, collector_paused, joined
+from parcoll.wire.reducers import ROWS, of_atoms
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
 # that the way they are packed would cost more than what is in them.
@@ -58,7 +59,9 @@ NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Deci
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
 MASK = 2**61 - 1
 
-TOGETHER = 2**16  # keys, or elements, that are cut at once
+# Keys, or elements, that are cut at once: so few that they stay in the processor's cache from one slot to the
+# next, unless what is in a slot takes long to pack, however little it is.
+TOGETHER, MANY_TOGETHER = 2**14, 2**16
 
 
 class SeedError(TypeError):
@@ -103,11 +106,6 @@ def slots_of(keys: Sequence[Any], level: int = 0) -> tuple[list[int], str]:
         hashes = [hash(_stand_in(key)) for key in keys]
         other = next((kind.__qualname__ for kind in _within(keys) if not _is_known(kind)), "")
     return _cut(hashes, level), other
-
-
-def plainest_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
-    """Return the slot of each key, where all are of `PLAINEST`."""
-    return _cut(map(hash, keys), level)
 
 
 def written_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
@@ -290,13 +288,14 @@ def _is_known(kind: type) -> bool:
 
 @dataclass
 class Piece:
-    """Keys with values, cut into slots. Each has its number, positions, keys and values, pickled."""
+    """Keys with values, cut into slots. Each has its number, positions, keys and values, in frames."""
 
     other: str  # a class of keys whose hash may depend on more than the seed
     ends: array[int]  # where each slot ends in the bytes
     values: array[int]  # how many values each slot has
     single: bytearray  # for each slot, whether all of them have one key
     data: bytes
+    plain: bool = False  # keys and values are of no class of users'
     seed: int = SEED  # of the process that has cut it
     none: int = NONE
 
@@ -317,19 +316,31 @@ class Cutter:
         self._keys: list[Any] = [None] * SLOTS  # the first one of each slot
         self._single = bytearray(SLOTS)
         self._other = ""
+        self._plain = True
+        self._framer = Framer()
+
+    @property
+    def together(self) -> int:
+        """How many are to be cut at once."""
+        return MANY_TOGETHER if self._framer.by_value else TOGETHER
 
     def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Take keys in. `firsts` say where each stands among all."""
+        at = 0
         with collector_paused():
-            for at in range(0, len(keys), TOGETHER):
-                to = at + TOGETHER
+            while at < len(keys):
+                left = len(keys) - at  # a little more at the end is cut with them
+                to = at + (left if left < 1.5 * self.together else self.together)
                 self._add(firsts[at:to], keys[at:to], values[at:to])
+                at = to
 
     def _add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
-        plain = PLAINEST.issuperset(map(type, keys)) and not self._written
-        flat = plain and is_flat(values)
+        kinds, value_kinds = set(map(type, keys)), set(map(type, values))
+        plain = kinds <= PLAINEST and not self._written
+        flat = plain and value_kinds <= FLAT
+        self._plain = self._plain and plain and of_atoms(values, ROWS)
         if plain:
-            slots = plainest_slots(keys, self._level)
+            slots = _cut(map(hash, keys), self._level)
         elif self._written:
             slots = written_slots(keys, self._level)
         else:
@@ -340,12 +351,15 @@ class Cutter:
         add = [entries.append for entries in found]
         for at, slot in enumerate(slots):
             add[slot](at)
+        base = firsts.start if isinstance(firsts, range) else None  # positions are small from there on
         for slot, entries in enumerate(found):
             if entries:
                 pick = _pick(entries)
                 those = pick(keys)
-                frame = slot, plain, array("Q", pick(firsts)), those, pick(values)
-                self._frames[slot].append(framed(frame, flat))
+                positions = array("Q", pick(firsts)) if base is None else array("I", entries)
+                where = positions.typecode, base or 0, positions.tobytes()
+                columns = joined(those, kinds), joined(pick(values), value_kinds)
+                self._frames[slot].append(self._framer.packed((slot, plain, where, *columns), flat))
                 self._note(slot, those)
 
     def _note(self, slot: int, keys: Sequence[Any]) -> None:
@@ -359,7 +373,7 @@ class Cutter:
         """Return the piece."""
         parts = list(map(b"".join, self._frames))
         ends = array("Q", accumulate(map(len, parts)))
-        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts))
+        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts), self._plain)
 
 
 def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.text import line_of, short_repr
-from parcoll.wire.codec import PROTOCOL, loads
+from parcoll.wire.codec import PROTOCOL, ManyByReference, loads, prefers_value
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import first_unpicklable
 
@@ -123,37 +123,64 @@ def is_flat(values: Sequence[Any]) -> bool:
     return type(values[0]) in FLAT and FLAT.issuperset(map(type, values))
 
 
-def _joined(column: Any) -> Any:
+def joined(column: Sequence[Any], kinds: set[type]) -> Any:
     """Return a list of texts as one text, and one of small numbers as bytes: they are packed as one object.
 
-    A pickler looks each text up among those that it has seen.
+    A pickler looks each text up among those that it has seen. `kinds` are the types of what is in the list,
+    and maybe of more.
     """
-    if not isinstance(column, (list, tuple)) or type(column[0]) not in (str, int):
-        return column
-    kinds = set(map(type, column))
     if kinds == TEXTS:
         text = BETWEEN.join(column)
         return text if text.count(BETWEEN) == len(column) - 1 else column
-    if kinds == NUMBERS and min(column) >= 0 and max(column) < 256:
-        return bytes(column)
+    if kinds == NUMBERS:
+        try:
+            return bytes(column)
+        except ValueError:  # one is no small number
+            return column
     return column
 
 
-def framed(value: tuple[Any, ...], flat: bool = False) -> bytes:
-    """Return columns as bytes which tell their own length, so that several may follow each other.
+def _joined(column: Any) -> Any:
+    if not isinstance(column, (list, tuple)) or type(column[0]) not in (str, int):
+        return column
+    return joined(column, set(map(type, column)))
 
-    With `flat`, what is in them was found to be so, and is packed by the quickest pickler.
-    """
-    columns = tuple(map(_joined, value))
-    if flat:
-        parts: Sequence[bytes] = (pickle.dumps(columns, PROTOCOL),)
-    else:
+
+class Framer:
+    """Makes frames: columns as bytes which tell their own length, so that several may follow each other."""
+
+    def __init__(self) -> None:
+        self._many = None if prefers_value() else ManyByReference()
+        self.by_value = self._many is None  # what is packed travels by value, which takes long for few
+
+    def framed(self, value: tuple[Any, ...], flat: bool = False) -> bytes:
+        """Pack columns. With `flat`, what is in them was found to be packed alike by any pickler."""
+        return self.packed(tuple(map(_joined, value)), flat)
+
+    def packed(self, columns: tuple[Any, ...], flat: bool) -> bytes:
+        """Pack columns that were joined as far as they can be."""
+        parts = (pickle.dumps(columns, PROTOCOL),) if flat else self._pickled(columns)
+        return b"".join((struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts))
+
+    def _pickled(self, columns: tuple[Any, ...]) -> Sequence[bytes]:
+        if self._many is not None:
+            try:
+                head = self._many.pickled(columns)
+                if b"__main__" not in head:
+                    return (head,)
+            except Exception:  # by value it may be possible
+                pass
+            self._many, self.by_value = None, True
         try:
             packed = Packed.pack(columns)
         except Exception as error:
-            raise UnsentError(unsent(value, error)) from error
-        parts = (packed.head, *packed.buffers)
-    return b"".join((struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts))
+            raise UnsentError(unsent(columns, error)) from error
+        return (packed.head, *packed.buffers)
+
+
+def framed(value: tuple[Any, ...], flat: bool = False) -> bytes:
+    """Make one frame."""
+    return Framer().framed(value, flat)
 
 
 def unsent(value: Any, error: BaseException) -> str:

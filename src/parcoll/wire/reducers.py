@@ -11,11 +11,12 @@ import functools
 import importlib
 import itertools
 import os
+import pickle
 import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -30,6 +31,56 @@ set_class_state: Callable[..., Any] = _internals._class_setstate
 set_function_state: Callable[..., Any] = _internals._function_setstate
 track_class: Callable[..., Any] = _internals._lookup_class_or_track
 globals_named: Callable[[CodeType], Mapping[str, None]] = _internals._extract_code_globals
+
+
+# A pickler notes each object that it has met, and an object of a long list is met where all that are noted no
+# longer fit in the processor's cache: in parts of so many elements, packing takes half of the time.
+PART = 2048
+PART_BYTES = 2**19  # of a part, at most: text that all elements share is packed once for each part
+ROWS = frozenset((tuple, list, dict))
+ATOMS = frozenset((str, bytes, int, float, complex, bool, type(None)))
+
+
+class InParts:
+    """A list that is pickled in parts; what is loaded is a list."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list_of, (self._parts,)
+
+
+def in_parts(value: list[Any]) -> Any:
+    """Return what stands for a long list; the list if it is short, or may have one object in two elements.
+
+    Numbers and texts, and tuples of them, are told apart by their values alone.
+    """
+    parts: list[bytes] = []
+    for at in range(0, len(value) if len(value) >= 2 * PART else 0, PART):
+        part = value[at : at + PART]
+        if not of_atoms(part):  # a part, which is then in the cache when it is packed
+            return value
+        parts.append(pickle.dumps(part, 5))
+        if len(parts[-1]) > PART_BYTES:
+            return value
+    return InParts(parts) if parts else value
+
+
+def of_atoms(values: Sequence[Any], containers: frozenset[type] = frozenset((tuple,))) -> bool:
+    """Tell whether values are numbers and texts, or all of them a container with such values."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and kinds <= containers:
+        inner = itertools.chain.from_iterable
+        if kinds == {dict}:
+            return ATOMS.issuperset(map(type, inner(map(dict.values, values)))) and of_atoms([*inner(values)])
+        return ATOMS.issuperset(map(type, inner(values)))
+    return kinds <= ATOMS
+
+
+def list_of(parts: list[bytes]) -> list[Any]:
+    """Return the list."""
+    return list(itertools.chain.from_iterable(map(pickle.loads, parts)))
 
 
 def class_of_number(number: str) -> Any:

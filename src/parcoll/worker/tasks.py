@@ -16,6 +16,7 @@ from parcoll.chain.sinks import Pack, Sink
 from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
+from parcoll.keys.store import collector_paused
 from parcoll.system import alarm_is_set, begin_busy, busy_lately, unset_alarm
 from parcoll.wire.payload import Packed, Payload, Space
 from parcoll.wire.script import running
@@ -262,11 +263,16 @@ def _run_in_chunks(
     """Run the chain over the elements, chunk by chunk, until elements, sink or budget end."""
     tally, timing = chain.tally, Timing(chain, program.pace)
     position, size, total = 0, 1, len(elements)
+    together = sink.takes_together and chain.gathers
+    most = MAX_CHUNK if together else total  # without a budget the rest may be one chunk
     started = clock = apart.clock()
     while position < total and not (tally.cut or _ended(chain, sink)):
-        # Without a budget the rest may be one chunk.
-        taken, timed = timing.begin(1 if sink.alone else size if budget is not None else total)
-        _take(sink, chain.run(elements[position : position + taken], place.after(position), timed))
+        taken, timed = timing.begin(1 if sink.alone else size if budget is not None else most)
+        chunk, at = elements[position : position + taken], place.after(position)
+        if together and not timed:
+            _take(sink, sink.take_together, chain.run_together(chunk, at))
+        else:
+            _take(sink, sink.take, chain.run(chunk, at, timed))
         chain.close()
         position += tally.drawn
         timing.end(tally.drawn)
@@ -301,7 +307,7 @@ def _run_in_one(
     def draw(iterator: Iterator[Any]) -> Iterator[Any]:
         return iterator if budget is None else _WithinBudget(iterator, len(elements), budget)
 
-    _take(sink, chain.run(elements, place, timed=True, draw=draw))
+    _take(sink, sink.take, chain.run(elements, place, timed=True, draw=draw))
     chain.close()
     outcome.read = chain.tally.drawn
     outcome.step_seconds = chain.seconds
@@ -356,9 +362,9 @@ class Body:
         return Body, (self.func, self.arguments)
 
 
-def _take(sink: Sink, stream: Iterator[Any]) -> None:
+def _take(sink: Sink, take: Callable[[Iterator[Any]], None], stream: Iterator[Any]) -> None:
     try:
-        sink.take(stream)
+        take(stream)
     except BaseException as error:
         sink.fails(error)
 
@@ -372,7 +378,8 @@ def as_sequence(given: Any) -> Sequence[Any]:
     if isinstance(given, Kept):
         return elements_of(given)
     if isinstance(given, Payload):
-        given = given.load()
+        with collector_paused():
+            given = given.load()
     numpy = sys.modules.get("numpy")
     sliced = type(given) in SLICED or (numpy is not None and type(given) is numpy.ndarray)
     return given if sliced else list(given)

@@ -352,6 +352,8 @@ def test_the_verdict_tells_where_calls_wait_one_by_one(place: Connection):
     together = parallel(range(60)).map(wait, concurrency=2)
     assert together.count() == 60
     assert together.stats.verdict.endswith("% of the workers' time")
+    assert together.count_by(bool) == {False: 1, True: 59}
+    assert together.stats.steps[0].waits, "behind an operation, too"
 
 
 @pytest.mark.parametrize("given", [0, -1, True])

@@ -102,11 +102,12 @@ class Read:
         *_, first = self.node.back()
         return isinstance(first.source, Source) and first.source.one_pass
 
-    def labels(self) -> list[tuple[str, bool]]:
-        """Return the title of each step that is evaluated, and whether it is a filter."""
+    def labels(self) -> list[tuple[str, bool, bool]]:
+        """Return the title of each step that is evaluated; whether it filters, and makes calls that wait."""
         *row, first = self.node.back()
         before = first.source.labels() if isinstance(first.source, Derived) else []
-        return [*before, *((step.title, step.filters) for node in reversed(row) if (step := node.step))]
+        steps = [node.step for node in reversed(row) if node.step]
+        return [*before, *((step.title, step.filters, step.waits) for step in steps)]
 
     def __str__(self) -> str:
         named = self.node if self.node.step is None else self.node.before  # without a step for the reader
@@ -144,13 +145,13 @@ class Derived(Source):
         """Whether one of the chains can be read once only."""
         return any(read.one_pass for read in self.reads)
 
-    def labels(self) -> list[tuple[str, bool]]:
+    def labels(self) -> list[tuple[str, bool, bool]]:
         """Return the rows of `stats` before those of the chain behind: of each chain's steps, and its own."""
         if self.is_alone:
             return []
         return [
             *(row for read in self.reads for row in read.labels()),
-            (self.operation.label, self.operation.filters),
+            (self.operation.label, self.operation.filters, False),
         ]
 
     def open(self) -> Reader:

@@ -70,10 +70,10 @@ class Run:
         steps = self.plan.steps
         origin = self.plan.origin
         before = origin.labels() if isinstance(origin, Derived) else []
-        stats.steps[:] = [StepStats(title, filters=filters) for title, filters in before]
+        stats.steps[:] = [StepStats(title, filters=filters, waits=waits) for title, filters, waits in before]
         stats.steps += [StepStats(step.title, filters=step.filters, waits=step.waits) for step in steps]
         stats._first = len(before)
-        labels = [title for title, _ in before] + [step.label for step in steps]
+        labels = [title for title, _, _ in before] + [step.label for step in steps]
         stats.name = options.name or ".".join(labels) or "parallel"
         self.words = options.name or "-".join(step.words for step in steps)
 

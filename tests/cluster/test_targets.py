@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import http.server
 import itertools
+import re
 import socket
+import sys
 import threading
 import warnings
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -84,6 +87,49 @@ def test_dask_s_own_local_cluster_is_used_and_left_open(tmp_path: Path) -> None:
     )
     assert out == "done\n"
     scripts.check()
+
+
+def test_clusters_of_kubernetes_and_job_queues_are_used_as_the_guide_says(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands for each has the scheduler of another one, and tells what is done to it."""
+    done: list[str] = []
+
+    class StandIn:
+        scheduler_address, security, status = remote, None, "running"
+
+        def __init__(self, **options: Any) -> None:
+            done.append(" ".join(options))
+
+        def __enter__(self) -> StandIn:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.close()
+            with pytest.raises(ConnectError, match=r"the cluster object .*StandIn.* is closed: make another"):
+                connect(self)
+
+        def adapt(self, minimum: int, maximum: int) -> None:
+            done.append("adapt")
+
+        def scale(self, jobs: int) -> None:
+            done.append("scale")
+
+        def close(self) -> None:
+            done.append("close")
+            self.status = "closed"
+
+    kubernetes = SimpleNamespace(KubeCluster=StandIn)
+    monkeypatch.setitem(sys.modules, "dask_kubernetes", kubernetes)
+    monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", kubernetes)
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=StandIn))
+    page = (Path(__file__).parents[2] / "docs/guides/remote.md").read_text(encoding="utf-8")
+    (printed,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "KubeCluster" in block)
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(printed, names)
+    total = sum(n * n for n in range(1000))
+    assert (names["on_kubernetes"](), names["on_slurm"]()) == (total, total)
+    assert done == ["name image", "adapt", "close", "cores processes memory walltime", "scale", "close"]
 
 
 def test_a_closed_port_is_told_within_its_time() -> None:

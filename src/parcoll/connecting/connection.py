@@ -271,13 +271,19 @@ def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -
         return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
     if isinstance(target, type):
         raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+    status = getattr(target, "status", None)
+    if getattr(status, "name", status) == "closed":
+        raise ConnectError(
+            f"the cluster object {short_repr(target)} is closed: make another, or evaluate in its block"
+        )
     if is_address(getattr(target, "scheduler_address", None)):
         security = getattr(target, "security", None)
         way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
         return _connected(RenewingEngine(way))
     if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
         return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
-    raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+    instead = f": write connect(n_workers={target})" if type(target) is int else ""
+    raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}{instead}")
 
 
 def _seconds(given: Any) -> float | None:

@@ -120,7 +120,7 @@ def test_after_a_retry_nothing_has_failed(inline: Connection, tmp_path: Path):
     info = run()
     assert (info.failed, info.results, info.total, info.complete) == (2, 7, 9, True)
     assert [(failure.element, failure.attempts) for failure in info.failures] == [("3", 2), ("4", 2)]
-    assert "element 3, 3, in map(risky), 2 times: ValueError: 3" in str(info)
+    assert "element 3 (3) in map(risky), 2 times: ValueError: 3" in str(info)
     marker.touch()
     assert run().failed == 2
     info = run(retry_failed=True)
@@ -234,7 +234,7 @@ def test_the_command_line(inline: Connection, tmp_path: Path):
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.strip() == str(checkpoint_info(tmp_path / "run"))
     assert re.search(r"elements +40 of 40, with 26 results", told.stdout)
-    assert "element 7, <sly 7>, in map(picky): test_info.SlyError: " in told.stdout
+    assert "element 7 (<sly 7>) in map(picky): test_info.SlyError: " in told.stdout
     wrong = run("checkpoint", tmp_path / "nothing")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert re.fullmatch(r"'.*nothing' is no checkpoint: [^\n]*\n", wrong.stderr)

@@ -42,7 +42,7 @@ class CheckpointFailure:
 
     def __str__(self) -> str:
         times = "" if self.attempts == 1 else f", {self.attempts} times"
-        return f"element {self.index}, {self.element}, in {self.step}{times}: {self.exception}"
+        return f"element {self.index} ({self.element}) in {self.step}{times}: {self.exception}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,11 @@ class progress:
         if on is not None and not isinstance(on, bool):
             raise TypeError(f"progress() needs True, False or nothing, got {describe(on)}")
         self._before = _setting
-        _setting = on
+        _setting = self._set = on
+
+    def __repr__(self) -> str:
+        shown = {None: "where somebody watches", True: "everywhere", False: "nowhere"}[self._set]
+        return f"<progress: bars are shown {shown}>"
 
     def __enter__(self) -> progress:
         return self

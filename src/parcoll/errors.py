@@ -110,7 +110,8 @@ class ElementError(ParcollError):
     Attributes:
         step: The step as it was written, for example `map(parse)`.
         step_index: The position of the step in the chain, from 0.
-        index: The position of the source element, from 0; if the source is a bag, within `partition`.
+        index: The position of the source element, from 0; if the source is a bag, within `partition`. Of
+            `read_text` and its like the source elements are files, or parts of them.
         element: The element that the step got. In `errors` it is a text, the element's `repr` cut at 200
             characters, if it could not be pickled, or if its worker process had sent 16 MiB of failed
             elements before. One that cannot be unpickled here is a text that says so.

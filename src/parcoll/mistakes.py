@@ -4,37 +4,71 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from parcoll.text import short_repr
 
 # What has another name elsewhere: in multiprocessing, joblib, dask, Spark, Ray, pandas, polars, itertools.
 _LIST = "list(collection), or take(n) for the first n results"
 _METHODS = {
     **dict.fromkeys(("collect", "compute", "to_list", "tolist", "toList", "get", "result", "execute"), _LIST),
+    **dict.fromkeys(("take_all", "collect_list", "fetchall", "run", "wait", "evaluate"), _LIST),
+    **dict.fromkeys(("iter_rows", "iter_batches", "iterator", "next"), "`for element in collection:`"),
     **dict.fromkeys(("head", "limit", "show", "take_first"), "take(n), or first()"),
     **dict.fromkeys(("imap", "apply", "apply_async", "map_async", "submit", "select"), "map(func)"),
+    **dict.fromkeys(("transform", "pipe", "assign", "withColumn", "with_columns"), "map(func)"),
     **dict.fromkeys(("imap_unordered", "as_completed"), "map(func).unordered()"),
-    **dict.fromkeys(("flatMap", "flat", "explode", "chain_map", "expand"), "flatmap(func)"),
+    "starmap_async": "starmap(func)",
+    "pluck": "map(operator.itemgetter(key))",
+    **dict.fromkeys(("flatMap", "explode", "chain_map", "expand"), "flatmap(func)"),
+    **dict.fromkeys(("flatten", "flat"), "flatmap(list)"),
     **dict.fromkeys(("groupby", "groupBy", "groupByKey"), "group_by(key), or fold_by(key, func, initial)"),
     **dict.fromkeys(("reduceByKey", "reduce_by_key", "foldby", "aggregate"), "fold_by(key, func, initial)"),
     **dict.fromkeys(("frequencies", "value_counts", "countByValue", "countByKey"), "count_by(key)"),
     **dict.fromkeys(("unique", "drop_duplicates", "dedup"), "distinct(key)"),
     **dict.fromkeys(("sort", "sortBy", "sort_by", "sort_values", "order_by"), "sorted(key, reverse)"),
     **dict.fromkeys(("topk", "top", "largest"), "nlargest(n, key)"),
+    **dict.fromkeys(("nunique", "count_distinct", "countDistinct"), "distinct(key).count()"),
+    **dict.fromkeys(("any", "all"), "any(collection) or all(collection), the builtins"),
     **dict.fromkeys(("cache", "checkpoint"), "persist(), or parallel(..., checkpoint=folder)"),
     **dict.fromkeys(("repartition", "coalesce", "rechunk"), "parallel(..., partition_size=n)"),
     **dict.fromkeys(("mapPartitions", "map_partitions", "mapValues"), "map_batches(func), or map(func)"),
     **dict.fromkeys(("for_each", "each", "foreachPartition"), "foreach(func)"),
-    **dict.fromkeys(("where", "filter_by", "reject"), "filter(predicate)"),
+    **dict.fromkeys(("where", "filter_by", "query"), "filter(predicate)"),
+    **dict.fromkeys(("filterfalse", "reject", "remove"), "filter(lambda element: not predicate(element))"),
     **dict.fromkeys(("size", "length", "shape"), "count()"),
     **dict.fromkeys(("accumulate", "cumsum"), "scan(func)"),
     **dict.fromkeys(("takewhile", "takeWhile"), "take_while(predicate)"),
     **dict.fromkeys(("dropwhile", "dropWhile"), "drop_while(predicate)"),
     **dict.fromkeys(("batch", "chunk", "chunked", "window"), "batched(n)"),
     **dict.fromkeys(("union", "concat", "extend"), "chain(*others)"),
-    **dict.fromkeys(("mean", "average"), "sum() and count(), or fold(func, initial, combine)"),
-    **dict.fromkeys(("saveAsTextFile", "to_textfiles", "write"), "write_text(path) or write_jsonl(path)"),
-    **dict.fromkeys(("to_csv", "to_parquet", "to_json"), "write_csv(path) and its like"),
+    **dict.fromkeys(("append", "insert"), "chain([element])"),
+    **dict.fromkeys(("islice", "slice", "offset"), "skip(n), and then take(n)"),
+    "zip_longest": "zip(*others), which ends with the shortest",
+    **dict.fromkeys(("random_sample", "takeSample"), "sample(probability, seed)"),
+    **dict.fromkeys(("merge", "leftOuterJoin"), "join(other, key)"),
+    **dict.fromkeys(("intersect", "intersection"), 'join(other, key, how="semi")'),
+    **dict.fromkeys(("subtract", "difference"), 'join(other, key, how="anti")'),
+    **dict.fromkeys(
+        ("product", "cartesian", "crossJoin"),
+        "flatmap(lambda element: [(element, other) for other in others])",
+    ),
+    **dict.fromkeys(("mean", "average"), "statistics.fmean(collection), or fold(func, initial, combine)"),
+    **dict.fromkeys(("std", "var"), "statistics.stdev(collection), or fold(func, initial, combine)"),
+    **dict.fromkeys(("columns", "dtypes", "describe", "iloc", "loc"), "to_pandas(), which makes a DataFrame"),
+    **dict.fromkeys(("to_dataframe", "toPandas", "df"), "to_pandas()"),
+    **dict.fromkeys(("npartitions", "num_partitions", "getNumPartitions"), "explain()"),
+    **dict.fromkeys(("ready", "done", "successful", "status"), "stats.state"),
+    "visualize": "bag.visualize()",
+    "catch": 'parallel(..., on_error="skip"), or a function',
+    "throttle": "map(func, rate=(calls, seconds))",
+    **dict.fromkeys(
+        ("saveAsTextFile", "to_textfiles", "write", "save"), "write_text(path) or write_jsonl(path)"
+    ),
+    "to_csv": "write_csv(path)",
+    "to_parquet": "write_parquet(path)",
+    **dict.fromkeys(("to_json", "write_json", "to_jsonl"), "write_jsonl(path)"),
     **dict.fromkeys(("reverse", "reversed"), "sorted(reverse=True), or reversed(list(collection))"),
     **dict.fromkeys(("close", "shutdown", "join_all", "terminate"), "`with connect():` around it"),
 }
@@ -54,12 +88,13 @@ COLLECTION = frozenset(
         "take",
     )
 )
+_SIZE = "partition_size=n"
 _WORKERS = "`with connect(n_workers=n):` around the evaluation"
 _SETTINGS = {
     **dict.fromkeys(
         ("n_workers", "n_jobs", "max_workers", "workers", "processes", "num_workers", "nprocs"), _WORKERS
     ),
-    **dict.fromkeys(("chunksize", "chunk_size", "batch_size", "numSlices"), "partition_size=n"),
+    **dict.fromkeys(("chunksize", "chunk_size", "batch_size", "numSlices", "npartitions"), _SIZE),
     **dict.fromkeys(("threads", "n_threads"), "connect(threads_per_worker=n), or concurrency=n for one step"),
     **dict.fromkeys(("backend", "scheduler"), "connect(...), which says where it runs"),
     **dict.fromkeys(("errors", "error", "ignore_errors"), 'on_error="skip", or a function'),
@@ -68,6 +103,11 @@ _SETTINGS = {
     **dict.fromkeys(("initializer", "initargs"), "@per_worker, which makes an object once in each worker"),
     **dict.fromkeys(("ordered", "preserve_order"), "unordered(), a method of the collection"),
 }
+_OF_PARALLEL = ("partition_size", "buffersize", "client", "name", "progress", "checkpoint", "retry_failed")
+# Steps whose function says what an element is found, counted or sorted by.
+_OF_KEYS = frozenset(
+    ("count_by", "group_by", "fold_by", "distinct", "sorted", "join", "min", "max", "nlargest", "nsmallest")
+)
 
 _ELSEWHERE = {
     **dict.fromkeys(("Pool", "ThreadPool", "Parallel", "delayed"), "parallel(source).map(func)"),
@@ -97,6 +137,27 @@ def not_a_collection(what: str, name: str) -> str:
     return f"{message}: write parallel(source), and then {_METHODS[name]}" if name in _METHODS else message
 
 
+def no_setting(method: str, name: str, known: Sequence[str]) -> str:
+    """Return what the message for a setting that a step does not have says to write."""
+    close = difflib.get_close_matches(name, known, 1, 0.7)
+    if method == "map_batches" and name in ("batch_size", "chunksize", "chunk_size"):
+        instead = "size=n"
+    elif name in _OF_PARALLEL:
+        instead = f"parallel(..., {name}=...)"
+    elif (instead := _SETTINGS.get(name, "")) == _SIZE:
+        instead = f"parallel(..., {_SIZE})"
+    elif not instead:
+        instead = "".join(f"{match}=" for match in close)
+    return f": write {instead}" if instead else f", only {', '.join(known)}"
+
+
+def no_function(method: str, given: object) -> str:
+    """Return what ends the message for what is no function; nothing if there is no telling what was meant."""
+    if isinstance(given, str) or (method in _OF_KEYS and type(given) is int):
+        return f"; for the value at a key write operator.itemgetter({short_repr(given)})"
+    return "; the function comes first" if method in ("fold", "reduce", "fold_by") else ""
+
+
 def wrong_arguments(
     function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]
 ) -> str | None:
@@ -118,6 +179,8 @@ def wrong_arguments(
     takes, given = taken - methods, len(arguments) - methods
     message = f"{call} takes {takes} positional argument{'s' * (takes != 1)}, and got {given}"
     if function.__name__ == "parallel":
+        if any(callable(given) and not isinstance(given, Iterable) for given in arguments):
+            return f"{message}: write parallel(source).map(func)"
         return f"{message}: one source, as in parallel(zip(xs, ys)) or parallel(xs).chain(ys)"
     if methods and any(p.name in ("func", "predicate") for p in positional):
         return (

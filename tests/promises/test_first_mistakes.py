@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import pickle
@@ -54,6 +55,45 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a pool of the module": (lambda: given.Pool(4), AttributeError, r"parallel\(source\)\.map"),
     "of a connection": (of_a_connection, AttributeError, r"parallel\(source\)\.map"),
     "a sum of collections": (lambda: numbers + numbers, TypeError, r"chain\(\*others\)"),
+    "a function and its elements": (
+        lambda: given.parallel(len, [1]),
+        TypeError,
+        r"parallel\(source\)\.map\(func\)",
+    ),
+    "a number": (lambda: given.parallel(5), TypeError, r"range\(5\), or `with connect\(n_workers=5\)"),
+    "a number of workers": (lambda: given.connect(4), TypeError, r"write connect\(n_workers=4\)"),
+    "arithmetic": (lambda: numbers * 2, TypeError, r"map\(func\) for each element"),
+    "comparison": (lambda: numbers > 2, TypeError, r"map\(func\) for each element"),
+    "backwards": (lambda: reversed(numbers), TypeError, r"reversed\(list\(collection\)\)"),
+    "with": (lambda: contextlib.ExitStack().enter_context(numbers), TypeError, "leave out `with`"),
+    "a step's n_workers": (lambda: numbers.map(abs, n_workers=2), TypeError, r"with connect\(n_workers=n\)"),
+    "a step's chunksize": (
+        lambda: numbers.map(abs, chunksize=2),
+        TypeError,
+        r"parallel\(\.\.\., partition_size=n\); to pass it",
+    ),
+    "a step's checkpoint": (
+        lambda: numbers.map(abs, checkpoint="x"),
+        TypeError,
+        r"write parallel\(\.\.\., checkpoint=\.\.\.\)",
+    ),
+    "a step's retry": (lambda: numbers.filter(abs, retry=2), TypeError, "write retries=n; to pass"),
+    "a batch's size": (lambda: numbers.map_batches(list, batch_size=2), TypeError, "write size=n; to pass"),
+    "a column as key": (lambda: numbers.group_by("shop"), TypeError, r"operator\.itemgetter\('shop'\)$"),
+    "a place as key": (lambda: numbers.sorted(1), TypeError, r"operator\.itemgetter\(1\)$"),
+    "arguments of a fold the other way": (
+        lambda: numbers.fold(0, max),
+        TypeError,
+        "the function comes first",
+    ),
+    "apply_async": (lambda: numbers.apply_async(len), AttributeError, r"write map\(func\)$"),
+    "starmap_async": (lambda: numbers.starmap_async(len), AttributeError, r"write starmap\(func\)$"),
+    "toPandas": (lambda: numbers.toPandas(), AttributeError, r"write to_pandas\(\)$"),
+    "to_parquet": (lambda: numbers.to_parquet("x"), AttributeError, r"write write_parquet\(path\)$"),
+    "any": (lambda: numbers.any(), AttributeError, r"any\(collection\)"),
+    "columns": (lambda: numbers.columns, AttributeError, r"to_pandas\(\)"),
+    "flatten": (lambda: numbers.flatten(), AttributeError, r"flatmap\(list\)$"),
+    "islice": (lambda: numbers.islice(3), AttributeError, r"take\(n\)$"),
     "no such name": (lambda: given.foo, AttributeError, "no attribute 'foo'$"),
     "no such method of the function": (lambda: given.parallel.foo, AttributeError, "no attribute 'foo'$"),
     "nothing of the kind": (lambda: numbers.foo, AttributeError, "no attribute 'foo'$"),

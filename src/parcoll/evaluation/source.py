@@ -149,7 +149,9 @@ def source_of(given: Any, method: str = "parallel") -> Source:
         return Source(lambda: given, _name(given))
     if callable(given) and not isinstance(given, type):
         return _source_of_function(given, method)
-    raise TypeError(f"{method}() needs {ALLOWED}; got {describe(given)}")
+    number = type(given) is int and method == "parallel"  # of elements, or of processes, as of a Pool
+    instead = f": write range({given}), or `with connect(n_workers={given}):`" if number else ""
+    raise TypeError(f"{method}() needs {ALLOWED}; got {describe(given)}{instead}")
 
 
 def _is_iterable(given: Any) -> bool:

@@ -21,6 +21,7 @@ from parcoll.chain.steps import Step
 from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.run import Options
 from parcoll.keys.joins import HOW
+from parcoll.mistakes import no_function, no_setting
 from parcoll.text import describe, function_name, short_repr
 
 AWAITED = ("map", "filter", "flatmap", "foreach", "starmap")  # methods whose functions may be `async`
@@ -84,7 +85,7 @@ class OtherBatches(Tries, total=False):
 def function(func: Any, method: str) -> Any:
     """Return the function that a method was given."""
     if not callable(func):
-        raise TypeError(f"{method}() needs a function, got {describe(func)}")
+        raise TypeError(f"{method}() needs a function, got {describe(func)}{no_function(method, func)}")
     if method in AWAITED and method != "flatmap" and waiting.is_generator(func):
         raise TypeError(
             f"{method}() takes one result of a call, and {function_name(func)} is an asynchronous generator: "
@@ -349,8 +350,8 @@ def step_policy(
         if given not in known:
             name = "func" if func is None else function_name(func)
             raise TypeError(
-                f"{method}() has no setting {given!r}, only {', '.join(known)}; to pass it "
-                f"to the function, use functools.partial({name}, {given}=...)"
+                f"{method}() has no setting {given!r}{no_setting(method, given, known)}; to pass it to the "
+                f"function, use functools.partial({name}, {given}=...)"
             )
     on_error, retries, retry_on, timeout = (settings.get(name) for name in POLICY_SETTINGS)
     return policy(on_error, retries, retry_on, timeout, of_chain)

@@ -85,6 +85,24 @@ class Described:
             # Without __radd__, which Python asks before `rows += collection` adds its elements to a list.
             raise TypeError("a collection cannot be added to another: write chain(*others)")
 
+        def _no_operator(self, other: Any) -> Any:
+            raise TypeError(
+                "a collection has no operators: write map(func) for each element, or list(...) for all"
+            )
+
+        __sub__ = __mul__ = __truediv__ = __or__ = __and__ = __lt__ = __gt__ = __le__ = __ge__ = _no_operator
+
+        def __reversed__(self) -> Any:
+            raise TypeError("a collection goes from first to last: write reversed(list(collection))")
+
+        def __enter__(self) -> Any:
+            raise TypeError(
+                "a collection has nothing to close: leave out `with`, or write `with connect(n_workers=n):`"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            pass  # Python asks for it before it calls `__enter__`
+
         def __getitem__(self, index: Any) -> Any:
             instead = "take(n), skip(n)" if isinstance(index, slice) else "first(), skip(n).first()"
             raise TypeError(

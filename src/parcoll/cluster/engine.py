@@ -31,6 +31,7 @@ class DistributedEngine:
     """Runs programs on the cluster of one client."""
 
     renews = False
+    scratch = None
     in_background = True
 
     def __init__(

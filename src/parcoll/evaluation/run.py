@@ -29,6 +29,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
+from parcoll.keys.store import Scratch
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.text import describe, line_of
@@ -136,31 +137,38 @@ class Run:
         finally:
             reader.close()
 
-    def _opened(self, source: Source) -> Reader:
-        """Start reading a source; the chains that it is made of are evaluated while it is read."""
+    def _opened(self, source: Source, lasting: bool = False) -> Reader:
+        """Start reading a source; the chains that it is made of are evaluated while it is read.
+
+        What is `lasting` may be needed when the reader is closed, and is not put into a scratch.
+        """
         if not isinstance(source, Derived) or source.is_alone:
             return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
         streams, row = [], 0
+        goes_on = any(read.sink is not None and read.sink.gatherer.goes_on for read in source.reads)
+        scratch = self.engine.scratch() if goes_on and self.engine.scratch and not lasting else None
         for read in source.reads:
-            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row))
+            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row, scratch))
             row += len(read.labels())
-        return DerivedReader(source.operation.within(self._around()), streams)
+        operation = source.operation.within(self._around(scratch))
+        return DerivedReader(operation, streams, closed=None if scratch is None else scratch.remove)
 
-    def _evaluated(self, read: Read, row: int) -> Generator[Any, None, None]:
+    def _evaluated(self, read: Read, row: int, scratch: Scratch | None) -> Generator[Any, None, None]:
         """Evaluate a chain that the source is made of; its steps begin at `row` of the numbers."""
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        yield from self._reading(read, below)._elements(read.sink)
+        sink = None if read.sink is None else read.sink.within(scratch)
+        yield from self._reading(read, below)._elements(sink)
 
-    def _around(self) -> Around:
+    def _around(self, scratch: Scratch | None) -> Around:
         """Return what the operation that makes the source may ask for."""
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)
         around = self.engine.threads, self.engine.memory_limit, self.evaluate, folder
-        return Around(*around, Recorder(self.stats).spill)
+        return Around(*around, Recorder(self.stats).spill, scratch)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
@@ -266,7 +274,7 @@ class Run:
 
             return ResumingFeed(reader, self.steps, limit, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(self._opened(origin), *settings, sole)
+            return StreamFeed(self._opened(origin, lasting), *settings, sole)
         return partitions_of(origin, engine.persist)
 
     def restarting(self, name: str, lost: str, attempt: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from parcoll.chain.steps import Step
 from parcoll.keys.gathering import Values
 from parcoll.keys.merging import FirstKey, FoldingOn, Part, Regrouping, Slots
 from parcoll.keys.slots import LEVELS, SLOTS, Piece
-from parcoll.keys.store import Spot, Store
+from parcoll.keys.store import Scratch, Spot, Store
 from parcoll.keys.streams import Operation
 
 # What a task costs in memory, about: three times the packed bytes, and so much for each element.
@@ -37,6 +37,7 @@ class Around(NamedTuple):
     evaluate: Callable[[Iterable[Any], Step], Iterator[Any]]  # a step on each element, on the workers
     folder: str | None = None  # for files
     spilled: Callable[[int], object] = int  # is told how many bytes go into one
+    scratch: Scratch | None = None  # where workers put what they send to each other
 
 
 def _evaluate_here(elements: Iterable[Any], step: Step) -> Iterator[Any]:
@@ -66,7 +67,7 @@ class Collective(Operation):
 
     def store(self) -> Store:
         """Return where bytes of one evaluation wait."""
-        return Store(self.name, self.around.folder, self.around.spilled)
+        return Store(self.name, *self.around[3:])
 
     @property
     def most(self) -> int:
@@ -208,7 +209,7 @@ class Exchange(Collective):
             for number, parts in enumerate(shelf.chunks(start, stop, self.most))
         )
         found = _Shelf(store, level)
-        for piece in self.around.evaluate(tasks, Regrouping(self.kind)):
+        for piece in self.around.evaluate(tasks, Regrouping(self.kind, self.around.scratch)):
             found.add(None, piece)
         return found
 

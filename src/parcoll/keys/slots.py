@@ -296,7 +296,7 @@ class Piece:
     ends: array[int]  # where each slot ends in the bytes
     values: array[int]  # how many values each slot has
     single: bytearray  # for each slot, whether all of them have one key
-    data: bytes
+    data: Any  # bytes, or where they lie
     seed: int = SEED  # of the process that has cut it
     none: int = NONE
 

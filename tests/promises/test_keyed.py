@@ -112,6 +112,27 @@ def test_equal_in_a_dict_is_equal_here(inline: Connection) -> None:
     assert list(parallel(mixed + mixed, partition_size=3).distinct()) == list(expected)
 
 
+class OfOneKind:
+    """A key that can be compared with its own kind only."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: Any) -> bool:
+        return bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(("of one kind", self.value))
+
+
+def test_keys_are_compared_where_a_dict_compares_them(inline: Connection) -> None:
+    """If their hashes are equal: `==` may raise for others that are in the same slot."""
+    keys = [OfOneKind(at % 9) for at in range(60)] + [*range(200), *map(str, range(200))]
+    random.Random(3).shuffle(keys)
+    assert list(parallel(keys, partition_size=90).count_by().items()) == list(Counter(keys).items())
+    assert parallel(keys, partition_size=90).group_by(lambda key: key).count() == 409
+
+
 def test_every_nan_is_one_key(inline: Connection) -> None:
     """Which object it is does not travel; so NaNs are one key, as the documentation says."""
     values = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path, PureWindowsPath
@@ -16,9 +18,18 @@ from bare import bare_cluster
 from keyed import answers, first, grouped, make_tasks_small, of_python, pairs
 
 from parcoll import ConnectError, Connection, WorkerSetupError, connect, parallel
-from parcoll.connecting.scratch import PREFIX, Place
+from parcoll.connecting import scratch as scratches
+from parcoll.connecting.scratch import PREFIX
 from parcoll.keys import runs, store
 from parcoll.output import staging
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A key of a user's."""
+
+    name: str
+    more: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +49,10 @@ def test_workers_of_other_hash_seeds(other_seeds: Connection) -> None:
     assert list(chain.group_by(first)) == list(expected.items())
     assert list(chain.count_by(first).items()) == [(key, len(found)) for key, found in expected.items()]
     assert list(chain.distinct(first)) == [found[0] for found in expected.values()]
+    folded = chain.fold_by(first, lambda found, x: [*found, x[1]], [], lambda one, other: one + other)
+    assert list(folded) == [(key, [at for _, at in found]) for key, found in expected.items()]
+    places = [Place("a"), Place("b", ("c", 1.0)), Place("a", None), Place("b", ("c", True))] * 40
+    assert parallel(places, partition_size=9).count_by() == Counter(places)
     points = parallel([PureWindowsPath(f"C:/{x % 4}") for x in range(400)], partition_size=9)
     with pytest.raises(
         TypeError, match=r"keys of PureWindowsPath have another hash on each of these workers.*PYTHONHASHSEED"
@@ -49,7 +64,7 @@ def test_workers_of_other_hash_seeds(other_seeds: Connection) -> None:
 @pytest.fixture
 def scratch(cluster: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the local cluster a scratch."""
-    place = Place(tmp_path / "scratch")
+    place = scratches.Place(tmp_path / "scratch")
     place.check()
     monkeypatch.setattr(cluster.engine, "scratch", place)
     return tmp_path / "scratch"
@@ -133,7 +148,7 @@ def test_what_a_killed_script_has_left_is_removed(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / store.MARKER).touch()
-    Place(tmp_path.as_uri()).check()
+    scratches.Place(tmp_path.as_uri()).check()
     assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
 
 
@@ -168,7 +183,7 @@ def test_a_scratch_in_a_bucket(cluster: Connection, monkeypatch: pytest.MonkeyPa
 
     with s3_options() as options:
         monkeypatch.setitem(fsspec.config.conf, "s3", options)
-        place = Place("s3://bucket/some/scratch")
+        place = scratches.Place("s3://bucket/some/scratch")
         place.check()
         monkeypatch.setattr(cluster.engine, "scratch", place)
         elements = [(key, at + 10**200) for key, at in pairs(3000, 700)]

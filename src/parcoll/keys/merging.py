@@ -224,8 +224,12 @@ class Regrouper:
         self.scratch = scratch
 
     def __call__(self, slots: Slots) -> Piece:
-        """Join what belongs together here, and cut."""
-        parts = _as_they_are(slots) if self.kind.flat else merged(self.kind, slots)
+        """Join what belongs together here, and cut.
+
+        Values of processes with several hash seeds are not joined yet: those of one key are in several slots
+        then, and would be joined out of their order.
+        """
+        parts = _as_they_are(slots) if self.kind.flat or slots.written else merged(self.kind, slots)
         found, cutter = in_order(parts), Cutter(slots.level, slots.written)
         cutter.add(found.firsts, found.keys, found.values)
         piece = cutter.piece()

@@ -133,6 +133,16 @@ def test_keys_are_compared_where_a_dict_compares_them(inline: Connection) -> Non
     assert parallel(keys, partition_size=90).group_by(lambda key: key).count() == 409
 
 
+def test_keys_of_a_class_with_a_timeout(cluster: Connection) -> None:
+    """Functions with one run in processes beside the workers, which should hash as these do."""
+    elements = pairs(200, 9)
+    key = lambda pair: OfOneKind(pair[0])  # noqa: E731
+    chain = parallel(elements, partition_size=50).fold_by(
+        key, lambda found, x: [*found, x], [], add, timeout=60
+    )
+    assert [found for _, found in chain] == list(grouped(elements, first).values())
+
+
 def test_every_nan_is_one_key(inline: Connection) -> None:
     """Which object it is does not travel; so NaNs are one key, as the documentation says."""
     values = [

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from parcoll.chain.steps import Step
 from parcoll.keys.gathering import Values
 from parcoll.keys.merging import FirstKey, FoldingOn, Part, Regrouping, Slots
-from parcoll.keys.slots import LEVELS, SLOTS, Piece
+from parcoll.keys.slots import LEVELS, SLOTS, Piece, SeedError
 from parcoll.keys.store import Scratch, Spot, Store
 from parcoll.keys.streams import Operation
 
@@ -165,11 +165,26 @@ class Exchange(Collective):
             for number, piece in enumerate(pieces):
                 shelf.add(number, piece)
             if shelf.mixed:
-                self._written = True
-                shelf = self._again(shelf, store, 0, SLOTS, 0)
+                shelf = self._cut_alike(shelf, store)
             for number, slots in enumerate(self._tasks(shelf, store)):
                 slots.number = number * SLOTS
                 yield slots
+
+    def _cut_alike(self, shelf: _Shelf, store: Store) -> _Shelf:
+        """Have pieces of processes with several hash seeds cut again, by what is written in the keys.
+
+        If nobody can say that of a class, the workers cut by their own hashes. They may be alike: before
+        Python 3.12, processes beside workers, which functions with a timeout run in, are not.
+        """
+        self._written = True
+        try:
+            return self._again(shelf, store, 0, SLOTS, 0)
+        except SeedError:
+            self._written = False
+            found = self._again(shelf, store, 0, SLOTS, 0)
+            if found.mixed:
+                raise
+            return found
 
     def _tasks(self, shelf: _Shelf, store: Store) -> Iterator[Slots]:
         target, start, cost = self.target(sum(shelf.costs)), 0, 0

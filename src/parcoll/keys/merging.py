@@ -226,10 +226,10 @@ class Regrouper:
     def __call__(self, slots: Slots) -> Piece:
         """Join what belongs together here, and cut.
 
-        Values of processes with several hash seeds are not joined yet: those of one key are in several slots
-        then, and would be joined out of their order.
+        Values from processes with several hash seeds (level 0) are not joined yet: those of one key are in
+        several slots then, and would be joined out of their order.
         """
-        parts = _as_they_are(slots) if self.kind.flat or slots.written else merged(self.kind, slots)
+        parts = merged(self.kind, slots) if slots.level and not self.kind.flat else _as_they_are(slots)
         found, cutter = in_order(parts), Cutter(slots.level, slots.written)
         cutter.add(found.firsts, found.keys, found.values)
         piece = cutter.piece()

@@ -378,6 +378,6 @@ def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
 
 
 def _are(keys: Sequence[Any], key: Any) -> bool:
-    """Tell whether all are this key. As in a dict, `==` is asked only where hashes are equal: it may raise."""
+    """Tell whether all are this key. As a dict, asks `==` only where hashes are equal: it may raise."""
     is_it = {key}.__contains__
     return is_it(keys[0]) and is_it(keys[-1]) and all(map(is_it, keys))

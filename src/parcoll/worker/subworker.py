@@ -82,7 +82,7 @@ class Subworker:
             self._popen = subprocess.Popen(
                 boot.command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {FAMILY: self._name},
+                env=os.environ | boot.seed_here() | {FAMILY: self._name},
                 pass_fds=(theirs.fileno(), memory, answers_fd, *(() if told is None else (told,))),
             )
         except BaseException:

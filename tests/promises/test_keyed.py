@@ -136,7 +136,7 @@ def test_keys_are_compared_where_a_dict_compares_them(inline: Connection) -> Non
 def test_keys_of_a_class_with_a_timeout(cluster: Connection) -> None:
     """Functions with one run in processes beside the workers, which should hash as these do."""
     elements = pairs(200, 9)
-    key = lambda pair: OfOneKind(pair[0])  # noqa: E731
+    key = lambda pair: OfOneKind(pair[0])
     chain = parallel(elements, partition_size=50).fold_by(
         key, lambda found, x: [*found, x], [], add, timeout=60
     )

@@ -16,7 +16,7 @@ from parcoll.calls import looping
 from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.place import Place
 from parcoll.chain.sinks import Count, Results, Sink, saving
-from parcoll.chain.steps import Step
+from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
@@ -138,16 +138,13 @@ class Run:
             reader.close()
 
     def _opened(self, source: Source, lasting: bool = False) -> Reader:
-        """Start reading a source; the chains that it is made of are evaluated while it is read.
-
-        What is `lasting` may be needed when the reader is closed, and is not put into a scratch.
-        """
+        """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
             return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
         streams, row = [], 0
-        goes_on = any(read.sink is not None and read.sink.gatherer.goes_on for read in source.reads)
-        scratch = self.engine.scratch() if goes_on and self.engine.scratch and not lasting else None
+        # What is lasting may be needed again when the reader has been closed, which removes the scratch.
+        scratch = self.engine.scratch() if source.goes_on and self.engine.scratch and not lasting else None
         for read in source.reads:
             streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row, scratch))
             row += len(read.labels())
@@ -159,8 +156,7 @@ class Run:
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        sink = None if read.sink is None else read.sink.within(scratch)
-        yield from self._reading(read, below)._elements(sink)
+        yield from self._reading(read, below)._elements(read.sink and read.sink.within(scratch))
 
     def _around(self, scratch: Scratch | None) -> Around:
         """Return what the operation that makes the source may ask for."""
@@ -173,7 +169,9 @@ class Run:
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
         node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
-        yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
+        run = Run(node, Options(1), lambda: self.engine, Stats())
+        run.origins = self.origins
+        yield from run._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""
@@ -188,6 +186,12 @@ class Run:
                     taken = recorder.read(taken)
         finally:
             recorder.read(taken)
+
+    @functools.cached_property
+    def origins(self) -> Origins:
+        """What the elements have gone through, if they are made of other chains, and what they go through."""
+        origin = self.plan.origin
+        return Origins((*self.steps, *origin.steps_before())) if isinstance(origin, Derived) else Origins()
 
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -243,7 +247,7 @@ class Run:
 
         With `keep`, what comes of partitions is kept, but of one that has all elements if there is a `sole`.
         """
-        program = Program(self.steps, sink)
+        program = Program(self.steps, sink, origins=self.origins)
         calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
         batch = max((step.least for step in self.steps), default=1)
         hands_back = self.engine.hands_back

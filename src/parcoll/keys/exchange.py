@@ -24,7 +24,7 @@ BYTE_COST, ELEMENT_COST = 3, 64
 MOST_COST = 96 * 2**20  # of a task
 LEAST_COST = 4 * 2**20  # a smaller task is not worth it
 WINDOW_COST = 2**30  # of all tasks that are under way, and are held here too
-PART_OF_MEMORY = 16  # of a worker's memory, for a task
+PART_OF_MEMORY = 32  # of a worker's memory, for a task; with 16, one of 300 MiB took 318
 TASKS_A_THREAD = 3
 HOLDS = 0.6  # of a worker's memory, for a group that must be in one task
 

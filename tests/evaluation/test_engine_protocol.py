@@ -15,7 +15,8 @@ from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 
 MEMBERS = sorted(name for name in vars(Engine) if not name.startswith("_"))
-PROPERTIES = ("renews", "in_background", "hands_back", "of_machine", "address", "client", "dashboard_link")
+PROPERTIES = ("renews", "in_background", "hands_back", "of_machine", "scratch")
+PROPERTIES += ("address", "client", "dashboard_link")
 
 
 @pytest.mark.parametrize("engine", [InlineEngine, DistributedEngine, RenewingEngine])

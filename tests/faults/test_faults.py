@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from keyed_moments import KEYED, OFTEN_ENOUGH
 from leaks import KEPT_THREADS, new_remains, remains
 from moments import ELEMENTS, MOMENTS, Evaluated, Moment, Reached, work_at
 from scripts import eventually, meanwhile
@@ -96,6 +97,13 @@ PAIRS: list[Any] = [
     pytest.param(fault, moment, marks=pytest.mark.slow) if fault.name in SLOW else (fault, moment)
     for fault in FAULTS
     for moment in MOMENTS
+]
+PAIRS += [
+    (fault, moment)
+    if (moment.name, fault.name) in OFTEN_ENOUGH
+    else pytest.param(fault, moment, marks=pytest.mark.slow)
+    for fault in FAULTS
+    for moment in KEYED
 ]
 PAIRS += [(fault, MOMENTS[number]) for fault, number in zip(OFTEN, (1, 0), strict=True)]
 

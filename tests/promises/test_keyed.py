@@ -12,21 +12,20 @@ import os
 import random
 import signal
 from collections import Counter, namedtuple
-from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from operator import add, itemgetter
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from bare import bare_cluster
+from keyed import answers, first, grouped, make_tasks_small, of_python, pairs
 
 from parcoll import Connection, connect, parallel
 from parcoll.evaluation.inline import InlineEngine
-from parcoll.keys import exchange, store
+from parcoll.keys import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,61 +44,12 @@ class Colour(enum.Enum):
 
 
 Named = namedtuple("Named", "a b")
-first = itemgetter(0)
-
-
-def pairs(number: int, keys: int, seed: int = 1) -> list[tuple[int, int]]:
-    """Return elements whose keys repeat."""
-    chosen = random.Random(seed)
-    return [(chosen.randrange(keys), at) for at in range(number)]
-
-
-def grouped(elements: Any, key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-    """Group as plain Python does."""
-    groups: dict[Any, list[Any]] = {}
-    for element in elements:
-        groups.setdefault(key(element), []).append(element)
-    return groups
-
-
-def answers(elements: list[tuple[int, int]], **settings: Any) -> dict[str, list[Any]]:
-    """Return what all operations give."""
-    chain = parallel(elements, **settings)
-    return {
-        "count_by key": [*chain.count_by(first).items()],
-        "count_by": [*chain.count_by().items()],
-        "group_by": list(chain.group_by(first)),
-        "fold_by": list(chain.fold_by(first, lambda found, element: [*found, element[1]], [])),
-        "combined": list(chain.fold_by(first, lambda total, element: total + element[1], 0, add)),
-        "distinct key": list(chain.distinct(first)),
-        "distinct": list(chain.map(first).distinct()),
-        "sorted key": [list(chain.sorted(first, reverse)) for reverse in (False, True)],
-        "sorted": [list(chain.sorted(reverse=reverse)) for reverse in (False, True)],
-    }
-
-
-def of_python(elements: list[tuple[int, int]]) -> dict[str, list[Any]]:
-    """Return what plain Python gives for the same."""
-    groups = grouped(elements, first)
-    return {
-        "count_by key": [*Counter(map(first, elements)).items()],
-        "count_by": [*Counter(elements).items()],
-        "group_by": list(groups.items()),
-        "fold_by": [(key, [at for _, at in found]) for key, found in groups.items()],
-        "combined": [(key, sum(at for _, at in found)) for key, found in groups.items()],
-        "distinct key": [found[0] for found in groups.values()],
-        "distinct": list(groups),
-        "sorted key": [sorted(elements, key=first, reverse=reverse) for reverse in (False, True)],
-        "sorted": [sorted(elements, reverse=reverse) for reverse in (False, True)],
-    }
 
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have little data be much: many tasks, slots that are cut again, and a file instead of memory."""
-    monkeypatch.setattr(exchange, "MOST_COST", 2000)
-    monkeypatch.setattr(exchange, "LEAST_COST", 2000)
-    monkeypatch.setattr(store, "MEMORY_BYTES", 1000)
+    """Have little data be much."""
+    make_tasks_small(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +110,37 @@ def test_equal_in_a_dict_is_equal_here(inline: Connection) -> None:
     expected = Counter(mixed + mixed)
     assert parallel(mixed + mixed, partition_size=3).count_by() == expected
     assert list(parallel(mixed + mixed, partition_size=3).distinct()) == list(expected)
+
+
+class OfOneKind:
+    """A key that can be compared with its own kind only."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: Any) -> bool:
+        return bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(("of one kind", self.value))
+
+
+def test_keys_are_compared_where_a_dict_compares_them(inline: Connection) -> None:
+    """If their hashes are equal: `==` may raise for others that are in the same slot."""
+    keys = [OfOneKind(at % 9) for at in range(60)] + [*range(200), *map(str, range(200))]
+    random.Random(3).shuffle(keys)
+    assert list(parallel(keys, partition_size=90).count_by().items()) == list(Counter(keys).items())
+    assert parallel(keys, partition_size=90).group_by(lambda key: key).count() == 409
+
+
+def test_keys_of_a_class_with_a_timeout(cluster: Connection) -> None:
+    """Functions with one run in processes beside the workers, which should hash as these do."""
+    elements = pairs(200, 9)
+    key = lambda pair: OfOneKind(pair[0])
+    chain = parallel(elements, partition_size=50).fold_by(
+        key, lambda found, x: [*found, x], [], add, timeout=60
+    )
+    assert [found for _, found in chain] == list(grouped(elements, first).values())
 
 
 def test_every_nan_is_one_key(inline: Connection) -> None:
@@ -473,28 +454,3 @@ def test_a_worker_that_dies_with_what_it_merges(
         os.remove(flag)
         assert [x.number for x in chain.sorted(lambda x: -x.number)] == [*reversed(range(400))]
         assert os.path.exists(flag)
-
-
-@pytest.fixture(scope="module")
-def other_seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
-    """Evaluate on two workers of which each has a hash seed of its own."""
-    with bare_cluster(tmp_path_factory.mktemp("seeds"), 2) as bare, connect(bare.address) as connection:
-        yield connection
-
-
-def test_workers_of_other_hash_seeds(other_seeds: Connection) -> None:
-    """Keys that are known are cut again by what is written in them; others are refused."""
-    keys = ["a", "b", None, ("a", None), ("b", 1.0), ("b", True), 1, 1.0, b"a", Decimal(1)]
-    keys += [datetime.date(2020, 1, 1), frozenset(["a", 1]), frozenset([1.0, "a"])]
-    elements = [(key, at) for at, key in enumerate(keys * 40)]
-    chain = parallel(elements, partition_size=9)
-    expected = grouped(elements, first)
-    assert list(chain.group_by(first)) == list(expected.items())
-    assert list(chain.count_by(first).items()) == [(key, len(found)) for key, found in expected.items()]
-    assert list(chain.distinct(first)) == [found[0] for found in expected.values()]
-    points = parallel([PureWindowsPath(f"C:/{x % 4}") for x in range(400)], partition_size=9)
-    with pytest.raises(
-        TypeError, match=r"keys of PureWindowsPath have another hash on each of these workers.*PYTHONHASHSEED"
-    ):
-        points.count_by()
-    assert len(list(points.distinct())) == 4

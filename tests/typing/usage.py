@@ -256,6 +256,8 @@ def connections() -> None:
         assert_type(parallel([1]).map(str).first(), str)
     with connect(None, n_workers=2):
         pass
+    with connect("tls://scheduler:8786", scratch="s3://bucket/tmp"):
+        pass
     connection = connect("inline")
     assert_type(connection.close(), None)
 

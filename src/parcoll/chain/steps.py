@@ -217,3 +217,10 @@ class Foreach(Map):
     """A map called for its effect. What it returns replaces the elements."""
 
     kind = "foreach"
+
+
+class Origins(tuple[Any, ...]):
+    """Steps and sinks of the chains that elements come from, whose modules they may need. None travels."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origins, ()

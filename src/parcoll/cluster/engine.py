@@ -31,6 +31,7 @@ class DistributedEngine:
     """Runs programs on the cluster of one client."""
 
     renews = False
+    scratch = None
     in_background = True
 
     def __init__(
@@ -125,7 +126,9 @@ class DistributedEngine:
         if self._ship is None:
             return modules.packed(shipped_sources())
         return modules.packed(
-            sources_for(program, self._ship, own_state.homes(self.link.sharing is not None))
+            sources_for(
+                (program, *program.origins), self._ship, own_state.homes(self.link.sharing is not None)
+            )
         )
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:

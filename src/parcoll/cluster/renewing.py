@@ -10,12 +10,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.ways import Way
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import lost_for_good
+from parcoll.keys.store import Scratch
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
@@ -65,6 +66,7 @@ class RenewingEngine:
     """One connection to a cluster, which may be another cluster after a loss. Any thread may use it."""
 
     in_background = True
+    scratch: Callable[[], Scratch] | None = None  # `connect` may set it
 
     def __init__(self, way: Way) -> None:
         self.way = way

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from parcoll.cluster.renewing import RenewingEngine
-from parcoll.cluster.ways import AtAddress, OfClient, StartedHere
+from parcoll.cluster.ways import AtAddress, OfClient, StartedHere, Way
 from parcoll.connecting import current
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import Engine
@@ -21,6 +21,9 @@ from parcoll.log import logger
 from parcoll.mistakes import not_a_collection
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
+
+if TYPE_CHECKING:
+    from parcoll.connecting.scratch import Place
 
 ALLOWED = (
     'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
@@ -147,6 +150,7 @@ def connect(
     ship: Sequence[Any] = (),
     reconnect: float | None = None,
     copies: bool = True,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Connection:
     """Return a connection to a cluster, started or reached now, on which all evaluations run from now on.
 
@@ -176,12 +180,18 @@ def connect(
             results come once and in order. `reduce`, `fold` and `foreach` begin again, unless their source
             can be read only once. With None, `ClusterLostError` ends the evaluation and all later ones of
             this connection.
+        scratch: The URL of a bucket, or the path of a shared folder, that this process and all workers reach.
+            `group_by`, `sorted`, `fold_by` and `count_by` then put there what workers send to each other,
+            in place of sending it through this process. It is removed at the end of each evaluation. What a
+            killed script has left is removed by the next `connect` of its machine with this `scratch`. fsspec
+            opens it, with the settings of fsspec's configuration. Whoever can write there can have the
+            workers run code.
 
     A client that you pass is never replaced. dask lets it look for its scheduler for as long as the `timeout`
     that the client was made with, and `reconnect` says how long evaluations wait for that.
 
-    Raises TypeError for another target, ConnectError if no scheduler answers, and ClusterStartError if the
-    local cluster does not start.
+    Raises TypeError for another target, ConnectError if no scheduler answers or nothing can be written to
+    `scratch`, and ClusterStartError if the local cluster does not start.
 
     >>> from parcoll import connect, parallel
     >>> with connect("inline"):
@@ -217,18 +227,34 @@ def connect(
         raise TypeError(f"copies must be True or False, got {describe(copies)}")
     if not copies and not (isinstance(target, str) and target == "inline"):
         raise TypeError(f'copies=False is for "inline" alone, got the target {describe(target)}')
+    if scratch is not None and isinstance(target, str) and target == "inline":
+        raise TypeError('scratch is for what workers send to each other, and "inline" has no workers')
     refuse_at_end()
+    place = None if scratch is None else _place(scratch)
     if target is None:
-        return _connected(RenewingEngine(StartedHere(n_workers, threads_per_worker, memory_limit)))
-    if isinstance(target, (str, os.PathLike)):
+        way: Way = StartedHere(n_workers, threads_per_worker, memory_limit)
+    elif isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
         if target == "inline":
             return Connection(InlineEngine(copies))
-        return _connect_address(target, security, ship, reconnect)
-    return _connect_object(target, ship, reconnect)
+        way = _way_to_address(target, security, ship, reconnect)
+    else:
+        way = _way_to_object(target, ship, reconnect)
+    engine = RenewingEngine(way)
+    engine.scratch = place
+    return _connected(engine)
 
 
-def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
+def _place(given: Any) -> Place:
+    """Return the place for a scratch, where something could be written."""
+    from parcoll.connecting.scratch import Place  # lazy: only with a scratch
+
+    place = Place(given)
+    place.check()
+    return place
+
+
+def _way_to_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Way:
     address = lambda: target  # noqa: E731
     if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
         target = f"{'tcp' if security is None else 'tls'}://{target}"
@@ -236,7 +262,7 @@ def _connect_address(target: str, security: Any, ship: Sequence[Any], reconnect:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
             raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
         address = functools.partial(address_in, target)
-    return _connected(RenewingEngine(AtAddress(address, security, ship, reconnect)))
+    return AtAddress(address, security, ship, reconnect)
 
 
 def _connected(engine: RenewingEngine) -> Connection:
@@ -264,11 +290,11 @@ def address_in(path: str | os.PathLike[str]) -> str:
     return address
 
 
-def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Connection:
+def _way_to_object(target: Any, ship: Sequence[Any], reconnect: float | None) -> Way:
     from parcoll.cluster.clients import is_address, is_client  # lazy: distributed
 
     if is_client(target):
-        return _connected(RenewingEngine(OfClient(target, ship, reconnect)))
+        return OfClient(target, ship, reconnect)
     if isinstance(target, type):
         raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
     status = getattr(target, "status", None)
@@ -278,10 +304,9 @@ def _connect_object(target: Any, ship: Sequence[Any], reconnect: float | None) -
         )
     if is_address(getattr(target, "scheduler_address", None)):
         security = getattr(target, "security", None)
-        way = AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
-        return _connected(RenewingEngine(way))
+        return AtAddress(lambda: str(target.scheduler_address), security, ship, reconnect)
     if callable(get_client := getattr(target, "get_client", None)) and is_client(client := get_client()):
-        return _connected(RenewingEngine(OfClient(client, ship, reconnect)))
+        return OfClient(client, ship, reconnect)
     instead = f": write connect(n_workers={target})" if type(target) is int else ""
     raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}{instead}")
 

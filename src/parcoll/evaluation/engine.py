@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import WHOLE, Share
 from parcoll.errors import ClusterLostError
+from parcoll.keys.store import Scratch
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
@@ -151,6 +152,10 @@ class Engine(Protocol):
     @property
     def of_machine(self) -> bool:
         """Whether the workers are processes of this machine, and share its memory and its files."""
+
+    @property
+    def scratch(self) -> Callable[[], Scratch] | None:
+        """What makes a folder of an evaluation, where workers put what they send to each other; or None."""
 
     @property
     def in_background(self) -> bool:

@@ -75,7 +75,7 @@ def _partitions(run: Run, sink: Sink, session: Session) -> Iterator[tuple[Job, O
 def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     """Evaluate into the sink, keep what it makes of each partition, and fold these values."""
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
-    program = Program((), fold)
+    program = Program((), fold, origins=run.origins)
     session = run.engine.open(program, label, keep=True)
     kind: type[_Joins] = _Tree if isinstance(sink, Fold) else _Chain
     joins = kind(session, program, run.stats)

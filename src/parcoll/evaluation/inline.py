@@ -30,6 +30,7 @@ class InlineEngine:
     """
 
     renews = False
+    scratch = None
     in_background = False
     hands_back = False
     of_machine = True

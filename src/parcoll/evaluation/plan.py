@@ -6,6 +6,7 @@ back as a `Plan`, which is what an evaluation runs.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,6 +145,18 @@ class Derived(Source):
     def one_pass(self) -> bool:
         """Whether one of the chains can be read once only."""
         return any(read.one_pass for read in self.reads)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is made of pieces that go from worker to worker."""
+        return any(read.sink is not None and read.sink.gatherer.goes_on for read in self.reads)
+
+    def steps_before(self) -> list[Any]:
+        """Return the steps and sinks of all chains."""
+        nodes = [node for read in self.reads for node in read.node.back()]
+        before = [node.source.steps_before() for node in nodes if isinstance(node.source, Derived)]
+        own = [*(node.step for node in nodes), *(read.sink for read in self.reads)]
+        return [part for part in (*own, *itertools.chain(*before)) if part is not None]
 
     def labels(self) -> list[tuple[str, bool, bool]]:
         """Return the rows of `stats` before those of the chain behind: of each chain's steps, and its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from parcoll.keys.streams import Operation
@@ -225,8 +225,14 @@ class DerivedReader(StreamReader):
     """What an operation makes of streams, of which `lengths` are known or not. At the end it closes them."""
 
     def __init__(
-        self, operation: Operation, streams: Sequence[Iterator[Any]], lengths: Sequence[int] | None = None
+        self,
+        operation: Operation,
+        streams: Sequence[Iterator[Any]],
+        lengths: Sequence[int] | None = None,
+        closed: Callable[[], object] | None = None,
     ) -> None:
+        """`closed` is called when nobody needs what was read any more."""
+        self._closed = closed
         self._made = self._elements(operation, streams)
         super().__init__(self._made)
         self._length = None if lengths is None else operation.length(*lengths)
@@ -249,7 +255,11 @@ class DerivedReader(StreamReader):
 
     def close(self) -> None:
         """End what gives the elements."""
-        self._made.close()
+        try:
+            self._made.close()
+        finally:
+            if self._closed is not None:
+                self._closed()
 
     def _bytes_of(self, element: Any) -> int:
         """Look into tuples, which operations make of elements that may be large."""

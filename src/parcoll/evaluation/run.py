@@ -16,7 +16,7 @@ from parcoll.calls import looping
 from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.place import Place
 from parcoll.chain.sinks import Count, Results, Sink, saving
-from parcoll.chain.steps import Step
+from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
 from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
@@ -29,7 +29,7 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
-from parcoll.keys.store import collector_paused
+from parcoll.keys.store import Scratch, collector_paused
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.text import describe, line_of
@@ -137,36 +137,41 @@ class Run:
         finally:
             reader.close()
 
-    def _opened(self, source: Source) -> Reader:
+    def _opened(self, source: Source, lasting: bool = False) -> Reader:
         """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
             return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
         streams, row = [], 0
+        # What is lasting may be needed again when the reader has been closed, which removes the scratch.
+        scratch = self.engine.scratch() if source.goes_on and self.engine.scratch and not lasting else None
         for read in source.reads:
-            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row))
+            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row, scratch))
             row += len(read.labels())
-        return DerivedReader(source.operation.within(self._around()), streams)
+        operation = source.operation.within(self._around(scratch))
+        return DerivedReader(operation, streams, closed=None if scratch is None else scratch.remove)
 
-    def _evaluated(self, read: Read, row: int) -> Generator[Any, None, None]:
+    def _evaluated(self, read: Read, row: int, scratch: Scratch | None) -> Generator[Any, None, None]:
         """Evaluate a chain that the source is made of; its steps begin at `row` of the numbers."""
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        yield from self._reading(read, below)._elements(read.sink)
+        yield from self._reading(read, below)._elements(read.sink and read.sink.within(scratch))
 
-    def _around(self) -> Around:
+    def _around(self, scratch: Scratch | None) -> Around:
         """Return what the operation that makes the source may ask for."""
         import dask  # lazy: start-up
 
         folder = dask.config.get("temporary-directory", None)
         around = self.engine.threads, self.engine.memory_limit, self.evaluate, folder
-        return Around(*around, Recorder(self.stats).spill)
+        return Around(*around, Recorder(self.stats).spill, scratch)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
         node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
-        yield from Run(node, Options(1), lambda: self.engine, Stats())._elements()
+        run = Run(node, Options(1), lambda: self.engine, Stats())
+        run.origins = self.origins
+        yield from run._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
         """Give the elements of a chain without steps, which nothing but this counts."""
@@ -181,6 +186,12 @@ class Run:
                     taken = recorder.read(taken)
         finally:
             recorder.read(taken)
+
+    @functools.cached_property
+    def origins(self) -> Origins:
+        """What the elements have gone through, if they are made of other chains, and what they go through."""
+        origin = self.plan.origin
+        return Origins((*self.steps, *origin.steps_before())) if isinstance(origin, Derived) else Origins()
 
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -236,14 +247,12 @@ class Run:
 
         With `keep`, what comes of partitions is kept, but of one that has all elements if there is a `sole`.
         """
-        program = Program(self.steps, sink)
+        program = Program(self.steps, sink, origins=self.origins)
         calls, pace = (program, None) if program.waits else (None, remembered(self.steps))
         batch = max((step.least for step in self.steps), default=1)
-        hands_back = self.engine.hands_back
-        size = self.options.partition_size
-        of_few = remembered_of_few(self.steps)
-        settings = (pace, batch, calls, hands_back, sink.condenses, sole is not None, of_few)
-        sizer = sizer_for(size, sink.limit, keep, *settings)
+        known = pace, batch, calls, self.engine.hands_back
+        settings = (*known, sink.condenses, sole is not None, remembered_of_few(self.steps))
+        sizer = sizer_for(self.options.partition_size, sink.limit, keep, *settings)
         return Window(
             self.engine,
             program,
@@ -268,7 +277,7 @@ class Run:
 
             return ResumingFeed(reader, self.steps, limit, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(self._opened(origin), *settings, sole)
+            return StreamFeed(self._opened(origin, lasting), *settings, sole)
         return partitions_of(origin, engine.persist)
 
     def restarting(self, name: str, lost: str, attempt: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
 from parcoll.keys.slots import PLAINEST, TOGETHER, Cutter, Piece
-from parcoll.keys.store import UnsentError, unsent
+from parcoll.keys.store import Scratch, UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
 
@@ -28,6 +28,7 @@ class Gatherer:
 
     current: Any = None  # the element that is being taken, where a user's function gets it
     condenses = False  # it makes one value of all elements with one key
+    goes_on = False  # its piece has bytes that go on to other workers
 
     def begin(self) -> Self:
         """Return one for a partition."""
@@ -79,6 +80,7 @@ class Values(Gatherer):
     What is gathered of a partition are keys with values, in order of appearance. A key may come again.
     """
 
+    goes_on = True
     in_order = False  # the value can be gone on with, element by element, and not be joined with another
     flat = False  # what is gathered are elements, and no values yet
     later = False  # to join is so little work that it may be done where the values are wanted
@@ -315,6 +317,8 @@ stands_between(Folds.take.__code__.co_filename)
 class Gathering(Sink):
     """What a gatherer makes of the elements: one piece of a partition."""
 
+    scratch: Scratch | None = None  # where its bytes go, if they do not go back
+
     def __init__(self, gatherer: Gatherer, label: str, timeout: float | None = None) -> None:
         self.gatherer = gatherer
         self.label = label
@@ -350,10 +354,18 @@ class Gathering(Sink):
             piece = self.gatherer.piece()
         except UnsentError as error:
             raise self._unsent(error) from error.__cause__
+        if self.scratch is not None and self.gatherer.goes_on:
+            piece.data = self.scratch.put(piece.data, str(self.label))
         try:
             return pack([piece])
         except Exception as error:
             raise SerializationError(f"{self.label} cannot send {unsent(piece, error)}") from error
+
+    def within(self, scratch: Scratch | None) -> Gathering:
+        """Return it for a scratch."""
+        found = copy.copy(self)
+        found.scratch = scratch
+        return found
 
     def _unsent(self, error: UnsentError) -> SerializationError:
         return SerializationError(f"{self.label} cannot send {error}")

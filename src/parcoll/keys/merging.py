@@ -12,7 +12,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
 from parcoll.keys.gathering import Merged, Values
 from parcoll.keys.slots import Cutter, Piece, one_nan
-from parcoll.keys.store import Framer, collector_paused, framed, is_flat, unframed
+from parcoll.keys.store import Framer, Scratch, collector_paused, fetched, framed, is_flat, unframed
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     """Neighbouring slots of one piece, or of several that were put together."""
 
     number: int | None  # of the piece; None if its positions are among all already
-    data: bytes
+    data: Any  # bytes, or where they lie
     values: int
 
 
@@ -64,7 +64,7 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
     One slot after the other: its keys are few enough for the processor's cache. What stands first in a piece,
     and in the first piece, comes first, so the positions of a slot's keys rise.
     """
-    parts = [_Frames(part) for part in slots.parts]
+    parts = [_Frames(part) for part in _here(slots)]
     while parts := [part for part in parts if part.frame is not None]:
         slot = min(part.slot for part in parts)
         firsts: list[int] = []
@@ -74,6 +74,12 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
                 while part.slot == slot:
                     kind.join_all(values, firsts, *part.taken())
         yield Merged(firsts, list(values), list(values.values()))
+
+
+def _here(slots: Slots) -> Iterator[Part]:
+    """Give the parts, with bytes that were in a scratch until now."""
+    for part, data in zip(slots.parts, fetched([part.data for part in slots.parts]), strict=True):
+        yield part._replace(data=data)
 
 
 class _Frames:
@@ -212,8 +218,8 @@ class Regrouping(Map):
 
     kind = "regroup"
 
-    def __init__(self, kind: Values) -> None:
-        super().__init__(Regrouper(kind))
+    def __init__(self, kind: Values, scratch: Scratch | None = None) -> None:
+        super().__init__(Regrouper(kind, scratch))
 
 
 class Regrouper:
@@ -221,19 +227,27 @@ class Regrouper:
 
     __name__ = "regroup"
 
-    def __init__(self, kind: Values) -> None:
+    def __init__(self, kind: Values, scratch: Scratch | None = None) -> None:
         self.kind = kind
+        self.scratch = scratch
 
     def __call__(self, slots: Slots) -> Piece:
-        """Join what belongs together here, and cut."""
-        parts = _as_they_are(slots) if self.kind.flat else merged(self.kind, slots)
+        """Join what belongs together here, and cut.
+
+        Values from processes with several hash seeds (level 0) are not joined yet: those of one key are in
+        several slots then, and would be joined out of their order.
+        """
+        parts = merged(self.kind, slots) if slots.level and not self.kind.flat else _as_they_are(slots)
         found, cutter = in_order(parts), Cutter(slots.level, slots.written)
         cutter.add(found.firsts, found.keys, found.values)
-        return cutter.piece()
+        piece = cutter.piece()
+        if self.scratch is not None:
+            piece.data = self.scratch.put(piece.data, slots.label)
+        return piece
 
 
 def _as_they_are(slots: Slots) -> Iterator[Merged]:
-    for part in slots.parts:
+    for part in _here(slots):
         base = 0 if part.number is None else part.number << SHIFT
         for frame in unframed(part.data):
             start, positions, keys, values = _columns(frame)
@@ -289,7 +303,7 @@ class FirstKey(Map):
 
 def first_key(slots: Slots) -> str:
     """Return the first key, for a message."""
-    for frame in unframed(slots.parts[0].data):
+    for frame in unframed(next(_here(slots)).data):
         return short_repr(_columns(frame)[2][0])
     return "?"
 

@@ -16,7 +16,7 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.store import Framer, Spot, Store, is_flat, unframed
+from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
 FIRST_BLOCK = 4  # elements: they may be large
@@ -29,7 +29,7 @@ class Run:
     firsts: list[Any]  # the key of the first element of each block
     ends: array[int]  # where each block ends in the bytes
     sizes: array[int]  # elements of each block
-    data: bytes
+    data: Any  # bytes, or where they lie
 
     @property
     def nbytes(self) -> int:
@@ -39,6 +39,8 @@ class Run:
 
 class Runs(Gatherer):
     """Sorts the elements of a partition; without keys, each element is its own."""
+
+    goes_on = True
 
     def __init__(self, keyed: bool, reverse: bool) -> None:
         self.keyed = keyed
@@ -106,7 +108,7 @@ class Cut(NamedTuple):
 class Segment(NamedTuple):
     """The blocks of one run that a range has something of, and the cuts in the first and in the last one."""
 
-    data: bytes
+    data: Any  # bytes, or where they lie
     begin: Cut
     end: Cut
 
@@ -273,7 +275,8 @@ def in_range(given: Range) -> list[Any]:
     before = _before(given.reverse)
     all_keys: list[Any] = []
     elements: list[Any] = []
-    for data, begin, end in given.segments:
+    datas = fetched([segment.data for segment in given.segments])
+    for data, (_, begin, end) in zip(datas, given.segments, strict=True):
         blocks = list(unframed(data))
         start, stop = 0, sum(len(block) for _, block in blocks)
         if begin.keys:

@@ -1,7 +1,7 @@
 """Store: bytes that wait here until they are wanted; beyond some MiB in a file that has no name.
 
 Such a file is gone when it is closed, and when its process ends, however that ends: nothing has to be
-removed.
+removed. Where there is a scratch (`connecting.scratch`), workers put bytes there, and read them from there.
 """
 
 from __future__ import annotations
@@ -13,21 +13,144 @@ import pickle
 import struct
 import tempfile
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from parcoll.chain import apart
+from parcoll.errors import WorkerSetupError
+from parcoll.log import logger
 from parcoll.text import line_of, short_repr
 from parcoll.wire.codec import PROTOCOL, ManyByReference, loads, prefers_value
 from parcoll.wire.payload import Packed
 from parcoll.wire.unpicklable import first_unpicklable
 
 MEMORY_BYTES = 16 * 2**20  # that stay in memory
+LEAST_BYTES = 4096  # that are worth a file of their own in a scratch
+MARKER = "in-use"  # is in the folder of an evaluation until that has ended
+REMOVALS = 5  # attempts: a worker may put something while all is removed
 LENGTH = 8  # bytes of a number that says how many bytes follow
 TEXTS, NUMBERS = {str}, {int}
 BETWEEN = "\0"  # texts that are joined
 FLAT = frozenset((str, bytes, int, float, complex, bool, type(None)))
+
+
+class Lying:
+    """Bytes that a worker has put into a scratch, or a part of them."""
+
+    __slots__ = ("path", "scratch", "size", "start")
+
+    def __init__(self, path: str, size: int, start: int = 0, scratch: Scratch | None = None) -> None:
+        self.path = path
+        self.size = size
+        self.start = start
+        self.scratch = scratch  # in which they are, for who reads them
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lying, (self.path, self.size, self.start, self.scratch)
+
+
+class Scratch:
+    """A folder of one evaluation, which workers and this process reach. It travels."""
+
+    def __init__(self, url: str, system: bytes, folder: str, kept: Any = None) -> None:
+        """`url` is for messages. `system` is a filesystem of fsspec's, packed: a worker may lack its package.
+
+        `kept` is that filesystem, where the folder was made and is to be removed.
+        """
+        self.url = url
+        self.folder = folder
+        self._system = system
+        self._removal: Callable[[], object] | None = None
+        if kept is not None:
+            self._removal = weakref.finalize(self, remove_folder, kept, folder, os.getpid())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scratch, (self.url, self._system, self.folder)
+
+    def remove(self) -> None:
+        """Remove it, where it was made. Else that is done when nobody holds this, or the program ends."""
+        if self._removal is not None:
+            self._removal()
+
+    def put(self, data: bytes, what: str) -> bytes | Lying:
+        """Put bytes, for the operation `what`, and return what stands for them: few bytes themselves."""
+        if len(data) < LEAST_BYTES:
+            return data
+        path, started = f"{self.folder}/{os.urandom(8).hex()}", time.perf_counter()
+        try:
+            system = pickle.loads(self._system)
+            system.pipe_file(path, data)
+            try:
+                system.cat_file(f"{self.folder}/{MARKER}")
+            except FileNotFoundError:  # it is another folder; or all has ended, and this was put too late
+                with suppress(Exception):
+                    system.rm_file(path)
+                raise
+        except Exception as error:
+            raise WorkerSetupError(
+                f"a worker cannot put pieces of {what} into scratch={self.url!r} ({line_of(error)}): name a "
+                "place in connect() that this process and all workers can read and write"
+            ) from error
+        finally:
+            apart.spend(time.perf_counter() - started)
+        return Lying(path, len(data))
+
+    def get(self, parts: Sequence[Lying]) -> list[bytes]:
+        """Return parts of what was put."""
+        paths = [part.path for part in parts]
+        starts = [part.start for part in parts]
+        ends = [part.start + part.size for part in parts]
+        try:
+            found = pickle.loads(self._system).cat_ranges(paths, starts, ends, on_error="return")
+            for part, data in zip(parts, found, strict=True):
+                if isinstance(data, BaseException):
+                    raise data
+                if len(data) != part.size:
+                    raise OSError(errno.EIO, f"{len(data):,} bytes of {part.size:,}", part.path)
+        except Exception as error:
+            raise WorkerSetupError(
+                f"a piece that was put into scratch={self.url!r} cannot be read ({line_of(error)}): nobody "
+                "may change what begins with .parcoll- there. Evaluate again"
+            ) from error
+        return [bytes(data) for data in found]
+
+
+def remove_folder(system: Any, folder: str, pid: int | None = None) -> None:
+    """Remove the folder of an evaluation: its marker first, so that what is put later is removed by who puts.
+
+    With `pid`, in that process only.
+    """
+    if pid not in (None, os.getpid()):
+        return
+    with suppress(Exception):
+        system.rm_file(f"{folder}/{MARKER}")
+    for attempt in range(REMOVALS):
+        try:
+            system.invalidate_cache()
+            system.rm(folder, recursive=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            if attempt == REMOVALS - 1:
+                logger.warning("%s: cannot be removed: %s", folder, line_of(error))
+            time.sleep(0.01 * attempt)
+
+
+def fetched(datas: Sequence[bytes | Lying]) -> Sequence[bytes]:
+    """Return the bytes, those in a scratch read at once."""
+    lying = [data for data in datas if isinstance(data, Lying)]
+    if not lying:
+        return datas  # type: ignore[return-value]
+    assert lying[0].scratch is not None
+    found = iter(lying[0].scratch.get(lying))
+    return [next(found) if isinstance(data, Lying) else data for data in datas]
 
 
 class Spot(NamedTuple):
@@ -36,13 +159,18 @@ class Spot(NamedTuple):
     number: int  # of the chunk in memory; -1 for the file
     start: int
     size: int
+    path: str = ""  # in a scratch
 
 
 class Store:
     """Bytes that are appended, and read again in parts."""
 
     def __init__(
-        self, what: str, folder: str | None = None, tell: Callable[[int], object] = lambda nbytes: None
+        self,
+        what: str,
+        folder: str | None = None,
+        tell: Callable[[int], object] = lambda nbytes: None,
+        scratch: Scratch | None = None,
     ) -> None:
         self._what = what  # for the error where the disk is full
         self._folder = folder
@@ -51,9 +179,13 @@ class Store:
         self._file: Any = None
         self.spilled = 0  # bytes in the file
         self._tell = tell  # is told of more of them
+        self._scratch = scratch  # in which workers put theirs
 
-    def add(self, data: bytes) -> Spot:
+    def add(self, data: bytes | Lying) -> Spot:
         """Append bytes; return where they are."""
+        if isinstance(data, Lying):
+            self._tell(data.size)
+            return Spot(0, data.start, data.size, data.path)
         if self._in_memory + len(data) <= MEMORY_BYTES:
             self._chunks.append(data)
             self._in_memory += len(data)
@@ -82,9 +214,11 @@ class Store:
         self._tell(len(data))
         return start
 
-    def read(self, spot: Spot, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the bytes at a spot, or those from `start` to `stop` of them."""
+    def read(self, spot: Spot, start: int = 0, stop: int | None = None) -> Any:
+        """Return the bytes at a spot, or those from `start` to `stop` of them; none of a scratch."""
         stop = spot.size if stop is None else stop
+        if spot.path:
+            return Lying(spot.path, stop - start, spot.start + start, self._scratch)
         if spot.number >= 0:
             chunk = self._chunks[spot.number]
             return chunk if (start, stop) == (0, len(chunk)) else chunk[start:stop]

@@ -22,7 +22,7 @@ from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.log import logger
 from parcoll.system import others_who_write
 from parcoll.text import describe, short_repr
-from parcoll.world import handlers
+from parcoll.world import boot, handlers
 from parcoll.world.world import THREAD_POOLS
 
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
@@ -193,5 +193,5 @@ def _check_system() -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment for the host: a copy of this process's, with the sizes of thread pools."""
-    return dict.fromkeys(THREAD_POOLS, str(threads)) | dict(os.environ)
+    """Return the environment for the host: a copy of this process's, with sizes of pools and a seed."""
+    return dict.fromkeys(THREAD_POOLS, str(threads)) | boot.one_seed() | dict(os.environ)

@@ -214,7 +214,7 @@ class Stats:
         bytes_sent: Bytes of pickled source elements, and of what the functions have captured, through shared
             memory or sockets. Captured data that lies in shared memory from the last evaluation is not sent.
         bytes_received: Bytes of pickled results that came back.
-        bytes_spilled: Bytes that `group_by`, `sorted` and their like had to put into a temporary file.
+        bytes_spilled: Bytes that `group_by`, `sorted` and their like put into a file, or into a `scratch`.
         threads: Threads of the workers, each of which runs a partition.
         worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
         busy_seconds: Time of that in which they worked, or had to leave a processor to others; the rest, they

@@ -78,7 +78,7 @@ class Process:
             self._popen = subprocess.Popen(
                 boot.command(connection),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {FAMILY: self._name},
+                env=os.environ | boot.seed_here() | {FAMILY: self._name},
                 pass_fds=(*passed, *(() if told is None else (told,))),
             )
         except BaseException:

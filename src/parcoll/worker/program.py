@@ -15,7 +15,7 @@ from typing import Any
 from parcoll.calls import broadcasts, objects
 from parcoll.chain.failures import Ledger
 from parcoll.chain.sinks import Results, Sink
-from parcoll.chain.steps import Step
+from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.text import message_of
@@ -43,6 +43,7 @@ class Program:
     sink: Sink = field(default_factory=Results)
     pace: Pace = field(default_factory=Pace, compare=False)
     ledger: Ledger = field(default_factory=Ledger, compare=False)
+    origins: Origins = field(default=Origins(), compare=False)
 
     @property
     def fold(self) -> Fold:

@@ -17,6 +17,11 @@ from typing import Any
 from parcoll.wire import modules
 
 LENGTH_BYTES = 8  # before each message
+# The variable of the hash seed. All processes that cut keys by their hashes (`keys.slots`) should have one
+# seed: those of a local cluster, of the one that takes its place, and those beside its workers.
+HASH_SEED = "PYTHONHASHSEED"
+_started_with = {name: seed for name, seed in os.environ.items() if name == HASH_SEED and seed.isdigit()}
+_made = {HASH_SEED: str(1 + int.from_bytes(os.urandom(3), "big"))}  # 0 would mean not to use any
 
 # It takes over the import path, and modules that came as source text, before it imports anything of parcoll.
 # It collects no garbage until its `main` says so, since an import makes hardly any. An error before `main` is
@@ -80,6 +85,16 @@ _FLAGS = {
     "I": "isolated",
 }
 _NOT_PASSED_ON = ("importtime", "showrefcount")  # they write to standard error
+
+
+def one_seed() -> dict[str, str]:
+    """Return the variable for all hosts that this process starts: one seed, and nobody else's."""
+    return _started_with or _made
+
+
+def seed_here() -> dict[str, str]:
+    """Return the variable for processes beside this one, if its own seed is known."""
+    return _started_with
 
 
 def first_message(module: str, arguments: Sequence[Any], status: int | None = None) -> bytes:

@@ -22,7 +22,6 @@ may be moved before they begin; workers come and go.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import math
 import pickle
@@ -122,6 +121,7 @@ class Scheduler:
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
         self._numbers = 0
         self.most_workers = 0  # at a time
+        self.lost = 0  # workers
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
@@ -190,6 +190,7 @@ class Scheduler:
         """Notice that a worker is gone."""
         if self.workers.pop(worker.name, None) is None:
             return
+        self.lost += 1
         processing = [task for task in self.tasks.values() if task.worker is worker]
         lost = [task for task in self.tasks.values() if worker in task.there]
         for task in lost:
@@ -342,9 +343,13 @@ class Scheduler:
         clock = self.clock
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
-        with clock.task(started), running(worker, self, started, task.key, attempt):
+        before, running_now.task = running_now.task, (worker, self, started, task.key, attempt)
+        local, clock.local = clock.local, started
+        try:
             result = task.run(values)
-            ended = clock.read()
+            ended = clock.local
+        finally:
+            running_now.task, clock.local = before, local
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
         clock.at(ended, self._ended, worker, task.key, result, topic, told)
 
@@ -431,40 +436,23 @@ class Scheduler:
 
 
 class _Running:
-    """The task that runs now."""
+    """The task that runs now: worker, scheduler, when it began, key, and which attempt it is."""
 
-    worker: SWorker | None = None
-    scheduler: Scheduler | None = None
-    started = 0.0
-    key = ""
-    attempt = 0
+    task: tuple[SWorker | None, Scheduler | None, float, str, int] = (None, None, 0.0, "", 0)
 
 
 running_now = _Running()
 
 
-@contextlib.contextmanager
-def running(worker: SWorker, scheduler: Scheduler, started: float, key: str, attempt: int) -> Any:
-    """Note which worker's task runs."""
-    before = vars(running_now).copy()
-    running_now.worker, running_now.scheduler = worker, scheduler
-    running_now.started, running_now.key, running_now.attempt = started, key, attempt
-    try:
-        yield
-    finally:
-        vars(running_now).clear()
-        vars(running_now).update(before)
-
-
 def look_at_late() -> None:
     """Do what the worker's own watch does while a function takes long (`outcome.Watch`)."""
-    worker, scheduler = running_now.worker, running_now.scheduler
+    worker, scheduler, started, *_ = running_now.task
     if worker is None or scheduler is None or len(outcomes.under_way) != 1:
         return
     (task,) = outcomes.under_way.values()
     tally, ticket = task.tally, task.ticket
     now = scheduler.clock.read()
-    look = running_now.started + ticket.patience + outcomes.SLACK
+    look = started + ticket.patience + outcomes.SLACK
     while look <= now and tally is not None and ticket.topic is not None:
         if tally.position != task.seen:
             task.seen = tally.position

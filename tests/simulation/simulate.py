@@ -20,7 +20,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ for folder in (".", "../helpers"):
 
 import calling
 import chains
+import quick
 import work as works
 from client_model import Client
 from dask_model import Scheduler
@@ -36,7 +37,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
-from parcoll import ClusterLostError, Connection, parallel
+from parcoll import ClusterLostError, Connection, WorkerLostError, parallel
 from parcoll.chain import policy, timing
 from parcoll.checkpoint import fingerprint, storage
 from parcoll.cluster import losses, receiving, session
@@ -50,11 +51,13 @@ from parcoll.keys import exchange, slots
 from parcoll.output import staging
 from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
+from parcoll.worker import program
 from parcoll.worker.program import Program
 from parcoll.worker.tasks import join_kept, run_partition
 from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
+COLLECTED = 50  # stories, after which garbage is collected
 CLUSTERS = 60  # that a story may lose, with all its evaluations
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
@@ -69,6 +72,14 @@ class SimulatedEngine(DistributedEngine):
             raise self.link.lost()
         settings = (Packed.pack(program), b"", b"", words, keep, program.stops, None)
         return DistributedSession(self.link, self._reports, *settings)
+
+    def threads(self) -> int:
+        """Return how many threads the workers have, as far as it is known."""
+        return self._counted.threads()
+
+    def pack(self, value: Any, lasting: bool = False) -> Packed:
+        """Pickle the value."""
+        return Packed.pack(value)
 
     def follow(self, stats: Any) -> Nobody:  # type: ignore[override]
         """Show it to nobody."""
@@ -130,7 +141,7 @@ class Other:
             self._under_way = True
             try:
                 self._found += itertools.islice(self._results, 1)
-            except ClusterLostError:
+            except (ClusterLostError, WorkerLostError):
                 self._left = True
             self._under_way = False
 
@@ -142,7 +153,7 @@ class Other:
             self._under_way = True
             try:
                 self._found += self._results
-            except ClusterLostError:
+            except (ClusterLostError, WorkerLostError):
                 self._left = True
         self._tell(f"the other evaluation has given {len(self._found)} of {self._count} results")
         right = [1_100 + at for at in range(self._count)]
@@ -219,8 +230,7 @@ class Simulation:
             self.other.go_on()
         if self.rng.random() < 0.7:  # not each time that nothing happens it is looked at
             seconds = max(seconds, min(clock.next_at() - clock.now, 30 * seconds))
-        clock.wait(lambda: not results.empty(), seconds)
-        if results.empty():
+        if not clock.wait_for(results.empty, seconds):
             self._quiet += 1
             assert self._quiet < 40_000, "the evaluation waits for ever"
             return None
@@ -271,6 +281,9 @@ class Simulation:
         if found[0] == "is lost" and (work.may_be_lost or self.doomed):
             assert any(not cluster.alive or cluster.client is None for cluster in self.clusters)
             assert len(self.clusters) <= CLUSTERS, f"{len(self.clusters)} clusters were tried"
+            return
+        if found[0] == "gives up":  # a partition, since it has lost so many workers
+            assert sum(cluster.lost for cluster in self.clusters) > session.MAX_WORKERS_LOST
             return
         if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
             expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]
@@ -338,6 +351,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, exchange)),
         (fingerprint, "of_function", of_function),
         *calling.changes(simulation.clock),
+        *quick.CHANGES,
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]
     for owner, name, made in changes:
@@ -372,6 +386,8 @@ def run(seed: int) -> Simulation:
     random.seed(seed)
     calling.calls.clear()
     simulation = Simulation(seed)
+    collects = gc.isenabled()
+    gc.disable()  # when it collects depends on the stories before this one
     try:
         simulation.run()
     except BaseException as error:
@@ -381,6 +397,9 @@ def run(seed: int) -> Simulation:
         if simulation.work.disk is not None:
             simulation.work.disk.remove()
         simulation.clock.close()
+        if collects:
+            gc.enable()
+        program._cache.clear()
         losses._told.clear()
         outcomes.under_way.clear()
         outcomes.mailbox.clear()
@@ -389,12 +408,32 @@ def run(seed: int) -> Simulation:
     return simulation
 
 
+@contextlib.contextmanager
+def collected() -> Iterator[Callable[[int], None]]:
+    """Collect garbage between stories alone; gives what is to be called after each, with their number."""
+
+    def ended(stories: int) -> None:
+        if stories % COLLECTED == 0:
+            gc.collect()
+
+    gc.collect()
+    gc.freeze()  # what was imported
+    gc.disable()
+    try:
+        yield ended
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def fresh(seconds: float, start: int) -> tuple[int, float]:
     """Run seeds one after the other, for so long; return how many, and how long it took."""
     began, number = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        run(start + number)
-        number += 1
+    with collected() as ended:
+        while time.perf_counter() - began < seconds:
+            run(start + number)
+            number += 1
+            ended(number)
     return number, time.perf_counter() - began
 
 
@@ -412,22 +451,24 @@ def main() -> int:
         return 0
     done = wrong = 0
     began = told = time.perf_counter()
-    while (now := time.perf_counter()) - began < chosen.seconds:
-        try:
-            run(chosen.start + done)
-        except Exception as error:
-            if not chosen.go_on:
-                raise
-            wrong += 1
-            print(f"{chosen.start + done} is wrong: {type(error).__name__}: {error}"[:300], flush=True)
-        done += 1
-        if now - told > TELL_SECONDS:
-            told = now
-            print(
-                f"{done:,} stories from {chosen.start} on: {done / (now - began):,.0f} a second", flush=True
-            )
-    took = time.perf_counter() - began
-    print(f"{done:,} stories from {chosen.start} on, {wrong} of them wrong: {done / took:,.0f} a second")
+    with collected() as ended:
+        while (now := time.perf_counter()) - began < chosen.seconds:
+            try:
+                run(chosen.start + done)
+            except Exception as error:
+                if not chosen.go_on:
+                    raise
+                wrong += 1
+                print(f"{chosen.start + done} is wrong: {type(error).__name__}: {error}"[:300], flush=True)
+            done += 1
+            ended(done)
+            if now - told > TELL_SECONDS:
+                told = now
+                pace = done / (now - began)
+                print(f"{done:,} stories from {chosen.start} on: {pace:,.0f} a second", flush=True)
+    took, computed = time.perf_counter() - began, time.process_time()
+    pace = f"{done / took:,.0f} a second, {done / computed:,.0f} a second of the processor"
+    print(f"{done:,} stories from {chosen.start} on, {wrong} of them wrong: {pace}")
     return wrong
 
 

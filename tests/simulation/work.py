@@ -16,7 +16,7 @@ import written
 from disk import DiedError, Disk
 from written import Files
 
-from parcoll import CheckpointError, ClusterLostError, ParallelGen, parallel
+from parcoll import CheckpointError, ClusterLostError, ParallelGen, WorkerLostError, parallel
 
 # Most faults need some elements in some partitions, and no more: small stories are many.
 COUNTS = (*(0, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 11, 13), *(3, 5, 7, 9, 20, 60))
@@ -117,7 +117,8 @@ class Work:
         steps = "".join(f".{step}" for step in self.steps) + (
             ".unordered()" if self.loose or not self.ordered else ""
         )
-        settings = "".join(f", {name}={value}" for name, value in self.settings.items())
+        told = self.settings | ({"checkpoint": "..."} if "checkpoint" in self.settings else {})
+        settings = "".join(f", {name}={value}" for name, value in told.items())
         costs = ", ".join(f"{cost:g}" for cost in chains.now().costs)
         chain = f"parallel({self.source} of {self.count}{settings}){steps}"
         disk = "" if self.disk is None else f"; {self.disk}"
@@ -207,6 +208,8 @@ def outcome_of(call: Callable[[], Any]) -> tuple[str, Any]:
         return "returns", call()
     except ClusterLostError:
         return "is lost", None
+    except WorkerLostError:
+        return "gives up", None
     except (ValueError, LookupError, TypeError) as error:
         return "raises", (type(error), () if isinstance(error, TypeError) else error.args)
 

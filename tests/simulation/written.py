@@ -9,7 +9,7 @@ from typing import Any
 
 from disk import DiedError, Disk
 
-from parcoll import ClusterLostError
+from parcoll import ClusterLostError, WorkerLostError
 from parcoll.front.into_files import target_at
 
 OLD = ["old"]
@@ -59,7 +59,7 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
             files.write(make())
         except DiedError:
             ends = "dies"
-        except ClusterLostError:
+        except (ClusterLostError, WorkerLostError):
             ends = "is lost"
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -86,4 +86,6 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
             files.write(make())
         except ClusterLostError:
             return "is lost", None
+        except WorkerLostError:
+            return "gives up", None
         return "returns", files.there()

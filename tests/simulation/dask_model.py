@@ -99,6 +99,8 @@ class SWorker:
     freed: bool = False  # what it executes is wanted no more
     died: float = math.inf  # when; or when the cluster took it for dead
     cut_off: bool = False  # nothing comes to it, or from it
+    to_blame: bool = False  # a function of its own ends it
+    beside: list[Any] = field(default_factory=list)  # processes that wait for their next partition
 
     @property
     def answers(self) -> bool:
@@ -119,9 +121,10 @@ class Scheduler:
         self.alive = True
         self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
+        self.tells = True  # of lost workers: a scheduler may refuse the plugin
         self._numbers = 0
         self.most_workers = 0  # at a time
-        self.lost = 0  # workers
+        self.lost = 0  # workers, by no function's doing
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
@@ -190,7 +193,7 @@ class Scheduler:
         """Notice that a worker is gone."""
         if self.workers.pop(worker.name, None) is None:
             return
-        self.lost += 1
+        self.lost += not worker.to_blame
         processing = [task for task in self.tasks.values() if task.worker is worker]
         lost = [task for task in self.tasks.values() if worker in task.there]
         for task in lost:
@@ -214,7 +217,8 @@ class Scheduler:
             self._forget_unneeded(task)
         keys = [task.key for task in processing + lost]
         message = {"worker": worker.name, "tasks": len(processing), "keys": keys}
-        self.event(LOST_TOPIC, message)
+        if self.tells:
+            self.event(LOST_TOPIC, message)
         self._assign()
 
     def steal(self) -> None:
@@ -351,6 +355,11 @@ class Scheduler:
         finally:
             running_now.task, clock.local = before, local
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
+        dies, running_now.ends = running_now.ends, None
+        if dies is not None:
+            worker.to_blame = True
+            clock.at(dies, self.kill, worker)
+            return
         clock.at(ended, self._ended, worker, task.key, result, topic, told)
 
     def _ended(self, worker: SWorker, key: str, result: Any, topic: str, told: Any) -> None:
@@ -439,6 +448,8 @@ class _Running:
     """The task that runs now: worker, scheduler, when it began, key, and which attempt it is."""
 
     task: tuple[SWorker | None, Scheduler | None, float, str, int] = (None, None, 0.0, "", 0)
+    ends: float | None = None  # when one of its functions has ended its worker
+    beside: Any = None  # the process beside its worker that runs its functions now
 
 
 running_now = _Running()

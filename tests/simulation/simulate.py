@@ -27,6 +27,7 @@ from typing import Any
 for folder in (".", "../helpers"):
     sys.path.insert(0, str((Path(__file__).parent / folder).resolve()))
 
+import beside
 import calling
 import chains
 import quick
@@ -53,7 +54,6 @@ from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
 from parcoll.worker import program
 from parcoll.worker.program import Program
-from parcoll.worker.tasks import join_kept, run_partition
 from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
@@ -256,10 +256,10 @@ class Simulation:
                     self.other.end()
             self.clock.drain()
             there = [cluster for cluster in self.clusters if cluster.alive]
-            # The workers' frames have those of the client below them, which they do not have with dask. From
-            # Python 3.12 on, an error of a user's function so holds what the client has let go of.
+            # The workers' frames have those of the client below them, which they do not have with dask. So
+            # an error of a user's function may hold what the client has let go of.
             kept = self.work.end == "foreach"
-            if sys.version_info >= (3, 12) and not kept and any(cluster.tasks for cluster in there):
+            if not kept and any(cluster.tasks for cluster in there):
                 gc.collect()
                 self.clock.drain()
         self.expected, self.found = expected, found
@@ -283,7 +283,8 @@ class Simulation:
             assert len(self.clusters) <= CLUSTERS, f"{len(self.clusters)} clusters were tried"
             return
         if found[0] == "gives up":  # a partition, since it has lost so many workers
-            assert sum(cluster.lost for cluster in self.clusters) > session.MAX_WORKERS_LOST
+            most = session.MAX_WORKERS_LOST - (session.WORKERS_LOST_WITHIN if self.blames else 0)
+            assert sum(cluster.lost for cluster in self.clusters) > most, "it was given up too early"
             return
         if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
             expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]
@@ -302,6 +303,11 @@ class Simulation:
         size = work.settings.get("buffersize")
         if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
             assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
+
+    @property
+    def blames(self) -> bool:
+        """Whether functions end workers."""
+        return any("ends" in step for step in self.work.steps)
 
     def check_window(self) -> None:
         """Compare how much was read ahead with the window: that of all workers that there were at a time."""
@@ -342,14 +348,13 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (folding._Tree, "WIDTH", small.choice([2, 3, 16])),
         (folding._Chain, "WAITING", small.choice([2, 3, 16])),
         (receiving.nesting, "wait_for", simulation.wait_for),
-        (session, "run_isolated", run_beside),
-        (session, "join_isolated", join_kept),
         (session, "enter_task", lambda: None),
         (policy, "_random", simulation.rng),
         (window, "POLL_SECONDS", simulation.rng.choice([0.002, 0.02, 0.05, 0.1])),
         (slots, "LEVELS", FEW_SLOTS),
         *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, exchange)),
         (fingerprint, "of_function", of_function),
+        *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
         *quick.CHANGES,
     ]
@@ -372,13 +377,6 @@ def of_function(func: Any) -> Any:
     if func not in FINGERPRINTS:
         FINGERPRINTS[func] = _of_function(func)
     return FINGERPRINTS[func]
-
-
-def run_beside(
-    shared: Any, place: Any, keep: bool, elements: Any, budget: Any, ticket: Any, *share: Any
-) -> Any:
-    """Run a partition as `isolation.run_isolated` does, without another process."""
-    return run_partition(shared, place, keep, elements, budget, None, ticket, *share)
 
 
 def run(seed: int) -> Simulation:

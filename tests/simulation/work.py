@@ -72,6 +72,9 @@ class Work:
         calls = random.Random(f"{seed} calls")  # what came later has chances of its own
         if calls.random() < 0.15:
             work.steps.insert(calls.randrange(len(work.steps) + 1), calls.choice(list(chains.WAITING)))
+        apart = random.Random(f"{seed} beside")
+        if apart.random() < 0.06:
+            work.steps.insert(apart.randrange(len(work.steps) + 1), apart.choice(list(chains.BESIDE)))
         work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2

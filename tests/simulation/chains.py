@@ -165,6 +165,13 @@ def joined(a: str, b: str) -> str:
     return f"{a}{b}"
 
 
+def picky(a: str, b: str) -> str:
+    """Fold: refuses some elements, wherever they come in from the right."""
+    if "7>" in b:
+        raise ValueError("7")
+    return joined(a, b)
+
+
 def text(x: int) -> str:
     """Map to what `joined` takes."""
     return f"<{x}>"

@@ -156,6 +156,8 @@ class Scheduler:
         for key, run in graph.items():
             needs = tuple(sorted(map(str, run.dependencies)))
             self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
+            if any(need in self.tasks and self.tasks[need].state == "erred" for need in needs):
+                self._fail(self.tasks[key])
         self._assign()
 
     def client_releases(self, keys: list[str]) -> None:
@@ -204,8 +206,7 @@ class Scheduler:
             task.worker, task.state = None, "waiting"
             task.suspicious += 1
             if task.suspicious > ALLOWED_FAILURES:
-                task.state = "erred"
-                self._report(task.key, "error")
+                self._fail(task)
         for task in lost:
             task.state = "waiting"
             if task.wanted:
@@ -237,6 +238,14 @@ class Scheduler:
             self._assign()
 
     # Its own doing.
+
+    def _fail(self, task: STask) -> None:
+        """Note that a task has failed, and with it all that needs its result."""
+        task.state = "erred"
+        self._report(task.key, "error")
+        for other in list(self.tasks.values()):
+            if task.key in other.needs and other.state == "waiting":
+                self._fail(other)
 
     def _take_back(self, task: STask) -> None:
         worker, task.worker, task.state = task.worker, None, "waiting"

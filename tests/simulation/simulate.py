@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 for folder in (".", "../helpers"):
@@ -32,7 +33,7 @@ import calling
 import chains
 import quick
 import work as works
-from client_model import Client
+from client_model import Client, Completed
 from dask_model import Scheduler
 from fsspec.implementations.memory import MemoryFileSystem
 from virtual import Clock, virtual_time
@@ -168,6 +169,8 @@ class Simulation:
         self.rng = random.Random(seed ^ 0x5EED)
         self.hosts = random.Random(f"{seed} hosts")
         self.doomed = self.hosts.random() < 0.01  # no cluster lasts
+        self.elsewhere = random.Random(f"{seed} remote")
+        self.remote = self.elsewhere.random() < 0.2  # workers do not send outcomes: they are asked for
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
         self.clock = chains.now().clock = Clock()
@@ -183,7 +186,8 @@ class Simulation:
 
     def story(self) -> str:
         """Return all that happened, a line each."""
-        lines = [f"seed {self.seed}: {self.work}", *(f"{when:10.4f}  {what}" for when, what in self.said)]
+        remote = ", on a remote cluster" if self.remote else ""
+        lines = [f"seed {self.seed}: {self.work}{remote}", *(f"{when:10.4f}  {what}" for when, what in self.said)]
         return "\n".join(lines)
 
     def start_cluster(self) -> SimulatedEngine:
@@ -192,7 +196,8 @@ class Simulation:
         self.clusters.append(scheduler)
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
-        engine = SimulatedEngine(link, reporting=True, worker_memory=lambda: math.inf)
+        engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
+        scheduler.tells = not self.remote or self.elsewhere.random() < 0.85
         self.engines.append(engine)
         self.clock.until(self.clock.now + 1.0)
         span = self.rng.choice([0.05, 1.0, 10.0, 60.0])
@@ -347,6 +352,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (folding._Joins, "MEMORY", small.choice([3, 4, 8, 64])),
         (folding._Tree, "WIDTH", small.choice([2, 3, 16])),
         (folding._Chain, "WAITING", small.choice([2, 3, 16])),
+        (receiving, "distributed", SimpleNamespace(as_completed=Completed)),
         (receiving.nesting, "wait_for", simulation.wait_for),
         (session, "enter_task", lambda: None),
         (policy, "_random", simulation.rng),

@@ -20,6 +20,9 @@ SECONDS = 4.0  # of fresh numbers
 FAILED = {
     505: "another evaluation was there when no cluster lasted",
     1959: "calls of an evaluation that was left counted as those of the next one",
+    600: "beside a worker, the calls of a partition of one element did not keep to their rate",
+    1669: "a partition that had lost seven workers was given up, as it is to be",
+    1775: "the model's scheduler went on with tasks that need the result of one that had failed",
     5000044: "a task that dask begins again makes its first call early, beside those that a rate bounds",
     8000220: "the model's scheduler took tasks of a client that it had lost",
     10002123: "the model asked a scheduler that had died since for what it still has",

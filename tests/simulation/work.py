@@ -45,6 +45,7 @@ class Work:
     most_unread: int = 0
     stops_at: int | None = None  # an element of the source, which raises there
     results: list[Any] = field(default_factory=list)  # that the consumer got
+    func: Callable[[str, str], str] = chains.joined  # of a fold
     disk: Disk | None = None  # on which it writes
     files: Any = None  # which it writes
 
@@ -78,6 +79,8 @@ class Work:
         work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2
+        refuses = work.end in ("reduce", "fold") and random.Random(f"{seed} picky").random() < 0.2
+        work.func = chains.picky if refuses else chains.joined
         scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
         chains.now().costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
         if rng.random() < 0.3:
@@ -95,6 +98,8 @@ class Work:
         disk.seconds = chance.choice([0.0, 0.0, 0.001, 0.3])
         fault, at = chance.choice(["dies", "dies moving", "is full", "none"]), chance.randrange(1, 60)
         disk.dies_at = at if fault == "dies" else None
+        if fault == "none" and not resumes:
+            disk.interrupted = random.Random(f"{self.seed} interrupted").choice([None, 1, 2, 3, 5, 9])
         disk.dies_moving = chance.randrange(12) if fault == "dies moving" else None
         if fault == "is full":
             disk.full = range(at, at + chance.choice([1, 5, 10_000]))
@@ -227,13 +232,13 @@ def expected(work: Work) -> tuple[str, Any]:
         if work.end == "count":
             return sum(1 for _ in results)
         if work.end == "reduce":
-            return functools.reduce(chains.joined, map(chains.text, results))
+            return functools.reduce(work.func, map(chains.text, results))
         if work.end == "write":
             return list(map(chains.text, results))
         if work.end == "foreach":
             return list(map(chains.add, results))
         if "fold" in work.end:
-            return functools.reduce(chains.joined, map(chains.text, results), "")
+            return functools.reduce(work.func, map(chains.text, results), "")
         return list(results)
 
     return outcome_of(call)
@@ -251,9 +256,9 @@ def found(work: Work) -> tuple[str, Any]:
         if work.end == "count":
             return made.count()
         if work.end == "reduce":
-            return made.map(chains.text).reduce(chains.joined)
+            return made.map(chains.text).reduce(work.func)
         if work.end == "fold":
-            return made.map(chains.text).fold(chains.joined, "")
+            return made.map(chains.text).fold(work.func, "")
         if work.end == "fold with combine":
             return made.map(chains.text).fold(chains.joined, "", operator.add)
         if work.end == "foreach":

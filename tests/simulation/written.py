@@ -59,6 +59,8 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
             files.write(make())
         except DiedError:
             ends = "dies"
+        except KeyboardInterrupt:
+            ends = "is interrupted"
         except (ClusterLostError, WorkerLostError):
             ends = "is lost"
         except OSError as error:
@@ -68,6 +70,7 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
         except (ValueError, LookupError):
             ends = "raises"
         steps = disk.steps
+        assert ends in ("dies", "is full") or not files.hidden(), f"after {ends}, there is {files.hidden()}"
         disk.revive()
         target_at(files.path, True, None, "the next run").check()  # which ends what was begun
         there, old = files.there(), files.old or None

@@ -79,8 +79,11 @@ class Work:
         work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2
-        refuses = work.end in ("reduce", "fold") and random.Random(f"{seed} picky").random() < 0.2
-        work.func = chains.picky if refuses else chains.joined
+        picky = random.Random(f"{seed} picky")
+        if work.end in ("reduce", "fold") and picky.random() < 0.2:
+            work.func = chains.picky
+            if picky.random() < 0.5:  # refused where partitions are joined, and an error of the source behind
+                work.source, work.settings["partition_size"] = "failing generator", picky.choice([1, 2, 3])
         scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
         chains.now().costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
         if rng.random() < 0.3:

@@ -141,6 +141,7 @@ class Client(threading.Thread):
         self.found = found
         self.ending = ending
         self.last_result = time.monotonic()
+        self.number = number
         self.small = small  # a folder in which there is little room
         self.folder = Path(tempfile.mkdtemp(prefix="soak-"))
         self.wrote = False
@@ -149,7 +150,8 @@ class Client(threading.Thread):
         kinds = [self.stream, self.reduce, self.grouped, self.fold, self.written, self.foreach, self.waiting]
         kinds += [self.count, self.unordered, self.in_order, self.totals, self.heavy, self.joined, self.full]
         kinds += [self.stated, self.largest, self.sorted]
-        for kind in itertools.cycle(kinds):
+        first = 7 * self.number % len(kinds)  # no two clients do the same at the same time
+        for kind in itertools.cycle(kinds[first:] + kinds[:first]):
             if self.ending.is_set():
                 return
             self.last_result = time.monotonic()

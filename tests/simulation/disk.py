@@ -62,7 +62,9 @@ class Disk:
         power = ", and loses its power" if self.loses_power else ""
         at = self.dies_at if self.dies_moving is None else f"{self.dies_moving} after the first move"
         if self.interrupted is not None:
-            return f"a disk where Ctrl-C comes {self.interrupted} after the first move, takes {self.seconds} s"
+            return (
+                f"a disk where Ctrl-C comes {self.interrupted} after the first move, takes {self.seconds} s"
+            )
         return f"a disk that dies at {at}{power}, is full in {self.full}, takes {self.seconds} s"
 
     def step(self, what: str) -> None:

@@ -187,7 +187,10 @@ class Simulation:
     def story(self) -> str:
         """Return all that happened, a line each."""
         remote = ", on a remote cluster" if self.remote else ""
-        lines = [f"seed {self.seed}: {self.work}{remote}", *(f"{when:10.4f}  {what}" for when, what in self.said)]
+        lines = [
+            f"seed {self.seed}: {self.work}{remote}",
+            *(f"{when:10.4f}  {what}" for when, what in self.said),
+        ]
         return "\n".join(lines)
 
     def start_cluster(self) -> SimulatedEngine:

@@ -321,8 +321,8 @@ BESIDE: dict[str, tuple[Callable[[Any], Any], Plain]] = {
         lambda it: it,
     ),
 }
-OPERATIONS = (  # which do not resume
+OPERATIONS = {  # which do not resume
     *("skip(2)", "take_while(small)", "scan(add)", "batched(3)"),
     *("distinct(mod)", "sorted(mod)", "group_by(mod)", "fold_by(mod)"),
-)
+}
 ALL = STEPS | WAITING | BESIDE

@@ -95,7 +95,7 @@ class Client:
 
     def nthreads(self) -> dict[str, int]:
         """Return how many threads each worker has."""
-        return dict.fromkeys(self._scheduler.workers, 1)
+        return dict.fromkeys(self._scheduler.workers, self._scheduler.threads)
 
     async def ncores(self) -> dict[str, int]:
         """Return the same, in a moment."""

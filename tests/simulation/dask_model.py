@@ -86,7 +86,7 @@ class STask:
 
 @dataclass(eq=False)
 class SWorker:
-    """A worker process with one thread."""
+    """A worker process."""
 
     name: str
     inbox: Stream
@@ -95,8 +95,8 @@ class SWorker:
     data: dict[str, Any] = field(default_factory=dict)
     ready: list[tuple[float, int, str]] = field(default_factory=list)
     given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
-    executing: str | None = None
-    freed: bool = False  # what it executes is wanted no more
+    threads: int = 1
+    executing: dict[str, bool] = field(default_factory=dict)  # tasks, and whether their results are wanted
     died: float = math.inf  # when; or when the cluster took it for dead
     cut_off: bool = False  # nothing comes to it, or from it
     to_blame: bool = False  # a function of its own ends it
@@ -111,10 +111,13 @@ class SWorker:
 class Scheduler:
     """The scheduler of one cluster."""
 
-    def __init__(self, clock: Clock, rng: random.Random, n_workers: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, clock: Clock, rng: random.Random, n_workers: int, tell: Callable[[str], None], threads: int = 1
+    ) -> None:
         self.clock = clock
         self.rng = rng
         self.tell = tell
+        self.threads = threads  # of each worker
         self.tasks: dict[str, STask] = {}
         self.workers: dict[str, SWorker] = {}
         self.client: Any = None  # of `client_model`
@@ -124,6 +127,7 @@ class Scheduler:
         self.tells = True  # of lost workers: a scheduler may refuse the plugin
         self._numbers = 0
         self.most_workers = 0  # at a time
+        self.most_held = 0  # results, at a time
         self.lost = 0  # workers, by no function's doing
         self.to_client = self.stream()
         for _ in range(n_workers):
@@ -141,7 +145,7 @@ class Scheduler:
     def add_worker(self) -> None:
         """Have another worker come."""
         self._numbers += 1
-        worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream())
+        worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream(), threads=self.threads)
         self.workers[worker.name] = worker
         self.most_workers = max(self.most_workers, len(self.workers))
         self.tell(f"{worker.name} comes")
@@ -179,6 +183,8 @@ class Scheduler:
             return
         task.state, task.worker = "memory", None
         task.there = {worker: None}
+        held = sum(other.state == "memory" and other.wanted for other in self.tasks.values())
+        self.most_held = max(self.most_held, held)
         self._report(key, "finished")
         for need in task.needs:
             if (needed := self.tasks.get(need)) is not None:
@@ -275,6 +281,7 @@ class Scheduler:
                 self._forget_unneeded(needed)
 
     def _assign(self) -> None:
+        most = max(self.at_once, self.threads)
         waiting, counts = [], dict.fromkeys(self.workers.values(), 0)
         for task in self.tasks.values():
             if task.state == "waiting":
@@ -291,8 +298,8 @@ class Scheduler:
         for task in waiting:
             if task.needs and not self._may_run(task):
                 continue
-            least = min(counts.values(), default=self.at_once)
-            if least >= self.at_once:
+            least = min(counts.values(), default=most)
+            if least >= most:
                 return
             free = [worker for worker, count in counts.items() if count == least]
             worker = free[int(self.rng.random() * len(free))]
@@ -314,8 +321,8 @@ class Scheduler:
         if not worker.alive:
             return
         worker.given[task.key] = task, attempt
-        if worker.executing == task.key:  # it was to be dropped, and is wanted after all
-            worker.freed = False
+        if task.key in worker.executing:  # it was to be dropped, and is wanted after all
+            worker.executing[task.key] = True
             return
         self._numbers += 1
         heapq.heappush(worker.ready, (-task.priority, self._numbers, task.key))
@@ -324,18 +331,19 @@ class Scheduler:
     def _worker_frees(self, worker: SWorker, key: str) -> None:
         worker.data.pop(key, None)
         worker.given.pop(key, None)
-        if worker.executing == key:
-            worker.freed = True
+        if key in worker.executing:
+            worker.executing[key] = False
 
     def _worker_gives_back(self, worker: SWorker, key: str) -> None:
-        if worker.alive and worker.executing != key and (given := worker.given.pop(key, None)) is not None:
+        begun = not worker.alive or key in worker.executing
+        if not begun and (given := worker.given.pop(key, None)) is not None:
             self.tell(f"{worker.name} gives {key} back")
             worker.outbox.send(self.clock.now, self.reschedule, worker, key, given[1])
 
     def _begin(self, worker: SWorker) -> None:
-        while worker.alive and worker.executing is None and worker.ready:
+        while worker.alive and len(worker.executing) < worker.threads and worker.ready:
             _, _, key = heapq.heappop(worker.ready)
-            if key not in worker.given:
+            if key not in worker.given or key in worker.executing:
                 continue
             task, attempt = worker.given[key]
             values: dict[str, Any] = {}
@@ -348,9 +356,8 @@ class Scheduler:
                 value = source.data[need]
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
             else:
-                worker.executing, worker.freed = key, False
+                worker.executing[key] = True
                 self._execute(worker, task, attempt, values)
-                return
 
     def _execute(self, worker: SWorker, task: STask, attempt: int, values: dict[str, Any]) -> None:
         clock = self.clock
@@ -374,8 +381,7 @@ class Scheduler:
     def _ended(self, worker: SWorker, key: str, result: Any, topic: str, told: Any) -> None:
         if not worker.alive:
             return
-        worker.executing = None
-        if not worker.freed and (given := worker.given.pop(key, None)) is not None:
+        if worker.executing.pop(key) and (given := worker.given.pop(key, None)) is not None:
             worker.data[key] = result
             self.tell(f"{worker.name} ends {key}")
             if told is not None:
@@ -391,7 +397,7 @@ class Scheduler:
         """End a worker: what it has sent arrives in part, and the scheduler notices behind that."""
         if not worker.alive:
             return
-        self.tell(f"{worker.name} dies" + (f", with {worker.executing}" if worker.executing else ""))
+        self.tell(f"{worker.name} dies" + (f", with {', '.join(worker.executing)}" if worker.executing else ""))
         worker.alive, worker.died = False, self.clock.now
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])

@@ -171,6 +171,7 @@ class Simulation:
         self.doomed = self.hosts.random() < 0.01  # no cluster lasts
         self.elsewhere = random.Random(f"{seed} remote")
         self.remote = self.elsewhere.random() < 0.2  # workers do not send outcomes: they are asked for
+        self.threads = random.Random(f"{seed} threads").choice([1, 1, 1, 1, 1, 2, 3])  # of each worker
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
         self.clock = chains.now().clock = Clock()
@@ -195,7 +196,7 @@ class Simulation:
 
     def start_cluster(self) -> SimulatedEngine:
         """Start a cluster, and plan what becomes of it."""
-        scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell)
+        scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell, self.threads)
         self.clusters.append(scheduler)
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
@@ -308,9 +309,35 @@ class Simulation:
             assert work.results == before, f"{work.results} came before the error, instead of {before}"
         self.check_calls()
         self.check_window()
+        self.check_held()
+        self.check_accounts()
         size = work.settings.get("buffersize")
         if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
             assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
+
+    def check_held(self) -> None:
+        """Compare how many results were kept for the client with its window, and what it releases at once."""
+        work = self.work
+        size = work.settings.get("partition_size")
+        plain = work.end in ("list", "take", "count", "leave", "slow consumer") and self.other is None
+        if size is None or not plain or not chains.OPERATIONS.isdisjoint(work.steps):
+            return
+        window = Fixed(size).window(max(cluster.most_workers for cluster in self.clusters) * self.threads)
+        held = max(cluster.most_held for cluster in self.clusters)
+        assert held <= window + session.RELEASED, f"{held} results were held, at a window of {window}"
+
+    def check_accounts(self) -> None:
+        """Compare what entered each step with what left it, or was left out there."""
+        stats = self.work.stats
+        if stats is None or not chains.OPERATIONS.isdisjoint(self.work.steps):
+            return
+        assert stats.elements_in == self.work.count, f"{stats.elements_in} elements were run"
+        entered = stats.elements_in
+        for step in stats.steps:
+            assert step.entered == entered, f"{step.entered} entered {step}, of {entered}"
+            assert step.added == 0 or not step.label.startswith("map("), f"{step} has not one for each"
+            entered = step.left
+        assert entered == len(self.work.results), f"{entered} left the last step"
 
     @property
     def blames(self) -> bool:
@@ -323,7 +350,8 @@ class Simulation:
         size = work.settings.get("partition_size")
         if size is None or work.end not in ("leave", "slow consumer") or work.steps_multiply:
             return
-        window = Fixed(size).window(max(cluster.most_workers for cluster in self.clusters))
+        most = max(cluster.most_workers for cluster in self.clusters)
+        window = Fixed(size).window(most * self.threads)
         # Beside the window there is the partition that the consumer is taking.
         assert work.most_unread <= (window + 1) * size, f"{work.most_unread} were read, and not taken"
 

@@ -46,6 +46,7 @@ class Work:
     stops_at: int | None = None  # an element of the source, which raises there
     results: list[Any] = field(default_factory=list)  # that the consumer got
     func: Callable[[str, str], str] = chains.joined  # of a fold
+    stats: Any = None  # of an evaluation that has given all results
     disk: Disk | None = None  # on which it writes
     files: Any = None  # which it writes
 
@@ -278,6 +279,8 @@ def found(work: Work) -> tuple[str, Any]:
                 break
             if work.end == "slow consumer":
                 chains.now().clock.sleep(0.05)
+        if work.end != "leave":
+            work.stats = made.stats
         iterator.close()  # type: ignore[attr-defined]
         return results
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import faulthandler
 import gc
 import os
 import random
@@ -41,7 +42,7 @@ from victims import Victims, stop_for_a_while, strike
 from parcoll import Connection, connect
 
 WARM_UP_SECONDS = 5.0  # in which memory, threads and descriptors come to what they stay at
-PATIENCE = 60.0  # seconds without one result from a client, and it hangs
+PATIENCE = 180.0  # seconds without one result from a client, and it hangs
 # What may grow from the warm-up to the end: pools of threads that dask fills one by one, segments of
 # shared memory that are kept for later, and what the allocator keeps. One of each for a kill is more.
 MEMORY = "700 MiB"  # of each worker
@@ -188,6 +189,7 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float, on
             hung = [client.name for client in running if now - client.last_result > PATIENCE]
             if hung:
                 found.off(f"no result for {PATIENCE:g} s: {hung}")
+                faulthandler.dump_traceback()
                 break
             time.sleep(max(0.0, min(due - time.monotonic(), 0.25)))
         ending.set()

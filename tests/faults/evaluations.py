@@ -107,7 +107,7 @@ def heavy(x: int) -> bytes:
 
 
 def wide(x: Result) -> str:
-    return f"{x}" * 10_000
+    return f"{x}" * 1_500
 
 
 # What is found out ------------------------------------------------------------------------------------

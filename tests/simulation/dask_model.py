@@ -397,7 +397,9 @@ class Scheduler:
         """End a worker: what it has sent arrives in part, and the scheduler notices behind that."""
         if not worker.alive:
             return
-        self.tell(f"{worker.name} dies" + (f", with {', '.join(worker.executing)}" if worker.executing else ""))
+        self.tell(
+            f"{worker.name} dies" + (f", with {', '.join(worker.executing)}" if worker.executing else "")
+        )
         worker.alive, worker.died = False, self.clock.now
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])

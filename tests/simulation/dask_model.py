@@ -99,7 +99,6 @@ class SWorker:
     executing: dict[str, bool] = field(default_factory=dict)  # tasks, and whether their results are wanted
     died: float = math.inf  # when; or when the cluster took it for dead
     cut_off: bool = False  # nothing comes to it, or from it
-    to_blame: bool = False  # a function of its own ends it
     beside: list[Any] = field(default_factory=list)  # processes that wait for their next partition
 
     @property
@@ -128,7 +127,7 @@ class Scheduler:
         self._numbers = 0
         self.most_workers = 0  # at a time
         self.most_held = 0  # results, at a time
-        self.lost = 0  # workers, by no function's doing
+        self.lost = 0  # workers
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
@@ -201,7 +200,7 @@ class Scheduler:
         """Notice that a worker is gone."""
         if self.workers.pop(worker.name, None) is None:
             return
-        self.lost += not worker.to_blame
+        self.lost += 1
         processing = [task for task in self.tasks.values() if task.worker is worker]
         lost = [task for task in self.tasks.values() if worker in task.there]
         for task in lost:
@@ -373,7 +372,6 @@ class Scheduler:
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
         dies, running_now.ends = running_now.ends, None
         if dies is not None:
-            worker.to_blame = True
             clock.at(dies, self.kill, worker)
             return
         clock.at(ended, self._ended, worker, task.key, result, topic, told)

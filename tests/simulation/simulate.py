@@ -11,7 +11,6 @@ comes with plain Python. The same number gives the same story.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import gc
 import itertools
@@ -31,6 +30,7 @@ for folder in (".", "../helpers"):
 import beside
 import calling
 import chains
+import oracles
 import quick
 import work as works
 from client_model import Client, Completed
@@ -48,7 +48,6 @@ from parcoll.cluster.link import Link
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
-from parcoll.evaluation.sizing import Fixed
 from parcoll.keys import exchange, slots
 from parcoll.output import staging
 from parcoll.wire.payload import Packed
@@ -59,7 +58,6 @@ from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
 COLLECTED = 50  # stories, after which garbage is collected
-CLUSTERS = 60  # that a story may lose, with all its evaluations
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
 
@@ -272,7 +270,7 @@ class Simulation:
                 gc.collect()
                 self.clock.drain()
         self.expected, self.found = expected, found
-        self.check(expected, found)
+        oracles.check(self, expected, found)
         for cluster in there:
             left = [task.key for task in cluster.tasks.values()]
             if not kept:
@@ -284,100 +282,10 @@ class Simulation:
         assert not staging._held, "a lock of a folder is still held"
         assert not storage._descriptors, "a lock of a checkpoint is still held"
 
-    def check(self, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
-        """Compare what came with what plain Python gives."""
-        work = self.work
-        if found[0] == "is lost" and (work.may_be_lost or self.doomed):
-            assert any(not cluster.alive or cluster.client is None for cluster in self.clusters)
-            assert len(self.clusters) <= CLUSTERS, f"{len(self.clusters)} clusters were tried"
-            return
-        if found[0] == "gives up":  # a partition, since it has lost so many workers
-            most = session.MAX_WORKERS_LOST - (session.WORKERS_LOST_WITHIN if self.blames else 0)
-            assert sum(cluster.lost for cluster in self.clusters) > most, "it was given up too early"
-            return
-        if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
-            expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]
-            found = "returns", collections.Counter(found[1])
-        any_order = not work.ordered or work.end == "count"  # whose first error is the one that comes first
-        if any_order and expected[0] == found[0] == "raises":
-            return
-        assert found == expected, f"{found} instead of {expected}"
-        if expected[0] == "raises" and work.end in ("list", "leave", "slow consumer"):
-            before: list[Any] = []
-            with contextlib.suppress(ValueError, LookupError):
-                before.extend(works_before(work))
-            assert work.results == before, f"{work.results} came before the error, instead of {before}"
-        self.check_calls()
-        self.check_window()
-        self.check_held()
-        self.check_accounts()
-        size = work.settings.get("buffersize")
-        if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
-            assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
-
-    def check_held(self) -> None:
-        """Compare how many results were kept for the client with its window, and what it releases at once."""
-        work = self.work
-        size = work.settings.get("partition_size")
-        plain = work.end in ("list", "take", "count", "leave", "slow consumer") and self.other is None
-        if size is None or not plain or not chains.OPERATIONS.isdisjoint(work.steps):
-            return
-        window = Fixed(size).window(max(cluster.most_workers for cluster in self.clusters) * self.threads)
-        held = max(cluster.most_held for cluster in self.clusters)
-        assert held <= window + session.RELEASED, f"{held} results were held, at a window of {window}"
-
-    def check_accounts(self) -> None:
-        """Compare what entered each step with what left it, or was left out there."""
-        stats = self.work.stats
-        if stats is None or not chains.OPERATIONS.isdisjoint(self.work.steps):
-            return
-        assert stats.elements_in == self.work.count, f"{stats.elements_in} elements were run"
-        entered = stats.elements_in
-        for step in stats.steps:
-            assert step.entered == entered, f"{step.entered} entered {step}, of {entered}"
-            assert step.added == 0 or not step.label.startswith("map("), f"{step} has not one for each"
-            entered = step.left
-        assert entered == len(self.work.results), f"{entered} left the last step"
-
-    @property
-    def blames(self) -> bool:
-        """Whether functions end workers."""
-        return any("ends" in step for step in self.work.steps)
-
-    def check_window(self) -> None:
-        """Compare how much was read ahead with the window: that of all workers that there were at a time."""
-        work = self.work
-        size = work.settings.get("partition_size")
-        if size is None or work.end not in ("leave", "slow consumer") or work.steps_multiply:
-            return
-        most = max(cluster.most_workers for cluster in self.clusters)
-        window = Fixed(size).window(most * self.threads)
-        # Beside the window there is the partition that the consumer is taking.
-        assert work.most_unread <= (window + 1) * size, f"{work.most_unread} were read, and not taken"
-
-    def check_calls(self) -> None:
-        """Compare the calls that wait with what their steps allow."""
-        for step in self.work.steps:
-            if step not in chains.WAITING:
-                continue
-            name = step.partition("(")[2].partition(",")[0].rstrip(")")
-            if "concurrency" in step and self.work.steps.count(step) == 1:
-                most = calling.most_at_once(name)
-                assert most <= chains.AT_ONCE, f"{most} calls of {name} at a time"
-            if "rate" in step:
-                count, seconds = chains.RATE
-                least = calling.closest(name, count)
-                assert least >= seconds - 1e-6, f"{count + 1} calls of {name} in {least} s"
-
-
-def works_before(work: works.Work) -> Iterator[Any]:
-    """Give what comes before an error."""
-    return work.plain()
-
 
 @contextlib.contextmanager
 def patched(simulation: Simulation) -> Iterator[None]:
-    """Have parcoll wait in virtual time, and run isolated tasks in the worker itself."""
+    """Have parcoll wait in virtual time, and do quicker what is not the protocol."""
     small = random.Random(f"{simulation.seed} joins")  # so that few partitions fill blocks, and rows of them
     changes: list[tuple[Any, str, Any]] = [
         (folding._Joins, "MEMORY", small.choice([3, 4, 8, 64])),

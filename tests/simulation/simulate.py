@@ -32,6 +32,7 @@ import calling
 import chains
 import oracles
 import quick
+import stored
 import work as works
 from client_model import Client, Completed
 from dask_model import Scheduler
@@ -301,6 +302,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (fingerprint, "of_function", of_function),
         *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
+        *stored.changes(),
         *quick.CHANGES,
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]

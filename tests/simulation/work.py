@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import chains
+import stored
 import written
 from disk import DiedError, Disk
 from written import Files
@@ -49,6 +50,7 @@ class Work:
     stats: Any = None  # of an evaluation that has given all results
     disk: Disk | None = None  # on which it writes
     files: Any = None  # which it writes
+    store: stored.Store | None = None  # into which it puts objects
 
     @classmethod
     def of(cls, seed: int) -> Work:
@@ -96,6 +98,9 @@ class Work:
         """Have some stories write files, or a checkpoint, on a disk that fails."""
         resumes = self.end.startswith("resume")
         if chance.random() >= (0.4 if resumes else 0.08):
+            kept = random.Random(f"{self.seed} store")
+            if not resumes and kept.random() < 0.03:
+                self.end, self.store = "write", stored.Store(kept, chains.now().clock)
             return
         self.disk = disk = Disk(chance, chains.now().clock)
         disk.loses_power = chance.random() < 0.3
@@ -134,6 +139,7 @@ class Work:
         costs = ", ".join(f"{cost:g}" for cost in chains.now().costs)
         chain = f"parallel({self.source} of {self.count}{settings}){steps}"
         disk = "" if self.disk is None else f"; {self.disk}"
+        disk += "" if self.store is None else f"; {self.store}"
         return f"{chain} -> {self.end} {self.number}; costs {costs}{disk}"
 
     def elements(self, quick: bool = False) -> Iterator[int]:
@@ -250,6 +256,8 @@ def expected(work: Work) -> tuple[str, Any]:
 
 def found(work: Work) -> tuple[str, Any]:
     """Return what parcoll does."""
+    if work.store is not None:
+        return stored.outcome_of(work, lambda: work.collection().map(chains.text), expected(work))
     if work.end == "write":
         return written.outcome_of(work, lambda: work.collection().map(chains.text), expected(work))
     made = work.collection()

@@ -31,7 +31,6 @@ FAILED = {
     1775: "the model's scheduler went on with tasks that need the result of one that had failed",
     3548: "objects that were to be replaced and could not be removed stayed beside the new ones",
     6503: "a store wrote down what is to be moved, its answer was lost, and what was to be moved was removed",
-    7034: "the model's oracle did not count workers that functions had ended",
     5000044: "a task that dask begins again makes its first call early, beside those that a rate bounds",
     8000220: "the model's scheduler took tasks of a client that it had lost",
     10002123: "the model asked a scheduler that had died since for what it still has",

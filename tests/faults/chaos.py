@@ -36,12 +36,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
 import cut_off
 import hosts
 import psutil
-from evaluations import Client, Found
+from evaluations import KINDS, Client, Found
 from victims import Victims, stop_for_a_while, strike
 
 from parcoll import Connection, connect
 
-WARM_UP_SECONDS = 5.0  # in which memory, threads and descriptors come to what they stay at
 PATIENCE = 180.0  # seconds without one result from a client, and it hangs
 # What may grow from the warm-up to the end: pools of threads that dask fills one by one, segments of
 # shared memory that are kept for later, and what the allocator keeps. One of each for a kill is more.
@@ -180,7 +179,8 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float, on
         # A short soak on a slow machine goes on until there is something to be checked.
         while (now := time.monotonic()) < started + seconds or not found.begun:
             # The most of all that time: while a cluster is replaced there is little.
-            if first is None or now < started + min(WARM_UP_SECONDS, seconds / 3):
+            warm = len(found.evaluations) >= KINDS or now > started + seconds / 2
+            if first is None or not warm:  # memory, threads and descriptors come to what they stay at
                 first = Size.now().or_more(first or Size(0, 0, 0))
             if now >= due:
                 chaos.strike()

@@ -25,6 +25,7 @@ from parcoll.watch.stats import Stats
 STREAM_SECONDS = 20.0  # of one stream, before the other kinds of evaluation have their turn
 SHORT = 2_000  # elements of the others
 LARGE_EVERY, LARGE = 40, 30_000  # every 40th element has so many bytes, which go through shared memory
+KINDS = 17  # of evaluations
 HEAVY, HEAVY_BYTES = 24, 24 * 2**20  # results that together are more than a worker may hold
 
 Element = tuple[int, bytes]
@@ -150,6 +151,7 @@ class Client(threading.Thread):
         kinds = [self.stream, self.reduce, self.grouped, self.fold, self.written, self.foreach, self.waiting]
         kinds += [self.count, self.unordered, self.in_order, self.totals, self.heavy, self.joined, self.full]
         kinds += [self.stated, self.largest, self.sorted]
+        assert len(kinds) == KINDS
         first = 7 * self.number % len(kinds)  # no two clients do the same at the same time
         for kind in itertools.cycle(kinds[first:] + kinds[:first]):
             if self.ending.is_set():

@@ -177,6 +177,7 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
     # Otherwise tasks that have begun may still put something, which the next run removes.
     clean = ends == "returns" and not store.faults
     assert not clean or not store.hidden(), f"after {ends}, there is {store.hidden()}"
+    store._clock.drain()
     store.revive()
     target_at(URL, True, None, "the next run").check()  # which ends what was begun
     there, old = store.there(), store.old or None

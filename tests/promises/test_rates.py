@@ -56,6 +56,20 @@ def test_those_of_coroutines_and_of_retries_too(place: Connection, tmp_path: Pat
     assert most_within(starts, 0.5) <= 10
 
 
+def test_those_beside_a_worker_too(cluster: Connection, tmp_path: Path):
+    """Where a step has a timeout, and a partition one element: its calls are made one by one."""
+
+    def note(x: int) -> int:
+        append(tmp_path / "starts", f"{time.monotonic()}")
+        return x
+
+    for many, size in ((4, 1), (1, "auto")):
+        chain = parallel(range(3), partition_size=size).flatmap(lambda x, n=many: [x] * n, timeout=60)
+        assert len(list(chain.map(note, rate=(4, 0.3)))) == 3 * many
+    starts = starts_of(tmp_path / "starts")
+    assert most_within(starts[:12], 0.3) <= 4
+
+
 def test_a_rate_alone_makes_one_call_at_a_time_in_each_task(inline: Connection):
     def where(x: int) -> str:
         time.sleep(0.005)

@@ -100,7 +100,7 @@ class Ended:
 class Closing(threading.Event):
     """An event whose waiting takes virtual time."""
 
-    clock: Clock
+    clock: Clock  # of the story that is told now
 
     def wait(self, timeout: float | None = None) -> bool:
         """Let the time pass."""
@@ -132,18 +132,19 @@ class InTurns(several.InThreads):
 
 def note(step: str, began: float, ended: float) -> None:
     """Note a call of a function of the story."""
-    evaluation = running_now.key.rsplit("-", 2)[0]
-    calls.append(Call(step, evaluation, running_now.worker, began, ended, running_now.attempt > 1))
+    worker, _, _, key, attempt = running_now.task
+    calls.append(Call(step, key.rsplit("-", 2)[0], worker, began, ended, attempt > 1))
 
 
 def changes(clock: Clock) -> Iterator[tuple[Any, str, Any]]:
     """Give what is replaced so that calls wait in virtual time: the owner, the name, and by what."""
     loop = TaskLoop(clock)
-    closing = type("Closing", (Closing,), {"clock": clock})
+    Closing.clock = InTurns.clock = clock
+    InTurns.loop = loop
     yield several.coroutines, "loop", lambda: loop
     yield several, "SimpleQueue", lambda: Ended(loop)
-    yield several, "InThreads", type("InTurns", (InTurns,), {"clock": clock, "loop": loop})
-    yield several, "threading", _Threading(closing)
+    yield several, "InThreads", InTurns
+    yield several, "threading", _THREADING
     yield several.coroutines, "result", lambda coroutine: result(loop, coroutine)
 
 
@@ -157,11 +158,13 @@ def result(loop: TaskLoop, coroutine: Any) -> Any:
 class _Threading:
     """The module `threading`, with another event."""
 
-    def __init__(self, event: Any) -> None:
-        self.Event = event
+    Event = Closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(threading, name)
+
+
+_THREADING = _Threading()
 
 
 def _counted(step: str) -> Iterator[list[tuple[float, float]]]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import beside
 import calling
 from dask_model import look_at_late
 from virtual import Clock
@@ -36,6 +37,7 @@ def spend(x: Any) -> None:
     """Let the time pass that an element takes."""
     costs = now().costs
     now().clock.sleep(costs[hash(x) % len(costs)])
+    beside.called()
     now().look_at_late()
 
 
@@ -79,6 +81,23 @@ def bad(x: int) -> int:
     spend(x)
     if x % 5 == 3:
         raise ValueError(x)
+    return x
+
+
+def ends(x: int) -> int:
+    """Map: ends its process with some elements."""
+    spend(x)
+    if x % 9 == 4:
+        beside.ended()
+    return x
+
+
+def hangs(x: int) -> int:
+    """Map: takes very long with some elements."""
+    spend(x)
+    if x % 7 == 5:
+        now().clock.sleep(HANGS * 100)
+        beside.called()
     return x
 
 
@@ -144,6 +163,13 @@ def joined(a: str, b: str) -> str:
     """Fold: every order but the right one gives another result."""
     now().clock.sleep(now().costs[0] / 4)
     return f"{a}{b}"
+
+
+def picky(a: str, b: str) -> str:
+    """Fold: refuses some elements, wherever they come in from the right."""
+    if "3>" in b or "6>" in b:
+        raise ValueError("refused")
+    return joined(a, b)
 
 
 def text(x: int) -> str:
@@ -280,8 +306,23 @@ WAITING: dict[str, tuple[Callable[[Any], Any], Plain]] = {
         lambda it: (x * 10 + i for x in it for i in range(x % 3)),
     ),
 }
-OPERATIONS = (  # which do not resume
+BESIDE: dict[str, tuple[Callable[[Any], Any], Plain]] = {
+    "map(ends, skip)": (lambda p: p.map(ends, on_error="skip"), lambda it: (x for x in it if x % 9 != 4)),
+    "map(ends, instead)": (
+        lambda p: p.map(ends, on_error=instead),
+        lambda it: (-x if x % 9 == 4 else x for x in it),
+    ),
+    "map(hangs, timeout, skip)": (
+        lambda p: p.map(hangs, timeout=HANGS, on_error="skip"),
+        lambda it: (x for x in it if x % 7 != 5),
+    ),
+    "map(flaky, retries, timeout)": (
+        lambda p: p.map(flaky, retries=2, retry_on=ConnectionError, timeout=HANGS),
+        lambda it: it,
+    ),
+}
+OPERATIONS = {  # which do not resume
     *("skip(2)", "take_while(small)", "scan(add)", "batched(3)"),
     *("distinct(mod)", "sorted(mod)", "group_by(mod)", "fold_by(mod)"),
-)
-ALL = STEPS | WAITING
+}
+ALL = STEPS | WAITING | BESIDE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,7 @@ class Client:
 
     def nthreads(self) -> dict[str, int]:
         """Return how many threads each worker has."""
-        return dict.fromkeys(self._scheduler.workers, 1)
+        return dict.fromkeys(self._scheduler.workers, self._scheduler.threads)
 
     async def ncores(self) -> dict[str, int]:
         """Return the same, in a moment."""
@@ -192,3 +193,48 @@ class Client:
         for future in list(self.futures.values()):
             future.status = "cancelled"
         self._change()
+
+
+class Completed:
+    """What stands for `distributed.as_completed`: futures, each as it ends."""
+
+    def __init__(self, loop: ClientLoop) -> None:
+        self._loop = loop
+        self._left = 0
+        self._ended: deque[Future] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def add(self, future: Future) -> None:
+        """Wait for one more."""
+        self._left += 1
+        self._loop.add_callback(self._track, future)
+
+    async def _track(self, future: Future) -> None:
+        while future.status in ("pending", "lost"):
+            await future.client.changed()
+        self._ended.append(future)
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
+    def is_empty(self) -> bool:
+        """Tell whether none is left."""
+        return not self._left
+
+    async def __anext__(self) -> Future:
+        while not self._ended:
+            if not self._left:
+                raise StopAsyncIteration
+            self._waiting.append(asyncio.get_running_loop().create_future())
+            await self._waiting[-1]
+        self._left -= 1
+        return self._ended.popleft()
+
+    def next_batch(self, block: bool) -> list[Future]:
+        """Return those that have ended too."""
+        assert not block
+        found = list(self._ended)
+        self._ended.clear()
+        self._left -= len(found)
+        return found

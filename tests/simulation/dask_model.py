@@ -22,7 +22,6 @@ may be moved before they begin; workers come and go.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import math
 import pickle
@@ -87,7 +86,7 @@ class STask:
 
 @dataclass(eq=False)
 class SWorker:
-    """A worker process with one thread."""
+    """A worker process."""
 
     name: str
     inbox: Stream
@@ -96,10 +95,11 @@ class SWorker:
     data: dict[str, Any] = field(default_factory=dict)
     ready: list[tuple[float, int, str]] = field(default_factory=list)
     given: dict[str, tuple[STask, int]] = field(default_factory=dict)  # with the attempt
-    executing: str | None = None
-    freed: bool = False  # what it executes is wanted no more
+    threads: int = 1
+    executing: dict[str, bool] = field(default_factory=dict)  # tasks, and whether their results are wanted
     died: float = math.inf  # when; or when the cluster took it for dead
     cut_off: bool = False  # nothing comes to it, or from it
+    beside: list[Any] = field(default_factory=list)  # processes that wait for their next partition
 
     @property
     def answers(self) -> bool:
@@ -110,18 +110,24 @@ class SWorker:
 class Scheduler:
     """The scheduler of one cluster."""
 
-    def __init__(self, clock: Clock, rng: random.Random, n_workers: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, clock: Clock, rng: random.Random, n_workers: int, tell: Callable[[str], None], threads: int = 1
+    ) -> None:
         self.clock = clock
         self.rng = rng
         self.tell = tell
+        self.threads = threads  # of each worker
         self.tasks: dict[str, STask] = {}
         self.workers: dict[str, SWorker] = {}
         self.client: Any = None  # of `client_model`
         self.alive = True
         self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
+        self.tells = True  # of lost workers: a scheduler may refuse the plugin
         self._numbers = 0
         self.most_workers = 0  # at a time
+        self.most_held = 0  # results, at a time
+        self.lost = 0  # workers
         self.to_client = self.stream()
         for _ in range(n_workers):
             self.add_worker()
@@ -138,7 +144,7 @@ class Scheduler:
     def add_worker(self) -> None:
         """Have another worker come."""
         self._numbers += 1
-        worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream())
+        worker = SWorker(f"worker-{self._numbers}", self.stream(), self.stream(), threads=self.threads)
         self.workers[worker.name] = worker
         self.most_workers = max(self.most_workers, len(self.workers))
         self.tell(f"{worker.name} comes")
@@ -153,6 +159,8 @@ class Scheduler:
         for key, run in graph.items():
             needs = tuple(sorted(map(str, run.dependencies)))
             self.tasks[key] = STask(key, run, needs, priority.get(key, 0.0), wanted=key in keys)
+            if any(need in self.tasks and self.tasks[need].state == "erred" for need in needs):
+                self._fail(self.tasks[key])
         self._assign()
 
     def client_releases(self, keys: list[str]) -> None:
@@ -174,6 +182,8 @@ class Scheduler:
             return
         task.state, task.worker = "memory", None
         task.there = {worker: None}
+        held = sum(other.state == "memory" and other.wanted for other in self.tasks.values())
+        self.most_held = max(self.most_held, held)
         self._report(key, "finished")
         for need in task.needs:
             if (needed := self.tasks.get(need)) is not None:
@@ -190,6 +200,7 @@ class Scheduler:
         """Notice that a worker is gone."""
         if self.workers.pop(worker.name, None) is None:
             return
+        self.lost += 1
         processing = [task for task in self.tasks.values() if task.worker is worker]
         lost = [task for task in self.tasks.values() if worker in task.there]
         for task in lost:
@@ -200,8 +211,7 @@ class Scheduler:
             task.worker, task.state = None, "waiting"
             task.suspicious += 1
             if task.suspicious > ALLOWED_FAILURES:
-                task.state = "erred"
-                self._report(task.key, "error")
+                self._fail(task)
         for task in lost:
             task.state = "waiting"
             if task.wanted:
@@ -213,7 +223,8 @@ class Scheduler:
             self._forget_unneeded(task)
         keys = [task.key for task in processing + lost]
         message = {"worker": worker.name, "tasks": len(processing), "keys": keys}
-        self.event(LOST_TOPIC, message)
+        if self.tells:
+            self.event(LOST_TOPIC, message)
         self._assign()
 
     def steal(self) -> None:
@@ -232,6 +243,14 @@ class Scheduler:
             self._assign()
 
     # Its own doing.
+
+    def _fail(self, task: STask) -> None:
+        """Note that a task has failed, and with it all that needs its result."""
+        task.state = "erred"
+        self._report(task.key, "error")
+        for other in list(self.tasks.values()):
+            if task.key in other.needs and other.state == "waiting":
+                self._fail(other)
 
     def _take_back(self, task: STask) -> None:
         worker, task.worker, task.state = task.worker, None, "waiting"
@@ -261,6 +280,7 @@ class Scheduler:
                 self._forget_unneeded(needed)
 
     def _assign(self) -> None:
+        most = max(self.at_once, self.threads)
         waiting, counts = [], dict.fromkeys(self.workers.values(), 0)
         for task in self.tasks.values():
             if task.state == "waiting":
@@ -277,8 +297,8 @@ class Scheduler:
         for task in waiting:
             if task.needs and not self._may_run(task):
                 continue
-            least = min(counts.values(), default=self.at_once)
-            if least >= self.at_once:
+            least = min(counts.values(), default=most)
+            if least >= most:
                 return
             free = [worker for worker, count in counts.items() if count == least]
             worker = free[int(self.rng.random() * len(free))]
@@ -300,8 +320,8 @@ class Scheduler:
         if not worker.alive:
             return
         worker.given[task.key] = task, attempt
-        if worker.executing == task.key:  # it was to be dropped, and is wanted after all
-            worker.freed = False
+        if task.key in worker.executing:  # it was to be dropped, and is wanted after all
+            worker.executing[task.key] = True
             return
         self._numbers += 1
         heapq.heappush(worker.ready, (-task.priority, self._numbers, task.key))
@@ -310,18 +330,19 @@ class Scheduler:
     def _worker_frees(self, worker: SWorker, key: str) -> None:
         worker.data.pop(key, None)
         worker.given.pop(key, None)
-        if worker.executing == key:
-            worker.freed = True
+        if key in worker.executing:
+            worker.executing[key] = False
 
     def _worker_gives_back(self, worker: SWorker, key: str) -> None:
-        if worker.alive and worker.executing != key and (given := worker.given.pop(key, None)) is not None:
+        begun = not worker.alive or key in worker.executing
+        if not begun and (given := worker.given.pop(key, None)) is not None:
             self.tell(f"{worker.name} gives {key} back")
             worker.outbox.send(self.clock.now, self.reschedule, worker, key, given[1])
 
     def _begin(self, worker: SWorker) -> None:
-        while worker.alive and worker.executing is None and worker.ready:
+        while worker.alive and len(worker.executing) < worker.threads and worker.ready:
             _, _, key = heapq.heappop(worker.ready)
-            if key not in worker.given:
+            if key not in worker.given or key in worker.executing:
                 continue
             task, attempt = worker.given[key]
             values: dict[str, Any] = {}
@@ -334,25 +355,31 @@ class Scheduler:
                 value = source.data[need]
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))
             else:
-                worker.executing, worker.freed = key, False
+                worker.executing[key] = True
                 self._execute(worker, task, attempt, values)
-                return
 
     def _execute(self, worker: SWorker, task: STask, attempt: int, values: dict[str, Any]) -> None:
         clock = self.clock
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
-        with clock.task(started), running(worker, self, started, task.key, attempt):
+        before, running_now.task = running_now.task, (worker, self, started, task.key, attempt)
+        local, clock.local = clock.local, started
+        try:
             result = task.run(values)
-            ended = clock.read()
+            ended = clock.local
+        finally:
+            running_now.task, clock.local = before, local
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
+        dies, running_now.ends = running_now.ends, None
+        if dies is not None:
+            clock.at(dies, self.kill, worker)
+            return
         clock.at(ended, self._ended, worker, task.key, result, topic, told)
 
     def _ended(self, worker: SWorker, key: str, result: Any, topic: str, told: Any) -> None:
         if not worker.alive:
             return
-        worker.executing = None
-        if not worker.freed and (given := worker.given.pop(key, None)) is not None:
+        if worker.executing.pop(key) and (given := worker.given.pop(key, None)) is not None:
             worker.data[key] = result
             self.tell(f"{worker.name} ends {key}")
             if told is not None:
@@ -368,7 +395,9 @@ class Scheduler:
         """End a worker: what it has sent arrives in part, and the scheduler notices behind that."""
         if not worker.alive:
             return
-        self.tell(f"{worker.name} dies" + (f", with {worker.executing}" if worker.executing else ""))
+        self.tell(
+            f"{worker.name} dies" + (f", with {', '.join(worker.executing)}" if worker.executing else "")
+        )
         worker.alive, worker.died = False, self.clock.now
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
@@ -431,40 +460,25 @@ class Scheduler:
 
 
 class _Running:
-    """The task that runs now."""
+    """The task that runs now: worker, scheduler, when it began, key, and which attempt it is."""
 
-    worker: SWorker | None = None
-    scheduler: Scheduler | None = None
-    started = 0.0
-    key = ""
-    attempt = 0
+    task: tuple[SWorker | None, Scheduler | None, float, str, int] = (None, None, 0.0, "", 0)
+    ends: float | None = None  # when one of its functions has ended its worker
+    beside: Any = None  # the process beside its worker that runs its functions now
 
 
 running_now = _Running()
 
 
-@contextlib.contextmanager
-def running(worker: SWorker, scheduler: Scheduler, started: float, key: str, attempt: int) -> Any:
-    """Note which worker's task runs."""
-    before = vars(running_now).copy()
-    running_now.worker, running_now.scheduler = worker, scheduler
-    running_now.started, running_now.key, running_now.attempt = started, key, attempt
-    try:
-        yield
-    finally:
-        vars(running_now).clear()
-        vars(running_now).update(before)
-
-
 def look_at_late() -> None:
     """Do what the worker's own watch does while a function takes long (`outcome.Watch`)."""
-    worker, scheduler = running_now.worker, running_now.scheduler
+    worker, scheduler, started, *_ = running_now.task
     if worker is None or scheduler is None or len(outcomes.under_way) != 1:
         return
     (task,) = outcomes.under_way.values()
     tally, ticket = task.tally, task.ticket
     now = scheduler.clock.read()
-    look = running_now.started + ticket.patience + outcomes.SLACK
+    look = started + ticket.patience + outcomes.SLACK
     while look <= now and tally is not None and ticket.topic is not None:
         if tally.position != task.seen:
             task.seen = tally.position

@@ -33,6 +33,9 @@ CHANGING = (
 TAKE_ROOM = ("mkdir", "makedirs", "open", "write", "pwrite", "fsync", "link")
 
 
+MOVES = ("rename", "replace", "link")
+
+
 class DiedError(BaseException):
     """The process is dead."""
 
@@ -45,10 +48,12 @@ class Disk:
         self.steps = 0
         self.dies_at: int | None = None
         self.dies_moving: int | None = None  # at this step, counted from the first file that is renamed
+        self.interrupted: int | None = None  # so many steps after the first file is renamed there is Ctrl-C
         self.full: range = range(0)  # steps at which there is no room
         self.seconds = 0.0  # that a sync takes
         self.loses_power = False
         self.dead = False
+        self._moving = False
         self._synced: dict[int, int] = {}  # by inode, how many bytes of a file
         self._rng = rng
         self._clock = clock
@@ -56,6 +61,10 @@ class Disk:
     def __str__(self) -> str:
         power = ", and loses its power" if self.loses_power else ""
         at = self.dies_at if self.dies_moving is None else f"{self.dies_moving} after the first move"
+        if self.interrupted is not None:
+            return (
+                f"a disk where Ctrl-C comes {self.interrupted} after the first move, takes {self.seconds} s"
+            )
         return f"a disk that dies at {at}{power}, is full in {self.full}, takes {self.seconds} s"
 
     def step(self, what: str) -> None:
@@ -63,7 +72,13 @@ class Disk:
         if self.dead:
             raise DiedError
         self.steps += 1
-        if self.dies_moving is not None and what.startswith(("rename", "replace", "link")):
+        if self.interrupted is not None and (self._moving or what.startswith(MOVES)):
+            self._moving = True
+            self.interrupted -= 1
+            if not self.interrupted:
+                self.interrupted = None
+                raise KeyboardInterrupt
+        if self.dies_moving is not None and what.startswith(MOVES):
             self.dies_at, self.dies_moving = self.steps + self.dies_moving, None
         if self.steps == self.dies_at:
             self.dead = True
@@ -87,7 +102,7 @@ class Disk:
             if self.loses_power:
                 self._lose()
         self.dead, self.full, self.seconds = False, range(0), 0.0
-        self.dies_at = self.dies_moving = None
+        self.dies_at = self.dies_moving = self.interrupted = None
 
     def _lose(self) -> None:
         for path in self.folder.rglob("*"):

@@ -11,7 +11,6 @@ comes with plain Python. The same number gives the same story.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import gc
 import itertools
@@ -20,23 +19,28 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 for folder in (".", "../helpers"):
     sys.path.insert(0, str((Path(__file__).parent / folder).resolve()))
 
+import beside
 import calling
 import chains
+import oracles
+import quick
+import stored
 import work as works
-from client_model import Client
+from client_model import Client, Completed
 from dask_model import Scheduler
 from fsspec.implementations.memory import MemoryFileSystem
 from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
-from parcoll import ClusterLostError, Connection, parallel
+from parcoll import ClusterLostError, Connection, WorkerLostError, parallel
 from parcoll.chain import policy, timing
 from parcoll.checkpoint import fingerprint, storage
 from parcoll.cluster import losses, receiving, session
@@ -45,17 +49,16 @@ from parcoll.cluster.link import Link
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
-from parcoll.evaluation.sizing import Fixed
 from parcoll.keys import exchange, slots
 from parcoll.output import staging
 from parcoll.wire.payload import Packed
 from parcoll.worker import outcome as outcomes
+from parcoll.worker import program
 from parcoll.worker.program import Program
-from parcoll.worker.tasks import join_kept, run_partition
 from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
-CLUSTERS = 60  # that a story may lose, with all its evaluations
+COLLECTED = 50  # stories, after which garbage is collected
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
 
@@ -69,6 +72,14 @@ class SimulatedEngine(DistributedEngine):
             raise self.link.lost()
         settings = (Packed.pack(program), b"", b"", words, keep, program.stops, None)
         return DistributedSession(self.link, self._reports, *settings)
+
+    def threads(self) -> int:
+        """Return how many threads the workers have, as far as it is known."""
+        return self._counted.threads()
+
+    def pack(self, value: Any, lasting: bool = False) -> Packed:
+        """Pickle the value."""
+        return Packed.pack(value)
 
     def follow(self, stats: Any) -> Nobody:  # type: ignore[override]
         """Show it to nobody."""
@@ -130,7 +141,7 @@ class Other:
             self._under_way = True
             try:
                 self._found += itertools.islice(self._results, 1)
-            except ClusterLostError:
+            except (ClusterLostError, WorkerLostError):
                 self._left = True
             self._under_way = False
 
@@ -142,7 +153,7 @@ class Other:
             self._under_way = True
             try:
                 self._found += self._results
-            except ClusterLostError:
+            except (ClusterLostError, WorkerLostError):
                 self._left = True
         self._tell(f"the other evaluation has given {len(self._found)} of {self._count} results")
         right = [1_100 + at for at in range(self._count)]
@@ -157,6 +168,9 @@ class Simulation:
         self.rng = random.Random(seed ^ 0x5EED)
         self.hosts = random.Random(f"{seed} hosts")
         self.doomed = self.hosts.random() < 0.01  # no cluster lasts
+        self.elsewhere = random.Random(f"{seed} remote")
+        self.remote = self.elsewhere.random() < 0.2  # workers do not send outcomes: they are asked for
+        self.threads = random.Random(f"{seed} threads").choice([1, 1, 1, 1, 1, 2, 3])  # of each worker
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
         self.clock = chains.now().clock = Clock()
@@ -172,16 +186,21 @@ class Simulation:
 
     def story(self) -> str:
         """Return all that happened, a line each."""
-        lines = [f"seed {self.seed}: {self.work}", *(f"{when:10.4f}  {what}" for when, what in self.said)]
+        remote = ", on a remote cluster" if self.remote else ""
+        lines = [
+            f"seed {self.seed}: {self.work}{remote}",
+            *(f"{when:10.4f}  {what}" for when, what in self.said),
+        ]
         return "\n".join(lines)
 
     def start_cluster(self) -> SimulatedEngine:
         """Start a cluster, and plan what becomes of it."""
-        scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell)
+        scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell, self.threads)
         self.clusters.append(scheduler)
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
-        engine = SimulatedEngine(link, reporting=True, worker_memory=lambda: math.inf)
+        engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
+        scheduler.tells = not self.remote or self.elsewhere.random() < 0.85
         self.engines.append(engine)
         self.clock.until(self.clock.now + 1.0)
         span = self.rng.choice([0.05, 1.0, 10.0, 60.0])
@@ -219,8 +238,7 @@ class Simulation:
             self.other.go_on()
         if self.rng.random() < 0.7:  # not each time that nothing happens it is looked at
             seconds = max(seconds, min(clock.next_at() - clock.now, 30 * seconds))
-        clock.wait(lambda: not results.empty(), seconds)
-        if results.empty():
+        if not clock.wait_for(results.empty, seconds):
             self._quiet += 1
             assert self._quiet < 40_000, "the evaluation waits for ever"
             return None
@@ -246,14 +264,14 @@ class Simulation:
                     self.other.end()
             self.clock.drain()
             there = [cluster for cluster in self.clusters if cluster.alive]
-            # The workers' frames have those of the client below them, which they do not have with dask. From
-            # Python 3.12 on, an error of a user's function so holds what the client has let go of.
+            # The workers' frames have those of the client below them, which they do not have with dask. So
+            # an error of a user's function may hold what the client has let go of.
             kept = self.work.end == "foreach"
-            if sys.version_info >= (3, 12) and not kept and any(cluster.tasks for cluster in there):
+            if not kept and any(cluster.tasks for cluster in there):
                 gc.collect()
                 self.clock.drain()
         self.expected, self.found = expected, found
-        self.check(expected, found)
+        oracles.check(self, expected, found)
         for cluster in there:
             left = [task.key for task in cluster.tasks.values()]
             if not kept:
@@ -265,79 +283,27 @@ class Simulation:
         assert not staging._held, "a lock of a folder is still held"
         assert not storage._descriptors, "a lock of a checkpoint is still held"
 
-    def check(self, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
-        """Compare what came with what plain Python gives."""
-        work = self.work
-        if found[0] == "is lost" and (work.may_be_lost or self.doomed):
-            assert any(not cluster.alive or cluster.client is None for cluster in self.clusters)
-            assert len(self.clusters) <= CLUSTERS, f"{len(self.clusters)} clusters were tried"
-            return
-        if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
-            expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]
-            found = "returns", collections.Counter(found[1])
-        any_order = not work.ordered or work.end == "count"  # whose first error is the one that comes first
-        if any_order and expected[0] == found[0] == "raises":
-            return
-        assert found == expected, f"{found} instead of {expected}"
-        if expected[0] == "raises" and work.end in ("list", "leave", "slow consumer"):
-            before: list[Any] = []
-            with contextlib.suppress(ValueError, LookupError):
-                before.extend(works_before(work))
-            assert work.results == before, f"{work.results} came before the error, instead of {before}"
-        self.check_calls()
-        self.check_window()
-        size = work.settings.get("buffersize")
-        if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
-            assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
-
-    def check_window(self) -> None:
-        """Compare how much was read ahead with the window: that of all workers that there were at a time."""
-        work = self.work
-        size = work.settings.get("partition_size")
-        if size is None or work.end not in ("leave", "slow consumer") or work.steps_multiply:
-            return
-        window = Fixed(size).window(max(cluster.most_workers for cluster in self.clusters))
-        # Beside the window there is the partition that the consumer is taking.
-        assert work.most_unread <= (window + 1) * size, f"{work.most_unread} were read, and not taken"
-
-    def check_calls(self) -> None:
-        """Compare the calls that wait with what their steps allow."""
-        for step in self.work.steps:
-            if step not in chains.WAITING:
-                continue
-            name = step.partition("(")[2].partition(",")[0].rstrip(")")
-            if "concurrency" in step and self.work.steps.count(step) == 1:
-                most = calling.most_at_once(name)
-                assert most <= chains.AT_ONCE, f"{most} calls of {name} at a time"
-            if "rate" in step:
-                count, seconds = chains.RATE
-                least = calling.closest(name, count)
-                assert least >= seconds - 1e-6, f"{count + 1} calls of {name} in {least} s"
-
-
-def works_before(work: works.Work) -> Iterator[Any]:
-    """Give what comes before an error."""
-    return work.plain()
-
 
 @contextlib.contextmanager
 def patched(simulation: Simulation) -> Iterator[None]:
-    """Have parcoll wait in virtual time, and run isolated tasks in the worker itself."""
+    """Have parcoll wait in virtual time, and do quicker what is not the protocol."""
     small = random.Random(f"{simulation.seed} joins")  # so that few partitions fill blocks, and rows of them
     changes: list[tuple[Any, str, Any]] = [
         (folding._Joins, "MEMORY", small.choice([3, 4, 8, 64])),
         (folding._Tree, "WIDTH", small.choice([2, 3, 16])),
         (folding._Chain, "WAITING", small.choice([2, 3, 16])),
+        (receiving, "distributed", SimpleNamespace(as_completed=Completed)),
         (receiving.nesting, "wait_for", simulation.wait_for),
-        (session, "run_isolated", run_beside),
-        (session, "join_isolated", join_kept),
         (session, "enter_task", lambda: None),
         (policy, "_random", simulation.rng),
         (window, "POLL_SECONDS", simulation.rng.choice([0.002, 0.02, 0.05, 0.1])),
         (slots, "LEVELS", FEW_SLOTS),
         *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, exchange)),
         (fingerprint, "of_function", of_function),
+        *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
+        *stored.changes(),
+        *quick.CHANGES,
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]
     for owner, name, made in changes:
@@ -360,18 +326,13 @@ def of_function(func: Any) -> Any:
     return FINGERPRINTS[func]
 
 
-def run_beside(
-    shared: Any, place: Any, keep: bool, elements: Any, budget: Any, ticket: Any, *share: Any
-) -> Any:
-    """Run a partition as `isolation.run_isolated` does, without another process."""
-    return run_partition(shared, place, keep, elements, budget, None, ticket, *share)
-
-
 def run(seed: int) -> Simulation:
     """Run the story of a seed; AssertionError if something is wrong in it."""
     random.seed(seed)
     calling.calls.clear()
     simulation = Simulation(seed)
+    collects = gc.isenabled()
+    gc.disable()  # when it collects depends on the stories before this one
     try:
         simulation.run()
     except BaseException as error:
@@ -381,6 +342,9 @@ def run(seed: int) -> Simulation:
         if simulation.work.disk is not None:
             simulation.work.disk.remove()
         simulation.clock.close()
+        if collects:
+            gc.enable()
+        program._cache.clear()
         losses._told.clear()
         outcomes.under_way.clear()
         outcomes.mailbox.clear()
@@ -389,12 +353,32 @@ def run(seed: int) -> Simulation:
     return simulation
 
 
+@contextlib.contextmanager
+def collected() -> Iterator[Callable[[int], None]]:
+    """Collect garbage between stories alone; gives what is to be called after each, with their number."""
+
+    def ended(stories: int) -> None:
+        if stories % COLLECTED == 0:
+            gc.collect()
+
+    gc.collect()
+    gc.freeze()  # what was imported
+    gc.disable()
+    try:
+        yield ended
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def fresh(seconds: float, start: int) -> tuple[int, float]:
     """Run seeds one after the other, for so long; return how many, and how long it took."""
     began, number = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        run(start + number)
-        number += 1
+    with collected() as ended:
+        while time.perf_counter() - began < seconds:
+            run(start + number)
+            number += 1
+            ended(number)
     return number, time.perf_counter() - began
 
 
@@ -412,22 +396,24 @@ def main() -> int:
         return 0
     done = wrong = 0
     began = told = time.perf_counter()
-    while (now := time.perf_counter()) - began < chosen.seconds:
-        try:
-            run(chosen.start + done)
-        except Exception as error:
-            if not chosen.go_on:
-                raise
-            wrong += 1
-            print(f"{chosen.start + done} is wrong: {type(error).__name__}: {error}"[:300], flush=True)
-        done += 1
-        if now - told > TELL_SECONDS:
-            told = now
-            print(
-                f"{done:,} stories from {chosen.start} on: {done / (now - began):,.0f} a second", flush=True
-            )
-    took = time.perf_counter() - began
-    print(f"{done:,} stories from {chosen.start} on, {wrong} of them wrong: {done / took:,.0f} a second")
+    with collected() as ended:
+        while (now := time.perf_counter()) - began < chosen.seconds:
+            try:
+                run(chosen.start + done)
+            except Exception as error:
+                if not chosen.go_on:
+                    raise
+                wrong += 1
+                print(f"{chosen.start + done} is wrong: {type(error).__name__}: {error}"[:300], flush=True)
+            done += 1
+            ended(done)
+            if now - told > TELL_SECONDS:
+                told = now
+                pace = done / (now - began)
+                print(f"{done:,} stories from {chosen.start} on: {pace:,.0f} a second", flush=True)
+    took, computed = time.perf_counter() - began, time.process_time()
+    pace = f"{done / took:,.0f} a second, {done / computed:,.0f} a second of the processor"
+    print(f"{done:,} stories from {chosen.start} on, {wrong} of them wrong: {pace}")
     return wrong
 
 

@@ -42,12 +42,16 @@ class Loop(asyncio.BaseEventLoop):
         """Do nothing: there is no other thread to wake."""
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Clock:
     """The events that are to happen, in the order of their times."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._local: float | None = None  # the time within a task, which runs in no time at all
+        self.local: float | None = None  # the time within a task, which runs in no time at all
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self.aio = Loop()
@@ -60,7 +64,7 @@ class Clock:
         self._reads += 1
         if self._reads > 500_000:
             raise WaitsForEverError("the time is asked for again and again, and nothing happens")
-        return self.now if self._local is None else self._local
+        return self.now if self.local is None else self.local
 
     def at(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
         """Have something happen at a time, and not before now."""
@@ -80,11 +84,14 @@ class Clock:
         self.happened, self._reads = self.happened + 1, 0
         if self.happened > 200_000:
             raise WaitsForEverError("200,000 events happened, and there is no end")
-        self.in_loop(call, *arguments)
+        call(*arguments)
+        if self._ready:
+            self.in_loop(_nothing)
         return True
 
     def in_loop(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call as the loop of the client does, and run the coroutines that are ready then."""
+        before = asyncio._get_running_loop()
         asyncio._set_running_loop(self.aio)
         try:
             made = call(*arguments)
@@ -93,7 +100,7 @@ class Clock:
             if self._ready:
                 self.aio.run_ready()
         finally:
-            asyncio._set_running_loop(None)
+            asyncio._set_running_loop(before)
 
     def until(self, when: float) -> None:
         """Have all events happen up to a time."""
@@ -111,6 +118,16 @@ class Clock:
             self.step()
         return True
 
+    def wait_for(self, empty: Callable[[], bool], seconds: float) -> bool:
+        """Do so until something is not empty any more."""
+        end, events, step = self.now + seconds, self._events, self.step
+        while empty():
+            if not events or events[0][0] > end:
+                self.now = end
+                return not empty()
+            step()
+        return True
+
     def next_at(self) -> float:
         """Return when the next event is to happen; infinity if there is none."""
         return self._events[0][0] if self._events else math.inf
@@ -122,19 +139,19 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         """Let time pass: in a task for it alone."""
-        if self._local is not None:
-            self._local += seconds
+        if self.local is not None:
+            self.local += seconds
         elif seconds > 0:
             self.until(self.now + seconds)
 
     @contextmanager
     def task(self, started: float) -> Iterator[None]:
         """Run a task in a time of its own."""
-        before, self._local = self._local, started
+        before, self.local = self.local, started
         try:
             yield
         finally:
-            self._local = before
+            self.local = before
 
     async def moment(self, seconds: float) -> None:
         """Wait in a coroutine."""
@@ -163,11 +180,11 @@ class ClientLoop:
     def add_callback(self, call: Callable[..., object], *arguments: Any) -> None:
         """Have a call be made, behind those that were asked for before."""
         self._last = max(self._last, self._clock.now + self._delay())
-        self._clock.at(self._last, call, *arguments)
+        self._clock.at(self._last, self._clock.in_loop, call, *arguments)
 
     def call_later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
         """Have a call be made in a while."""
-        self._clock.after(seconds, call, *arguments)
+        self._clock.after(seconds, self._clock.in_loop, call, *arguments)
 
 
 class _Time:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import chains
+import stored
 import written
 from disk import DiedError, Disk
 from written import Files
 
-from parcoll import CheckpointError, ClusterLostError, ParallelGen, parallel
+from parcoll import CheckpointError, ClusterLostError, ParallelGen, WorkerLostError, parallel
 
 # Most faults need some elements in some partitions, and no more: small stories are many.
 COUNTS = (*(0, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 11, 13), *(3, 5, 7, 9, 20, 60))
@@ -45,8 +46,11 @@ class Work:
     most_unread: int = 0
     stops_at: int | None = None  # an element of the source, which raises there
     results: list[Any] = field(default_factory=list)  # that the consumer got
+    func: Callable[[str, str], str] = chains.joined  # of a fold
+    stats: Any = None  # of an evaluation that has given all results
     disk: Disk | None = None  # on which it writes
     files: Any = None  # which it writes
+    store: stored.Store | None = None  # into which it puts objects
 
     @classmethod
     def of(cls, seed: int) -> Work:
@@ -72,9 +76,17 @@ class Work:
         calls = random.Random(f"{seed} calls")  # what came later has chances of its own
         if calls.random() < 0.15:
             work.steps.insert(calls.randrange(len(work.steps) + 1), calls.choice(list(chains.WAITING)))
+        apart = random.Random(f"{seed} beside")
+        if apart.random() < 0.06:
+            work.steps.insert(apart.randrange(len(work.steps) + 1), apart.choice(list(chains.BESIDE)))
         work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2
+        picky = random.Random(f"{seed} picky")
+        if work.end in ("reduce", "fold") and picky.random() < 0.2:
+            work.func = chains.picky
+            if picky.random() < 0.5:  # refused where partitions are joined, and an error of the source behind
+                work.source, work.settings["partition_size"] = "failing generator", picky.choice([1, 2, 3])
         scale = rng.choice([0.0001, 0.001, 0.02, 0.5])
         chains.now().costs = [scale * rng.choice([0.5, 1.0, 1.0, 1.0]) for _ in range(7)]
         if rng.random() < 0.3:
@@ -86,12 +98,17 @@ class Work:
         """Have some stories write files, or a checkpoint, on a disk that fails."""
         resumes = self.end.startswith("resume")
         if chance.random() >= (0.4 if resumes else 0.08):
+            kept = random.Random(f"{self.seed} store")
+            if not resumes and kept.random() < 0.03:
+                self.end, self.store = "write", stored.Store(kept, chains.now().clock)
             return
         self.disk = disk = Disk(chance, chains.now().clock)
         disk.loses_power = chance.random() < 0.3
         disk.seconds = chance.choice([0.0, 0.0, 0.001, 0.3])
         fault, at = chance.choice(["dies", "dies moving", "is full", "none"]), chance.randrange(1, 60)
         disk.dies_at = at if fault == "dies" else None
+        if fault == "none" and not resumes:
+            disk.interrupted = random.Random(f"{self.seed} interrupted").choice([None, 1, 2, 3, 5, 9])
         disk.dies_moving = chance.randrange(12) if fault == "dies moving" else None
         if fault == "is full":
             disk.full = range(at, at + chance.choice([1, 5, 10_000]))
@@ -117,10 +134,12 @@ class Work:
         steps = "".join(f".{step}" for step in self.steps) + (
             ".unordered()" if self.loose or not self.ordered else ""
         )
-        settings = "".join(f", {name}={value}" for name, value in self.settings.items())
+        told = self.settings | ({"checkpoint": "..."} if "checkpoint" in self.settings else {})
+        settings = "".join(f", {name}={value}" for name, value in told.items())
         costs = ", ".join(f"{cost:g}" for cost in chains.now().costs)
         chain = f"parallel({self.source} of {self.count}{settings}){steps}"
         disk = "" if self.disk is None else f"; {self.disk}"
+        disk += "" if self.store is None else f"; {self.store}"
         return f"{chain} -> {self.end} {self.number}; costs {costs}{disk}"
 
     def elements(self, quick: bool = False) -> Iterator[int]:
@@ -207,6 +226,8 @@ def outcome_of(call: Callable[[], Any]) -> tuple[str, Any]:
         return "returns", call()
     except ClusterLostError:
         return "is lost", None
+    except WorkerLostError:
+        return "gives up", None
     except (ValueError, LookupError, TypeError) as error:
         return "raises", (type(error), () if isinstance(error, TypeError) else error.args)
 
@@ -221,13 +242,13 @@ def expected(work: Work) -> tuple[str, Any]:
         if work.end == "count":
             return sum(1 for _ in results)
         if work.end == "reduce":
-            return functools.reduce(chains.joined, map(chains.text, results))
+            return functools.reduce(work.func, map(chains.text, results))
         if work.end == "write":
             return list(map(chains.text, results))
         if work.end == "foreach":
             return list(map(chains.add, results))
         if "fold" in work.end:
-            return functools.reduce(chains.joined, map(chains.text, results), "")
+            return functools.reduce(work.func, map(chains.text, results), "")
         return list(results)
 
     return outcome_of(call)
@@ -235,6 +256,8 @@ def expected(work: Work) -> tuple[str, Any]:
 
 def found(work: Work) -> tuple[str, Any]:
     """Return what parcoll does."""
+    if work.store is not None:
+        return stored.outcome_of(work, lambda: work.collection().map(chains.text), expected(work))
     if work.end == "write":
         return written.outcome_of(work, lambda: work.collection().map(chains.text), expected(work))
     made = work.collection()
@@ -245,9 +268,9 @@ def found(work: Work) -> tuple[str, Any]:
         if work.end == "count":
             return made.count()
         if work.end == "reduce":
-            return made.map(chains.text).reduce(chains.joined)
+            return made.map(chains.text).reduce(work.func)
         if work.end == "fold":
-            return made.map(chains.text).fold(chains.joined, "")
+            return made.map(chains.text).fold(work.func, "")
         if work.end == "fold with combine":
             return made.map(chains.text).fold(chains.joined, "", operator.add)
         if work.end == "foreach":
@@ -264,6 +287,8 @@ def found(work: Work) -> tuple[str, Any]:
                 break
             if work.end == "slow consumer":
                 chains.now().clock.sleep(0.05)
+        if work.end != "leave":
+            work.stats = made.stats
         iterator.close()  # type: ignore[attr-defined]
         return results
 

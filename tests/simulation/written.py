@@ -9,7 +9,7 @@ from typing import Any
 
 from disk import DiedError, Disk
 
-from parcoll import ClusterLostError
+from parcoll import ClusterLostError, WorkerLostError
 from parcoll.front.into_files import target_at
 
 OLD = ["old"]
@@ -59,7 +59,9 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
             files.write(make())
         except DiedError:
             ends = "dies"
-        except ClusterLostError:
+        except KeyboardInterrupt:
+            ends = "is interrupted"
+        except (ClusterLostError, WorkerLostError):
             ends = "is lost"
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -68,6 +70,7 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
         except (ValueError, LookupError):
             ends = "raises"
         steps = disk.steps
+        assert ends in ("dies", "is full") or not files.hidden(), f"after {ends}, there is {files.hidden()}"
         disk.revive()
         target_at(files.path, True, None, "the next run").check()  # which ends what was begun
         there, old = files.there(), files.old or None
@@ -86,4 +89,6 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
             files.write(make())
         except ClusterLostError:
             return "is lost", None
+        except WorkerLostError:
+            return "gives up", None
         return "returns", files.there()

@@ -39,6 +39,7 @@ class Callee(Protocol):
     seconds: float | None  # for a call, if it is async
     rate: Rate | None
     share: Share
+    pace: Pace | None
 
     @property
     def label(self) -> str:
@@ -95,7 +96,7 @@ class Calls:
     def __init__(self, step: Callee, guard: Guard) -> None:
         self._step = step
         self._guard = guard
-        self._pace = None if step.rate is None else Pace(step.rate, step.share)
+        self._pace = step.pace or (None if step.rate is None else Pace(step.rate, step.share))
         self._at_once = step.at_once(step.share.parts)
         self._open = 0  # calls that have begun and have not ended
         self._handed: _Call | None = None  # one of a rate that has not started yet: the next one waits for it

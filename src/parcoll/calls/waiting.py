@@ -12,12 +12,13 @@ import contextlib
 import copy
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from parcoll.calls.around import StarMap
-from parcoll.calls.rates import Rate
+from parcoll.calls.rates import Pace, Rate
 from parcoll.chain.failures import stands_between
 from parcoll.chain.guard import Guard
 from parcoll.chain.marks import Marked
@@ -61,6 +62,7 @@ class Waiting(Step):
         self.concurrency = concurrency
         self.rate = rate
         self.share = WHOLE
+        self.pace: Pace | None = None  # of a task whose calls are begun in several runs, or one by one
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -92,6 +94,7 @@ class Waiting(Step):
         """Return the step for a task that has this share."""
         within = copy.copy(self)
         within.share = share
+        within.pace = None if self.rate is None else Pace(self.rate, share)
         return within
 
     def stream(self, elements: Iterator[Any], call: Callable[[Any], Any]) -> Iterator[Any]:
@@ -120,8 +123,10 @@ class Waiting(Step):
     @property
     def call(self) -> Callable[..., Any]:
         """The function, which returns when it is done, also if it is `async`."""
-        noted = isinstance(self.func, Marked)  # and is what this returns
-        return self._in_loop if self.is_async and not noted else super().call
+        if isinstance(self.func, Marked):  # it is what this returns
+            return super().call
+        call = self._in_loop if self.is_async else super().call
+        return call if self.pace is None else functools.partial(_in_turn, self.pace, call)
 
     def _in_loop(self, element: Any) -> Any:
         from parcoll.calls import several  # lazy: asyncio
@@ -160,6 +165,13 @@ class Waiting(Step):
         result = self.result(made, element)
         if result is not SKIP:
             given.append(result)
+
+
+def _in_turn(pace: Pace, call: Callable[[Any], Any], element: Any) -> Any:
+    """Make one call, when the rate allows it."""
+    while seconds := pace.take():
+        time.sleep(seconds)
+    return call(element)
 
 
 class WaitingMap(Waiting, Map):

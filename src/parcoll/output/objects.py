@@ -85,7 +85,7 @@ class RemoteTarget:
                 logger.warning("%s: the files that a killed run had put are given their names", self._url)
                 self._finish(listed)
             else:
-                self._remove([*self._finals(listed.get("files", ())), self._manifest])
+                self._remove_unfinished(self._finals(listed.get("files", ())))
 
         def is_left(path: str) -> bool:
             owner, run, of = _parsed(path.rpartition("/")[2])
@@ -174,7 +174,7 @@ class RemoteTarget:
                 self._list(unfinished=staging.owner(), run=self._run, files=names)
             _all(lambda put: self._put(put[1], put[0]), puts)
         except BaseException:
-            self._remove([path for path, _ in puts] + [self._manifest] * self.several)
+            self._remove_unfinished([path for path, _ in puts])
             raise
         if self.several:
             self._list(files=[{"name": n, "bytes": os.path.getsize(path)} for n, path in self._made])
@@ -223,14 +223,16 @@ class RemoteTarget:
         if not self.several:
             self._rename((paths[0], self._place.folder + names[0], sizes[0]))
             return
-        self._list(**moves)
+        parked, self._parked = self._parked, False  # if it cannot be done now, the next run does it
         try:
+            self._list(**moves)
             self._finish(moves)
-        except BaseException:  # Ctrl-C, say: once begun, it is done as a whole
-            self._parked = False  # if it cannot be now, the next run does it
-            self._finish(moves)
-            self._parked = True
+        except BaseException:  # Ctrl-C, say, or an answer that was lost: once begun, it is done as a whole
+            if self._listed_there().get("run") == self._run:
+                self._finish(moves)
+            self._parked = parked
             raise
+        self._parked = parked
 
     def _finish(self, listed: Mapping[str, Any]) -> None:
         """Do what is left to be done of what was written down. It may have been begun before."""
@@ -239,7 +241,7 @@ class RemoteTarget:
             if _parsed(hidden)[2] == name and (final := self._finals([name])):
                 moves.append((self._place.folder + hidden, *final, sizes[name]))
         _all(self._rename, moves, together=not self._renames)
-        self._remove(self._finals(listed["stale"]))
+        self._remove(self._finals(listed["stale"]), seen=True)
         self._list(files=listed["files"])
 
     def _rename(self, move: tuple[str, str, int]) -> None:
@@ -261,16 +263,25 @@ class RemoteTarget:
     def _list(self, **files: Any) -> None:
         self._system.pipe_file(self._manifest, json.dumps(files, indent=1).encode())
 
-    def _remove(self, paths: list[str]) -> None:
+    def _remove(self, paths: list[str], seen: bool = False) -> None:
+        """Remove objects. One that can be `seen` would be read with those that count: it has to go."""
+
         def remove(path: str) -> None:
             try:
                 self._system.rm_file(path)
             except FileNotFoundError:
                 pass
             except Exception as error:
+                if seen:
+                    raise
                 logger.warning("%s: cannot be removed: %s", path, error)
 
         _all(remove, paths, together=not self._renames)
+
+    def _remove_unfinished(self, finals: list[str]) -> None:
+        """Remove files of which not all are there, and then what tells of them."""
+        self._remove(finals, seen=True)
+        self._remove([self._manifest] * self.several)
 
     def _end_uploads(self, which: Callable[[str], bool]) -> None:
         """Drop what was begun to be put in parts by who died: nobody sees it, and it is paid for."""

@@ -26,7 +26,7 @@ from parcoll.chain.loop import Chain
 from parcoll.chain.marks import LOADING, PACKING, RUNNING, Counting, Marks, Precedents, marked
 from parcoll.chain.place import Place, reached
 from parcoll.chain.sinks import Sink
-from parcoll.chain.steps import WHOLE, Share, within
+from parcoll.chain.steps import WHOLE, Share, Step
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
 from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
@@ -234,7 +234,7 @@ class _Served:
         self._program: Program | None = None
         self._elements: Sequence[Any] = ()
         self._place = Place()
-        self._share = WHOLE
+        self._steps: Sequence[Step] = ()
         self._tally = Tally([])
 
     def reply(self, request: Request) -> Any:
@@ -284,7 +284,8 @@ class _Served:
                 make_main(self._shared.main)
         except BaseException as error:
             return unloadable_chain(error)
-        self._place, self._share = request.place, request.share
+        self._place = request.place
+        self._steps = [step.within(request.share) for step in self._program.steps]
         try:
             with self._as_script(self._shared):
                 self._elements = as_sequence(request.elements)
@@ -298,8 +299,7 @@ class _Served:
         self._tally = Tally(program.steps, program.ledger)
         elements = self._elements[request.start : request.stop]
         alone = len(elements) == 1  # then its calls are made one by one, and the marks tell which it is at
-        steps = within(program.steps, self._share)
-        steps = marked(steps, self._marks, request.precedents, self._tally, alone)
+        steps = marked(self._steps, self._marks, request.precedents, self._tally, alone)
         self._marks.begin(RUNNING)
         place = self._place.after(request.start)
         seconds = WAITING_SECONDS if program.waits else SLICE_SECONDS

@@ -1,0 +1,100 @@
+"""Oracles: what a story has to end with, whatever happened in it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from typing import Any
+
+import calling
+import chains
+
+from parcoll.cluster import session
+from parcoll.evaluation.sizing import Fixed
+
+CLUSTERS = 60  # that a story may lose, with all its evaluations
+
+
+def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
+    """Compare what came with what plain Python gives."""
+    work = story.work
+    if found[0] == "is lost" and (work.may_be_lost or story.doomed):
+        assert any(not cluster.alive or cluster.client is None for cluster in story.clusters)
+        assert len(story.clusters) <= CLUSTERS, f"{len(story.clusters)} clusters were tried"
+        return
+    if found[0] == "gives up":  # a partition, since it has lost so many workers
+        lost = sum(cluster.lost for cluster in story.clusters)
+        assert lost > session.MAX_WORKERS_LOST, "it was given up too early"
+        return
+    if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
+        expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]
+        found = "returns", collections.Counter(found[1])
+    any_order = not work.ordered or work.end == "count"  # whose first error is the one that comes first
+    if any_order and expected[0] == found[0] == "raises":
+        return
+    assert found == expected, f"{found} instead of {expected}"
+    if expected[0] == "raises" and work.end in ("list", "leave", "slow consumer"):
+        before: list[Any] = []
+        with contextlib.suppress(ValueError, LookupError):
+            before.extend(work.plain())
+        assert work.results == before, f"{work.results} came before the error, instead of {before}"
+    check_calls(story)
+    check_window(story)
+    check_held(story)
+    check_accounts(story)
+    size = work.settings.get("buffersize")
+    if size is not None and work.end in ("leave", "slow consumer") and not work.steps_multiply:
+        assert work.most_unread <= size + 1, f"{work.most_unread} were read and not taken"
+
+
+def check_held(story: Any) -> None:
+    """Compare how many results were kept for the client with its window, and what it releases at once."""
+    work = story.work
+    size = work.settings.get("partition_size")
+    plain = work.end in ("list", "take", "count", "leave", "slow consumer") and story.other is None
+    if size is None or not plain or not chains.OPERATIONS.isdisjoint(work.steps):
+        return
+    window = Fixed(size).window(max(cluster.most_workers for cluster in story.clusters) * story.threads)
+    held = max(cluster.most_held for cluster in story.clusters)
+    assert held <= window + session.RELEASED, f"{held} results were held, at a window of {window}"
+
+
+def check_accounts(story: Any) -> None:
+    """Compare what entered each step with what left it, or was left out there."""
+    stats = story.work.stats
+    if stats is None or not chains.OPERATIONS.isdisjoint(story.work.steps):
+        return
+    assert stats.elements_in == story.work.count, f"{stats.elements_in} elements were run"
+    entered = stats.elements_in
+    for step in stats.steps:
+        assert step.entered == entered, f"{step.entered} entered {step}, of {entered}"
+        assert step.added == 0 or not step.label.startswith("map("), f"{step} has not one for each"
+        entered = step.left
+    assert entered == len(story.work.results), f"{entered} left the last step"
+
+
+def check_window(story: Any) -> None:
+    """Compare how much was read ahead with the window: that of all workers that there were at a time."""
+    work = story.work
+    size = work.settings.get("partition_size")
+    if size is None or work.end not in ("leave", "slow consumer") or work.steps_multiply:
+        return
+    most = max(cluster.most_workers for cluster in story.clusters)
+    window = Fixed(size).window(most * story.threads)
+    # Beside the window there is the partition that the consumer is taking.
+    assert work.most_unread <= (window + 1) * size, f"{work.most_unread} were read, and not taken"
+
+
+def check_calls(story: Any) -> None:
+    """Compare the calls that wait with what their steps allow."""
+    for step in story.work.steps:
+        if step not in chains.WAITING:
+            continue
+        name = step.partition("(")[2].partition(",")[0].rstrip(")")
+        if "concurrency" in step and story.work.steps.count(step) == 1:
+            most = calling.most_at_once(name)
+            assert most <= chains.AT_ONCE, f"{most} calls of {name} at a time"
+        if "rate" in step:
+            count, seconds = chains.RATE
+            least = calling.closest(name, count)
+            assert least >= seconds - 1e-6, f"{count + 1} calls of {name} in {least} s"

@@ -42,10 +42,10 @@ class Beside:
         self.marks.begin(SETTING_UP)
         self.token, self.unstarted, self.keeps = "", "", set[str]()
         self.answers = SimpleNamespace(slot=None)
-        self.alive = True
+        self.alive, self.unsure = True, False
         self.fate: tuple[Mark, float, bool] | None = None  # what it was at, when, and whether it was stopped
         self._killed_at = 0  # the number of the call
-        self._served = _Served(self.marks, SimpleNamespace(failure=None))  # type: ignore[arg-type]
+        self._served = _Served(self.marks, SimpleNamespace(failures={}))  # type: ignore[arg-type]
         self._clock = clock
         self._chance = chance
         clock.sleep(START)
@@ -97,7 +97,7 @@ class Pool:
         worker = running_now.task[0]
         assert worker is not None
         idle = worker.beside
-        lent = Lent(lambda: idle.pop() if idle else Beside(self._clock, self._chance))
+        lent = Lent(lambda alone: idle.pop() if idle else Beside(self._clock, self._chance))
         yield lent
         if lent.current is not None and lent.current.alive:
             idle.append(lent.current)

@@ -234,10 +234,9 @@ class _Partition:
         if isinstance(found, Outcome):
             return None if self._shared.is_unread_beside(found) else found
         subworker.token, self._total, self._loaded = self._shared.token, found, subworker
-        self._share = self._share._replace(fresh=False)  # another process may come after calls just now
         if self._program.waits and not self._program.stops:
             self._alone = self._total
-        self._deaths[LOADING] = 0  # two in a row are the fault of the partition, two in an hour are not
+        self._deaths[LOADING], self._share = 0, self._share._replace(fresh=False)  # those in a row count
         return None
 
     def _ask(self, request: Any) -> Any:

@@ -176,8 +176,8 @@ class Exchange(Collective):
     def _is_merged_later(self, shelf: _Shelf) -> bool:
         """Tell whether this process merges: it unpickles the elements anyway, and has few workers.
 
-        Workers would unpickle and pickle them once more. Code of users runs there, as that of their keys. What
-        lies in a scratch is gone when this process wants it.
+        Workers would unpickle and pickle them once more. Code of users runs there, as that of their keys.
+        What lies in a scratch is gone when this process wants it.
         """
         few = self.kind.later and self.around.scratch is None and self.around.threads() <= FEW_THREADS
         return (

@@ -88,7 +88,7 @@ def test_a_function_that_was_quick_before_is_shared_out_too(
     evaluate, expected = calls[call]
     evaluate(parallel([None] * 10).map(meet_in))
     for functions in timing._seconds:
-        timing._seconds[functions] = 1e-9  # however busy the machine is
+        timing._seconds[functions] = 1e-9, None  # however busy the machine is
     assert evaluate(parallel([(str(tmp_path), x) for x in range(4)]).map(meet_in)) == expected
 
 

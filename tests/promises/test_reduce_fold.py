@@ -131,8 +131,8 @@ def test_only_the_result_travels(cluster):
 
 
 class Known(dict):
-    def get(self, functions):
-        return 1e-9
+    def get(self, functions, unknown):
+        return 1e-9, None
 
 
 @pytest.mark.parametrize("source", [lambda: range(10), lambda: iter(range(10))], ids=["list", "stream"])

@@ -37,7 +37,12 @@ def made(start, *, step=1):
         return start
     return add
 
+@functools.lru_cache
+def cached(x):
+    return x
+
 table = {
+    "cached": cached,
     "lambda": lambda x: x + limit,
     "closure": made(1),
     "list": [lambda x: [y + limit for y in x], named, len, math.sqrt, Kept, {"deep": (made(2),)}],
@@ -110,6 +115,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "attribute of a partial": lambda own: setattr(own.table["partial"], "seen", 1),
     "what a name leads to": lambda own: setattr(sys.modules["w_other"], "imported", len),
     "what a name of its own leads to": lambda own: setattr(own, "named", len),
+    "cached one for another": lambda own: setattr(own, "cached", functools.lru_cache(own.named)),
     "class": lambda own: setattr(own, "Kept", int),
     "nothing travels any more": lambda own: own.table.update(lock=sys.stdout),
 }

@@ -46,6 +46,7 @@ DATA_MODULES = {
 }
 DATA_MODULES |= {"ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "uuid", "zoneinfo"}
 CONTAINERS = (dict, list, set, frozenset, tuple)
+CACHED: type = functools._lru_cache_wrapper
 CODE = (FunctionType, BuiltinFunctionType, functools.partial)
 HEAP = 1 << 9  # a flag that C's own classes lack (Py_TPFLAGS_HEAPTYPE): nothing can be set there
 
@@ -209,6 +210,8 @@ def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
         inner = value.__reduce__()[2]  # to ask for its `__dict__` makes one, which changes the pickle
     elif kind is BuiltinFunctionType:
         inner = [value.__self__]
+    elif kind is CACHED:  # what it has kept is not pickled
+        return _is_by_name(value)
     elif kind is FunctionType or kind is type:
         by_name = _is_by_name(value) or (kind is type and not value.__flags__ & HEAP)
         parts.append(by_name)

@@ -77,6 +77,18 @@ def test_much_data_is_cut_into_many_tasks(
     assert answers(elements, partition_size=60) == of_python(elements)
 
 
+def test_folds_that_go_on_may_be_small(inline: Connection, small_tasks: None) -> None:
+    """Values of one key whose elements no task can take at once, which travel as other things do."""
+    folds: list[Any] = [
+        (0, lambda found, x: (found + x) % 7),
+        ("", lambda found, x: str(x)),
+        (b"", lambda *_: b"x"),
+    ]
+    for start, fold in folds:
+        found = parallel(range(1500), partition_size=60).fold_by(lambda x: "key", fold, start)
+        assert list(found) == [("key", functools.reduce(fold, range(1500), start))]
+
+
 def test_skew_is_cut_too(inline: Connection, small_tasks: None) -> None:
     """Nine of ten elements have one key."""
     most, all_of_them = [(0 if at % 10 else at, at) for at in range(1000)], [(5, at) for at in range(600)]
@@ -141,6 +153,20 @@ def test_keys_of_a_class_with_a_timeout(cluster: Connection) -> None:
         key, lambda found, x: [*found, x], [], add, timeout=60
     )
     assert [found for _, found in chain] == list(grouped(elements, first).values())
+
+
+def test_elements_are_their_own_keys_with_a_timeout(cluster: Connection) -> None:
+    """They come back as they were, where each call is noted; one that fails is named."""
+    elements = [3, 1, 3, 2, 1]
+    chain = parallel(elements, timeout=60)
+    assert list(chain.distinct()) == [3, 1, 2]
+    assert list(chain.map(lambda x: [x]).sorted(reverse=True)) == [[3], [3], [2], [1], [1]]
+    assert chain.flatmap(lambda x: [x, x]).count_by() == Counter(elements * 2)
+    assert list(chain.map(lambda x: [x] if x > 1 else x).distinct(on_error=lambda error: 7)) == [7, 1]
+    with pytest.raises(
+        TypeError, match=r"unhashable type: 'list'(?s:.)*step 2 of 2, distinct\(\), at element 0"
+    ):
+        list(chain.map(lambda x: [x]).distinct())
 
 
 def test_every_nan_is_one_key(inline: Connection) -> None:

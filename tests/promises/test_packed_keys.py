@@ -159,6 +159,66 @@ def test_a_failure_among_many_ends_there(inline: Connection) -> None:
         ]
 
 
+class Anew:
+    """An iterator that begins anew whenever it is asked for."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.at = number, 0
+
+    def __iter__(self) -> Anew:
+        self.at = 0
+        return self
+
+    def __next__(self) -> int:
+        self.at += 1
+        if self.at > self.number:
+            raise StopIteration
+        return self.at
+
+
+class Bare:
+    """An iterable whose iterator cannot be asked for another one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __iter__(self) -> Any:
+        class Iterator:
+            __next__ = iter(range(1, self.number + 1)).__next__
+
+        return Iterator()
+
+
+@pytest.mark.parametrize("kind", [Anew, Bare])
+def test_an_iterator_is_asked_for_once(inline: Connection, kind: Any) -> None:
+    """As `for` does: one that begins anew would never end."""
+    for number, size in ((5000, 3), (4, 1024), (3, 2500)):
+        for policy in ("raise", "skip"):
+            chain = parallel([size] * number).flatmap(kind, on_error=policy)
+            assert chain.count_by() == dict.fromkeys(range(1, size + 1), number)
+
+
+class Unhashable:
+    """Its hash raises what it is told to."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __hash__(self) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), TypeError("no"), KeyboardInterrupt()])
+def test_what_a_hash_raises_is_told_once(inline: Connection, error: BaseException) -> None:
+    """With the place, and without the look at many elements that came before."""
+    chain = parallel(range(4000)).flatmap(lambda x: [x, Unhashable(error) if x == 3999 else x])
+    with pytest.raises(type(error)) as caught:
+        chain.count_by()
+    (note,) = caught.value.__notes__
+    assert "in step 2 of 2, count_by(), at element 3999: " in note
+    assert caught.value.__context__ is None
+
+
 def twice(x: Any) -> list[Any]:
     return [x, x]
 

@@ -122,7 +122,7 @@ def loop_factory(shape: Shape, timed: bool, together: bool = False) -> tuple[Any
     at_end += [f"   spend({', '.join(spent)})"] if timed else []
     lines += ["  finally:", *(at_end or ["   pass"])]
     lines.append(" return loop")
-    namespace: dict[str, Any] = {"islice": itertools.islice}
+    namespace: dict[str, Any] = {"islice": itertools.islice, "chain": itertools.chain}
     exec(compile("\n".join(lines), FILE_NAME, "exec"), namespace)
     return namespace["factory"], step_of_line
 
@@ -156,17 +156,21 @@ class _Row:
         """
         i, last = self.number - 1, self.number
         one = f"x{i}"
-        lines = [f"some = iter(f{i}({element}))", "while True:", " more = []", " try:"]
+        # `chain` asks for the iterator once: one may lack `__iter__`, or begin anew there.
+        lines = [f"some = chain(f{i}({element}))", "while True:", " more, known = [], True", " try:"]
         lines += [f"  more += islice(some, {TOGETHER})", " finally:", f"  n{i} += len(more)"]
-        lines += ["  try:", "   hash(tuple(more))", "  except Exception:", f"   for {one} in more:"]
+        lines += ["  try:", "   hash(tuple(more))", "  except Exception:", "   known = False"]
+        lines += ["  if known:", "   made += more", f"  for {one} in () if known else more:"]
         if self.last.guarded:
-            lines += ["    try:", f"     hash({one})", "    except BaseException as error:"]
-            lines += [f"     {one} = h{last}(error, {one})", f"     if {one} is skip: continue"]
+            lines += ["   try:", f"    hash({one})", "   except BaseException as error:"]
+            lines += [f"    {one} = h{last}(error, {one})", f"    if {one} is skip: continue"]
         else:
-            lines.append(f"    hash({one})")
+            lines.append(f"   hash({one})")
             step_of_line[before + len(lines)] = last, variables.index(one)
-        lines += [f"    add({one})", f"   {one} = None", "  else:", "   made += more"]
+        lines += [f"   add({one})", f"  {one} = None"]
         lines += [f" if len(made) >= {TOGETHER}:", *self.given("  ")]
         lines += [f" if len(more) < {TOGETHER}: break", "some = more = None"]
-        step_of_line[before + 1] = step_of_line[before + 5] = i, variables.index(element)
+        for line in (1, 5):
+            step_of_line[before + line] = i, variables.index(element)
+        step_of_line[before + 9] = last, variables.index(element)  # what is no `Exception`
         return [indent + line for line in lines]

@@ -77,7 +77,8 @@ class Guard:
         resumes = self._step.resumes
         while True:
             try:
-                made = iter(self._again(element) if attempts else self._func(element))
+                # `chain` asks for the iterator once: one may lack `__iter__`, or begin anew there.
+                made = itertools.chain(self._again(element) if attempts else self._func(element))
                 for one in itertools.islice(made, given, None) if given else made:
                     given += 1
                     yield one

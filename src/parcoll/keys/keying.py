@@ -34,11 +34,14 @@ class Keyed(Step):
         self.settings = settings  # of the method, as written
         self.hashed = hashed
         self.alone = alone
+        self.by_itself = func is None  # an element is its own key, also where that is noted as a call
 
     @property
     def line(self) -> str:  # type: ignore[override]
         """The key, then its hash, and then the pair in the element's place."""
-        if self.func is None:
+        if self.by_itself:
+            if self.func is not None:  # it notes the call of what `call` returned
+                return "{new} = {func}({x})"
             return "hash({x}); {new} = {x}" if self.hashed else "{new} = {x}"
         check = "hash(key); " if self.hashed else ""
         return f"key = {{func}}({{x}}); {check}{{new}} = {'key' if self.alone else '(key, {x})'}"
@@ -49,7 +52,7 @@ class Keyed(Step):
     @property
     def key_line(self) -> str:  # type: ignore[override]
         """The key, and its hash."""
-        if self.func is None or self.alone:
+        if self.by_itself or self.alone:
             return ""
         return "key = {func}({x}); hash(key)" if self.hashed else "key = {func}({x})"
 
@@ -69,7 +72,7 @@ class Keyed(Step):
         """Return the pair, or the key alone."""
         if self.hashed:
             hash(made)
-        return made if self.func is None or self.alone else (made, element)
+        return made if self.by_itself or self.alone else (made, element)
 
     def replacement(self, value: Any, element: Any) -> Any:
         """Return it for what `on_error` returned: that stands for the key."""
@@ -78,12 +81,12 @@ class Keyed(Step):
     @property
     def label(self) -> str:
         """The operation as a user wrote it: ``group_by(user)``."""
-        return self._written("" if self.func is None else function_name(self.func))
+        return self._written("" if self.by_itself else function_name(self.func))
 
     @property
     def title(self) -> str:
         """The same; a lambda with its source text."""
-        return self._written("" if self.func is None else function_title(self.func))
+        return self._written("" if self.by_itself else function_title(self.func))
 
     def _written(self, func: str) -> str:
         return f"{self.name}({', '.join(filter(None, (func, self.settings)))})"
@@ -91,7 +94,7 @@ class Keyed(Step):
     @property
     def words(self) -> str:
         """The same in letters."""
-        return self.name if self.func is None else f"{self.name}-{function_words(self.func)}"
+        return self.name if self.by_itself else f"{self.name}-{function_words(self.func)}"
 
 
 def _hashable(element: Any) -> Any:

@@ -172,7 +172,7 @@ class Merger:
         if slots.later:
             yield slots
         elif slots.state:
-            yield from self._blocks(slots.number, Merged(*next(unframed(slots.state))))
+            yield from self._blocks(slots.number, Merged(*map(list, next(unframed(slots.state)))))
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))
             yield Block(slots.number, found.firsts[-1], b"".join(_frames_of(found)))

@@ -256,6 +256,9 @@ def test_what_elements_of_a_partition_share_they_share_there(cluster: Connection
         lambda some: [len({id(row[0]) for row in some})] * len(some), size=10_000
     )
     assert set(numbers) == {1}
+    long = parallel([3000, 5000]).flatmap(lambda size: ["x" * size] * 2000)
+    assert [len(set(map(id, group))) for _, group in long.group_by(len)] == [1, 1]
+    assert len(set(map(id, long.sorted()))) < 50
     for source in (
         [(f"é{x}", x, x / 3, None, b"\0", x % 2 == 0) for x in range(9000)],
         [str(x % 50) for x in range(9000)],

@@ -35,6 +35,7 @@ REMOVALS = 5  # attempts: a worker may put something while all is removed
 LENGTH = 8  # bytes of a number that says how many bytes follow
 TEXTS, NUMBERS = {str}, {int}
 BETWEEN = "\0"  # texts that are joined
+LONG = 256  # characters of a text: many that are one object would take much more room if they were joined
 FLAT = frozenset((str, bytes, int, float, complex, bool, type(None)))
 
 
@@ -264,6 +265,8 @@ def joined(column: Sequence[Any], kinds: set[type]) -> Any:
     and maybe of more.
     """
     if kinds == TEXTS:
+        if sum(map(len, column)) > LONG * len(column):
+            return column
         text = BETWEEN.join(column)
         return text if text.count(BETWEEN) == len(column) - 1 else column
     if kinds == NUMBERS:

@@ -44,6 +44,7 @@ class Colour(enum.Enum):
 
 
 Named = namedtuple("Named", "a b")
+Nothing = namedtuple("Nothing", "")
 
 
 @pytest.fixture
@@ -110,6 +111,7 @@ def test_equal_in_a_dict_is_equal_here(inline: Connection) -> None:
     assert repr(list(parallel(ones[2:], partition_size=2).distinct())) == "[1.0, 2]"
     halves = [(0.5, "a"), (Fraction(1, 2), "a"), (np.float64(0.5), "a"), (Decimal("0.5"), np.str_("a"))]
     assert len(parallel(halves, partition_size=1).count_by()) == 1
+    assert len(parallel([Point(()), Point(Nothing())], partition_size=1).count_by()) == 1
     mixed = [None, "a", b"a", (1, None), (1.0, None), Named(1, None), Point(1), Point(1), Colour.RED, 1j, int]
     mixed += [
         frozenset([1, 2]),

@@ -160,9 +160,7 @@ def _stand_in(key: Any) -> Any:
         return str(key._name_)
     if dataclasses.is_dataclass(key) and _is_generated(kind):
         values = [getattr(key, field.name, None) for field in _compared(key)]
-        stand_ins = list(map(_stand_in_within, values))
-        if any(mine is not value for mine, value in zip(stand_ins, values, strict=True)):
-            return kind.__qualname__, tuple(stand_ins)
+        return kind.__qualname__, tuple(map(_stand_in_within, values))
     return OF_NAN if _is_nan(key) else key
 
 
@@ -177,12 +175,12 @@ def _is_generated(kind: Any) -> bool:
 
 
 def _stand_in_within(value: Any) -> Any:
-    """Return it for what a class holds, which need not be part of its hash."""
+    """Return it for what a class holds; None for what is told apart by identity, or has no hash of its own."""
     try:
         hash(value)
-        return _stand_in(value) if value is not None else None
+        return _stand_in(value)
     except TypeError:
-        return value
+        return None
 
 
 def _name(key: Any) -> tuple[str, str]:

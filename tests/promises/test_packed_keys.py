@@ -219,6 +219,25 @@ def test_what_a_hash_raises_is_told_once(inline: Connection, error: BaseExceptio
     assert caught.value.__context__ is None
 
 
+class Once:
+    """Its hash raises when it is asked for the first time, as a signal's handler may."""
+
+    asked = False
+
+    def __hash__(self) -> int:
+        if not self.asked:
+            self.asked = True
+            raise OSError("once")
+        return 1
+
+
+def test_what_is_raised_once_is_raised(inline: Connection) -> None:
+    """Where no element that is looked at alone raises it again."""
+    chain = parallel(range(4000)).flatmap(lambda x: [x, Once() if x == 3999 else x])
+    with pytest.raises(OSError, match="once"):
+        chain.count_by()
+
+
 def twice(x: Any) -> list[Any]:
     return [x, x]
 

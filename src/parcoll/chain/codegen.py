@@ -157,19 +157,20 @@ class _Row:
         i, last = self.number - 1, self.number
         one = f"x{i}"
         # `chain` asks for the iterator once: one may lack `__iter__`, or begin anew there.
-        lines = [f"some = chain(f{i}({element}))", "while True:", " more, known = [], True", " try:"]
+        lines = [f"some = chain(f{i}({element}))", "while True:", " more, odd = [], None", " try:"]
         lines += [f"  more += islice(some, {TOGETHER})", " finally:", f"  n{i} += len(more)"]
-        lines += ["  try:", "   hash(tuple(more))", "  except Exception:", "   known = False"]
-        lines += ["  if known:", "   made += more", f"  for {one} in () if known else more:"]
+        lines += ["  try:", "   hash(tuple(more))", "  except Exception as error:", "   odd = error"]
+        lines += ["  if odd is None:", "   made += more", f"  for {one} in () if odd is None else more:"]
         if self.last.guarded:
-            lines += ["   try:", f"    hash({one})", "   except BaseException as error:"]
+            lines += ["   try:", f"    hash({one})", "   except BaseException as error:", "    odd = None"]
             lines += [f"    {one} = h{last}(error, {one})", f"    if {one} is skip: continue"]
         else:
             lines.append(f"   hash({one})")
             step_of_line[before + len(lines)] = last, variables.index(one)
         lines += [f"   add({one})", f"  {one} = None"]
+        lines += ["  if odd is not None: raise odd"]  # of none of them: a signal's, say
         lines += [f" if len(made) >= {TOGETHER}:", *self.given("  ")]
-        lines += [f" if len(more) < {TOGETHER}: break", "some = more = None"]
+        lines += [f" if len(more) < {TOGETHER}: break", "some = more = odd = None"]
         for line in (1, 5):
             step_of_line[before + line] = i, variables.index(element)
         step_of_line[before + 9] = last, variables.index(element)  # what is no `Exception`

@@ -175,7 +175,7 @@ def _is_generated(kind: Any) -> bool:
 
 
 def _stand_in_within(value: Any) -> Any:
-    """Return it for what a class holds; None for what is told apart by identity, or has no hash of its own."""
+    """Return it for what a class holds; None for what has no hash, or is told apart by identity."""
     try:
         hash(value)
         return _stand_in(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parcoll import Connection, connect, parallel
+from parcoll import Connection, WorkerLostError, connect, parallel
 from parcoll.keys import exchange
 
 first = itemgetter(0)
@@ -236,6 +237,28 @@ def test_what_is_raised_once_is_raised(inline: Connection) -> None:
     chain = parallel(range(4000)).flatmap(lambda x: [x, Once() if x == 3999 else x])
     with pytest.raises(OSError, match="once"):
         chain.count_by()
+
+
+class Deadly:
+    """A key that ends its process where it is compared."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        os._exit(5)
+
+    def __hash__(self) -> int:
+        return self.value
+
+
+def test_a_comparison_that_ends_its_process(cluster: Connection) -> None:
+    """At which element that was is not known, so none is named."""
+    chain = parallel([1, 2, 3, 2], partition_size=4).distinct(Deadly)
+    with pytest.raises(
+        WorkerLostError, match=r"distinct\(Deadly\) .* at one of the elements of its partition: it"
+    ):
+        list(chain)
 
 
 def twice(x: Any) -> list[Any]:

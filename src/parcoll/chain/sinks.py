@@ -117,11 +117,12 @@ class Sink:
         `function` is an index into `functions`, `number` counts the calls. `in_place` if results stand where
         their elements do.
         """
-        at = (
-            place.element(number)
-            if in_place
-            else f"element {number} of those of its partition that reached it"
-        )
+        if not self.functions:  # a method of an element's class: which calls there are is not counted
+            at = "one of the elements of its partition"
+        elif in_place:
+            at = place.element(number)
+        else:
+            at = f"element {number} of those of its partition that reached it"
         return self.label or type(self).__name__, at
 
     def of_slice(self, limit: int | None) -> Sink:

@@ -136,8 +136,7 @@ class _Partition:
         except BaseException as error:
             return unloadable_chain(error)
         self._least_timeout = self._program.least_timeout
-        self._lent.alone = not self._program.stops  # it is here since it has ended workers
-        self._lent.owner = self._shared.owner
+        self._lent.owner, self._lent.alone = self._shared.owner, not self._program.stops  # has ended workers
         packed = self._pack(given)
         if isinstance(packed, Outcome):
             return packed

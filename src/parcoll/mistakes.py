@@ -153,9 +153,11 @@ def no_setting(method: str, name: str, known: Sequence[str]) -> str:
 
 def no_function(method: str, given: object) -> str:
     """Return what ends the message for what is no function; nothing if there is no telling what was meant."""
+    if method in ("fold", "reduce"):  # whose initial value may be text
+        return "; the function comes first"
     if isinstance(given, str) or (method in _OF_KEYS and type(given) is int):
         return f"; for the value at a key write operator.itemgetter({short_repr(given)})"
-    return "; the function comes first" if method in ("fold", "reduce", "fold_by") else ""
+    return "; the function comes first" if method == "fold_by" else ""
 
 
 def wrong_arguments(

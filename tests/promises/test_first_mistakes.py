@@ -86,6 +86,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "the function comes first",
     ),
+    "text to fold from first": (lambda: numbers.fold("", max), TypeError, "the function comes first$"),
     "apply_async": (lambda: numbers.apply_async(len), AttributeError, r"write map\(func\)$"),
     "starmap_async": (lambda: numbers.starmap_async(len), AttributeError, r"write starmap\(func\)$"),
     "toPandas": (lambda: numbers.toPandas(), AttributeError, r"write to_pandas\(\)$"),
@@ -113,6 +114,22 @@ def test_a_list_is_extended_by_a_collection() -> None:
     rows = [0]
     rows += numbers
     assert rows == [0, *numbers]
+
+
+def test_what_another_class_makes_of_a_collection_is_not_refused() -> None:
+    class Pipe:
+        def __ror__(self, source: Any) -> Any:
+            return [source]
+
+        __rmul__ = __ror__
+
+        def __gt__(self, other: object) -> bool:
+            return True
+
+    pipe: Any = Pipe()
+    assert numbers | pipe == [numbers]
+    assert numbers * pipe == [numbers]
+    assert numbers < pipe
 
 
 def test_the_methods_are_not_made_by_that() -> None:

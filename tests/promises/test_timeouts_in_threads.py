@@ -16,6 +16,7 @@ from scripts import append, eventually, lines
 from test_timeouts import hold_the_gil
 
 from parcoll import Connection, ElementTimeoutError, WorkerLostError, connect, parallel, per_worker, system
+from parcoll.worker import subworker
 
 THREADS = 12
 CORES = len(os.sched_getaffinity(0))
@@ -94,6 +95,22 @@ def test_a_call_that_ends_its_process_is_named_alone(threads: Connection) -> Non
     assert all(isinstance(error.exception, WorkerLostError) for error in chain.errors)
     assert all("exit code 3" in str(error.exception) for error in chain.errors)
     assert chain.stats.deaths <= 6
+
+
+def test_scripts_share_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has one `__main__`: what one script has of a class is not what another one has of it."""
+    monkeypatch.setattr(subworker, "threads", lambda: THREADS)
+    monkeypatch.setattr(subworker, "cores", lambda: 1)
+    pool = subworker.Pool()
+    try:
+        with pool.lend("a") as one, pool.lend("b") as other, pool.lend("a") as third:
+            first = [lent.get().process for lent in (one, other, third)]
+        with pool.lend("b") as fourth, pool.lend("c") as fifth:
+            then = [lent.get().process for lent in (fourth, fifth)]
+    finally:
+        pool.close()
+    assert first[0] is first[2] is not first[1]
+    assert set(then) == set(first), "one after the other they do"
 
 
 def test_objects_nested_evaluations_and_logs(

@@ -62,6 +62,22 @@ class Explanation:
         return [(name, getattr(self, name)) for name in names]
 
 
+def _no_operator(reflected: str) -> Any:
+    """Return the method for an operator: what the other operand makes of a collection, or a message."""
+
+    def method(self: Any, other: Any) -> Any:
+        theirs = getattr(type(other), reflected, None)
+        if theirs is not None and not isinstance(other, Described) and type(other).__module__ != "numpy":
+            found = theirs(other, self)  # of pipes, say: `collection | pipe`
+            if found is not NotImplemented:
+                return found
+        raise TypeError(
+            "a collection has no operators: write map(func) for each element, or list(...) for all"
+        )
+
+    return method
+
+
 @handlers.methods_reaching
 class Described:
     """What can be asked of a collection without evaluating it."""
@@ -85,12 +101,11 @@ class Described:
             # Without __radd__, which Python asks before `rows += collection` adds its elements to a list.
             raise TypeError("a collection cannot be added to another: write chain(*others)")
 
-        def _no_operator(self, other: Any) -> Any:
-            raise TypeError(
-                "a collection has no operators: write map(func) for each element, or list(...) for all"
-            )
-
-        __sub__ = __mul__ = __truediv__ = __or__ = __and__ = __lt__ = __gt__ = __le__ = __ge__ = _no_operator
+        __sub__, __mul__ = _no_operator("__rsub__"), _no_operator("__rmul__")
+        __truediv__ = _no_operator("__rtruediv__")
+        __or__, __and__ = _no_operator("__ror__"), _no_operator("__rand__")
+        __lt__, __gt__ = _no_operator("__gt__"), _no_operator("__lt__")
+        __le__, __ge__ = _no_operator("__ge__"), _no_operator("__le__")
 
         def __reversed__(self) -> Any:
             raise TypeError("a collection goes from first to last: write reversed(list(collection))")

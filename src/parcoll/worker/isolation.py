@@ -83,7 +83,7 @@ def _join(shared: SharedProgram, previous: Kept | None, parts: Sequence[Kept], b
         previous, parts = previous and previous.packed(), [part.packed() for part in parts]
     except UnsentError as error:
         return Kept(Outcome(failure=error.failure), None, taken)
-    with pool.lend() as lent:
+    with pool.lend(shared.owner) as lent:
         while True:
             try:
                 request = JoinParts(shared.beside(), previous, parts, before, task_key())
@@ -136,7 +136,7 @@ class _Partition:
         except BaseException as error:
             return unloadable_chain(error)
         self._least_timeout = self._program.least_timeout
-        self._lent.alone = not self._program.stops  # it is here since it has ended workers
+        self._lent.owner, self._lent.alone = self._shared.owner, not self._program.stops  # has ended workers
         packed = self._pack(given)
         if isinstance(packed, Outcome):
             return packed

@@ -52,6 +52,7 @@ class Process:
         self.shared = False  # whether two lanes of it have been at work at the same time
         self.condemned = False  # nothing more is asked of it
         self.alone = False  # it gets no more lanes for now
+        self.owner = ""  # the process of the script whose partitions it has, or had last
         self.asked: list[Answers] = []  # where threads ask that belong to no lane, if there are several
         self._name = uuid.uuid4().hex  # in the environment of what it starts
         self._lock = threading.Lock()
@@ -120,6 +121,10 @@ class Process:
     def at_work(self) -> list[Any]:
         """Return the lanes that have a partition."""
         return [lane for lane in self.lanes if lane.lent]
+
+    def suits(self, owner: str) -> bool:
+        """Tell whether it may run a script's partitions. It has one `__main__`: not those of two scripts."""
+        return not self.alone and (self.owner == owner or not self.at_work())
 
     def admit(self, lane: Any, descriptors: tuple[int, int, int] | None) -> None:
         """Have it serve a lane, its first one without descriptors. Asking shows whether it is at its end."""

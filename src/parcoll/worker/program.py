@@ -201,6 +201,11 @@ class SharedProgram:
         with self._alone():
             return self._load()
 
+    @property
+    def owner(self) -> str:
+        """The process of the script, once the program is loaded."""
+        return "" if self.main is None else self.main.owner
+
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Have tasks that share this object load it one after the other."""
         return contextlib.nullcontext() if self.lent is None and self.cached else _cache_lock

@@ -228,9 +228,9 @@ class Pool:
         self._starter: Starter[Subworker] | None = None
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Lent]:
+    def lend(self, owner: str = "") -> Iterator[Lent]:
         """Return a lane for one partition, and another one each time that its process dies."""
-        lent = Lent(self._take)
+        lent = Lent(self._take, owner)
         try:
             yield lent
         except ending.ProcessEnds:
@@ -242,13 +242,14 @@ class Pool:
         if lent.current is not None:
             self._give_back(lent.current)
 
-    def _take(self, alone: bool = False) -> Subworker:
-        """Return a lane; if it is to be `alone`, of a process that has no others at work."""
+    def _take(self, alone: bool = False, owner: str = "") -> Subworker:
+        """Return a lane of a process that suits; if to be `alone`, of one that has no others at work."""
         with self._growing:
             shares = threads() > cores()
             try:
-                while (found := self._waiting(alone) or self._added(shares and not alone)) is not None:
+                while found := self._waiting(alone, owner) or self._added(shares and not alone, owner):
                     if found.alive:
+                        found.process.owner = owner
                         return found
                     found.end()
                 with self._lock:
@@ -260,12 +261,12 @@ class Pool:
                     f"no process could be started beside a worker, where functions with timeout=, and "
                     f"partitions whose workers died, run: {type(error).__name__}: {error}"
                 ) from error
-            found.process.alone = alone
+            found.process.alone, found.process.owner = alone, owner
             return self._noted(found)
 
-    def _added(self, shares: bool) -> Subworker | None:
+    def _added(self, shares: bool, owner: str) -> Subworker | None:
         """Return one more lane of the process that has least to do; None if there may be more processes."""
-        processes = self._sharing() if shares else ()
+        processes = self._sharing(owner) if shares else ()
         if not processes or len(processes) < cores():
             return None
         return self._noted(Subworker(min(processes, key=lambda process: len(process.at_work()))))
@@ -275,20 +276,20 @@ class Pool:
             self._all.add(lane)
         return lane
 
-    def _waiting(self, alone: bool) -> Subworker | None:
+    def _waiting(self, alone: bool, owner: str) -> Subworker | None:
         """Return a lane that waits, of the process that has least to do; None if there is none that may."""
         with self._lock:
-            work = {lane: len(lane.process.at_work()) for lane in self._idle if not lane.process.alone}
+            work = {x: len(x.process.at_work()) for x in self._idle if x.process.suits(owner)}
             found = min(reversed(work), key=work.__getitem__, default=None)
-            if found is None or (work[found] and (alone or len(self._sharing()) < cores())):
+            if found is None or (work[found] and (alone or len(self._sharing(owner)) < cores())):
                 return None
             self._idle.remove(found)
             found.lent, found.process.alone = True, alone
             return found
 
-    def _sharing(self) -> set[Process]:
-        """Return the processes that may have more lanes."""
-        return {lane.process for lane in list(self._all) if lane.process.shares}
+    def _sharing(self, owner: str) -> set[Process]:
+        """Return the processes that may have more lanes for this script."""
+        return {lane.process for lane in list(self._all) if lane.process.shares and lane.process.suits(owner)}
 
     def _give_back(self, subworker: Subworker) -> None:
         if not subworker.alive:
@@ -357,10 +358,9 @@ def _end_all(lanes: list[Subworker], seconds: float) -> None:
 class Lent:
     """A process on loan, which is replaced if it dies."""
 
-    def __init__(self, take: Any) -> None:
-        self._take = take
-        self._slot = Slot()
-        self._unstarted = 0  # the last ones, in a row
+    def __init__(self, take: Any, owner: str) -> None:
+        self._take, self.owner = take, owner  # the process of the script whose partition it is for
+        self._slot, self._unstarted = Slot(), 0  # the last ones, in a row
         self.alone = False  # whether its process is to have no other partition meanwhile
         self.current: Subworker | None = None
 
@@ -370,7 +370,7 @@ class Lent:
             self._check_start()
             self.alone = self.alone or (self.current is not None and self.current.unsure)
             self.end()
-            self.current = self._take(self.alone)
+            self.current = self._take(self.alone, self.owner)
             self.current.answers.slot = self._slot
         return self.current
 

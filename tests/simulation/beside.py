@@ -92,12 +92,12 @@ class Pool:
         self._chance = random.Random(f"{seed} beside workers")
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Lent]:
+    def lend(self, owner: str = "") -> Iterator[Lent]:
         """Return one of those of the worker whose task runs."""
         worker = running_now.task[0]
         assert worker is not None
         idle = worker.beside
-        lent = Lent(lambda alone: idle.pop() if idle else Beside(self._clock, self._chance))
+        lent = Lent(lambda alone, of: idle.pop() if idle else Beside(self._clock, self._chance), owner)
         yield lent
         if lent.current is not None and lent.current.alive:
             idle.append(lent.current)

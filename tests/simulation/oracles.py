@@ -8,6 +8,7 @@ from typing import Any
 
 import calling
 import chains
+from dask_model import ALLOWED_FAILURES
 
 from parcoll.cluster import session
 from parcoll.evaluation.sizing import Fixed
@@ -24,7 +25,10 @@ def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None
         return
     if found[0] == "gives up":  # a partition, since it has lost so many workers
         lost = sum(cluster.lost for cluster in story.clusters)
-        assert lost > session.MAX_WORKERS_LOST, "it was given up too early"
+        # What is kept of a partition dask makes again by itself, and gives it up sooner.
+        kept = work.end in ("reduce", "foreach") or "fold" in work.end
+        most = ALLOWED_FAILURES if kept else session.MAX_WORKERS_LOST
+        assert lost > most, "it was given up too early"
         return
     if not work.ordered and expected[0] == found[0] == "returns" and work.end != "count":
         expected = "returns", collections.Counter(expected[1])  # type: ignore[assignment]

@@ -142,7 +142,7 @@ class _Partition:
             return packed
         self._payload = packed
         ended = self._run_slices()
-        if ended is None and self._program.sink.whole and self._merged.failure is None:
+        if ended is None and self._program.sink.whole:
             ended = self._take()
         return ended or self._finish()
 
@@ -316,9 +316,13 @@ class _Partition:
             merged.seconds += outcome.seconds
             merged.made += outcome.made
             # `produced` stays: all results were made.
-            merged.nbytes, merged.failure = outcome.nbytes, outcome.failure
-            if outcome.failure is not None:
-                merged.failed_step, merged.complete = len(program.steps), True
+            merged.nbytes = outcome.nbytes
+            if outcome.failure is not None:  # at a result before the element that ended the chain, if any did
+                merged.failure, merged.failed_step, merged.complete = (
+                    outcome.failure,
+                    len(program.steps),
+                    True,
+                )
             return None
 
     @property

@@ -35,7 +35,7 @@ FAILED = {
     8000220: "the model's scheduler took tasks of a client that it had lost",
     10002123: "the model asked a scheduler that had died since for what it still has",
     70002348: "a task with the whole of a rate, sent again after a loss, made its first call at once",
-    795988491435: "of a partition beside a worker that failed, a fold's checkpoint had elements, not their value",
+    795988491435: "a fold's checkpoint had elements of a partition that failed beside a worker",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
 MOST = 4_000  # numbers until a planted fault has to be found

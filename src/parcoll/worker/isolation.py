@@ -27,7 +27,7 @@ from parcoll.chain.steps import WHOLE, Share
 from parcoll.errors import SerializationError, WorkerLostError
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload, Several
-from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, unloadable_chain
+from parcoll.worker.outcome import Kept, Outcome, Ticket, broken, lost, unloadable_chain
 from parcoll.worker.process import Died
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.subworker import Lent, Subworker, pool
@@ -383,11 +383,6 @@ def sink_ended(sink: Sink, label: str, at: str, death: Died) -> Outcome:
     seconds = sink.timeout or 0.0
     failure = Failure.of(late(label, sink.timeout, at), f"in {label}")
     return Outcome(failure=failure, seconds=seconds, step_seconds=[seconds], timeouts=1)
-
-
-def lost(message: str, where: str) -> Outcome:
-    """Return the outcome of work that no process can do."""
-    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
 
 
 class SinkDeaths:

@@ -19,7 +19,7 @@ from parcoll.calls.held import Held, Lacking, UsedError
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
-from parcoll.errors import SerializationError, WorkerSetupError
+from parcoll.errors import SerializationError, WorkerLostError, WorkerSetupError
 from parcoll.text import line_of, message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
@@ -317,6 +317,11 @@ def broken(what: str, error: BaseException) -> Outcome:
         failure = SerializationError(f"{what}: {line_of(error)}")
     failure.__cause__ = error
     return Outcome(failure=Failure.of(failure, what))
+
+
+def lost(message: str, where: str) -> Outcome:
+    """Return the outcome of work that no process can do."""
+    return Outcome(failure=Failure.of(WorkerLostError(message), f"in {where}"))
 
 
 class UnreadError(OSError):

@@ -31,10 +31,16 @@ class EndsError(BaseException):
     """The process has ended: what the function would still do is not done."""
 
 
+class Chance(random.Random):
+    """What decides whether somebody kills such a process: never twice in a row, which a call would fail for."""
+
+    spares = False
+
+
 class Beside:
     """One process beside a worker."""
 
-    def __init__(self, clock: Clock, chance: random.Random) -> None:
+    def __init__(self, clock: Clock, chance: Chance) -> None:
         page = memoryview(bytearray(512))
         self.marks = Marks.__new__(Marks)
         self.marks.numbers, self.marks.times = page[:64].cast("q"), page[64:72].cast("d")
@@ -52,7 +58,8 @@ class Beside:
 
     def ask(self, request: Any, *limits: Any) -> Any:
         """Return the reply to a request; Died if it ends on the way."""
-        self._killed_at = self._chance.randrange(1, EARLY) if self._chance.random() < KILLED else 0
+        kills = self._chance.random() < KILLED and not self._chance.spares
+        self._killed_at = self._chance.randrange(1, EARLY) if kills else 0
         before, running_now.beside = running_now.beside, self
         try:
             reply = self._served.reply(pickle.loads(pickle.dumps(request)))
@@ -61,7 +68,9 @@ class Beside:
         if self.fate is not None:
             self.alive = False
             mark, self._clock.local, stopped = self.fate
+            self._chance.spares = True
             raise Died(mark, "was killed", stopped)
+        self._chance.spares = False
         return pickle.loads(pickle.dumps(reply))
 
     def call(self) -> None:
@@ -89,7 +98,7 @@ class Pool:
 
     def __init__(self, clock: Clock, seed: int) -> None:
         self._clock = clock
-        self._chance = random.Random(f"{seed} beside workers")
+        self._chance = Chance(f"{seed} beside workers")
 
     @contextlib.contextmanager
     def lend(self, owner: str = "") -> Iterator[Lent]:

@@ -130,6 +130,12 @@ class InTurns(several.InThreads):
         self.loop.call_at(ended, self._ended.put, call)
 
 
+def forget() -> None:
+    """Drop what was still to be called: the loop of a worker has ended with it, and holds nothing here."""
+    InTurns.loop._ready.clear()  # type: ignore[attr-defined]
+    InTurns.loop._timers.clear()
+
+
 def note(step: str, began: float, ended: float) -> None:
     """Note a call of a function of the story."""
     worker, _, _, key, attempt = running_now.task

@@ -366,9 +366,10 @@ class _Collector:
         except Exception as error:
             receiving.fail(error)
         except asyncio.CancelledError:
+            # At its own end it is not raised again: the task would keep it, with frames and what they hold.
             if not receiving.closed:  # the client's loop ends, and nobody else tells the consumer
                 receiving.fail(receiving.lost())
-            raise
+                raise
 
 
 _collectors: weakref.WeakSet[_Collector] = weakref.WeakSet()

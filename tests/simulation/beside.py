@@ -20,7 +20,7 @@ from parcoll.chain import marks
 from parcoll.chain.marks import SETTING_UP, Mark, Marks
 from parcoll.worker import isolation, subworker_main
 from parcoll.worker.subworker import Died, Lent
-from parcoll.worker.subworker_main import _Served
+from parcoll.worker.subworker_main import LoadPartition, _Served
 
 START = 0.3  # seconds that such a process takes to start
 KILLED = 0.03  # of the requests, at one of the first calls
@@ -32,7 +32,7 @@ class EndsError(BaseException):
 
 
 class Chance(random.Random):
-    """What decides whether somebody kills such a process: never twice in a row, which a call would fail for."""
+    """What decides whether somebody kills such a process: never twice in a row, or a call would fail."""
 
     spares = False
 
@@ -70,7 +70,7 @@ class Beside:
             mark, self._clock.local, stopped = self.fate
             self._chance.spares = True
             raise Died(mark, "was killed", stopped)
-        self._chance.spares = False
+        self._chance.spares &= isinstance(request, LoadPartition)  # which the next process begins with
         return pickle.loads(pickle.dumps(reply))
 
     def call(self) -> None:

@@ -7,6 +7,7 @@ import pickle
 import weakref
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError  # which dask raises, and which is no `asyncio.CancelledError`
 from typing import Any
 
 from dask_model import ALLOWED_FAILURES, Scheduler
@@ -59,8 +60,6 @@ class Future:
         """Wait for the task; return why it failed."""
         while self.status in ("pending", "lost"):
             await self.client.changed()
-        if self.status == "cancelled":
-            raise asyncio.CancelledError
         return KilledWorker(self.key, None, ALLOWED_FAILURES) if self.status == "error" else None
 
 
@@ -148,6 +147,8 @@ class Client:
             while True:
                 if await future.exception() is not None:
                     raise KilledWorker(future.key, None, ALLOWED_FAILURES)
+                if future.status == "cancelled":
+                    raise CancelledError(future.key)
                 await self.clock.moment(self._scheduler.delay())
                 holders = [w for w in self._scheduler.workers.values() if w.answers and future.key in w.data]
                 if holders:

@@ -7,6 +7,7 @@ looked at while it happens.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -214,3 +215,21 @@ def test_what_nobody_wants_is_forgotten_and_what_has_begun_goes_on(noted: list[s
 def test_the_attempts_of_a_task_have_numbers() -> None:
     """By which the scheduler tells apart what two workers say of it."""
     assert hasattr(TaskState, "run_id")
+
+
+def test_a_cancelled_future_has_no_exception_and_to_gather_it_raises_one(noted: list[str]) -> None:
+    """It is no `asyncio.CancelledError`, which would end the coroutine that asks."""
+
+    async def tell() -> None:
+        async with cluster(1) as (_, _, client):
+            future = client.submit(held)
+            assert await eventually(lambda: noted)
+            await client.cancel([future])
+            assert future.cancelled()
+            assert await future.exception() is None
+            with pytest.raises(concurrent.futures.CancelledError) as raised:
+                await client.gather([future])
+            assert not isinstance(raised.value, asyncio.CancelledError)
+            Held.gate.set()
+
+    asyncio.run(tell())

@@ -79,7 +79,8 @@ class Collective(Operation):
 
     def target(self, total: int) -> int:
         """Return what a task should cost if all cost so much."""
-        return min(self.most, max(total // (TASKS_A_THREAD * self.around.threads()), LEAST_COST))
+        threads = max(self.around.threads(), 1)  # all workers may be lost just now
+        return min(self.most, max(total // (TASKS_A_THREAD * threads), LEAST_COST))
 
 
 class _Row(NamedTuple):

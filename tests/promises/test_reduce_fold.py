@@ -196,6 +196,22 @@ def test_errors_of_reduce_and_of_a_step_come_in_the_order_of_the_elements(engine
         numbers.reduce(lambda a, b: a / (b - 8))
 
 
+@pytest.mark.parametrize("settings", [{}, {"timeout": 30}], ids=["", "timeout"])
+def test_errors_of_fold_and_of_a_step_come_in_the_order_of_the_elements(engine, settings):
+    """Also where the element that the fold refuses is the first of a partition in which a step fails."""
+
+    def refuse(left, right):
+        if 3 in right:
+            raise KeyError(3)
+        return left + right
+
+    numbers = parallel(range(9), partition_size=3, **settings)
+    with pytest.raises(KeyError):
+        numbers.map(lambda x: [x] if x != 4 else divide(x, 0)).fold(refuse, [])
+    with pytest.raises(ZeroDivisionError):
+        numbers.map(lambda x: [x] if x != 2 else divide(x, 0)).fold(refuse, [])
+
+
 def test_reduce_and_fold_keep_the_order_of_an_unordered_collection(engine):
     letters = parallel("abcdefghij", partition_size=1).unordered()
     assert letters.reduce(nest) == functools.reduce(nest, "abcdefghij")

@@ -36,6 +36,7 @@ FAILED = {
     10002123: "the model asked a scheduler that had died since for what it still has",
     70002348: "a task with the whole of a rate, sent again after a loss, made its first call at once",
     795988491435: "a fold's checkpoint had elements of a partition that failed beside a worker",
+    1300018171: "a step failed in a partition, and the fold was to refuse an element before that",
     1300002535: "slots were shared out at a moment at which there was no worker",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }

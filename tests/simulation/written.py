@@ -48,6 +48,19 @@ class Files:
         return [str(found) for found in self._disk.folder.rglob(".parcoll-*")]
 
 
+def check_there(
+    work: Any, at: str, ends: str, there: list[str] | None, old: list[str] | None, expected: tuple[str, Any]
+) -> None:
+    """Compare the lines that are there with what there was, and with what plain Python makes."""
+    new = list(expected[1]) if expected[0] == "returns" else None
+    may_be = [new] if ends == "returns" else [old] if ends in ("raises", "is lost") else [old, new]
+    if ends == "raises":
+        assert expected[0] == "raises", "it raised an error that is not plain Python's"
+    if not work.ordered and there is not None and there != old:
+        there, may_be = sorted(there), [None if lines is None else sorted(lines) for lines in may_be]
+    assert there in may_be, f"after {ends}, at {at}, there is {there}, and not {may_be}"
+
+
 def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) -> tuple[str, Any]:
     """Write, with what happens to the disk; look at what is there; write again, and look at that."""
     disk: Disk = work.disk
@@ -73,14 +86,7 @@ def outcome_of(work: Any, make: Callable[[], Any], expected: tuple[str, Any]) ->
         assert ends in ("dies", "is full") or not files.hidden(), f"after {ends}, there is {files.hidden()}"
         disk.revive()
         target_at(files.path, True, None, "the next run").check()  # which ends what was begun
-        there, old = files.there(), files.old or None
-        new = list(expected[1]) if expected[0] == "returns" else None
-        may_be = [new] if ends == "returns" else [old] if ends in ("raises", "is lost") else [old, new]
-        if ends == "raises":
-            assert expected[0] == "raises", "it raised an error that is not plain Python's"
-        if not work.ordered and there is not None and there != old:
-            there, may_be = sorted(there), [None if lines is None else sorted(lines) for lines in may_be]
-        assert there in may_be, f"after {ends}, at {steps} steps, there is {there}, and not {may_be}"
+        check_there(work, f"{steps} steps", ends, files.there(), files.old or None, expected)
         assert not files.hidden(), f"after {ends}, there is still {files.hidden()}"
         if expected[0] == "raises":
             return expected

@@ -28,12 +28,12 @@ from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
 QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
 COUNTED_FOR = 1.0  # seconds, after which threads are counted again
+START_SECONDS = 30.0  # QUIET_SECONDS of a local cluster, whose workers may be just starting
 # Futures whose outcome has come hold nothing large, and each release wakes this client's loop, the scheduler
-# and a worker: 1 ms of an evaluation that takes 6. So they are released so many at a time, or when no
-# evaluation has followed for so many seconds.
+# and a worker: 1 ms of an evaluation that takes 6. So they are released so many at a time, or so many seconds
+# after an evaluation has ended.
 RELEASED = 32
 SPENT_SECONDS = 0.05
-START_SECONDS = 30.0  # the same on a local cluster: its workers may be just starting, on a busy machine
 
 
 class Link:
@@ -132,19 +132,23 @@ class Spent:
         self._timed = False  # the client's loop will release them
 
     def add(self, future: Any, last: bool) -> None:
-        """Take one; if it is the `last` of its evaluation, all go soon. In the client's loop."""
+        """Take one; if it may be the `last` of its evaluation, all go soon. In the client's loop."""
         self._futures.append(future)
-        if last and not self._timed:
-            self._timed = True
-            self._client.loop.call_later(SPENT_SECONDS, self._release_now)
+        if last:
+            self._release_soon()
 
     def end(self, abandoned: bool) -> None:
         """Have all of them go: now, if an evaluation is `abandoned`, whose others go too; else soon."""
         if abandoned:
             self.release()
-        elif self._futures and not self._timed:
+        elif self._futures and not self._timed:  # the last outcome did not come in a report
             with contextlib.suppress(RuntimeError):  # the client's loop has been closed
-                self._client.loop.add_callback(self._client.loop.call_later, SPENT_SECONDS, self.release)
+                self._client.loop.add_callback(self._release_soon)
+
+    def _release_soon(self) -> None:
+        if not self._timed:
+            self._timed = True
+            self._client.loop.call_later(SPENT_SECONDS, self._release_now)
 
     def _release_now(self) -> None:
         self._timed = False

@@ -290,8 +290,8 @@ class _Tree(_Joins):
         self._value_seconds = deque([0.0] * 3, 3)  # that each of the last joins took for a value
 
     def add(self, part: Handle, outcome: Outcome) -> None:
-        """Take one more kept partition, if it has a value."""
-        if outcome.failure is not None or not _has_value(part, outcome):
+        """Take one more kept partition, if it has a value; of one that failed, what came before counts."""
+        if not _has_value(part, outcome):
             return
         self._runs.append(_Run(0, self._values // self.MEMORY, self._values, 1, part))
         self._values += 1

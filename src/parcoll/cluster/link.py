@@ -137,11 +137,9 @@ class Spent:
         if last:
             self._release_soon()
 
-    def end(self, abandoned: bool) -> None:
-        """Have all of them go: now, if an evaluation is `abandoned`, whose others go too; else soon."""
-        if abandoned:
-            self.release()
-        elif self._futures and not self._timed:  # the last outcome did not come in a report
+    def end(self) -> None:
+        """Have all of them go soon: an evaluation ends whose last outcome did not come in a report."""
+        if self._futures and not self._timed:
             with contextlib.suppress(RuntimeError):  # the client's loop has been closed
                 self._client.loop.add_callback(self._release_soon)
 

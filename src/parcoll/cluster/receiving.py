@@ -237,7 +237,7 @@ class Receiving:
             self._collector.stop()
         self._forget(list(self._by_key))
         self._by_key.clear()
-        self._link.spent.end(abandoned=any_left)
+        self._link.spent.end()
         while self._pending:
             with contextlib.suppress(KeyError):  # the collector may take one meanwhile
                 self._pending.popitem()[0].release()

@@ -1,12 +1,14 @@
 """System: what only Linux's kernel can do for a family of processes, and how processes ended.
 
-On other systems the functions that need this kernel do nothing, and return False or 0.
+On other systems the functions that need this kernel do nothing, and return False or 0. And when Python's
+collector of cycles has to wait.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import signal
 import stat
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -319,3 +321,40 @@ def _look() -> _Look:
     except (OSError, ValueError):
         return _Look(at, at, 0.0)
     return _Look(at, (int(worked) + int(kept)) / 1e9, sum(os.times()[:4]))
+
+
+_changing = threading.RLock()  # a handler of a signal may evaluate between any two lines
+_waits_for = 0  # blocks, of all threads
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage, in no thread, until the last of such blocks ends. Where it is off, it stays off.
+
+    For what a callback that evaluates would find half done, and where very many objects are made, none of
+    which could be freed: half of the time that merging took.
+    """
+    global _waits_for
+    with _changing:
+        was_on = gc.isenabled() or _waits_for > 0
+        _waits_for += was_on
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _changing:
+            _waits_for -= was_on
+            if was_on and not _waits_for:
+                gc.enable()
+
+
+def _in_child() -> None:
+    global _changing, _waits_for
+    _changing = threading.RLock()
+    if _waits_for:
+        _waits_for = 0
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -21,9 +21,9 @@ from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import LARGE_BYTES, Ahead, Graph, opaque_task
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
-from parcoll.local.imports import without_collections
 from parcoll.local.levels import key_of
 from parcoll.log import logger
+from parcoll.system import without_collections
 from parcoll.text import describe, key_words, line_of, message_of
 from parcoll.wire.codec import loads
 from parcoll.wire.exceptions import Failure

@@ -29,9 +29,10 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
-from parcoll.keys.store import Scratch, collector_paused
+from parcoll.keys.store import Scratch
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
+from parcoll.system import without_collections
 from parcoll.text import describe, line_of
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
@@ -162,9 +163,8 @@ class Run:
         """Return what the operation that makes the source may ask for."""
         import dask  # lazy: start-up
 
-        folder = dask.config.get("temporary-directory", None)
-        around = self.engine.threads, self.engine.memory_limit, self.evaluate, folder
-        return Around(*around, Recorder(self.stats).spill, scratch)
+        folder, spill = dask.config.get("temporary-directory", None), Recorder(self.stats).spill
+        return Around(self.engine.threads, self.engine.memory_limit, self.evaluate, folder, spill, scratch)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
@@ -356,7 +356,7 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
 def loaded(payload: Payload, what: str, count: int) -> list[Any]:
     """Unpickle so many values that came back from a worker; `what` names them for the error if that fails."""
     try:
-        with collector_paused():
+        with without_collections():
             found = payload.load()
     except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
         raise SerializationError(

@@ -12,7 +12,8 @@ from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
 from parcoll.keys.gathering import Merged, Values
 from parcoll.keys.slots import Cutter, Piece, one_nan
-from parcoll.keys.store import Framer, Scratch, collector_paused, fetched, framed, is_flat, unframed
+from parcoll.keys.store import Framer, Scratch, fetched, framed, is_flat, unframed
+from parcoll.system import without_collections
 from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
@@ -69,7 +70,7 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
         slot = min(part.slot for part in parts)
         firsts: list[int] = []
         values: dict[Any, Any] = {}
-        with collector_paused():
+        with without_collections():
             for part in parts:
                 while part.slot == slot:
                     kind.join_all(values, firsts, *part.taken())
@@ -130,7 +131,7 @@ def in_order(slots: Iterator[Merged]) -> Merged:
         values += found.values
     if len(firsts) < 2:
         return Merged(firsts, keys, values)
-    with collector_paused():
+    with without_collections():
         pick = itemgetter(*sorted(range(len(firsts)), key=firsts.__getitem__))
         return Merged(list(pick(firsts)), list(pick(keys)), list(pick(values)))
 

@@ -13,8 +13,9 @@ from parcoll.keys.exchange import Collective
 from parcoll.keys.gathering import Gatherer, Merged, Values
 from parcoll.keys.merging import BLOCK_KEYS, Block, Slots, in_order, merged
 from parcoll.keys.slots import PLAINEST, one_nan, slots_of
-from parcoll.keys.store import Spot, Store, collector_paused, framed, is_flat, unframed
+from parcoll.keys.store import Spot, Store, framed, is_flat, unframed
 from parcoll.keys.streams import Operation
+from parcoll.system import without_collections
 
 
 class _Waiting(NamedTuple):
@@ -56,7 +57,7 @@ class InOrder(Collective):
         firsts, keys, values = found
         if not self.ordered or len(keys) < 2:
             return keys, values
-        with collector_paused():
+        with without_collections():
             pick = itemgetter(*sorted(range(len(firsts)), key=firsts.__getitem__))
             return pick(keys), pick(values)
 
@@ -78,7 +79,7 @@ class InOrder(Collective):
                 waiting[block.number].append(_Waiting(block.last, store.add(block.data)))
             rounds = _rounds(store, list(waiting.values()))
             while True:
-                with collector_paused():
+                with without_collections():
                     found = next(rounds, None)
                     pairs = [] if found is None else list(zip(*found[1:], strict=True))
                 if found is None:
@@ -98,7 +99,7 @@ class InOrder(Collective):
         waiting.clear()
         for at in range(0, len(keys), PAIRS):
             to = at + PAIRS
-            with collector_paused():
+            with without_collections():
                 pairs = list(zip(keys[at:to], values[at:to], strict=True))
                 keys[at:to] = values[at:to] = [None] * len(pairs)
             yield pairs
@@ -106,7 +107,7 @@ class InOrder(Collective):
 
 def _some(found: Iterator[Merged]) -> list[Merged]:
     """Draw what a few slots have; then the collector looks at that, while it is in the cache."""
-    with collector_paused():
+    with without_collections():
         return list(islice(found, 4))
 
 

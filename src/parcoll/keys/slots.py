@@ -29,7 +29,8 @@ from pathlib import PurePath
 from typing import Any
 from zlib import crc32
 
-from parcoll.keys.store import FLAT, Framer, collector_paused, joined
+from parcoll.keys.store import FLAT, Framer, joined
+from parcoll.system import without_collections
 from parcoll.wire.reducers import ROWS, of_atoms
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
@@ -332,7 +333,7 @@ class Cutter:
     def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Take keys in. `firsts` say where each stands among all."""
         at = 0
-        with collector_paused():
+        with without_collections():
             while at < len(keys):
                 left = len(keys) - at  # a little more at the end is cut with them
                 to = at + (left if left < 1.5 * self.together else self.together)

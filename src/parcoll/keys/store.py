@@ -7,22 +7,21 @@ removed. Where there is a scratch (`connecting.scratch`), workers put bytes ther
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import pickle
 import struct
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.chain import apart
 from parcoll.errors import WorkerSetupError
 from parcoll.log import logger
+from parcoll.system import without_collections
 from parcoll.text import line_of, short_repr
 from parcoll.wire.codec import PROTOCOL, ManyByReference, loads, prefers_value
 from parcoll.wire.payload import Packed
@@ -331,42 +330,6 @@ def unsent(value: Any, error: BaseException) -> str:
     return f"a value between processes ({line_of(error)})"
 
 
-_pauses = threading.Lock()
-_paused = 0  # by how many
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Have the collector of cycles wait while very many objects are made, none of which it could free.
-
-    It looks at all of them again and again: half of the time that merging took.
-    """
-    global _paused
-    with _pauses:
-        was_on = gc.isenabled() or _paused > 0
-        _paused += was_on
-        gc.disable()
-    try:
-        yield
-    finally:
-        with _pauses:
-            _paused -= was_on
-            if was_on and not _paused:
-                gc.enable()
-
-
-def _in_child() -> None:
-    global _pauses, _paused
-    _pauses = threading.Lock()
-    if _paused:
-        _paused = 0
-        gc.enable()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
 def unframed(data: bytes) -> Iterator[Any]:
     """Give the columns of such bytes."""
     at, view = 0, memoryview(data)
@@ -379,9 +342,6 @@ def unframed(data: bytes) -> Iterator[Any]:
         for size in sizes:
             buffers.append(bytearray(view[at : at + size]))
             at += size
-        if gc.isenabled():
-            with collector_paused():
-                value = loads(pickled, buffers)
-        else:
+        with without_collections():
             value = loads(pickled, buffers)
         yield tuple([column.split(BETWEEN) if type(column) is str else column for column in value])

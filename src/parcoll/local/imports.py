@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import sys
 import threading
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from parcoll.local.shutdown import refuse_at_end, registering_late
+from parcoll.system import without_collections
 
 LEFT_OUT = "numpy"
 
@@ -48,18 +48,6 @@ def lean_imports() -> Iterator[None]:
             yield
     finally:
         sys.meta_path.remove(finder)
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Collect no garbage. A callback of the collector's that evaluates would find modules half done."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def import_whole(*names: str, lean: bool = False) -> None:

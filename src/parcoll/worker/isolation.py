@@ -136,7 +136,8 @@ class _Partition:
         except BaseException as error:
             return unloadable_chain(error)
         self._least_timeout = self._program.least_timeout
-        self._lent.owner, self._lent.alone = self._shared.owner, not self._program.stops  # has ended workers
+        self._lent.owner = self._shared.owner
+        self._lent.alone = not self._program.stops  # then it is here since it has ended workers
         packed = self._pack(given)
         if isinstance(packed, Outcome):
             return packed
@@ -318,11 +319,8 @@ class _Partition:
             # `produced` stays: all results were made.
             merged.nbytes = outcome.nbytes
             if outcome.failure is not None:  # at a result before the element that ended the chain, if any did
-                merged.failure, merged.failed_step, merged.complete = (
-                    outcome.failure,
-                    len(program.steps),
-                    True,
-                )
+                merged.failure, merged.complete = outcome.failure, True
+                merged.failed_step = len(program.steps)
             return None
 
     @property

@@ -228,7 +228,7 @@ class _Served:
     def __init__(self, marks: Marks, channel: standin.Channel, in_lane: bool = False) -> None:
         self._marks = marks
         self._channel = channel
-        self.in_lane = in_lane  # other threads run partitions, perhaps of other scripts
+        self.in_lane = in_lane  # other threads run partitions too
         self._task: Any = None
         self._shared: SharedProgram | None = None
         self._program: Program | None = None

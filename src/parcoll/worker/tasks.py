@@ -16,8 +16,7 @@ from parcoll.chain.sinks import Pack, Sink
 from parcoll.chain.steps import WHOLE, Share, within
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Timing
-from parcoll.keys.store import collector_paused
-from parcoll.system import alarm_is_set, begin_busy, busy_lately, unset_alarm
+from parcoll.system import alarm_is_set, begin_busy, busy_lately, unset_alarm, without_collections
 from parcoll.wire.payload import Packed, Payload, Space
 from parcoll.wire.script import running
 from parcoll.worker.fold import join
@@ -378,7 +377,7 @@ def as_sequence(given: Any) -> Sequence[Any]:
     if isinstance(given, Kept):
         return elements_of(given)
     if isinstance(given, Payload):
-        with collector_paused():
+        with without_collections():
             given = given.load()
     numpy = sys.modules.get("numpy")
     sliced = type(given) in SLICED or (numpy is not None and type(given) is numpy.ndarray)

@@ -212,9 +212,16 @@ def test_of_joins_that_fail_the_first_in_the_order_of_the_source_raises() -> Non
         assert not session.jobs
 
 
-def test_what_a_partition_that_failed_has_left_is_not_joined() -> None:
-    session = Shuffled(operator.add, 5)
+def test_what_came_before_the_element_that_failed_is_joined_first() -> None:
+    """So the error of the fold's function on an earlier element is the one that raises."""
+
+    def refuse(left: str, right: str) -> str:
+        raise ValueError(right)
+
+    session = Shuffled(refuse, 5)
     joins = _Tree(session, Program((), session.fold), stats())
-    failed = Outcome(nbytes=9, failure=Failure.of(ValueError(), ""))
-    joins.add(There(Kept(failed, Packed.pack(["x", "y"])), session.fetched), failed)
-    assert joins.finish() is None
+    failed = Outcome(nbytes=9, failure=Failure.of(TypeError(), ""))
+    for value, outcome in ("x", Outcome(produced=1, nbytes=9)), ("y", failed):
+        joins.add(There(Kept(outcome, Packed.pack([value])), session.fetched), outcome)
+    with pytest.raises(ValueError, match="y"):
+        joins.finish()

@@ -327,6 +327,10 @@ class Scheduler:
         heapq.heappush(worker.ready, (-task.priority, self._numbers, task.key))
         self._begin(worker)
 
+    def _worker_asks_again(self, worker: SWorker, task: STask, attempt: int) -> None:
+        if worker.given.get(task.key) == (task, attempt):  # not freed, given back or given anew meanwhile
+            self._worker_gets(worker, task, attempt)
+
     def _worker_frees(self, worker: SWorker, key: str) -> None:
         worker.data.pop(key, None)
         worker.given.pop(key, None)
@@ -350,7 +354,7 @@ class Scheduler:
                 source = next((w for w in self.workers.values() if w.answers and need in w.data), worker)
                 if need not in source.data:  # lost just now: the scheduler will notice, and take it back
                     if any(w.cut_off and need in w.data for w in self.workers.values()):
-                        self.clock.after(ASK_AGAIN, self._worker_gets, worker, task, attempt)
+                        self.clock.after(ASK_AGAIN, self._worker_asks_again, worker, task, attempt)
                     break
                 value = source.data[need]
                 values[need] = value if source is worker else pickle.loads(pickle.dumps(value))

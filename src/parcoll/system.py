@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import math
 import os
 import signal
 import stat
@@ -16,8 +17,9 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -231,6 +233,44 @@ class MemoryFile:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Inbox(Generic[T]):
+    """A queue with one reader, whose wait ends in time also where signals are handled meanwhile.
+
+    Before Python 3.13 `SimpleQueue.get` waits for ever once a handler has taken longer than what was left of
+    its timeout. A wait for a lock does not.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._bell = threading.Lock()  # free if something has come since the reader looked last
+        self._bell.acquire()
+
+    def put(self, item: T) -> None:
+        """Add an item, from any thread."""
+        self._items.append(item)
+        with contextlib.suppress(RuntimeError):  # it is free already
+            self._bell.release()
+
+    def empty(self) -> bool:
+        """Tell whether there is none."""
+        return not self._items
+
+    def get_nowait(self) -> T:
+        """Return the next item. Raises queue.Empty."""
+        return self.get(0.0)
+
+    def get(self, seconds: float = math.inf) -> T:
+        """Return the next item; wait for it so long at most. Raises queue.Empty."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return self._items.popleft()
+            except IndexError:
+                left = max(until - time.monotonic(), 0.0) if seconds else 0.0
+                if not self._bell.acquire(timeout=-1 if left == math.inf else left) and not self._items:
+                    raise Empty from None
 
 
 class Starter(Generic[T]):

@@ -224,19 +224,25 @@ def test_a_handler_of_the_log_evaluates_while_others_wait_for_it(cluster: Connec
     assert set(evaluates.found) == {60}
 
 
-def test_a_signal_s_handler_closes_the_cluster_that_its_thread_waits_for(scripts: Scripts) -> None:
-    text = """
-        import signal
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_a_signal_s_handler_closes_the_cluster_that_its_thread_waits_for(
+    scripts: Scripts, seconds: float
+) -> None:
+    """However long the handler takes: before Python 3.13, a `SimpleQueue` then waits for ever."""
+    text = f"""
+        import signal, time
         from parcoll import connect, parallel
         connection = connect(n_workers=1)
-        signal.signal(signal.SIGALRM, lambda *_: connection.close())
+        signal.signal(signal.SIGALRM, lambda *_: (time.sleep({seconds}), connection.close()))
         def slowly(x):
             import time
             time.sleep(0.05)
             return x
-        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        def source():
+            signal.setitimer(signal.ITIMER_REAL, 0.4)
+            yield from range(1000)
         try:
-            list(parallel(range(1000), partition_size=1).map(slowly))
+            list(parallel(source, partition_size=1).map(slowly))
         except ConnectionError as error:
             print(str(error).partition(";")[0])
         print(parallel(range(3)).count())

@@ -83,18 +83,17 @@ class Ended:
         """Add one."""
         self._items.append(item)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, seconds: float = math.inf) -> Any:
         """Return the first one, when there is one."""
-        if block:
-            until = math.inf if timeout is None else self._loop.time() + timeout
-            self._loop.go_on(lambda: bool(self._items), until)
+        if seconds:
+            self._loop.go_on(lambda: bool(self._items), self._loop.time() + seconds)
         if not self._items:
             raise queue.Empty
         return self._items.popleft()
 
     def get_nowait(self) -> Any:
         """Return the first one, if there is one."""
-        return self.get(block=False)
+        return self.get(0.0)
 
 
 class Closing(threading.Event):
@@ -149,6 +148,7 @@ def changes(clock: Clock) -> Iterator[tuple[Any, str, Any]]:
     InTurns.loop = loop
     yield several.coroutines, "loop", lambda: loop
     yield several, "SimpleQueue", lambda: Ended(loop)
+    yield several, "Inbox", lambda: Ended(loop)
     yield several, "InThreads", InTurns
     yield several, "threading", _THREADING
     yield several.coroutines, "result", lambda coroutine: result(loop, coroutine)

@@ -24,6 +24,7 @@ from parcoll.chain.failures import late, stands_between
 from parcoll.chain.guard import Guard
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Share
+from parcoll.system import Inbox
 from parcoll.wire.script import owned_by, owner
 
 # Elements that were drawn and whose results are not given yet, for each call at a time. So a call that takes
@@ -100,7 +101,7 @@ class Calls:
         self._at_once = step.at_once(step.share.parts)
         self._open = 0  # calls that have begun and have not ended
         self._handed: _Call | None = None  # one of a rate that has not started yet: the next one waits for it
-        self._ended: SimpleQueue[_Call | None] = SimpleQueue()  # None has the task look at `_closing`
+        self._ended: Inbox[_Call | None] = Inbox()  # None has the task look at `_closing`
         self._closing = threading.Event()
         guard.ends(self._abandon)
 
@@ -109,7 +110,7 @@ class Calls:
         held: deque[_Call] = deque()
         more = True
         while not self._closing.is_set():
-            seconds = None
+            seconds = 0.0
             while more and self._open < self._at_once and len(held) < HELD * self._at_once:
                 seconds = self._until_next()
                 if seconds:
@@ -117,7 +118,7 @@ class Calls:
                 try:
                     call = _Call(*self._guard.draw_next(elements))
                 except StopIteration:
-                    more, seconds = False, None
+                    more, seconds = False, 0.0
                     break
                 held.append(call)
                 self._open += 1
@@ -127,7 +128,7 @@ class Calls:
                 yield from self._settled(held.popleft())
                 self._note(0.0)
             elif self._open or seconds:
-                self._note(seconds or None)
+                self._note(seconds or math.inf)
             elif not more:
                 return
 
@@ -145,10 +146,10 @@ class Calls:
             self._ended.put(None)
         return seconds
 
-    def _note(self, seconds: float | None) -> None:
+    def _note(self, seconds: float) -> None:
         """Note which calls have ended; wait for one, at most so long."""
         with contextlib.suppress(Empty):
-            ended = self._ended.get(seconds != 0.0, None if seconds == math.inf else seconds)
+            ended = self._ended.get(seconds)
             while True:
                 if ended is not None:
                     ended.ended = True
@@ -179,9 +180,9 @@ class Calls:
         """Begin no more calls, and wait until those have ended that have begun."""
         self._closing.set()
         self._stop()
-        seconds = CANCEL_SECONDS if self._step.is_async else None
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while waits and self._open and (seconds is None or time.monotonic() < deadline):
+        seconds = CANCEL_SECONDS if self._step.is_async else math.inf
+        deadline = time.monotonic() + seconds
+        while waits and self._open and time.monotonic() < deadline:
             self._note(seconds)
         self._leave()
 

@@ -96,6 +96,8 @@ class Link:
             try:
                 yield
             except (AttributeError, LookupError, TypeError, ValueError) as error:
+                if not self.connected:  # a signal's handler, say, has closed it meanwhile
+                    raise self.lost() from error
                 raise ConnectError(
                     f"the dask scheduler at {self.address} does not answer as dask's own does "
                     f"({line_of(error)}): it may be broken, or of another version"

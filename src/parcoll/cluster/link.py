@@ -10,9 +10,9 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 import distributed
@@ -25,6 +25,8 @@ from parcoll.log import logger
 from parcoll.text import describe, line_of
 from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept, Outcome, report
+
+T = TypeVar("T")
 
 QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
 COUNTED_FOR = 1.0  # seconds, after which threads are counted again
@@ -166,6 +168,24 @@ class Spent:
         self._futures.clear()
 
 
+def _begun(client: Any, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Run a coroutine in the client's loop, where it is made: a closed loop leaves none behind."""
+    answer: Future[T] = Future()
+
+    async def run() -> None:
+        try:
+            answer.set_result(await make())
+        except Exception as error:
+            answer.set_exception(error)
+
+    def begin() -> None:
+        answer.task = asyncio.ensure_future(run())  # type: ignore[attr-defined] # asyncio itself holds none
+
+    with contextlib.suppress(RuntimeError):  # it has been closed
+        client.loop.asyncio_loop.call_soon_threadsafe(begin)
+    return answer
+
+
 class Placement:
     """Whether tasks wait for a worker that may run them, asked of the scheduler while nothing comes back.
 
@@ -193,9 +213,8 @@ class Placement:
             self._take(self._asked)
             self._quiet_since, self._asked = time.monotonic(), None
         if self._asked is None and time.monotonic() - self._quiet_since > self._patience:
-            loop = self._client.loop.asyncio_loop
-            with contextlib.suppress(RuntimeError):  # it has been closed
-                self._asked = asyncio.run_coroutine_threadsafe(self._unplaced(keys()), loop)
+            found = keys()
+            self._asked = _begun(self._client, lambda: self._unplaced(found))
 
     async def _unplaced(self, keys: list[str]) -> int:
         scheduler = self._client.scheduler
@@ -242,9 +261,7 @@ class ThreadCount:
             self._threads = sum(self._client.nthreads().values())
             self._since = time.monotonic()
         elif self._asked is None and time.monotonic() - self._since >= COUNTED_FOR:
-            loop = self._client.loop.asyncio_loop
-            with contextlib.suppress(RuntimeError):  # it has been closed
-                self._asked = asyncio.run_coroutine_threadsafe(self._ask(), loop)
+            self._asked = _begun(self._client, self._ask)
         return self._threads
 
     async def _ask(self) -> dict[str, int]:

@@ -97,7 +97,7 @@ ALIKE = (
     *("promises/test_retries.py", "promises/test_resuming_again.py", "evaluation/test_seams.py"),
     *("promises/test_timeouts.py", "promises/test_collection.py", "wire/test_shared_arrays.py"),
     *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
-    "promises/test_timeouts_in_threads.py",
+    *("promises/test_timeouts_in_threads.py", "promises/test_interrupted_keys.py"),
     "promises/test_packed_keys.py",
 )
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in each phase of what brings elements together by key: it ends at once, and the next answer is right."""
+"""Ctrl-C in each phase of what brings elements together by key ends it, and the next answer is right."""
 
 from __future__ import annotations
 

@@ -7,15 +7,19 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from parcoll.text import short_repr
+from parcoll.text import UNSET, short_repr
 
 # What has another name elsewhere: in multiprocessing, joblib, dask, Spark, Ray, pandas, polars, itertools.
 _LIST = "list(collection), or take(n) for the first n results"
+_CLOSES = ("close", "shutdown", "join_all", "terminate")
+_NOT_TO_CLOSE = "nothing: the workers end with the script, or with a `with connect():` around it"
 _METHODS = {
     **dict.fromkeys(("collect", "compute", "to_list", "tolist", "toList", "get", "result", "execute"), _LIST),
-    **dict.fromkeys(("take_all", "collect_list", "fetchall", "run", "wait", "evaluate"), _LIST),
+    **dict.fromkeys(("take_all", "collect_list", "fetchall", "run", "start", "wait", "evaluate"), _LIST),
     **dict.fromkeys(("iter_rows", "iter_batches", "iterator", "next"), "`for element in collection:`"),
     **dict.fromkeys(("head", "limit", "show", "take_first"), "take(n), or first()"),
+    **dict.fromkeys(("tail", "last"), "collections.deque(collection, n), which keeps the last n"),
+    **dict.fromkeys(("items", "keys", "values"), "map(func): of a mapping, the elements are its pairs"),
     **dict.fromkeys(("imap", "apply", "apply_async", "map_async", "submit", "select"), "map(func)"),
     **dict.fromkeys(("transform", "pipe", "assign", "withColumn", "with_columns"), "map(func)"),
     **dict.fromkeys(("imap_unordered", "as_completed"), "map(func).unordered()"),
@@ -37,7 +41,8 @@ _METHODS = {
     **dict.fromkeys(("for_each", "each", "foreachPartition"), "foreach(func)"),
     **dict.fromkeys(("where", "filter_by", "query"), "filter(predicate)"),
     **dict.fromkeys(("filterfalse", "reject", "remove"), "filter(lambda element: not predicate(element))"),
-    **dict.fromkeys(("size", "length", "shape"), "count()"),
+    **dict.fromkeys(("size", "len", "length", "shape"), "count()"),
+    **dict.fromkeys(("agg", "combine"), "fold(func, initial, combine)"),
     **dict.fromkeys(("accumulate", "cumsum"), "scan(func)"),
     **dict.fromkeys(("takewhile", "takeWhile"), "take_while(predicate)"),
     **dict.fromkeys(("dropwhile", "dropWhile"), "drop_while(predicate)"),
@@ -70,7 +75,7 @@ _METHODS = {
     "to_parquet": "write_parquet(path)",
     **dict.fromkeys(("to_json", "write_json", "to_jsonl"), "write_jsonl(path)"),
     **dict.fromkeys(("reverse", "reversed"), "sorted(reverse=True), or reversed(list(collection))"),
-    **dict.fromkeys(("close", "shutdown", "join_all", "terminate"), "`with connect():` around it"),
+    **dict.fromkeys(_CLOSES, _NOT_TO_CLOSE),
 }
 # Methods of a collection that people look for elsewhere.
 COLLECTION = frozenset(
@@ -95,13 +100,39 @@ _SETTINGS = {
         ("n_workers", "n_jobs", "max_workers", "workers", "processes", "num_workers", "nprocs"), _WORKERS
     ),
     **dict.fromkeys(("chunksize", "chunk_size", "batch_size", "numSlices", "npartitions"), _SIZE),
-    **dict.fromkeys(("threads", "n_threads"), "connect(threads_per_worker=n), or concurrency=n for one step"),
-    **dict.fromkeys(("backend", "scheduler"), "connect(...), which says where it runs"),
-    **dict.fromkeys(("errors", "error", "ignore_errors"), 'on_error="skip", or a function'),
+    **dict.fromkeys(
+        ("threads", "n_threads", "nthreads"), "connect(threads_per_worker=n), or concurrency=n for one step"
+    ),
+    **dict.fromkeys(("concurrency", "rate"), "it with the step that waits, as in map(func, concurrency=n)"),
+    **dict.fromkeys(("prefer", "require"), "map(func, concurrency=n) for calls that wait"),
+    **dict.fromkeys(("backend", "scheduler", "address"), "connect(...), which says where it runs"),
+    **dict.fromkeys(("errors", "error", "ignore_errors", "skip_errors"), 'on_error="skip", or a function'),
     **dict.fromkeys(("retry", "max_retries", "tries"), "retries=n"),
     **dict.fromkeys(("verbose", "show_progress", "desc"), "progress=True, or progress=a text"),
     **dict.fromkeys(("initializer", "initargs"), "@per_worker, which makes an object once in each worker"),
-    **dict.fromkeys(("ordered", "preserve_order"), "unordered(), a method of the collection"),
+    **dict.fromkeys(("ordered", "preserve_order", "unordered"), "unordered(), a method of the collection"),
+    **dict.fromkeys(("cache", "memory", "resume"), "checkpoint=folder, or persist(), a method"),
+}
+# What pandas and `open` have, for what reads files.
+_OF_FILES = {
+    **dict.fromkeys(("sep", "delim", "delim_whitespace"), "delimiter="),
+    **dict.fromkeys(("usecols", "names"), "columns="),
+    **dict.fromkeys(("dtype", "converters", "parse_dates"), "map(func) behind it: values are texts"),
+    **dict.fromkeys(("index_col", "index"), "enumerate() behind it: rows have no index"),
+    **dict.fromkeys(("nrows", "limit", "n_rows"), "take(n) behind it"),
+    **dict.fromkeys(("skiprows", "skip_rows"), "skip(n) behind it"),
+    **dict.fromkeys(("iterator", "low_memory"), "nothing: rows are read as they are needed"),
+    **dict.fromkeys(("lines", "orient"), "read_files(path), where one value is a whole file"),
+    "mode": "read_files(path), which gives bytes",
+    "quotes": "quotechar=",
+    "newline": "linedelimiter=",
+    "recursive": "a pattern with `**`, as in 'folder/**/*.txt'",
+    **dict.fromkeys(("filters", "filter"), "filter(predicate) behind it"),
+}
+_OF_CONNECT = {
+    **dict.fromkeys(("address", "scheduler", "url", "host", "cluster", "client"), "it without a name"),
+    **dict.fromkeys(("cores", "n_cores"), "n_workers=n"),
+    **dict.fromkeys(("memory", "mem", "max_memory"), 'memory_limit="4 GiB"'),
 }
 _OF_PARALLEL = ("partition_size", "buffersize", "client", "name", "progress", "checkpoint", "retry_failed")
 # Steps whose function says what an element is found, counted or sorted by.
@@ -132,6 +163,8 @@ def not_a_collection(what: str, name: str) -> str:
         return message
     if name in _ELSEWHERE:
         return f"{message}: write {_ELSEWHERE[name]}"
+    if name in _CLOSES:
+        return f"{message}: write {'close()' if what == 'a connection' else _NOT_TO_CLOSE}"
     if name in COLLECTION:
         return f"{message}: write parallel(source).{name}(...)"
     return f"{message}: write parallel(source), and then {_METHODS[name]}" if name in _METHODS else message
@@ -167,14 +200,19 @@ def wrong_arguments(
     parameters = inspect.signature(function).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind != parameter.POSITIONAL_ONLY]
     call = f"{function.__name__}()"
-    for name in named:
+    for name in named if not any(p.kind == p.VAR_KEYWORD for p in parameters) else ():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.7)
-            instead = _SETTINGS.get(name) or "".join(f"{match}=" for match in close)
+            own_words = _OF_CONNECT if function.__name__ == "connect" else {}
+            instead = own_words.get(name) or _SETTINGS.get(name) or "".join(f"{match}=" for match in close)
             own = ", ".join(each for each in known if each != "self")
             said = f"write {instead}" if instead else f"it takes {own or 'nothing'}"
             return f"{call} has no {name}=: {said}"
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in positional[len(arguments) :] if p.default is p.empty and p.name not in named]
+    if needed:
+        lacks, shown = " and ".join(p.name for p in needed), ", ".join(_shown(p) for p in positional)
+        return f"{call} needs {lacks}: write {function.__name__}({shown.removeprefix('self, ')})"
     if len(arguments) <= len(positional) or any(p.kind == p.VAR_POSITIONAL for p in parameters):
         return None
     taken, methods = len(positional), bool(positional) and positional[0].name == "self"
@@ -189,6 +227,27 @@ def wrong_arguments(
             f"{message}: for a function of several arguments write zip(*others).starmap(func), or "
             "functools.partial(func, ...) for the same ones each time"
         )
+    if function.__name__ == "count":
+        predicate = callable(arguments[-1])
+        return f"{message}: write {'filter(predicate).count()' if predicate else 'count_by()[element]'}"
     named_only = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     said = f"name the others, of {', '.join(named_only)}" if named_only else "leave out the rest"
     return f"{message}: {said}"
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """Return a parameter as help() shows it, but for its type."""
+    if parameter.default is parameter.empty:
+        return parameter.name
+    if parameter.default is UNSET:
+        return f"[{parameter.name}]"
+    return f"{parameter.name}={parameter.default!r}"
+
+
+def no_setting_of_files(name: str, known: Mapping[str, Any]) -> str:
+    """Return what ends the message for a setting that what reads files does not have."""
+    close = difflib.get_close_matches(name, known, 1, 0.7)
+    instead = _OF_FILES.get(name) or _SETTINGS.get(name) or "".join(f"{match}=" for match in close)
+    if instead.endswith("=") and instead[:-1] not in known:
+        instead = f"read_csv(path, {instead}...)"
+    return f": write {instead}" if instead else ""

@@ -8,7 +8,9 @@ import inspect
 import pickle
 import pydoc
 import re
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -27,6 +29,12 @@ def of_a_connection() -> None:
         given_connection.map(len, [1])
 
 
+def end_of_a_connection() -> None:
+    with connect("inline") as connection:
+        given_connection: Any = connection
+        given_connection.shutdown()
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "index": (lambda: numbers[0], TypeError, r"first\(\)"),
     "slice": (lambda: numbers[:3], TypeError, r"take\(n\)"),
@@ -40,6 +48,75 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "two sources": (lambda: given.parallel([1], [2]), TypeError, r"chain\(ys\)"),
     "processes": (lambda: given.connect(processes=2), TypeError, r"connect\(n_workers=n\)"),
     "key of a sum": (lambda: numbers.sum(key=len), TypeError, "it takes start"),
+    "no key of a join": (
+        lambda: numbers.join([1]),
+        TypeError,
+        r"^join\(\) needs key: write join\(other, key, ",
+    ),
+    "no seed": (
+        lambda: numbers.sample(0.5),
+        TypeError,
+        r"^sample\(\) needs seed: write sample\(probability, s",
+    ),
+    "no initial value": (
+        lambda: numbers.fold(max),
+        TypeError,
+        r"initial: write fold\(func, initial, combine=N",
+    ),
+    "no function, but a setting": (
+        lambda: numbers.map(retries=2),
+        TypeError,
+        r"^map\(\) needs func: write map\(func\)$",
+    ),
+    "no source": (
+        lambda: given.parallel(),
+        TypeError,
+        r"^parallel\(\) needs source: write parallel\(source\)$",
+    ),
+    "a predicate to count": (
+        lambda: numbers.count(bool),
+        TypeError,
+        r"write filter\(predicate\)\.count\(\)$",
+    ),
+    "an element to count": (lambda: numbers.count(3), TypeError, r"write count_by\(\)\[element\]$"),
+    "a function to sum": (lambda: numbers.sum(len), TypeError, r"write map\(func\)\.sum\(\)$"),
+    "a column to sum": (lambda: numbers.sum("price"), TypeError, r"operator\.itemgetter\('price'\)\)\.sum"),
+    "a list of exceptions": (
+        lambda: numbers.map(abs, retries=1, retry_on=[OSError]),
+        TypeError,
+        "a tuple of them .*, got .*<class 'OSError'>",
+    ),
+    "separator of pandas": (lambda: given.read_csv("x", sep=";"), TypeError, "write delimiter=$"),
+    "types of pandas": (lambda: given.read_csv("x", dtype=int), TypeError, r"write map\(func\) behind it"),
+    "columns of pandas": (lambda: given.read_csv("x", usecols=["a"]), TypeError, "write columns=$"),
+    "separator of lines": (
+        lambda: given.read_text("x", sep=";"),
+        TypeError,
+        r"write read_csv\(path, delimiter=\.\.\.\)$",
+    ),
+    "mode of open": (lambda: given.read_text("x", mode="rb"), TypeError, r"write read_files\(path\)"),
+    "a setting of files": (lambda: given.read_text("x", block_size=9), TypeError, "write blocksize=$"),
+    "calls of the source": (
+        lambda: given.parallel([1], concurrency=2),
+        TypeError,
+        r"map\(func, concurrency=n\)",
+    ),
+    "resume": (lambda: given.parallel([1], resume=True), TypeError, "write checkpoint=folder"),
+    "an address by name": (lambda: given.connect(address="tcp://x:1"), TypeError, "write it without a name$"),
+    "gigabytes": (lambda: given.connect(memory_limit=4), ValueError, r'write memory_limit="4 GiB"$'),
+    "gigabytes as text": (
+        lambda: given.connect(memory_limit=" 4"),
+        ValueError,
+        r'write memory_limit="4 GiB"$',
+    ),
+    "start of a job": (lambda: numbers.start(), AttributeError, r"write list\(collection\)"),
+    "length": (lambda: numbers.len(), AttributeError, r"write count\(\)$"),
+    "close": (lambda: numbers.close(), AttributeError, "write nothing: the workers end with the script"),
+    "end of a connection": (
+        lambda: end_of_a_connection(),
+        AttributeError,
+        r"a connection has no attribute 'shutdown': write close\(\)$",
+    ),
     "collect": (lambda: numbers.collect(), AttributeError, r"list\(collection\)"),
     "groupby": (lambda: numbers.groupby(len), AttributeError, "group_by"),
     "flatMap": (lambda: numbers.flatMap(len), AttributeError, "flatmap"),
@@ -158,6 +235,114 @@ def test_what_is_wrong_within_is_told_as_it_is() -> None:
         broken = Broken(numbers._node, numbers._options)
         with pytest.raises(AttributeError, match="is_not_there"):
             broken.missing  # noqa: B018
+
+
+REQUIRED = [
+    name
+    for name, method in inspect.getmembers(ParallelGen, inspect.isfunction)
+    if name == method.__name__  # `flat_map` is `flatmap`
+    and not name.startswith("_")
+    and any(
+        parameter.default is parameter.empty
+        for parameter in list(inspect.signature(method).parameters.values())[1:]
+        if parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    )
+]
+
+
+def test_there_are_methods_with_arguments() -> None:
+    assert {"map", "join", "take", "scan", "nlargest", "write_csv", "fold_by", "sample"} <= set(REQUIRED)
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_argument_is_told_without_the_class_that_has_the_method(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) needs [a-z_ ]+: write {name}\("):
+        getattr(numbers, name)()
+
+
+def two(x: Any, y: Any) -> Any:
+    return x
+
+
+def inner(x: Any) -> Any:
+    return given_two(x)
+
+
+given_two: Any = two
+ONE = r"; {}\(\) calls its function with one argument"
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda p: p.map(two), ONE.format("map") + "$"),
+        (lambda p: p.map(two, on_error="skip"), ONE.format("map") + "$"),
+        (lambda p: p.map(two, retries=1, retry_on=OSError), ONE.format("map") + "$"),
+        (lambda p: p.map(lambda: 1), ONE.format("map") + "$"),
+        (lambda p: p.map(divmod), ONE.format("map") + "$"),
+        (lambda p: p.zip("ab").map(two), ONE.format("map") + ", starmap\\(\\) with the values of a tuple$"),
+        (lambda p: p.filter(two), ONE.format("filter") + "$"),
+        (lambda p: p.group_by(two), ONE.format("group_by") + "$"),
+        (
+            lambda p: p.starmap(two),
+            r"; starmap\(\) is for elements that are tuples of arguments, map\(\) for",
+        ),
+        (lambda p: p.map(inner), r"map\(inner\), at element 0: 1$"),
+        (lambda p: p.map(lambda x: abs(x, x)), r"map\(lambda\), at element 0: 1$"),
+    ],
+)
+def test_a_function_of_other_arguments_is_told_how_it_is_called(of: Callable[[Any], Any], said: str) -> None:
+    chain = of(numbers)
+    try:
+        chain.count()
+        error: Any = chain.errors[0].exception
+    except TypeError as raised:
+        error = raised
+    assert re.search(said, error.__notes__[0]), error.__notes__
+
+
+def test_what_stands_for_an_object_says_how_it_is_found() -> None:
+    @parcoll.per_worker
+    def model() -> dict[int, str]:
+        return {1: "one"}
+
+    stands: Any = model
+    table: Any = parcoll.broadcast({1: "one"})
+    for mistake, kind, said in (
+        (lambda: stands[1], TypeError, r"model\(\) returns the object: write model\(\)\[1\]$"),
+        (lambda: stands.get(1), AttributeError, r"write model\(\)\.get$"),
+        (lambda: table[1], TypeError, r"<Broadcast of a dict> .* write \.value\[1\]$"),
+        (lambda: table.get(1), AttributeError, r"write \.value\.get$"),
+        (lambda: iter(stands), TypeError, "not iterable"),
+        (lambda: 1 in table, TypeError, "not iterable"),
+        (lambda: parallel(table), TypeError, "needs an iterable"),
+        (lambda: stands._nothing, AttributeError, "no attribute '_nothing'$"),
+        (lambda: table._nothing, AttributeError, "no attribute '_nothing'$"),
+    ):
+        with pytest.raises(kind, match=said):
+            mistake()
+    found: Any = pickle.loads(cloudpickle.dumps([model, table]))
+    assert found[0]() == found[1].value == copy.copy(table).value == {1: "one"}
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_cannot_travel_is_told_what_to_make_of_it(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    async def fetch(x: int) -> int:
+        return x
+
+    begun: Any = fetch(1)
+    with pytest.raises(parcoll.SerializationError, match=r"once in each worker with @per_worker$"):
+        parallel([1]).map(lambda _: lock.locked()).first()
+    with pytest.raises(parcoll.SerializationError, match=r"map\(func\) of the `async def` function$"):
+        list(parallel([begun]))
+    begun.close()
+    with pytest.raises(parcoll.SerializationError, match=r"return a list, or write flatmap\(func\)"):
+        list(parallel([1]).map(lambda x: (y for y in [x])))
+    with pytest.raises(TypeError, match=r"is not JSON serializable: pass default=.*default=str"):
+        parallel([{1, 2}]).write_jsonl(tmp_path / "never.jsonl")
 
 
 def test_the_function_is_one_for_all_that_looks_at_it() -> None:

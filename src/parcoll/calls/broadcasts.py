@@ -7,10 +7,10 @@ import os
 import pickle
 import threading
 from collections import OrderedDict
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from parcoll.errors import SerializationError
-from parcoll.text import describe, line_of
+from parcoll.text import describe, line_of, short_repr
 from parcoll.wire.codec import by_value, loads
 
 T = TypeVar("T")
@@ -34,6 +34,20 @@ class Broadcast(Generic[T]):
         self.value = value
         self._packed = packed  # None on a worker, which packs it again if it sends it on
         self._digest = digest
+
+    if not TYPE_CHECKING:  # so that type checkers refuse them, too
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where the object is."""
+            instead = "" if name.startswith("_") else f": the object is its value, so write .value.{name}"
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{instead}", name=name, obj=self
+            )
+
+        def __getitem__(self, key: Any) -> Any:
+            raise TypeError(f"{self!r} holds the object as its value: write .value[{short_repr(key)}]")
+
+        __iter__ = None
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 import cloudpickle
 
@@ -71,6 +71,30 @@ class PerWorker(Generic[T]):
                 return value.get() if self._awaits else value  # type: ignore[no-any-return]
         value = self._found(slot)
         return value.get() if self._awaits else value  # type: ignore[no-any-return]
+
+    if not TYPE_CHECKING:  # so that type checkers refuse them, too
+
+        def __getattr__(self, name: str) -> Any:
+            """Say that this is not yet the object."""
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name.startswith("_"):
+                raise AttributeError(message, name=name, obj=self)
+            label = self.__name__
+            raise AttributeError(
+                f"{message}: {label} is made once in each worker, and {label}() returns the object: write "
+                f"{label}().{name}",
+                name=name,
+                obj=self,
+            )
+
+        def __getitem__(self, key: Any) -> Any:
+            label = self.__name__
+            raise TypeError(
+                f"{label} is made once in each worker, and {label}() returns the object: write "
+                f"{label}()[{short_repr(key)}]"
+            )
+
+        __iter__ = None
 
     def close(self) -> None:
         """End the object in all processes that have it; the next call makes another one.
@@ -244,7 +268,8 @@ def _checked(factory: Any, scope: Any, module: str) -> PerWorker[Any]:
     except TypeError as error:
         raise TypeError(
             f"per_worker() needs a function without arguments, and {describe(factory)} cannot be called "
-            f"so ({error}): fix them with functools.partial or a lambda"
+            f"so ({error}): give them defaults, or write per_worker(functools.partial("
+            f"{function_name(factory)}, ...))"
         ) from None
     except ValueError:
         pass  # a builtin without a signature: the call will show

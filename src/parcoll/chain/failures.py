@@ -6,6 +6,7 @@ They are encoded where the element failed, and become `ElementError`s again wher
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import CodeType
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.place import Place
 from parcoll.errors import ElementError, ElementTimeoutError, WorkerSetupError
-from parcoll.text import line_of, short_repr
+from parcoll.text import line_of, message_of, short_repr
 from parcoll.wire.anatomy import Room
 from parcoll.wire.exceptions import Failure, decoded_part, encoded_part
 
@@ -34,6 +35,32 @@ def own_frames(error: BaseException) -> int:
     while frames is not None and frames.tb_frame.f_code.co_filename in _files:
         frames, own = frames.tb_next, own + 1
     return own
+
+
+_COUNTED = re.compile(
+    r"missing \d+ required positional|takes .*argument.* given|takes no arguments|expected \d+ argument.* got"
+)
+
+
+def misfit(error: BaseException, label: str, element: Any) -> str:
+    """Say how the step with this label calls its function, if that takes other arguments; "" if not.
+
+    Such an error is of the call itself: no frame of the function is in its traceback.
+    """
+    if not isinstance(error, TypeError):
+        return ""
+    frames = error.__traceback__
+    for _ in range(own_frames(error)):
+        frames = frames.tb_next if frames is not None else None
+    if frames is not None:
+        return ""
+    text, kind = message_of(error), label.partition("(")[0]
+    if kind == "starmap" and "argument after * must be an iterable" in text:
+        return "; starmap() is for elements that are tuples of arguments, map() for others"
+    if kind == "starmap" or not _COUNTED.search(text):
+        return ""
+    how = ", starmap() with the values of a tuple" if kind == "map" and isinstance(element, tuple) else ""
+    return f"; {kind}() calls its function with one argument{how}"
 
 
 def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:

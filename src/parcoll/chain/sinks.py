@@ -164,6 +164,8 @@ class Results(Sink):
             f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
             f"({line_of(cause)})"
         )
+        if inspect.isgenerator(self._results[position]):
+            message += ": return a list, or write flatmap(func) for what it gives"
         del bad, cause  # whose traceback refers to this frame
         if inspect.iscoroutine(self._results[position]):
             message = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, own_frames
+from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, misfit, own_frames
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import Step
 from parcoll.errors import ElementError
@@ -177,7 +177,7 @@ class Tally:
             self.spots.append((self._here().base, position, attempts))
         if self._ledger.elements < KEPT:
             self._ledger.elements += 1
-            failure = Failure.of(error, self._note(position, element, attempts), own_frames(error))
+            failure = Failure.of(error, self._note(position, element, attempts, error), own_frames(error))
             self.failed_elements.append(self._failed_element(failure, position, element, attempts))
 
     def stopped(self, error: BaseException, position: int, element: Any, attempts: int = 1) -> None:
@@ -193,7 +193,7 @@ class Tally:
             self._fail(error, position, self._note(position, element, attempts))
             return
         self.counts[position].failed += 1
-        self._fail(error, position, self._note(position, element, attempts))
+        self._fail(error, position, self._note(position, element, attempts, error))
         if isinstance(error, Exception) and self.failure is not None:
             self.raised = self._failed_element(self.failure, position, element, attempts)
 
@@ -217,7 +217,9 @@ class Tally:
     def _here(self) -> Place:
         return self._place.after(self.under_way)
 
-    def _note(self, position: int, element: Any, attempts: int = 1) -> str:
+    def _note(
+        self, position: int, element: Any, attempts: int = 1, error: BaseException | None = None
+    ) -> str:
         drawn = self.under_way
         note = (
             f"in step {position + 1} of {len(self.steps)}, {self.steps[position].label}, "
@@ -225,7 +227,8 @@ class Tally:
         )
         if position > 0 and 0 <= drawn < len(self._source):
             note += f" (made from source element {short_repr(self._source[drawn])})"
-        return note if attempts == 1 else f"{note}, {attempts} times"
+        note += "" if attempts == 1 else f", {attempts} times"
+        return note if error is None else note + misfit(error, self.steps[position].label, element)
 
 
 class _Left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections import deque
@@ -249,9 +250,11 @@ class StreamFeed:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)
         self.ended = True
+        instead = ": pass what it was called with, and map(func) of the `async def` function"
         self.error = SerializationError(
             f"{place.element(position)} of the source cannot be sent to the workers: "
             f"{short_repr(elements[position])} ({line_of(cause)})"
+            f"{instead if inspect.iscoroutine(elements[position]) else ''}"
         )
         self.error.__cause__ = cause
         del bad, cause  # whose traceback refers to this frame

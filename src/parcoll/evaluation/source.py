@@ -157,6 +157,8 @@ def source_of(given: Any, method: str = "parallel") -> Source:
 def _is_iterable(given: Any) -> bool:
     if getattr(given, "ndim", None) == 0:  # a numpy scalar or array without dimensions
         return False
+    if getattr(type(given), "__iter__", given) is None:  # it says itself that it cannot
+        return False
     return isinstance(given, Iterable) or hasattr(type(given), "__getitem__")  # as iter() takes them
 
 

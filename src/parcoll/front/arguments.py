@@ -385,5 +385,6 @@ def _retry_on(given: Any) -> Any:
     elif callable(kinds):
         return _plain(kinds, "retry_on")
     raise TypeError(
-        f"retry_on must be subclasses of Exception or a function of the exception, got {describe(given)}"
+        "retry_on must be a subclass of Exception, a tuple of them or a function of the exception, got "
+        f"{describe(given)}"
     )

@@ -19,6 +19,7 @@ from parcoll.files.texts import can_be_cut
 from parcoll.front import arguments
 from parcoll.front.collection import ParallelGen
 from parcoll.front.sources import Settings, parallel
+from parcoll.mistakes import no_setting_of_files
 from parcoll.text import describe, short_repr
 
 Path = str | os.PathLike[str]
@@ -90,6 +91,14 @@ class CsvHow(LineHow, CsvDialect, total=False):
     newlines_in_values: bool
 
 
+_HOW: dict[str, Any] = {
+    "read_csv": CsvHow,
+    "read_text": TextHow,
+    "read_jsonl": LineHow,
+    "read_files": TextFileHow,
+}
+
+
 def made(
     format: Format,
     urlpath: Any,
@@ -103,7 +112,8 @@ def made(
     """List the files, and return the collection of what the format makes of them."""
     for name in settings:
         if name not in Settings.__annotations__:
-            raise TypeError(f"{format.name}() got an unexpected keyword argument {name!r}")
+            instead = no_setting_of_files(name, _HOW.get(format.name, FileHow).__annotations__)
+            raise TypeError(f"{format.name}() got an unexpected keyword argument {name!r}{instead}")
     asked = cut is not None and not (isinstance(given := cut(()), Ranges) and not given.asked)
     lister = Lister(format.name, _checked_options(storage_options), suffix, folders, sized=asked)
     files = lister.files(urlpath)

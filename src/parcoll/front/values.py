@@ -19,7 +19,7 @@ from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
-from parcoll.text import UNSET, function_name, short_repr
+from parcoll.text import UNSET, describe, function_name, short_repr
 from parcoll.worker.outcome import Outcome
 from parcoll.world import handlers
 
@@ -118,6 +118,9 @@ class Values(Evaluated[T_co]):
         >>> parallel([0.1] * 10).sum(), parallel(range(10)).map(lambda x: x * x).sum(start=100)
         (1.0, 385)
         """
+        if (callable(start) and not hasattr(start, "__add__")) or (isinstance(start, str) and start):
+            given = f"operator.itemgetter({short_repr(start)})" if isinstance(start, str) else "func"
+            raise TypeError(f"sum() adds to a start, got {describe(start)}: write map({given}).sum()")
         sum((), start)  # raises for strings
         found = Sum(start)
         merge(self._run(), found, Total(), "sum()")

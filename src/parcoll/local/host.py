@@ -29,6 +29,7 @@ _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECAS
 _told: set[str] = set()  # temporary directories
 _MOST = 10_000  # workers, or threads of one: a higher number is a slip that would fill up the machine
 _MOST_BYTES = 2**63
+_LEAST_BYTES = 2**24  # less is a number of GiB, or MiB, that was meant
 _WANTED_SIZE = (
     'memory_limit must be "auto", None, a number of bytes, a part of the memory from 0 to 1, or a text '
     'like "4 GiB"'
@@ -175,6 +176,12 @@ def _check_size(limit: int | float | str | None) -> int | float | str | None:
         return limit
     if not (_SIZE.fullmatch(limit.strip()) if isinstance(limit, str) else 0 <= limit < _MOST_BYTES):
         raise ValueError(f"{_WANTED_SIZE}, got {short_repr(limit)}")
+    plain = isinstance(limit, str) and limit.strip().isdigit()
+    if 1 < (nbytes := int(limit) if plain else 0 if isinstance(limit, str) else limit) < _LEAST_BYTES:
+        raise ValueError(
+            f"memory_limit={limit!r} is a number of bytes, of which a worker takes some 90 million itself: "
+            f'write memory_limit="{nbytes:g} GiB"'
+        )
     return limit
 
 

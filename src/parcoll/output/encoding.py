@@ -178,7 +178,7 @@ def _encodes(default: Any) -> Callable[[Any], str]:
     `JSONEncoder.encode` makes an encoder in C for each value. One may serve for all, as long as none fails:
     what has failed would be taken for a circle. It is private, so it has to show that it does the same.
     """
-    slow = json.JSONEncoder(default=default)
+    slow = json.JSONEncoder(default=default or _refuse)
     try:
         quick = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
             *({}, slow.default, json.encoder.encode_basestring_ascii, None),
@@ -189,6 +189,13 @@ def _encodes(default: Any) -> Callable[[Any], str]:
     except Exception:  # of another Python
         pass
     return slow.encode
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(
+        f"{describe(value)} is not JSON serializable: pass default=, a function that makes of it what is, "
+        "as in write_jsonl(path, default=str)"
+    )
 
 
 class _Encoding:

@@ -34,7 +34,8 @@ def cannot_send(func: Any, role: str, cause: BaseException) -> SerializationErro
     """Return the error for a function that cannot be pickled, which names the captured object at fault."""
     culprit = _culprit(func, "", _can_be_pickled)
     blame = f": {culprit}" if culprit else ""
-    return SerializationError(f"{role} cannot be sent to the workers{blame} ({line_of(cause)})")
+    advice = ": make it within the function, or once in each worker with @per_worker" if culprit else ""
+    return SerializationError(f"{role} cannot be sent to the workers{blame} ({line_of(cause)}){advice}")
 
 
 def unloadable(value: Any, loader: str) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,15 @@ def waits(
             return list(collection)
 
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(evaluate)
-    assert begun.wait(30)
-    assert eventually(lambda: collection.stats.waiting_for, 30), future
+
+    def begin() -> Any:
+        future = pool.submit(evaluate)
+        assert begun.wait(30)
+        assert eventually(lambda: collection.stats.waiting_for, 30), future
+        return future
+
+    with pytest.warns(RuntimeWarning, match=r"map-abs: (2 tasks wait|a task waits) for (a|one of the) wo"):
+        future = begin()
     return collection, lambda: (future.result(60), pool.shutdown())[0]
 
 
@@ -82,6 +89,16 @@ def test_a_resource_that_no_worker_has_is_told(
     worker.wait(20)
     assert "waits" not in str(collection.stats)
     assert "10/10" in capfd.readouterr().err
+
+
+def test_where_warnings_are_errors_the_evaluation_goes_on() -> None:
+    placement = link.Placement(None, "map-abs", False)
+    counted: Future[int] = Future()
+    counted.set_result(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        placement._take(counted)
+    assert placement.waiting_for == "a worker: the cluster has none"
 
 
 def test_a_worker_that_is_not_there_is_told(bare: BareCluster, tmp_path: Path) -> None:

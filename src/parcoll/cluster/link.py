@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -238,7 +239,12 @@ class Placement:
                 ": start one that has them (`dask worker --resources`)" if "resources" in self._wanted else ""
             )
             wait = f"{count} tasks wait" if count > 1 else "a task waits"
-            logger.warning("%s: %s for %s%s", self._name, wait, self._wanted, advice)
+            told = f"{self._name}: {wait} for {self._wanted}{advice}"
+            logger.warning("%s", told)
+            # A script that nobody has told to log would stand still without a word. Where warnings are errors
+            # this is none: a worker may still come.
+            with contextlib.suppress(RuntimeWarning):
+                warnings.warn(told, RuntimeWarning, stacklevel=2)
 
 
 class ThreadCount:

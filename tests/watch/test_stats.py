@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from scripts import eventually, wait_for_file
 
-from parcoll import Connection, connect, parallel
+from parcoll import Connection, connect, parallel, read_files, read_text
 from parcoll.connecting import current
 from parcoll.text import function_words, key_words
 from parcoll.watch import table
@@ -448,3 +448,27 @@ def test_a_lost_worker_that_several_partitions_had_is_one_death() -> None:
     recorder.recover(["tcp://one", "tcp://one"])
     recorder.recover(["tcp://one", "tcp://two"])
     assert (stats.recovered, stats.deaths) == (4, 2)
+
+
+@pytest.mark.usefixtures("inline")
+def test_files_in_fewer_parts_than_threads_are_told(tmp_path: Path) -> None:
+    """A file is read, and its lines go through all steps, on one worker, however long each takes."""
+    (tmp_path / "a.txt").write_text("1\n2\n3\n", encoding="utf-8")
+    rows = read_text(tmp_path / "a.txt").map(int)
+    assert rows.sum() == 6
+    seen = rows.stats.snapshot() | {
+        "worker_seconds": 3.0,
+        "busy_seconds": 3.0,
+        "utilisation": 0.5,
+        "threads": 2,
+    }
+    seen["steps"][1]["seconds"], seen["waited"]["source"] = 2.9, 0.0
+    assert table.verdict(seen).endswith(
+        "time, on 1 of 2 threads: a smaller blocksize= cuts so few files into more parts"
+    )
+    assert table.verdict(seen | {"threads": 1}).endswith("time")
+    assert table.verdict(seen | {"worker_seconds": 0.5}).endswith("time")
+    whole = read_files(tmp_path / "a.txt").map(len)
+    assert whole.count() == 1
+    assert "threads" not in table.verdict(whole.stats.snapshot() | {"worker_seconds": 3.0, "threads": 2})
+    assert "1 worker thread," in str(whole.stats)

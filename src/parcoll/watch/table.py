@@ -11,6 +11,7 @@ MUCH = 0.4  # of the time: something that takes at least this part is named
 LONG = 1.0  # second of each thread's time; less says little
 IDLE = 0.2  # of it, at most, a worker is busy with calls that wait
 ADVICE = "with concurrency=, several of its calls run at the same time"
+CUT = ("read_text", "read_jsonl", "read_csv")  # what reads files in parts, if it is told to
 LEAST = 0.9995  # of a unit: the least that three digits show as 1 of it
 
 
@@ -63,7 +64,7 @@ def headline(snapshot: dict[str, Any]) -> str:
     rate = f", {done / passed:,.0f} a second" if passed > 0 and done else ""
     if snapshot.get("bytes_total"):
         read = snapshot["bytes_read"]
-        what = f"{size(read)} of {size(snapshot['bytes_total'])}, {done:,}{of} parts of files"
+        what = f"{size(read)} of {size(snapshot['bytes_total'])}, {done:,}{of} files or parts of them"
         rate = f", {size(read / passed)} a second" if passed > 0 and done else ""
     failed = f", {snapshot['failed']:,} failed" if snapshot["failed"] else ""
     failed += f", {snapshot['resumed']:,} from the checkpoint" if snapshot.get("resumed") else ""
@@ -103,11 +104,21 @@ def verdict(snapshot: dict[str, Any]) -> str:
         label, seconds = max(parts, key=lambda part: part[1])
         share = seconds / snapshot["worker_seconds"]
         if share >= MUCH:
-            waits = f", and waits for most of it: {ADVICE}" if _waits(snapshot, label) else ""
-            return f"`{label}` takes {min(share, 1):.0%} of the workers' time{waits}"
+            more = f", and waits for most of it: {ADVICE}" if _waits(snapshot, label) else _few(snapshot)
+            return f"`{label}` takes {min(share, 1):.0%} of the workers' time{more}"
         if sum(seconds for _, seconds in parts) < MUCH * snapshot["worker_seconds"]:
             return "most of the workers' time goes into moving the elements: the steps are cheap"
     return "no step takes most of the time"
+
+
+def _few(snapshot: dict[str, Any]) -> str:
+    """Say so where files came in fewer parts than there are threads, and this took long."""
+    parts, threads = snapshot["partitions_done"], snapshot["threads"]
+    first = next(iter(snapshot["steps"]), {"label": "", "left": 0})
+    few = snapshot["state"] == "ended" and first["label"] in CUT and parts < min(threads, first["left"])
+    if not few or snapshot["worker_seconds"] < LONG * parts:
+        return ""
+    return f", on {parts:,} of {threads:,} threads: a smaller blocksize= cuts so few files into more parts"
 
 
 def _waits(snapshot: dict[str, Any], label: str) -> bool:
@@ -175,6 +186,7 @@ def _written(written: dict[str, Any]) -> str:
 def _details(snapshot: dict[str, Any]) -> list[str]:
     if not snapshot["partitions"]:
         return []
+    threads = f"{snapshot['threads']:,} worker thread{'s' * (snapshot['threads'] != 1)}"
     sizes, waited, written = snapshot["sizes"], snapshot["waited"], snapshot.get("written")
     spilled = snapshot.get("bytes_spilled", 0)
     return [
@@ -183,7 +195,7 @@ def _details(snapshot: dict[str, Any]) -> list[str]:
         f"{sizes['smallest']:,} to {sizes['largest']:,} elements (median {sizes['median']:,})",
         f"{size(snapshot['bytes_sent'])} sent, {size(snapshot['bytes_received'])} received; "
         f"{f'{size(spilled)} through a temporary file; ' if spilled else ''}"
-        f"{snapshot['threads']} worker threads, busy {snapshot['utilisation']:.0%} of the time",
+        f"{threads}, busy {snapshot['utilisation']:.0%} of the time",
         f"waited {duration(waited['source'])} for the source, {duration(waited['workers'])} for the "
         f"workers, {duration(waited['consumer'])} for the consumer",
     ]

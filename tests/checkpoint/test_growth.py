@@ -153,12 +153,12 @@ def test_a_last_batch_of_the_source_that_was_not_full(
 
 ELEMENTS = list(range(40))
 CHANGED = [
-    ([*ELEMENTS[:25], 99, *ELEMENTS[26:], 40], "elements 20 to 29 are not the same"),
-    ([-1, *ELEMENTS], "elements 0 to 9 are not the same"),
-    ([*ELEMENTS[:39], 99, 39], "elements 30 to 39 are not the same"),
-    ([*ELEMENTS[1:], 40, 41], "elements 0 to 9 are not the same"),
-    ([*ELEMENTS[:12], *ELEMENTS[13:], 40], "elements 10 to 19 are not the same"),
-    ([1, 0, *ELEMENTS[2:], 40], "elements 0 to 9 are not the same"),
+    ([*ELEMENTS[:25], 99, *ELEMENTS[26:], 40], "elements 20 to 29 are not all the same"),
+    ([-1, *ELEMENTS], "elements 0 to 9 are not all the same"),
+    ([*ELEMENTS[:39], 99, 39], "elements 30 to 39 are not all the same"),
+    ([*ELEMENTS[1:], 40, 41], "elements 0 to 9 are not all the same"),
+    ([*ELEMENTS[:12], *ELEMENTS[13:], 40], "elements 10 to 19 are not all the same"),
+    ([1, 0, *ELEMENTS[2:], 40], "elements 0 to 9 are not all the same"),
     (ELEMENTS[:39], "only grow"),
     (ELEMENTS[:30], "only grow"),
     ([], "only grow"),

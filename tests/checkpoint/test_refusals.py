@@ -158,7 +158,7 @@ def test_another_source_is_refused_and_the_place_named(inline: Connection, tmp_p
     elements = list(range(40))
     assert run(elements) == [-x for x in elements]
     changed = [*elements[:25], 99, *elements[26:]]
-    with pytest.raises(CheckpointError, match="elements 20 to 29 are not the same"):
+    with pytest.raises(CheckpointError, match="elements 20 to 29 are not all the same"):
         run(changed)
     with pytest.raises(CheckpointError, match="it had 40 elements and has 39, and a source may only grow"):
         run(elements[:39])

@@ -236,7 +236,7 @@ class SavedReader(Reader):
             which = (
                 f"element {record.first} is another one"
                 if record.count == 1
-                else f"elements {record.first} to {record.end - 1} are not the same"
+                else f"elements {record.first} to {record.end - 1} are not all the same"
             )
             raise self._checkpoint.refusal(f"has the results of another source: {which}")
         return whole

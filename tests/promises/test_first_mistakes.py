@@ -268,6 +268,10 @@ def inner(x: Any) -> Any:
     return given_two(x)
 
 
+def nothing(x: Any) -> None:
+    _ = x + 1
+
+
 given_two: Any = two
 ONE = r"; {}\(\) calls its function with one argument"
 
@@ -288,6 +292,9 @@ ONE = r"; {}\(\) calls its function with one argument"
             lambda p: p.starmap(two),
             r"; starmap\(\) is for elements that are tuples of arguments, map\(\) for",
         ),
+        (lambda p: p.map(nothing).map(abs), "; a function without `return` gives None$"),
+        (lambda p: p.map(nothing).filter(lambda x: x > 2), "; a function without `return` gives None$"),
+        (lambda p: parallel([None]).map(abs), r"at element 0: None$"),
         (lambda p: p.map(inner), r"map\(inner\), at element 0: 1$"),
         (lambda p: p.map(lambda x: abs(x, x)), r"map\(lambda\), at element 0: 1$"),
     ],
@@ -300,6 +307,15 @@ def test_a_function_of_other_arguments_is_told_how_it_is_called(of: Callable[[An
     except TypeError as raised:
         error = raised
     assert re.search(said, error.__notes__[0]), error.__notes__
+
+
+@pytest.mark.parametrize("engine", ["inline", "cluster"])
+def test_what_has_no_result_cannot_be_summed_or_compared(engine: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(engine)
+    for evaluate in (lambda p: p.sum(), lambda p: p.max(), lambda p: p.nsmallest(2)):
+        with pytest.raises(TypeError, match="NoneType") as raised:
+            evaluate(numbers.map(nothing))
+        assert raised.value.__notes__[0].endswith("; a function without `return` gives None")
 
 
 def test_what_stands_for_an_object_says_how_it_is_found() -> None:

@@ -63,6 +63,13 @@ def misfit(error: BaseException, label: str, element: Any) -> str:
     return f"; {kind}() calls its function with one argument{how}"
 
 
+def of_none(error: BaseException) -> str:
+    """Say where a None may come from that has no place in what was done; "" if the error is of none."""
+    if isinstance(error, (TypeError, AttributeError)) and "NoneType" in message_of(error):
+        return "; a function without `return` gives None"
+    return ""
+
+
 def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:
     """Return the error for a call that was stopped."""
     return ElementTimeoutError(f"{label} took longer than timeout={timeout:g} seconds, at {at}")

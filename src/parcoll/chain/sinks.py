@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
-from parcoll.chain.failures import FailedPart, own_frames, pack_parts, stands_between
+from parcoll.chain.failures import FailedPart, of_none, own_frames, pack_parts, stands_between
 from parcoll.chain.place import Place
 from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
@@ -341,7 +341,7 @@ class Parts(Sink):
 
     def fails(self, error: BaseException) -> None:
         """Note that a comparison, or a sum, raised."""
-        self.failure = Failure.of(error, f"in {self.label}", own_frames(error))
+        self.failure = Failure.of(error, f"in {self.label}{of_none(error)}", own_frames(error))
 
     def finish(self, pack: Pack) -> Payload | None:
         """Pack it."""

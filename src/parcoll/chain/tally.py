@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, misfit, own_frames
+from parcoll.chain.failures import KEPT, FailedElement, Ledger, is_apart, misfit, of_none, own_frames
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import Step
 from parcoll.errors import ElementError
@@ -228,7 +228,11 @@ class Tally:
         if position > 0 and 0 <= drawn < len(self._source):
             note += f" (made from source element {short_repr(self._source[drawn])})"
         note += "" if attempts == 1 else f", {attempts} times"
-        return note if error is None else note + misfit(error, self.steps[position].label, element)
+        if error is None:
+            return note
+        if position > 0 and element is None and (said := of_none(error)):
+            return note + said
+        return note + misfit(error, self.steps[position].label, element)
 
 
 class _Left:

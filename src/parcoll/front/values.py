@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from parcoll.calls.around import KeyOf, KeyOfLargest, KeyOfMax, KeyOfMin, KeyOfSmallest
+from parcoll.chain.failures import of_none
 from parcoll.chain.sinks import Part, Parts
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
@@ -178,7 +179,7 @@ def merge(run: Run, found: Whole, empty: Part, label: str) -> None:
                     try:
                         found.merge(part)
                     except Exception as error:
-                        error.add_note(f"in {label}")
+                        error.add_note(f"in {label}{of_none(error)}")
                         raise
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()

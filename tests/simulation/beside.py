@@ -32,9 +32,16 @@ class EndsError(BaseException):
 
 
 class Chance(random.Random):
-    """What decides whether somebody kills such a process: never twice in a row, or a call would fail."""
+    """What decides whether somebody kills such a process: never twice in a row, or a call would fail.
+
+    Nor twice at the same element, whatever was done between.
+    """
 
     spares = False
+
+    def __init__(self, seed: str) -> None:
+        super().__init__(seed)
+        self.killed_at: set[int] = set()  # elements
 
 
 class Beside:
@@ -79,8 +86,14 @@ class Beside:
         if self.marks.deadline <= self._clock.read():
             self._clock.local = self.marks.deadline
             self.die(stopped=True)
-        if self.fate is not None or self._killed_at == 0:
+        if self.fate is not None or (self._killed_at == 0 and self._is_first_kill()):
             self.die()
+
+    def _is_first_kill(self) -> bool:
+        element, killed = self.marks.read().call.base, self._chance.killed_at
+        before = len(killed)
+        killed.add(element)
+        return len(killed) > before
 
     def die(self, stopped: bool = False) -> None:
         """End."""

@@ -221,9 +221,9 @@ class Receiving:
             return
         self._looked = now
         known = (self._by_key.get(key) for key in _snapshot(self._by_key))
-        done = {future for future in known if future is not None and future.status != "pending"}
+        done = [future for future in known if future is not None and future.status != "pending"]
         ended = [future for future in done if future.status != "finished" or future in self._finished]
-        self._finished = done.difference(ended)
+        self._finished = set(done).difference(ended)
         ended = [future for future in ended if self._by_key.pop(future.key, None) is not None]
         self._forget([future.key for future in ended])
         if ended:

@@ -19,6 +19,7 @@ from parcoll.calls.waiting import Waiting
 from parcoll.cluster.link import Link
 from parcoll.cluster.receiving import Receiving
 from parcoll.cluster.session import DistributedSession
+from parcoll.evaluation.engine import Losses
 from parcoll.evaluation.feed import Rest, StreamFeed
 from parcoll.evaluation.folding import _Chain, _Tree
 from parcoll.evaluation.reader import SliceReader, StreamReader
@@ -295,6 +296,10 @@ def _always_connected(connected: Any) -> Any:
     return property(lambda self: True)
 
 
+def _done_again_is_progress(begin_again: Any) -> Any:
+    return lambda self: None
+
+
 def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
     """Return what plants one."""
     return lambda: replaced(owner, name, made)
@@ -334,6 +339,7 @@ PLANTED: dict[str, Plant] = {
     "what failed is saved as if it were done": planting(ResumingFeed, "_settled", _the_failed_is_saved),
     "two evaluations have the same keys": planting(Link, "__init__", _all_have_the_same_number),
     "a scheduler that is lost is not noticed": planting(Link, "connected", _always_connected),
+    "what is done again is progress": planting(Losses, "begin_again", _done_again_is_progress),
     "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
 }
 

@@ -179,6 +179,7 @@ class Simulation:
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
         self.clusters: list[Scheduler] = []
         self.engines: list[SimulatedEngine] = []
+        self.progress = oracles.Progress()
 
     def tell(self, what: str) -> None:
         """Add a line to the story."""
@@ -197,6 +198,7 @@ class Simulation:
         """Start a cluster, and plan what becomes of it."""
         scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell, self.threads)
         self.clusters.append(scheduler)
+        self.progress.started()
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
         engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
@@ -305,6 +307,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
         *stored.changes(),
+        *simulation.progress.changes(),
         *quick.CHANGES,
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]

@@ -39,6 +39,7 @@ FAILED = {
     1300018171: "a step failed in a partition, and the fold was to refuse an element before that",
     1300002535: "slots were shared out at a moment at which there was no worker",
     1410002685: "a worker of the model that asked again for what a task needs began an attempt that was over",
+    1300005285: "what was read from lost clusters anew each time that the fold around it began again",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
 MOST = 4_000  # numbers until a planted fault has to be found

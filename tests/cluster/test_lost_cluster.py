@@ -297,10 +297,11 @@ def key(x: int) -> int:
 
 NESTED = {
     "fold": lambda p: p.map(abs).fold(operator.add, 0),
-    "fold of groups": lambda p: p.group_by(key).starmap(concatenated_all).fold(operator.add, ""),
-    "reduce in phases": lambda p: p.distinct().map(abs).fold_by(key, max, 0).map(str).reduce(operator.add),
-    "foreach in phases": lambda p: p.sorted(key).scan(operator.add).map(abs).foreach(abs),
+    "fold of groups": lambda p: p.group_by(abs).starmap(concatenated_all).fold(operator.add, ""),
+    "reduce in phases": lambda p: p.distinct().map(abs).fold_by(abs, max, 0).map(str).reduce(operator.add),
+    "foreach in phases": lambda p: p.sorted(abs).scan(operator.add).map(abs).foreach(abs),
 }
+GROUPS = "".join(f"{number}{list(range(number, 40, 3))}" for number in range(3))
 
 
 def concatenated_all(key: int, group: list[int]) -> str:
@@ -318,6 +319,27 @@ def test_a_cluster_that_dies_after_some_tasks_is_given_up_as_soon_in_any_nest(
         numbers = parallel(list(range(40)), partition_size=4)
         with pytest.raises(ClusterLostError, match="died"):
             NESTED[nested](numbers)
-        tasks = 40 / 4 + 40 / 4 + 10  # of the first time, at the most: its own, what it reads, what is merged
-        assert engine.died <= tasks / ends_tasks + MAX_CLUSTERS_LOST + 1
+        tasks = 30  # of the first time, about
+        assert engine.died <= tasks / ends_tasks + 2 * (MAX_CLUSTERS_LOST + 1)
         assert 0 < numbers.stats.losses <= engine.died
+
+
+@pytest.mark.parametrize("method", ["fold", "reduce", "foreach"])
+@pytest.mark.parametrize("first", [1, 5, 10])
+def test_what_was_read_from_a_lost_cluster_is_not_read_again(first: int, method: str) -> None:
+    """The fold had nothing on that cluster yet: it goes to the next one with the groups that are here."""
+    opened = []
+
+    def source() -> Iterator[int]:
+        opened.append(True)
+        return iter(range(40))
+
+    with connect("inline") as connection:
+        connection.engine = engine = Mortal(itertools.chain([first], itertools.repeat(1_000)))
+        groups = parallel(source, partition_size=4).group_by(key).starmap(concatenated_all)
+        if method == "foreach":
+            groups.foreach(str)
+            assert "".join(groups) == GROUPS
+        else:
+            assert getattr(groups, method)(operator.add, "") == GROUPS
+        assert (engine.died, len(opened)) == (1, 1)

@@ -209,7 +209,7 @@ class DistributedSession:
             return self._calling(
                 key, run_isolated, job.place, keep, elements, job.budget, ticket, job.share_now
             )
-        joining = job.sole.joins.shared if job.sole is not None and job.sole.joins is not None else None
+        joining = job.sole.joins() if job.sole is not None else None
         settings = (job.place, keep, elements, job.budget, space, ticket, job.share_now, joining)
         return self._calling(key, run_partition, *settings)
 

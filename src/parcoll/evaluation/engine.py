@@ -26,7 +26,8 @@ MAX_CLUSTERS_LOST = 5
 class Sole(NamedTuple):
     """What becomes of a partition that has all elements of its source, where others would be kept."""
 
-    joins: Session | None  # whose program folds what comes of it, in the same task if that can be
+    joins: Callable[[], SharedProgram | None]  # gives what folds it in the same task, if that can be
+    renew: Callable[[], None]  # has what joins others go to the cluster that is there now
 
 
 @dataclass(eq=False)

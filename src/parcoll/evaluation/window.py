@@ -74,6 +74,7 @@ class Window:
         self._words = words
         self._ordered = ordered
         self._keep = keep
+        self._sent = False  # jobs, to any cluster
         self._saver = saver
         self._held: list[tuple[Job, Outcome]] = []  # taken from the slots, delivered when they are saved
         self._slots: deque[_Slot] = deque()  # in order; taken from the left
@@ -171,10 +172,11 @@ class Window:
     def _begin_again(self, error: ClusterLostError) -> ClusterLostError | None:
         """Open a session on another cluster, and send again all jobs without an outcome; None if it worked.
 
-        Not if results are kept: they are lost with the cluster.
+        Not if results are kept: they are lost with the cluster. But it may be lost before any job is sent, as
+        while this reads from other evaluations.
         """
         while True:
-            if self._keep:
+            if self._keep and self._sent:
                 return error
             self._losses.add(error, self._recorder)
             if error._final or not self._engine.renews:
@@ -252,6 +254,7 @@ class Window:
             self._running += len(group)
             self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
+            self._sent = True
             if self._engine.in_background and self._may_read():
                 time.sleep(REST_SECONDS)
 

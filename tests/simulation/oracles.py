@@ -73,6 +73,8 @@ def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None
     calls = 1 + (story.other is not None)
     most = calls * STARTED * (MAX_CLUSTERS_LOST + 1)
     idle = story.progress.most_idle
+    again = story.saved.again
+    assert not again, f"the elements {again} had given their results to the checkpoint, and ran again"
     assert idle <= most, f"{idle} clusters were tried in a row, and nothing came of them"
     if found[0] == "is lost" and (work.may_be_lost or story.doomed):
         assert any(not cluster.alive or cluster.client is None for cluster in story.clusters)

@@ -190,8 +190,11 @@ class Reopened:
         """Have these take the places of the records whose elements they have."""
         ends = {record.first: record.end for record in new}
         taken = {index for first, end in ends.items() for index in range(first, end)}
+        numbers = {id(record) for record in new}  # they may be here already, where Ctrl-C came behind that
         kept = [
-            old for old in self.records if not old.runs_again or taken.isdisjoint(range(old.first, old.end))
+            old
+            for old in self.records
+            if id(old) not in numbers and (not old.runs_again or taken.isdisjoint(range(old.first, old.end)))
         ]
         self.records = sorted([*kept, *new], key=lambda record: record.first)
 

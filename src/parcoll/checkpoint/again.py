@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import FailedPart, moved_parts, pack_parts, unpacked
@@ -162,15 +162,17 @@ def _less(counted: Sequence[Any], others: Sequence[Sequence[Any]]) -> list[Any]:
 class Reopened:
     """A piece some of whose elements run again, and the files that it is in by now."""
 
-    def __init__(self, records: Sequence[Record], name: str) -> None:
+    def __init__(self, records: Sequence[Record], name: str, unread: Iterable[Record]) -> None:
+        """`unread` are those that the reader has not come to, as it goes on, and others behind the piece."""
         self.records = list(records)
+        self._unread = unread
         self.names = {name}
         self._first, self._end = records[0].first, records[-1].end
 
     @property
     def waits(self) -> bool:
-        """Whether elements of it are still to run."""
-        return any(record.runs_again for record in self.records)
+        """Whether elements of it are still to run, or may be where the reader has not come to."""
+        return any(record.runs_again for record in self.records) or any(map(self.covers, self._unread))
 
     @property
     def elements(self) -> int:

@@ -209,7 +209,7 @@ class SavedReader(Reader):
         parts = taken_apart(record, elements)
         if self._reopened is None:
             assert self._piece is not None
-            self._reopened = self._checkpoint.reopen(*self._piece)
+            self._reopened = self._checkpoint.reopen(*self._piece, self._loaded)
         self._reopened.replace(record, parts)
         self._parts.extend(parts)
 

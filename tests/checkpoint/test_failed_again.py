@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import pieces, stopped_after
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scripts import append, lines
 
@@ -440,6 +440,8 @@ def test_retries_within_a_run_are_counted(inline: Connection, tmp_path: Path):
     assert called(tmp_path) == [1, 4, 4]
 
 
+# What ran again is saved before the reader comes to the next record of that piece whose elements run again.
+@example(runs=[({13, 15, 17, 19}, False, 30, 10), ({13}, True, 17, 1)], name="map")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     runs=st.lists(

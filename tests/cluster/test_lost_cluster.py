@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from scripts import clean_environment, eventually, meanwhile
 
 from parcoll import ClusterLostError, Connection, connect, parallel
 from parcoll.cluster import clients
+from parcoll.evaluation.engine import MAX_CLUSTERS_LOST
 from parcoll.evaluation.inline import InlineEngine, InlineSession
-from parcoll.evaluation.window import MAX_CLUSTERS_LOST
 from parcoll.worker.program import Program
 
 
@@ -241,3 +242,104 @@ def test_a_cluster_that_dies_each_time_is_given_up(tmp_path: Path) -> None:
             with pytest.raises(ClusterLostError, match="it died"):
                 evaluate()
             assert Engine.opened < 2 * (MAX_CLUSTERS_LOST + 1)
+
+
+class Mortal(InlineEngine):
+    """Clusters that die one after the other, each with all that it has, when they have ended some tasks."""
+
+    renews = True
+
+    def __init__(self, lives: Iterable[int]) -> None:
+        super().__init__()
+        self._lives = iter(lives)
+        self.died = 0
+        self.left = next(self._lives)
+
+    def open(self, program: Program, label: str, keep: bool) -> InlineSession:
+        made = super().open(program, label, keep)
+        return OnMortal(made.shared, keep, made._pack, made._owner, self)
+
+    def die(self) -> None:
+        self.died, self.left = self.died + 1, next(self._lives)
+
+
+class OnMortal(InlineSession):
+    """An evaluation on one of them."""
+
+    def __init__(self, shared: Any, keep: bool, pack: Any, owner: str, engine: Mortal) -> None:
+        super().__init__(shared, keep, pack, owner)
+        self._engine = engine
+        self._cluster = engine.died
+
+    def _look(self) -> None:
+        if self._cluster < self._engine.died:
+            error = ClusterLostError(f"cluster {self._cluster} died")
+            error._which = str(self._cluster)
+            raise error
+
+    def submit(self, jobs: Any) -> None:
+        self._look()
+        super().submit(jobs)
+
+    def completed(self, block: bool, seconds: float = 0.0) -> Any:
+        self._look()
+        if block and not self._engine.left:
+            self._engine.die()
+            self._look()
+        found = super().completed(block, seconds)
+        self._engine.left -= len(found)
+        return found
+
+
+def key(x: int) -> int:
+    return x % 3
+
+
+NESTED = {
+    "fold": lambda p: p.map(abs).fold(operator.add, 0),
+    "fold of groups": lambda p: p.group_by(abs).starmap(concatenated_all).fold(operator.add, ""),
+    "reduce in phases": lambda p: p.distinct().map(abs).fold_by(abs, max, 0).map(str).reduce(operator.add),
+    "foreach in phases": lambda p: p.sorted(abs).scan(operator.add).map(abs).foreach(abs),
+}
+GROUPS = "".join(f"{number}{list(range(number, 40, 3))}" for number in range(3))
+
+
+def concatenated_all(key: int, group: list[int]) -> str:
+    return f"{key}{group}"
+
+
+@pytest.mark.parametrize("ends_tasks", [1, 2, 5])
+@pytest.mark.parametrize("nested", NESTED)
+def test_a_cluster_that_dies_after_some_tasks_is_given_up_as_soon_in_any_nest(
+    nested: str, ends_tasks: int
+) -> None:
+    """What has been done before is no progress: of a call that began again, six clusters are enough."""
+    with connect("inline") as connection:
+        connection.engine = engine = Mortal(itertools.repeat(ends_tasks))
+        numbers = parallel(list(range(40)), partition_size=4)
+        with pytest.raises(ClusterLostError, match="died"):
+            NESTED[nested](numbers)
+        tasks = 30  # of the first time, about
+        assert engine.died <= tasks / ends_tasks + 2 * (MAX_CLUSTERS_LOST + 1)
+        assert 0 < numbers.stats.losses <= engine.died
+
+
+@pytest.mark.parametrize("method", ["fold", "reduce", "foreach"])
+@pytest.mark.parametrize("first", [1, 5, 10])
+def test_what_was_read_from_a_lost_cluster_is_not_read_again(first: int, method: str) -> None:
+    """The fold had nothing on that cluster yet: it goes to the next one with the groups that are here."""
+    opened = []
+
+    def source() -> Iterator[int]:
+        opened.append(True)
+        return iter(range(40))
+
+    with connect("inline") as connection:
+        connection.engine = engine = Mortal(itertools.chain([first], itertools.repeat(1_000)))
+        groups = parallel(source, partition_size=4).group_by(key).starmap(concatenated_all)
+        if method == "foreach":
+            groups.foreach(str)
+            assert "".join(groups) == GROUPS
+        else:
+            assert getattr(groups, method)(operator.add, "") == GROUPS
+        assert (engine.died, len(opened)) == (1, 1)

@@ -82,8 +82,12 @@ def stats() -> Stats:
     return found
 
 
+def joins_of(kind: Any, session: Shuffled, numbers: Stats | None = None) -> Any:
+    return kind(lambda: session, Program((), session.fold), numbers or stats())
+
+
 def joined(kind: Any, session: Shuffled, values: Sequence[Any], numbers: Stats | None = None) -> Any:
-    joins = kind(session, Program((), session.fold), numbers or stats())
+    joins = joins_of(kind, session, numbers)
     for value in values:
         content = None if value is None else Packed.pack([value])
         outcome = Outcome(produced=1, nbytes=content.nbytes if content is not None else 0)
@@ -131,7 +135,7 @@ def test_the_last_values_are_shared_out_where_joins_are_slow(count: int) -> None
     """As many as there are threads, each with two values at least; then what these make."""
     for seed in range(5):
         session = Shuffled(operator.add, seed)
-        joins = _Tree(session, Program((), session.fold), stats())
+        joins = joins_of(_Tree, session)
         for x in range(count):
             content = Packed.pack([[x]])
             outcome = Outcome(nbytes=content.nbytes)
@@ -219,7 +223,7 @@ def test_what_came_before_the_element_that_failed_is_joined_first() -> None:
         raise ValueError(right)
 
     session = Shuffled(refuse, 5)
-    joins = _Tree(session, Program((), session.fold), stats())
+    joins = joins_of(_Tree, session)
     failed = Outcome(nbytes=9, failure=Failure.of(TypeError(), ""))
     for value, outcome in ("x", Outcome(produced=1, nbytes=9)), ("y", failed):
         joins.add(There(Kept(outcome, Packed.pack([value])), session.fetched), outcome)

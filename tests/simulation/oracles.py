@@ -4,24 +4,80 @@ from __future__ import annotations
 
 import collections
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import calling
 import chains
 from dask_model import ALLOWED_FAILURES
 
+from parcoll.checkpoint.pieces import Checkpoint
 from parcoll.cluster import session
+from parcoll.evaluation.engine import MAX_CLUSTERS_LOST
 from parcoll.evaluation.sizing import Fixed
+from parcoll.watch.recorder import Recorder
 
-CLUSTERS = 60  # that a story may lose, with all its evaluations
+# Clusters that may be started for one of which a call says that it was lost: another one may die before
+# anything is sent to it, or begin and end while the call asks how many workers there are.
+STARTED = 3
+
+
+class Progress:
+    """How many clusters were started one after the other, none of which got its call any further.
+
+    An outcome is progress. Of a call that has begun again from the source it is none, unless it is saved: as
+    much had been done before.
+    """
+
+    def __init__(self) -> None:
+        self.idle = self.most_idle = 0
+        self._begun_again = False
+
+    def started(self) -> None:
+        """Note that another cluster is started."""
+        self.idle += 1
+        self.most_idle = max(self.most_idle, self.idle)
+
+    def _begins(self) -> None:
+        self.idle, self._begun_again = 0, False
+
+    def _came(self) -> None:
+        if not self._begun_again:
+            self.idle = 0
+
+    def _begins_again(self) -> None:
+        self._begun_again = True
+
+    def _saved(self) -> None:
+        self.idle = 0
+
+    def changes(self) -> Iterator[tuple[Any, str, Any]]:
+        """Give what is replaced to see this: the owner, the name, and by what."""
+        yield Recorder, "begin", _noted(Recorder.begin, self._begins)
+        yield Recorder, "add", _noted(Recorder.add, self._came)
+        yield Recorder, "forget", _noted(Recorder.forget, self._begins_again)
+        yield Checkpoint, "save", _noted(Checkpoint.save, self._saved)
+
+
+def _noted(method: Any, note: Any) -> Any:
+    def noted(self: Any, *arguments: Any) -> Any:
+        note()
+        return method(self, *arguments)
+
+    return noted
 
 
 def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
     """Compare what came with what plain Python gives."""
     work = story.work
+    calls = 1 + (story.other is not None)
+    most = calls * STARTED * (MAX_CLUSTERS_LOST + 1)
+    idle = story.progress.most_idle
+    again = story.saved.again
+    assert not again, f"the elements {again} had given their results to the checkpoint, and ran again"
+    assert idle <= most, f"{idle} clusters were tried in a row, and nothing came of them"
     if found[0] == "is lost" and (work.may_be_lost or story.doomed):
         assert any(not cluster.alive or cluster.client is None for cluster in story.clusters)
-        assert len(story.clusters) <= CLUSTERS, f"{len(story.clusters)} clusters were tried"
         return
     if found[0] == "gives up":  # a partition, since it has lost so many workers
         lost = sum(cluster.lost for cluster in story.clusters)

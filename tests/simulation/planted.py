@@ -19,10 +19,11 @@ from parcoll.calls.waiting import Waiting
 from parcoll.cluster.link import Link
 from parcoll.cluster.receiving import Receiving
 from parcoll.cluster.session import DistributedSession
+from parcoll.evaluation.engine import Losses
 from parcoll.evaluation.feed import Rest, StreamFeed
 from parcoll.evaluation.folding import _Chain, _Tree
 from parcoll.evaluation.reader import SliceReader, StreamReader
-from parcoll.evaluation.resuming import ResumingFeed
+from parcoll.evaluation.resuming import ResumingFeed, Saver
 from parcoll.evaluation.window import Window, _Slot
 from parcoll.output import rolling, staging
 from parcoll.output.staging import Staging
@@ -295,6 +296,10 @@ def _always_connected(connected: Any) -> Any:
     return property(lambda self: True)
 
 
+def _nothing(method: Any) -> Any:
+    return lambda self, *arguments: None
+
+
 def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
     """Return what plants one."""
     return lambda: replaced(owner, name, made)
@@ -332,8 +337,11 @@ PLANTED: dict[str, Plant] = {
     "a commit that was begun is dropped": planting(staging, "_finish", _begun_commits_are_dropped),
     "files are not synced before they are moved": planting(rolling.Rolling, "_close", _not_synced),
     "what failed is saved as if it were done": planting(ResumingFeed, "_settled", _the_failed_is_saved),
+    "what is given is not saved": planting(Saver, "_save", _nothing),
+    "what waits to be saved is dropped when the run is left": planting(Saver, "close", _nothing),
     "two evaluations have the same keys": planting(Link, "__init__", _all_have_the_same_number),
     "a scheduler that is lost is not noticed": planting(Link, "connected", _always_connected),
+    "what is done again is progress": planting(Losses, "begin_again", _nothing),
     "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
 }
 

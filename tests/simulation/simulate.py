@@ -32,6 +32,7 @@ import calling
 import chains
 import oracles
 import quick
+import saved
 import stored
 import work as works
 from client_model import Client, Completed
@@ -143,7 +144,11 @@ class Other:
                 self._found += itertools.islice(self._results, 1)
             except (ClusterLostError, WorkerLostError):
                 self._left = True
-            self._under_way = False
+            except KeyboardInterrupt:  # which ends both
+                self._left = True
+                raise
+            finally:
+                self._under_way = False
 
     def end(self) -> None:
         """Take what is left, or leave it; compare."""
@@ -179,6 +184,8 @@ class Simulation:
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
         self.clusters: list[Scheduler] = []
         self.engines: list[SimulatedEngine] = []
+        self.progress = oracles.Progress()
+        self.saved = saved.Saved(self.work.disk)
 
     def tell(self, what: str) -> None:
         """Add a line to the story."""
@@ -197,6 +204,7 @@ class Simulation:
         """Start a cluster, and plan what becomes of it."""
         scheduler = Scheduler(self.clock, self.rng, self.n_workers, self.tell, self.threads)
         self.clusters.append(scheduler)
+        self.progress.started()
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
         engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
@@ -234,6 +242,7 @@ class Simulation:
     def wait_for(self, results: Any, seconds: float) -> Any:
         """Return the next of `results`, in the place of `nesting.wait_for`."""
         clock = self.clock
+        clock.look()
         if self.other is not None and self.others.random() < 0.3:
             self.other.go_on()
         if self.rng.random() < 0.7:  # not each time that nothing happens it is looked at
@@ -305,6 +314,8 @@ def patched(simulation: Simulation) -> Iterator[None]:
         *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
         *stored.changes(),
+        *simulation.progress.changes(),
+        *(simulation.saved.changes() if "checkpoint" in simulation.work.settings else ()),
         *quick.CHANGES,
     ]
     before = [getattr(owner, name) for owner, name, _ in changes]

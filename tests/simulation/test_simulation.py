@@ -39,6 +39,8 @@ FAILED = {
     1300018171: "a step failed in a partition, and the fold was to refuse an element before that",
     1300002535: "slots were shared out at a moment at which there was no worker",
     1410002685: "a worker of the model that asked again for what a task needs began an attempt that was over",
+    1300005285: "what was read from lost clusters anew each time that the fold around it began again",
+    3093: "Ctrl-C came while results were written to the checkpoint, and they were dropped",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
 MOST = 4_000  # numbers until a planted fault has to be found
@@ -107,6 +109,7 @@ AT_ONCE = (  # the others are found as surely, and take some seconds each
     *("a slot is delivered before its turn", "a rest is put at the end", "a lost partition counts as done"),
     *("a second report counts", "a chain of joins forgets its order", "what the source raised is lost"),
     *("a call that is cancelled has a result", "what failed is saved as if it were done"),
+    *("what is given is not saved", "what waits to be saved is dropped when the run is left"),
     *("each task has the rate of all", "two evaluations have the same keys"),
 )
 

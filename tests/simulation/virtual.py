@@ -58,6 +58,15 @@ class Clock:
         self._ready = self.aio._ready  # type: ignore[attr-defined]
         self.happened = 0
         self._reads = 0  # since something happened last
+        self.interrupted: int | None = None  # when the script has waited so often, there is Ctrl-C
+
+    def look(self) -> None:
+        """Raise what Ctrl-C does, if it comes where the script waits now."""
+        if self.interrupted is not None:
+            self.interrupted -= 1
+            if not self.interrupted:
+                self.interrupted = None
+                raise KeyboardInterrupt
 
     def read(self) -> float:
         """Return the time: that of the task which runs, if one does."""
@@ -143,6 +152,7 @@ class Clock:
             self.local += seconds
         elif seconds > 0:
             self.until(self.now + seconds)
+            self.look()
 
     @contextmanager
     def task(self, started: float) -> Iterator[None]:

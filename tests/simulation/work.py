@@ -51,6 +51,7 @@ class Work:
     disk: Disk | None = None  # on which it writes
     files: Any = None  # which it writes
     store: stored.Store | None = None  # into which it puts objects
+    interrupted: int = 0  # a first run has Ctrl-C where it waits so often
 
     @classmethod
     def of(cls, seed: int) -> Work:
@@ -72,6 +73,7 @@ class Work:
             work.source = rng.choice(["list", "function"]) if work.end == "resume" else "function"
             work.settings["checkpoint"] = f"memory://simulation-{seed}"
             work.steps = [step for step in work.steps if step not in chains.OPERATIONS]
+            work.interrupted = random.Random(f"{seed} Ctrl-C").choice([0, 0, 2, 5, 9, 15, 30])
         work.ordered = rng.random() < 0.8 or work.end not in ("list", "count", "slow consumer")
         calls = random.Random(f"{seed} calls")  # what came later has chances of its own
         if calls.random() < 0.15:
@@ -139,6 +141,7 @@ class Work:
         costs = ", ".join(f"{cost:g}" for cost in chains.now().costs)
         chain = f"parallel({self.source} of {self.count}{settings}){steps}"
         disk = "" if self.disk is None else f"; {self.disk}"
+        disk += f"; Ctrl-C at wait {self.interrupted} of a first run" if self.interrupted else ""
         disk += "" if self.store is None else f"; {self.store}"
         return f"{chain} -> {self.end} {self.number}; costs {costs}{disk}"
 
@@ -177,9 +180,6 @@ class Work:
         return made
 
 
-ENDED = LookupError, ValueError, DiedError, CheckpointError  # a run that is to be resumed
-
-
 def evaluated(work: Work, made: Any) -> Any:
     """Return what comes of a chain with a checkpoint."""
     if work.end == "resume a fold":
@@ -187,19 +187,27 @@ def evaluated(work: Work, made: Any) -> Any:
     return list(made)
 
 
+def interrupted(work: Work, made: Any, waits: int) -> None:
+    """Begin a run that ends early, at the latest by Ctrl-C at the `waits`-th wait, if there is one."""
+    clock = chains.now().clock
+    clock.interrupted = waits or None
+    with contextlib.suppress(LookupError, ValueError, DiedError, CheckpointError, KeyboardInterrupt):
+        evaluated(work, made)
+    clock.interrupted = None
+
+
 def resumed(work: Work, made: Any) -> Any:
     """Leave an evaluation early, and begin again with what it has saved."""
     if work.disk is not None:  # in processes that die with their disk, or find it full
-        for _ in range(2):
-            with (
-                work.disk.patched(),
-                contextlib.suppress(LookupError, ValueError, DiedError, CheckpointError),
-            ):
-                evaluated(work, made)
+        for number in range(2):
+            with work.disk.patched():
+                interrupted(work, made, work.interrupted if number == 0 else 0)
             if work.disk.dead:
                 work.disk.revive()
                 work.disk.dies_at = work.disk.steps + 1 + work.number
         work.disk.revive()
+    elif work.interrupted:
+        interrupted(work, made, work.interrupted)
     if work.end == "resume a fold":
         work.stops_at = work.number
         with contextlib.suppress(LookupError, ValueError):

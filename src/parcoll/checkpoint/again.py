@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import FailedPart, moved_parts, pack_parts, unpacked
@@ -162,15 +162,17 @@ def _less(counted: Sequence[Any], others: Sequence[Sequence[Any]]) -> list[Any]:
 class Reopened:
     """A piece some of whose elements run again, and the files that it is in by now."""
 
-    def __init__(self, records: Sequence[Record], name: str) -> None:
+    def __init__(self, records: Sequence[Record], name: str, unread: Iterable[Record]) -> None:
+        """`unread` are those that the reader has not come to, as it goes on, and others behind the piece."""
         self.records = list(records)
+        self._unread = unread
         self.names = {name}
         self._first, self._end = records[0].first, records[-1].end
 
     @property
     def waits(self) -> bool:
-        """Whether elements of it are still to run."""
-        return any(record.runs_again for record in self.records)
+        """Whether elements of it are still to run, or may be where the reader has not come to."""
+        return any(record.runs_again for record in self.records) or any(map(self.covers, self._unread))
 
     @property
     def elements(self) -> int:
@@ -190,8 +192,11 @@ class Reopened:
         """Have these take the places of the records whose elements they have."""
         ends = {record.first: record.end for record in new}
         taken = {index for first, end in ends.items() for index in range(first, end)}
+        numbers = {id(record) for record in new}  # they may be here already, where Ctrl-C came behind that
         kept = [
-            old for old in self.records if not old.runs_again or taken.isdisjoint(range(old.first, old.end))
+            old
+            for old in self.records
+            if id(old) not in numbers and (not old.runs_again or taken.isdisjoint(range(old.first, old.end)))
         ]
         self.records = sorted([*kept, *new], key=lambda record: record.first)
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from parcoll.chain.steps import Step
@@ -232,9 +232,9 @@ class Checkpoint:
         self.pieces.remove(piece)
         self.saved_elements -= piece.end - piece.first
 
-    def reopen(self, piece: Piece, records: Sequence[Record]) -> Reopened:
-        """Have results of this piece be replaced by those that are saved from now on."""
-        reopened = Reopened(records, piece.name)
+    def reopen(self, piece: Piece, records: Sequence[Record], unread: Iterable[Record]) -> Reopened:
+        """Have results of this piece be replaced by those that are saved from now on; `unread` may be too."""
+        reopened = Reopened(records, piece.name, unread)
         self._reopened.append(reopened)
         return reopened
 

@@ -67,6 +67,7 @@ class Link:
         # scheduler must not make the same key.
         self.token = str(int.from_bytes(os.urandom(8), "big"))
         self.numbers = itertools.count()
+        self.restarts = 0  # as far as evaluations have noticed
         self._why_lost = why_lost
         # A client that comes back to a scheduler has another stream; nothing of ours is on that scheduler.
         self._stream = client.scheduler_comm
@@ -113,7 +114,20 @@ class Link:
             silent = getattr(self.client, "silent_seconds", None)  # a client of the user's has none
             how = "its connection was closed or lost" if silent is None else f"no answer in {silent:.0f} s"
             reason = f"the dask scheduler {self.address} is gone: {how}"
-        return ClusterLostError(reason)
+        error = ClusterLostError(reason)
+        if not self.connected:  # else the next call may go well
+            error._which = self.token
+        return error
+
+    def restarted(self, known: int) -> ClusterLostError:
+        """Return the error for a cluster that was restarted, which had been `known` times before."""
+        self.restarts = max(self.restarts, known + 1)
+        error = ClusterLostError(
+            f"the dask cluster at {self.address} was restarted, as client.restart() does: what it had of "
+            "this evaluation is gone"
+        )
+        error._which = f"{self.token}-{known}"
+        return error
 
     def resolve(self, handle: Handle) -> Any:
         """Return a kept result as an argument for a task of this cluster."""

@@ -76,6 +76,7 @@ class DistributedSession:
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._closed = False
+        self._restarts = link.restarts
         self._without_progress = 0  # answers in a row by which no element was begun
         self._large_results = False  # a large result has come
         self._ahead: Ahead | None = None
@@ -208,7 +209,7 @@ class DistributedSession:
             return self._calling(
                 key, run_isolated, job.place, keep, elements, job.budget, ticket, job.share_now
             )
-        joining = job.sole.joins.shared if job.sole is not None and job.sole.joins is not None else None
+        joining = job.sole.joins() if job.sole is not None else None
         settings = (job.place, keep, elements, job.budget, space, ticket, job.share_now, joining)
         return self._calling(key, run_partition, *settings)
 
@@ -286,21 +287,15 @@ class DistributedSession:
                     "lost, or the scheduler cannot unpickle one of its tasks"
                 )
             elif self._link.connected:
-                raise self._restarted()
+                raise self._link.restarted(self._restarts)
             else:
                 raise self._link.lost()
-
-    def _restarted(self) -> ClusterLostError:
-        return ClusterLostError(
-            f"the dask cluster at {self._link.address} was restarted, as client.restart() does: what it had "
-            "of this evaluation is gone"
-        )
 
     def _check_parts(self, job: Join) -> None:
         """Fail where what is to be joined is gone: it is of this evaluation, which can begin again."""
         for part in (job.previous, *job.parts):
             if isinstance(part, KeptOnCluster) and part.future.cancelled() and self._link.connected:
-                raise self._restarted()
+                raise self._link.restarted(self._restarts)
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
         """Send a job again whose worker died; after the second one, in a way that the next does not."""

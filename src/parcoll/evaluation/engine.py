@@ -12,17 +12,22 @@ from parcoll.chain.steps import WHOLE, Share
 from parcoll.errors import ClusterLostError
 from parcoll.keys.store import Scratch
 from parcoll.watch.around import Follower
+from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
 from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program, SharedProgram
 
+# Clusters that one call may lose, one after the other, before any of them gets it further.
+MAX_CLUSTERS_LOST = 5
+
 
 class Sole(NamedTuple):
     """What becomes of a partition that has all elements of its source, where others would be kept."""
 
-    joins: Session | None  # whose program folds what comes of it, in the same task if that can be
+    joins: Callable[[], SharedProgram | None]  # gives what folds it in the same task, if that can be
+    renew: Callable[[], None]  # has what joins others go to the cluster that is there now
 
 
 @dataclass(eq=False)
@@ -247,3 +252,37 @@ def lost_for_good(reason: str) -> ClusterLostError:
     error = ClusterLostError(reason)
     error._final = True
     return error
+
+
+class Losses:
+    """The clusters that one call of the user's has lost, with all evaluations that it is made of.
+
+    After `MAX_CLUSTERS_LOST` in a row the next one ends it. An outcome is progress, but for a call that has
+    begun again from its source: it had come that far before, and only what is saved stays. So a cluster that
+    dies each time is given up as soon, however many evaluations are within each other, or follow each other.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._in_a_row = 0
+        self._begun_again = False
+
+    def add(self, error: ClusterLostError, recorder: Recorder) -> None:
+        """Count what was lost, once for all evaluations that notice it; make it final if it is too much."""
+        if error._final:
+            return
+        recorder.lose(error._which)
+        if error._which not in self._known:
+            self._known |= {error._which} - {""}
+            self._in_a_row += 1
+        # Also of one that was noticed before: a call that reads from one which was given up notices it now.
+        error._final = self._in_a_row > MAX_CLUSTERS_LOST
+
+    def came(self, saved: bool) -> None:
+        """Note that an outcome has come, and whether it is saved."""
+        if saved or not self._begun_again:
+            self._in_a_row = 0
+
+    def begin_again(self) -> None:
+        """Note that the call begins again, since what it had was on the cluster."""
+        self._begun_again = True

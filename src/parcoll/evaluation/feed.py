@@ -225,7 +225,9 @@ class StreamFeed:
         return self._job(elements[:position], place) if position else None
 
     def renew(self) -> None:
-        """Do nothing: the elements are here."""
+        """Do so for what takes a partition that has all elements; the others are here."""
+        if self._sole is not None:
+            self._sole.renew()
 
     def _remaining(self) -> int | None:
         """Return how many elements are left; None if that is unknown, and there are enough for all workers.

@@ -61,13 +61,13 @@ def fold(
         return run.restarting("fold", LOST_VALUE, lambda: _join(run, sink, joined, initial, "fold"))
 
 
-def _partitions(run: Run, sink: Sink, session: Session) -> Iterator[tuple[Job, Outcome]]:
+def _partitions(run: Run, sink: Sink, joins: _Joins) -> Iterator[tuple[Job, Outcome]]:
     """Give each partition's job, with the handle of what the sink makes of it, and its outcome.
 
-    The results of one that has all elements are in its outcome, and `session`'s program may have folded them.
+    The results of one that has all elements are in its outcome, and the joins' program may have folded them.
     """
     if run.options.checkpoint is None:
-        sole = Sole(None if isinstance(sink, Fold) else session)
+        sole = Sole(lambda: None if isinstance(sink, Fold) else joins.session.shared, joins.renew)
         return run.window(sink, keep=True, sole=sole).outcomes()
     return values.kept(run.saved(*values.saved_as(sink, run.steps), ordered=True), sink, loaded)
 
@@ -76,11 +76,10 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
     """Evaluate into the sink, keep what it makes of each partition, and fold these values."""
     label = " ".join([run.options.name or "", name, function_words(fold.func)])
     program = Program((), fold, origins=run.origins)
-    session = run.engine.open(program, label, keep=True)
     kind: type[_Joins] = _Tree if isinstance(sink, Fold) else _Chain
-    joins = kind(session, program, run.stats)
+    joins = kind(lambda: run.engine.open(program, label, keep=True), program, run.stats)
     try:
-        with closing(_partitions(run, sink, session)) as outcomes:  # type: ignore[type-var]
+        with closing(_partitions(run, sink, joins)) as outcomes:  # type: ignore[type-var]
             while True:
                 try:
                     job, outcome = next(outcomes)
@@ -100,7 +99,7 @@ def _join(run: Run, sink: Sink, fold: Fold, initial: Any, name: str) -> Any:
         if isinstance(payload, Held):  # inline: the value comes as it would from a worker
             payload = payload.packed()
     finally:
-        session.close()
+        joins.session.close()
     if payload is not None:
         return loaded(payload, f"the values of {name}()", 1)[0]
     if initial is UNSET:
@@ -123,14 +122,20 @@ class _Joins:
 
     MEMORY = 64
 
-    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
-        self._session = session
+    def __init__(self, opened: Callable[[], Session], program: Program, stats: Stats) -> None:
+        self.session = opened()
+        self._opened = opened
         self._program = program
         self._stats = stats
         self._recorder = Recorder(stats)
         self._under_way = 0
         self._numbers = itertools.count()
         self.isolated = False  # a worker was lost with a task that was to fold, too
+
+    def renew(self) -> None:
+        """Go to the cluster that is there now: the one before was lost with nothing that was to be joined."""
+        self.session.close()
+        self.session = self._opened()
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, and what is known of it."""
@@ -153,7 +158,7 @@ class _Joins:
     def _submit(self, job: Join) -> None:
         job.number, job.isolated = next(self._numbers), self.isolated
         self._under_way += 1
-        self._session.submit([job])
+        self.session.submit([job])
 
     def _settle(self, block: bool, seconds: float = math.inf) -> None:
         """Take in the joins that have ended; with `block`, wait for one if any is under way, or so long.
@@ -181,7 +186,7 @@ class _Joins:
 
     def _ended(self, block: bool, seconds: float) -> list[tuple[Join, Outcome]]:
         started = time.perf_counter()
-        ended = self._session.completed(block, seconds)
+        ended = self.session.completed(block, seconds)
         self._stats.waited.workers += time.perf_counter() - started
         self._under_way -= len(ended)
         for job, _ in ended:
@@ -201,8 +206,8 @@ class _Chain(_Joins):
     # What takes no longer than this, as it took last, waits for more: a join of its own takes 5 ms.
     QUICK_SECONDS = 0.001
 
-    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
-        super().__init__(session, program, stats)
+    def __init__(self, opened: Callable[[], Session], program: Program, stats: Stats) -> None:
+        super().__init__(opened, program, stats)
         self._steps = (_Joining(program.fold.func),)
         self._pace = remembered(self._steps) or math.inf
         self._elements = 0  # of the partitions that wait
@@ -281,8 +286,8 @@ class _Tree(_Joins):
     SLOW_SECONDS = 0.1  # that a join of `WIDTH` values may take without being divided
     LATE_SECONDS = 1.0  # that any join may take
 
-    def __init__(self, session: Session, program: Program, stats: Stats) -> None:
-        super().__init__(session, program, stats)
+    def __init__(self, opened: Callable[[], Session], program: Program, stats: Stats) -> None:
+        super().__init__(opened, program, stats)
         self._runs: list[_Run] = []  # in order
         self._made_by: dict[Job, _Run] = {}
         self._values = 0

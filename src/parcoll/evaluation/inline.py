@@ -116,7 +116,7 @@ class InlineSession:
             work = functools.partial(
                 run, self.shared, job.place, elements, job.budget, self._pack, share=job.share
             )
-            joining = None if job.sole is None or job.sole.joins is None else job.sole.joins.shared
+            joining = None if job.sole is None else job.sole.joins()
             outcome = work() if joining is None else joined(work, joining, self._pack)
         if self._keep and job.sole is None:
             job.handle = kept_of(outcome)

@@ -209,7 +209,7 @@ class SavedReader(Reader):
         parts = taken_apart(record, elements)
         if self._reopened is None:
             assert self._piece is not None
-            self._reopened = self._checkpoint.reopen(*self._piece)
+            self._reopened = self._checkpoint.reopen(*self._piece, self._loaded)
         self._reopened.replace(record, parts)
         self._parts.extend(parts)
 
@@ -342,22 +342,25 @@ class Saver:
         self._checkpoint = checkpoint
         self._started = time.monotonic()
         self._last = self._started - LONGEST_SECONDS
-        self._pid = os.getpid()
+        self._pid, self._failed = os.getpid(), False
 
     def delivers(self, held: Sequence[Delivery], idle: bool) -> bool:
         """Tell whether these may be delivered, and then they are on the disk; `idle`: nothing else comes."""
         now = time.monotonic()
         pause = min(max(PIECE_SECONDS, (now - self._started) / 100), LONGEST_SECONDS)
-        failed = held[-1][1].failure is not None
-        if not (idle or failed or now - self._last >= pause or _nbytes(held) >= PIECE_BYTES):
+        if not (idle or held[-1][1].failure or now - self._last >= pause or _nbytes(held) >= PIECE_BYTES):
             return False
-        self._save(held)
+        try:
+            self._save(held)
+        except Exception:  # and not Ctrl-C, behind which they are saved once more
+            self._failed = True
+            raise
         self._last = time.monotonic()
         return True
 
     def close(self, held: Sequence[Delivery]) -> None:
         """Save what was not delivered yet, as when Ctrl-C ends the evaluation."""
-        if os.getpid() != self._pid:  # a fork drops its copy of somebody else's evaluation
+        if self._failed or os.getpid() != self._pid:  # a fork drops its copy of somebody else's evaluation
             return
         try:
             self._save(held)
@@ -369,8 +372,6 @@ class Saver:
         for job, outcome in held:
             record = job.record if isinstance(job, SavableJob) else None
             if record is not None:
-                assert isinstance(job, SavableJob)
-                job.record = None
                 record.parts = _parts(job, outcome)
                 records.append(record)
             elif outcome.failure is not None:

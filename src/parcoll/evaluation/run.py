@@ -19,14 +19,14 @@ from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
 from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
-from parcoll.evaluation.engine import Engine, Job, Sizer, Sole
+from parcoll.evaluation.engine import Engine, Job, Losses, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
 from parcoll.evaluation.plan import Derived, Node, Read
 from parcoll.evaluation.plan import Options as Options
 from parcoll.evaluation.reader import DerivedReader, Reader
 from parcoll.evaluation.sizing import sizer_for
 from parcoll.evaluation.source import Source
-from parcoll.evaluation.window import MAX_CLUSTERS_LOST, Window
+from parcoll.evaluation.window import Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
 from parcoll.keys.store import Scratch
@@ -55,9 +55,9 @@ class Run:
 
     def __init__(self, node: Node, options: Options, choose: Callable[[], Engine], stats: Stats) -> None:
         """`choose` returns the engine; its first call may start a local cluster."""
-        self.options = options
-        self.stats = stats
+        self.options, self.stats = options, stats
         self._choose = choose
+        self._losses = Losses()
         script.name_as_main()
         self._reads = False  # the source has been read
         self._watch = Watch(stats, options.progress)
@@ -68,8 +68,7 @@ class Run:
         from parcoll.evaluation.bag import bag_of, plan_of  # lazy: dask.bag
 
         self.plan = plan_of(bag_of(node))
-        steps = self.plan.steps
-        origin = self.plan.origin
+        steps, origin = self.plan.steps, self.plan.origin
         before = origin.labels() if isinstance(origin, Derived) else []
         stats.steps[:] = [StepStats(title, filters=filters, waits=waits) for title, filters, waits in before]
         stats.steps += [StepStats(step.title, filters=step.filters, waits=step.waits) for step in steps]
@@ -170,7 +169,7 @@ class Run:
         """Give what a step makes of each element, on the workers."""
         node = Node(before=Node(source=Source(lambda: elements, f"<{step.kind}>")), step=step)
         run = Run(node, Options(1), lambda: self.engine, Stats())
-        run.origins = self.origins
+        run.origins, run._losses = self.origins, self._losses
         yield from run._elements()
 
     def _counted(self, read: Read) -> Generator[Any, None, None]:
@@ -216,7 +215,9 @@ class Run:
         """Return the run of a chain that this one reads."""
         for node in read.node.back():
             node.stats = stats
-        return Run(read.node, read.options, lambda: self.engine, stats)
+        run = Run(read.node, read.options, lambda: self.engine, stats)
+        run._losses = self._losses
+        return run
 
     def _elements(self, gathering: Gathering | None = None) -> Iterator[Any]:
         """Give the results one by one, or gathered, to an evaluation that reads from this one."""
@@ -259,6 +260,7 @@ class Run:
             functools.partial(self._feed, sizer, sink.limit, keep, reader, sole),
             sizer,
             self.stats,
+            self._losses,
             words=self.words,
             ordered=(self.options.ordered and sink.in_order) or keep or ordered,
             keep=keep,
@@ -286,17 +288,14 @@ class Run:
         For `reduce`, `fold` and `foreach`, which give all or nothing. `name` is the method that the user
         called. `lost` is for the message if that is not possible: it says what the method could not do.
         """
-        lost_clusters = 0
         while True:
             try:
                 return attempt()
             except ClusterLostError as error:
                 if error.yielded is not None:  # the error of another evaluation, in the source or a function
                     raise
-                lost_clusters += 1
-                if not error._final:
-                    Recorder(self.stats).lose()
-                if error._final or not self.engine.renews or lost_clusters > MAX_CLUSTERS_LOST:
+                self._losses.add(error, Recorder(self.stats))
+                if error._final or not self.engine.renews:
                     error._tell(f"{name}() {lost}")
                     raise
                 origin = self.plan.origin
@@ -307,6 +306,7 @@ class Run:
                     )
                     raise
                 logger.warning("%s: %s; %s() begins again", self.stats.name, error, name)
+            self._losses.begin_again()
             Recorder(self.stats).forget()
 
 

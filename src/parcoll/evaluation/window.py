@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from parcoll.calls.rates import Shares
 from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
-from parcoll.evaluation.engine import Engine, Job, Session, Sizer
+from parcoll.evaluation.engine import Engine, Job, Losses, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
@@ -34,7 +34,6 @@ GROUP_SECONDS = 0.005  # for reading and packing a group, since workers wait for
 # scheduler.
 REST_SECONDS = 0.001
 POLL_SECONDS = 0.002  # between two looks for outcomes while others wait to be saved with them
-MAX_CLUSTERS_LOST = 5  # clusters that are lost one after the other before any of them has done what was asked
 
 
 class _Slot:
@@ -58,6 +57,7 @@ class Window:
         make_feed: Callable[[], Feed],
         sizer: Sizer,
         stats: Stats,
+        losses: Losses,
         *,
         words: str,
         ordered: bool = True,
@@ -70,9 +70,11 @@ class Window:
         self._sizer = sizer
         self._stats = stats
         self._recorder = Recorder(stats)
+        self._losses = losses
         self._words = words
         self._ordered = ordered
         self._keep = keep
+        self._sent = False  # jobs, to any cluster
         self._saver = saver
         self._held: list[tuple[Job, Outcome]] = []  # taken from the slots, delivered when they are saved
         self._slots: deque[_Slot] = deque()  # in order; taken from the left
@@ -80,7 +82,6 @@ class Window:
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
         self._waiting = False  # nothing can be done until an outcome comes
-        self._lost_clusters = 0  # clusters lost in a row, without an outcome from any of them
         self._failed = False
         self._shares = Shares(program.limit)
 
@@ -171,15 +172,14 @@ class Window:
     def _begin_again(self, error: ClusterLostError) -> ClusterLostError | None:
         """Open a session on another cluster, and send again all jobs without an outcome; None if it worked.
 
-        Not if results are kept: they are lost with the cluster.
+        Not if results are kept: they are lost with the cluster. But it may be lost before any job is sent, as
+        while this reads from other evaluations.
         """
         while True:
-            self._lost_clusters += 1
-            if not (self._keep or error._final):
-                self._recorder.lose()
-                # What this is evaluated for would begin again, and lose as many clusters more.
-                error._final = self._lost_clusters > MAX_CLUSTERS_LOST
-            if self._keep or error._final or not self._engine.renews:
+            if self._keep and self._sent:
+                return error
+            self._losses.add(error, self._recorder)
+            if error._final or not self._engine.renews:
                 return error
             self._session.close()
             try:
@@ -254,6 +254,7 @@ class Window:
             self._running += len(group)
             self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
             session.submit(group)
+            self._sent = True
             if self._engine.in_background and self._may_read():
                 time.sleep(REST_SECONDS)
 
@@ -273,7 +274,7 @@ class Window:
             slot = self._by_job.pop(job)
             slot.outcome = outcome
             self._shares.take_back(job.share)
-            self._lost_clusters = 0
+            self._losses.came(saved=self._saver is not None)
             self._recorder.add(outcome, job.place.base)
             self._feed.returned(job, outcome)
             if job.lost_workers:

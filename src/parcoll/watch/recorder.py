@@ -61,11 +61,12 @@ class Recorder:
             if stats.ended is None:
                 stats.state, stats.ended = state, (stats.started or 0.0) + stats.seconds
 
-    def lose(self) -> None:
-        """Note that the cluster was lost."""
+    def lose(self, which: str = "") -> None:
+        """Note that a cluster was lost: once, also if it is noticed here and by what this reads from."""
         for stats in self._all():
             with stats._lock.lock:
-                stats.losses += 1
+                stats.losses += which not in stats._lost_clusters
+                stats._lost_clusters |= {which} - {""}
 
     def forget(self) -> None:
         """Count from nothing: the evaluation begins again, since all that it had is gone."""

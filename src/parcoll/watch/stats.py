@@ -281,6 +281,7 @@ class Stats:
     _failed_elements: FailedElements = field(
         init=False, default_factory=FailedElements, repr=False, compare=False
     )
+    _lost_clusters: set[str] = field(init=False, default_factory=set, repr=False, compare=False)
     _lost_workers: set[str] = field(init=False, default_factory=set, repr=False, compare=False)  # by address
     _lock: _Lock = field(init=False, default_factory=_Lock, repr=False, compare=False)
 

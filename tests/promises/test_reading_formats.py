@@ -85,7 +85,7 @@ def test_what_is_no_value_is_told_with_its_line(
     path.write_text(text)
     values = read_jsonl(path, on_error="skip")
     assert list(values) == [1, 2][: text.count("1\n2\n") + text.startswith("1\n")]
-    (error,) = values.errors
+    error = values.errors[0]
     assert f"{str(path)!r}, line {line} is no JSON value" in str(error.exception)
     assert error.element.path == str(path)
     with pytest.raises(ValueError, match="is no JSON value"):

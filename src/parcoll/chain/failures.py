@@ -98,6 +98,12 @@ def is_apart(error: BaseException | None) -> bool:
     return False
 
 
+class Broken(NamedTuple):
+    """Stands where a flatmap could not make one of its elements, and goes on with the next one."""
+
+    error: Exception
+
+
 @dataclass
 class FailedElement:
     """What an `ElementError` is made from, encoded so that each part survives the way to another process."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from parcoll.chain.failures import is_apart, late, stands_between
+from parcoll.chain.failures import Broken, is_apart, late, stands_between
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Step
@@ -81,8 +81,14 @@ class Guard:
                 made = itertools.chain(self._again(element) if attempts else self._func(element))
                 for one in itertools.islice(made, given, None) if given else made:
                     given += 1
+                    if type(one) is Broken:
+                        one = self._give_up(one.error, element, 1)
+                        if one is SKIP:
+                            continue
                     yield one
                 return
+            except Stopped:
+                raise
             except GeneratorExit:  # the consumer has enough
                 raise
             except BaseException as later:

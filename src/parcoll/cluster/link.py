@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import time
@@ -228,14 +229,12 @@ class Placement:
             self._take(self._asked)
             self._quiet_since, self._asked = time.monotonic(), None
         if self._asked is None and time.monotonic() - self._quiet_since > self._patience:
-            found = keys()
-            self._asked = _begun(self._client, lambda: self._unplaced(found))
+            self._asked = _begun(self._client, functools.partial(self._unplaced, keys()))
 
     async def _unplaced(self, keys: list[str]) -> int:
         scheduler = self._client.scheduler
-        if (
-            not await scheduler.ncores()
-        ):  # then most tasks are "queued", as those are that wait for their turn
+        # Without threads most tasks are "queued", as those are that wait for their turn.
+        if not await scheduler.ncores():
             return len(keys)
         states = await scheduler.get_task_status(keys=[*keys, self.program])
         if states.pop(self.program, None) == "no-worker":  # what all tasks wait for
@@ -249,9 +248,8 @@ class Placement:
             return
         before, self.waiting_for = self.waiting_for, self._wanted if count else None
         if count and before is None:
-            advice = (
-                ": start one that has them (`dask worker --resources`)" if "resources" in self._wanted else ""
-            )
+            start = ": start one that has them (`dask worker --resources`)"
+            advice = start if "resources" in self._wanted else ""
             wait = f"{count} tasks wait" if count > 1 else "a task waits"
             told = f"{self._name}: {wait} for {self._wanted}{advice}"
             logger.warning("%s", told)

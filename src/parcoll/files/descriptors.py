@@ -11,10 +11,10 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from parcoll.chain.failures import stands_between
+from parcoll.chain.failures import Broken, stands_between
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import FlatMap
 from parcoll.files import codecs
@@ -139,6 +139,7 @@ class Format:
     systems: tuple[Any, ...] = ()
     compression: str | None = "infer"
     include_path: bool = False
+    goes_on: bool = field(default=False, kw_only=True)  # behind a line that is `Broken`
 
     @property
     def __name__(self) -> str:
@@ -147,7 +148,11 @@ class Format:
     def __call__(self, descriptor: Descriptor) -> Iterator[Any]:
         """Return the elements."""
         elements = self.elements(descriptor)
-        return zip(elements, itertools.repeat(descriptor.path)) if self.include_path else elements
+        if not self.include_path:
+            return elements
+        if not self.goes_on:
+            return zip(elements, itertools.repeat(descriptor.path))
+        return (one if type(one) is Broken else (one, descriptor.path) for one in elements)
 
     def elements(self, descriptor: Descriptor) -> Iterator[Any]:
         """Give the elements, one by one."""
@@ -176,7 +181,7 @@ class Read(FlatMap):
         """How it reads; not by which filesystems, whose keys may be others each day."""
         format = self.func
         assert isinstance(format, Format)
-        settings = {name: value for name, value in vars(format).items() if name != "systems"}
+        settings = {name: value for name, value in vars(format).items() if name not in ("systems", "goes_on")}
         return type(format).__name__, settings
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from parcoll.chain.failures import stands_between
+from parcoll.chain.failures import Broken, stands_between
 from parcoll.files.descriptors import Descriptor, Format, tell
 from parcoll.files.texts import Lines, place
 from parcoll.text import short_repr
@@ -41,10 +41,14 @@ class JsonLines(Format):
             except (ValueError, RecursionError) as error:
                 if not line.strip():
                     continue
-                raise ValueError(
+                broken = ValueError(
                     f"{place(descriptor, number)} is no JSON value ({error}): {short_repr(line)}. Each line "
                     "has to hold one; a file that is one value goes with read_files(...).map(...)"
-                ) from error
+                )
+                broken.__cause__ = error
+                if not self.goes_on:
+                    raise broken from error
+                value = Broken(broken)
             yield value
 
 
@@ -69,7 +73,7 @@ class Table(Format):
     dialect: Mapping[str, Any] = field(default_factory=dict)
     field_limit: int = 131072  # characters of a value
 
-    def elements(self, descriptor: Descriptor) -> Iterator[dict[str, Any]]:
+    def elements(self, descriptor: Descriptor) -> Iterator[dict[str, Any] | Broken]:
         """Give the rows."""
         if self.field_limit > csv.field_size_limit():
             csv.field_size_limit(self.field_limit)
@@ -90,10 +94,13 @@ class Table(Format):
                         row = [row[position] for position in picked]
                     yield dict(zip(self.columns if picked is not None else names, row, strict=True))  # type: ignore[arg-type]
                 elif row:
-                    raise ValueError(
+                    broken = ValueError(
                         f"{place(descriptor, before + 1)} has {len(row):,} value{'s' * (len(row) != 1)}, and "
                         f"there are {len(names):,} columns: {short_repr(row)}"
                     )
+                    if not self.goes_on:
+                        raise broken
+                    yield Broken(broken)
                 before = rows.line_num
         except csv.Error as error:
             tell(error, place(descriptor, before + 1))

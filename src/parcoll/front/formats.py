@@ -122,7 +122,8 @@ def made(
     _check_compression(files, format.compression, asked and isinstance(parts, Ranges), urlpath, format.name)
     call = f"{format.name}({short_repr(urlpath)})"
     source = parallel(FilesSource(Listing(files, systems, parts), call, together), **settings)
-    step = Read(replace(format, systems=systems), source._options.policy)
+    policy = source._options.policy
+    step = Read(replace(format, systems=systems, goes_on=policy.on_error != "raise"), policy)
     return ParallelGen(Node(before=source._node, step=step), source._options)
 
 

@@ -145,7 +145,7 @@ def read_jsonl(
 
     A value is whatever its line says: rows need not be alike. Empty lines are left out, and so is a mark at
     the start of a utf-8 file. A line that is no JSON value is an error that names file and line, as where one
-    value goes over several lines.
+    value goes over several lines. `on_error="skip"` leaves out that line alone.
 
     Args:
         urlpath: As for `read_text`, and so are `blocksize`, `compression`, `encoding`, `errors`,
@@ -195,8 +195,8 @@ def read_csv(
     """Return a lazy collection of the rows of csv files, which the workers read: dicts of texts.
 
     Nothing is made of the texts: map a function that does. A row with more or fewer values than there are
-    columns is an error that names file and line. Empty lines are left out, and so is a mark at the start of a
-    utf-8 file.
+    columns is an error that names file and line; `on_error="skip"` leaves out that row alone. Empty lines are
+    left out, and so is a mark at the start of a utf-8 file.
 
     Args:
         urlpath: As for `read_text`, and so are `compression`, `encoding`, `errors`, `include_path` and

@@ -19,6 +19,7 @@ import math
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,6 +405,7 @@ def main() -> int:
     parser.add_argument("--go-on", action="store_true", help="tell of a wrong story in a line, and go on")
     chosen = parser.parse_args()
     logging.getLogger("parcoll").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore", RuntimeWarning)  # of clusters that have no worker just now
     if chosen.seed is not None:
         print(run(chosen.seed).story())
         return 0

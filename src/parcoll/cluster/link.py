@@ -253,8 +253,7 @@ class Placement:
             wait = f"{count} tasks wait" if count > 1 else "a task waits"
             told = f"{self._name}: {wait} for {self._wanted}{advice}"
             logger.warning("%s", told)
-            # A script that nobody has told to log would stand still without a word. Where warnings are errors
-            # this is none: a worker may still come.
+            # A script that does not log would stand still without a word. It is no error: one may still come.
             with contextlib.suppress(RuntimeWarning):
                 warnings.warn(told, RuntimeWarning, stacklevel=2)
 

@@ -402,7 +402,7 @@ class Scheduler:
         self.tell(
             f"{worker.name} dies" + (f", with {', '.join(worker.executing)}" if worker.executing else "")
         )
-        worker.alive, worker.died = False, self.clock.now
+        worker.alive, worker.died = False, min(worker.died, self.clock.now)
         worker.outbox.cut = self.clock.now + self.rng.choice([0.0, self.delay(), 1e9])
         noticed = max(worker.outbox.empty_at, self.clock.now) + self.rng.choice([0.0, 0.01, 1.0, 10.0])
         self.clock.at(noticed, self.remove_worker, worker)
@@ -457,7 +457,7 @@ class Scheduler:
         self.alive = False
         self.to_client.cut = self.clock.now
         for worker in self.workers.values():
-            worker.alive, worker.died = False, self.clock.now
+            worker.alive, worker.died = False, min(worker.died, self.clock.now)
             worker.outbox.cut = worker.inbox.cut = self.clock.now
         if self.client is not None:
             self.client.lose()

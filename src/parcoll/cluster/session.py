@@ -258,8 +258,8 @@ class DistributedSession:
             if not isinstance(outcome, Lost):
                 outcome = self._checked(job, outcome)
             if isinstance(outcome, Outcome) and outcome.early:
-                found.append((job, outcome))
-                continue
+                # Alone: if its worker was lost just now, the job is sent again without what it handed back.
+                return [*found, (job, outcome)]
             sent_ahead = self._ahead is not None and self._ahead.forget(job)
             needed_captured = job in self._need_captured
             self._need_captured.discard(job)

@@ -203,6 +203,20 @@ with progress(False):
     assert all(" 50/50 [" in last(line) for line in bars[:5])
 
 
+def test_the_rate_counts_the_time_in_which_nothing_came() -> None:
+    """Results come in bursts, and the bar is drawn between them too."""
+    stats, now = Stats(), [0.0]
+    line = bar._Line("bursts")
+    line._bar._time = lambda: now[0]
+    line._bar.start_t = line._bar.last_print_t = 0.0
+    for tenth in range(100):
+        now[0] = (tenth + 1) / 10
+        stats.elements_in = 20 * ((tenth + 1) // 10)
+        line.draw(stats)
+    assert line._bar.format_dict["rate"] == pytest.approx(20, rel=0.01)
+    line.close()
+
+
 def test_a_log_file_gets_few_whole_lines(scripts: Scripts) -> None:
     text = "list(parallel(range(500), progress=True).map(slow)); list(parallel(range(5)).map(slow))"
     _, err = scripts.run(scripts.write("script.py", START + text))

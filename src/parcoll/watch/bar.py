@@ -116,7 +116,8 @@ class _Line:
             bar.total = total
             vars(bar).update(unit)
         bar.set_postfix_str(_remarks(stats), refresh=False)
-        bar.update(done - bar.n)
+        if done != bar.n:  # else tqdm would leave out of its rate the time in which nothing came
+            bar.update(done - bar.n)
         bar.refresh()
 
     def close(self) -> None:

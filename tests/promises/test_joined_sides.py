@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from scripts import append, lines
@@ -81,6 +82,48 @@ def test_keys_are_those_of_a_dict() -> None:
     ]
     assert parallel([Decimal("NaN"), complex("nan")]).join([float("nan")], lambda x: x).count() == 2
     assert list(parallel(keys[4:]).join([*keys[:4], Colour.BLUE], lambda x: x)) == []
+
+
+MISSING = object()
+
+
+class Missing:
+    """What there is one of: pickle knows it by its name."""
+
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = Missing()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_keys_of_which_there_is_one_everywhere() -> None:
+    zones = [ZoneInfo("Europe/Berlin"), ZoneInfo("UTC")]
+    keys = [first, len, Colour, MISSING, ABSENT, *zones, ..., (MISSING, 1), (Key, zones[0])]
+    twice = [*keys, *keys[::-1]]
+    for size in (1, 3, 100):
+        chain = parallel(twice, partition_size=size)
+        assert list(chain.join(keys[:4], lambda x: x, how="semi")) == [x for x in twice if x in keys[:4]]
+        assert list(chain.join(keys[4:], lambda x: x)) == [(x, x) for x in twice if x in keys[4:]]
+        assert list(chain.group_by(lambda x: x)) == [(key, [key, key]) for key in keys]
+        assert chain.count_by() == dict.fromkeys(keys, 2)
+        assert list(chain.distinct()) == keys
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_equal_to_itself_alone_is_refused() -> None:
+    """Rather than finding nothing."""
+
+    class Thing:
+        pass
+
+    def local() -> None: ...
+
+    for thing in (Thing(), local, (1, Thing())):
+        for one, other in (([thing], [1]), ([1], [thing]), ([thing], [thing])):
+            with pytest.raises(TypeError, match="told apart by identity"):
+                list(parallel(one).join(other, lambda x: x))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from parcoll.chain.failures import stands_between
 from parcoll.chain.policy import Policy
 from parcoll.chain.steps import Around, FlatMap, Map
+from parcoll.keys.slots import CALLED, name_of
 
 HOW = ("inner", "left", "semi", "anti")
 NEVER_NAN = frozenset((int, str, bytes, bool, type(None)))
@@ -18,9 +19,10 @@ Table = dict[Any, tuple[Any, ...]]
 
 
 class Special(enum.Enum):
-    """Keys in the place of others."""
+    """Keys in the place of others, which a dict tells apart by identity: that does not travel."""
 
-    NAN = "NaN"  # of any: a dict tells them apart by identity, which does not travel
+    NAN = "NaN"  # of any
+    NAMED = "name"  # of a class, a function, or what else is one everywhere
 
 
 class Reads(Protocol):
@@ -37,13 +39,18 @@ class Evaluation(Protocol):
         """Evaluate another chain, and return what is made of its elements, as a broadcast."""
 
 
-def _one_nan(key: Any) -> Any:
-    """Return the key with one and the same in the place of each NaN, also within tuples."""
-    kind = type(key)
+def _alike(key: Any) -> Any:
+    """Return the key as it can be compared elsewhere, also within tuples: all NaNs are one.
+
+    TypeError for what is equal to itself alone.
+    """
+    kind: Any = type(key)
     if kind in NEVER_NAN:
         return key
     if kind is tuple:
-        return tuple(map(_one_nan, key))
+        return tuple(map(_alike, key))
+    if kind.__hash__ is object.__hash__ or isinstance(key, CALLED):
+        return (Special.NAMED, *name_of(key))
     return Special.NAN if isinstance(key, numbers.Number) and key != key else key
 
 
@@ -56,7 +63,7 @@ class OtherKey(Around):
 
     def __call__(self, element: Any) -> tuple[Any, Any]:
         """Ask for the key."""
-        key = _one_nan(self.func(element))
+        key = _alike(self.func(element))
         hash(key)
         return key, element if self.wanted else None
 
@@ -84,7 +91,7 @@ class Matching(Around):
 
     def __call__(self, element: Any) -> Iterable[Any]:
         """Look in the table."""
-        found = self._table().get(_one_nan(self.func(element)))
+        found = self._table().get(_alike(self.func(element)))
         if self.how in ("semi", "anti"):
             return (element,) if (found is None) == (self.how == "anti") else ()
         if found is None:

@@ -10,6 +10,7 @@ unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -28,10 +29,11 @@ from operator import itemgetter
 from pathlib import PurePath
 from typing import Any
 from zlib import crc32
+from zoneinfo import ZoneInfo
 
 from parcoll.keys.store import FLAT, Framer, joined
 from parcoll.system import without_collections
-from parcoll.wire.reducers import ROWS, of_atoms
+from parcoll.wire.reducers import ROWS, of_atoms, sentinels
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
 # that the way they are packed would cost more than what is in them.
@@ -152,11 +154,9 @@ def _stand_in(key: Any) -> Any:
     if key is None:
         return 1
     if hashes is object.__hash__ or isinstance(key, CALLED):
-        return _name(key)
-    if hashes is tuple.__hash__:
-        return tuple(map(_stand_in, key))
-    if hashes is frozenset.__hash__:
-        return frozenset(map(_stand_in, key))
+        return name_of(key)
+    if hashes in (tuple.__hash__, frozenset.__hash__):
+        return (tuple if hashes is tuple.__hash__ else frozenset)(map(_stand_in, key))
     if hashes is enum.Enum.__hash__:
         return str(key._name_)
     if dataclasses.is_dataclass(key) and _is_generated(kind):
@@ -184,14 +184,17 @@ def _stand_in_within(value: Any) -> Any:
         return None
 
 
-def _name(key: Any) -> tuple[str, str]:
-    """Return the name of a class or a function that every process has. TypeError for anything else."""
+def name_of(key: Any) -> tuple[str, str]:
+    """Return the name of a class, function or object that each process has one of. TypeError for others."""
     if isinstance(key, type) or (isinstance(key, CALLED) and _is_global(key)):
         return key.__module__, key.__qualname__
     if isinstance(key, types.ModuleType):
         return "", key.__name__
-    if key is Ellipsis or key is NotImplemented:
-        return "", repr(key)
+    if type(key) in (object, ZoneInfo):
+        return "", str(key if type(key) is ZoneInfo else sentinels.key_of(key))
+    with contextlib.suppress(Exception):
+        if isinstance(reduced := key.__reduce_ex__(5), str):  # Ellipsis, say
+            return type(key).__module__, reduced
     raise identity_error(type(key))
 
 
@@ -209,7 +212,7 @@ def written(key: Any) -> int:
     if key is None:
         return 1
     if hashes is object.__hash__ or isinstance(key, CALLED):
-        return _of_text("/".join(_name(key)))
+        return _of_text("/".join(name_of(key)))
     if hashes is str.__hash__ or _is_numpy(kind, "str_"):
         return _of_text(str.__str__(key))
     if hashes is bytes.__hash__ or _is_numpy(kind, "bytes_") or kind is memoryview:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
+from scripts import Scripts
 
 from parcoll import Connection, read_csv, read_files, read_jsonl, read_text
 
@@ -100,6 +104,63 @@ def test_a_folder_says_what_to_write(folder: Path, tmp_path: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no file in the folder 'empty'"):
         read_files("empty")
+
+
+def test_what_is_no_file_is_left_out_of_folders_and_patterns(tmp_path: Path, inline: Connection) -> None:
+    """To open a pipe that nobody writes into would take for ever."""
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "b.txt")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "c.txt"))
+        assert list(read_text(f"{tmp_path}/*.txt")) == ["a"]
+        assert [Path(path).name for path, _ in read_files(tmp_path)] == ["a.txt"]
+    (tmp_path / "d.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"d\.txt"):
+        list(read_text(f"{tmp_path}/*.txt"))
+
+
+def test_a_pipe_that_is_named(tmp_path: Path, inline: Connection) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a\nb\n",))
+    writer.start()
+    assert list(read_text(tmp_path / "pipe")) == ["a\n", "b\n"]
+    writer.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such files are Linux's")
+def test_files_that_are_made_when_they_are_read(cluster: Connection) -> None:
+    for path in ("/proc/version", "/proc/cpuinfo"):
+        with open(path) as file:
+            assert list(read_text(path)) == [*file]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0"])
+def test_the_streams_of_the_script(scripts: Scripts, name: str) -> None:
+    """A worker has other ones under these names."""
+    scripts.write("lines.txt", "a\nb\n")
+    script = scripts.write(
+        "script.py",
+        f"""
+        from parcoll import read_text
+        try:
+            print(list(read_text({name!r})))
+        except ValueError as error:
+            print(error)
+        """,
+    )
+    with open(scripts.folder / "lines.txt") as lines:
+        out, err = scripts.start(script, stdin=lines).communicate(timeout=60)
+    assert (out, err) == ("['a\\n', 'b\\n']\n", "")
+    out, err = scripts.start(script, stdin=-1).communicate("a\n", timeout=60)
+    told = f"is a stream of this process alone: write parallel(open({name!r})) for its lines\n"
+    assert out == f"read_text() has the workers read files, and {name!r} {told}", err
+
+
+def test_files_in_the_memory_of_another_process(tmp_path: Path, cluster: Connection) -> None:
+    with fsspec.open(f"memory://{tmp_path.name}/a.txt", "w") as file:
+        file.write("a")
+    with pytest.raises(FileNotFoundError, match=r"in the memory of the process that has listed it.*inline"):
+        list(read_text(f"memory://{tmp_path.name}/a.txt"))
 
 
 def test_odd_names_elsewhere_are_meant_too(tmp_path: Path, inline: Connection) -> None:

@@ -158,6 +158,7 @@ def test_another_number_of_results_names_both(kind: dict[str, Any]) -> None:
             "returned None .* for a batch of 10 elements: it must return one result for each",
         ),
         (lambda batch: {"a": 1}, "returned {'a': 1} .* for a batch of 10 elements"),
+        (lambda batch: set(batch), "returned {0, 1.* for a batch of 10 elements: it must return one"),
     ):
         chain = tens.map_batches(func)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
@@ -174,6 +175,7 @@ def test_flat_gives_any_number(kind: dict[str, Any]) -> None:
     expected = [y for x in range(8) for y in (["?"] if x == 5 else range(1 // (x - 5) + x))]
     assert list(chain.map_batches(several, size=3, flat=True)) == expected
     assert list(parallel(range(8), **kind).map_batches(lambda batch: [sum(batch)], 8, flat=True).map(abs))
+    assert sorted(parallel([1, 1, 2], **kind).map_batches(lambda batch: set(batch), flat=True))[-1] == 2
 
 
 def test_arrays(kind: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 from parcoll.chain.failures import is_apart, makes_apart, stands_between
@@ -92,7 +92,8 @@ class MapBatches(Step):
         made = self.func(into(elements))
         results = back(made)
         if results is None:
-            if isinstance(made, (str, bytes, Mapping)) or not hasattr(type(made), "__iter__"):
+            unordered = not self.flat and isinstance(made, Set)
+            if isinstance(made, (str, bytes, Mapping)) or unordered or not hasattr(type(made), "__iter__"):
                 _refuse(
                     f"{self.label} returned {describe(made)} for a batch of {_elements(len(elements))}: "
                     f"it must return {'an iterable of results' if self.flat else 'one result for each'}"

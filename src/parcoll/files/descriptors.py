@@ -69,7 +69,8 @@ def _version(info: Mapping[str, Any], name: str) -> str:
 
 def described_here(path: str, found: os.stat_result) -> Descriptor:
     """Return the descriptor of a whole file of this machine."""
-    if not stat.S_ISREG(found.st_mode):  # a pipe, which has no size
+    made_when_read = not found.st_size and path.startswith(("/proc/", "/sys/"))
+    if made_when_read or not stat.S_ISREG(found.st_mode):  # nor has a pipe a size
         return Descriptor(path)
     return Descriptor(path, size=found.st_size, version=f"mtime: {found.st_mtime_ns}")
 
@@ -84,10 +85,16 @@ def opened(descriptor: Descriptor, systems: tuple[Any, ...] = ()) -> Iterator[An
     if not local:  # what this process may have listed before
         system.invalidate_cache(os.path.dirname(path))
     try:
-        file = system.open(path, "rb")
+        unsized = local and descriptor.size is None  # a pipe, in which fsspec would look for its end
+        file: Any = open(path, "rb") if unsized else system.open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
         if descriptor.size is None:
             raise
+        if "memory" in (system.protocol, *system.protocol):
+            raise FileNotFoundError(
+                f"{path!r} lies in the memory of the process that has listed it, and not in this worker's: "
+                'evaluate within connect("inline"), or copy it to a disk that the workers see'
+            ) from error
         raise FileNotFoundError(f"{path!r} was there when the files were listed, and now is not") from error
     with file:
         known = descriptor.size is not None or bool(descriptor.version)

@@ -24,6 +24,7 @@ MANY = 50  # files of one folder, which is listed again rather than asked for ea
 AT_ONCE = 32  # requests to a filesystem elsewhere, at the same time
 _PREFIXES = ("file://", "local://")
 _MAGIC = "*?["
+_OF_PROCESS = ("/dev/std", "/dev/fd/", "/proc/self/")
 
 Cut = Callable[[Descriptor], list[Descriptor]]
 
@@ -183,6 +184,8 @@ class Lister:
             if not os.path.lexists(path):
                 path = os.path.expanduser(path)
         path = os.path.abspath(path)
+        if path.startswith(_OF_PROCESS):
+            path = self._behind(text, path)
         try:
             found = os.stat(path)
         except OSError:
@@ -190,6 +193,15 @@ class Lister:
         if stat.S_ISDIR(found.st_mode):
             return self._folder(text, path)
         return [described_here(path, found)]
+
+    def _behind(self, text: str, path: str) -> str:
+        """Return the file behind a name that is another one in each process, such as /dev/stdin."""
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(
+                f"{self._method}() has the workers read files, and {short_repr(text)} is a stream of this "
+                f"process alone: write parallel(open({short_repr(text)})) for its lines"
+            )
+        return os.path.realpath(path)
 
     def _matching(self, text: str, path: str) -> list[Descriptor]:
         if not any(sign in path for sign in _MAGIC):
@@ -280,6 +292,6 @@ def _files_of(pattern: str) -> list[Descriptor]:
     files = []
     for path in sorted(set(glob.glob(pattern, recursive=True))):
         found = os.stat(path) if os.path.exists(path) else os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
+        if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):  # a pipe would be waited for
             files.append(described_here(path, found))
     return files

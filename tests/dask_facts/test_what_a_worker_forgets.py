@@ -93,6 +93,7 @@ def test_dask_s_worker_forgets_tasks_that_it_has_not_begun_and_the_scheduler_giv
 ) -> None:
     """As `worker.outcome.Watch` does: `state.ready`, `state.executing`, `FreeKeysEvent`, `RescheduleMsg`."""
     client = client_of(cluster)
+    client.wait_for_workers(2)  # one may have been killed by the test before, or be starting
     holder, other = client.scheduler_info(n_workers=-1)["workers"]
     gates = {worker: tmp_path / str(number) for number, worker in enumerate((holder, other))}
 

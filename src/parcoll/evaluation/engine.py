@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import WHOLE, Share
@@ -18,6 +18,9 @@ from parcoll.wire.payload import Payload, Shared
 from parcoll.wire.segments import Segment
 from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program, SharedProgram
+
+if TYPE_CHECKING:
+    from parcoll.checkpoint.records import Record
 
 # Clusters that one call may lose, one after the other, before any of them gets it further.
 MAX_CLUSTERS_LOST = 5
@@ -50,6 +53,7 @@ class Job:
     handle: Handle | None = None  # of the result, if it is kept; the engine sets it
     segment: Segment | None = None  # shared memory that the engine lent it
     saved: Outcome | None = None  # from a checkpoint: then there is nothing to run
+    record: Record | None = None  # what a checkpoint saves of its outcome
     sole: Sole | None = None  # if it has all elements, as far as is known: what comes of it is not kept
 
     @property
@@ -278,8 +282,8 @@ class Losses:
         # Also of one that was noticed before: a call that reads from one which was given up notices it now.
         error._final = self._in_a_row > MAX_CLUSTERS_LOST
 
-    def came(self, saved: bool) -> None:
-        """Note that an outcome has come, and whether it is saved."""
+    def came(self, saved: bool = False) -> None:
+        """Note that an outcome has come, or is saved."""
         if saved or not self._begun_again:
             self._in_a_row = 0
 

@@ -248,7 +248,6 @@ class SavableJob(Job):
 
     digest: bytes = b""  # of its elements
     copy: Payload | None = None  # of elements that stay in this process, and may be changed there
-    record: Record | None = None  # what is saved of its outcome
 
     def release(self) -> None:
         """Drop the elements."""
@@ -370,10 +369,9 @@ class Saver:
     def _save(self, held: Sequence[Delivery]) -> None:
         records = []
         for job, outcome in held:
-            record = job.record if isinstance(job, SavableJob) else None
-            if record is not None:
-                record.parts = _parts(job, outcome)
-                records.append(record)
+            if job.record is not None:
+                job.record.parts = _parts(job, outcome)
+                records.append(job.record)
             elif outcome.failure is not None:
                 outcome.results = None  # what is not saved is not given, or it would be given twice
         if records:

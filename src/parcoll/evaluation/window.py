@@ -153,8 +153,13 @@ class Window:
         """
         if not self._held:
             return []
-        if self._saver is not None and not self._saver.delivers(self._held, idle):
-            return []
+        if self._saver is not None:
+            if not self._saver.delivers(self._held, idle):
+                return []
+            for job, _ in self._held:
+                if job.record is not None:
+                    job.record = None  # it has the results too, which the consumer lets go of one by one
+                    self._losses.came(saved=True)
         held, self._held = self._held, []
         return held
 
@@ -274,7 +279,7 @@ class Window:
             slot = self._by_job.pop(job)
             slot.outcome = outcome
             self._shares.take_back(job.share)
-            self._losses.came(saved=self._saver is not None)
+            self._losses.came()
             self._recorder.add(outcome, job.place.base)
             self._feed.returned(job, outcome)
             if job.lost_workers:

@@ -224,6 +224,11 @@ async def awaits_several(x: int) -> AsyncIterator[int]:
         yield x * 10 + i
 
 
+def twin(x: int) -> tuple[int, int]:
+    """Map to what is no atom."""
+    return x, x
+
+
 HANGS, LATE = 30.0, 5.0  # seconds that such a call takes, and that it has
 AT_ONCE, RATE = 3, (2, 1.0)
 

@@ -109,6 +109,8 @@ class Client:
 
     def get(self, graph: Any, keys: list[str], sync: bool, priority: Any, **where: Any) -> list[Future]:
         """Send tasks."""
+        if self.clock.turns is not None:
+            self.clock.turns.pause()
         found = []
         for key in keys:
             self._numbers += 1
@@ -187,6 +189,10 @@ class Client:
         """Tell that results are wanted no more."""
         if not self.scheduler_comm.is_closed:
             self._out.send(self.clock.now, self._scheduler.client_releases, keys)
+
+    def end(self) -> None:
+        """End with the cluster, as that of a local cluster does."""
+        self._scheduler.die()
 
     def lose(self) -> None:
         """Notice that the scheduler is gone."""

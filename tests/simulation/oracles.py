@@ -17,9 +17,19 @@ from parcoll.evaluation.engine import MAX_CLUSTERS_LOST
 from parcoll.evaluation.sizing import Fixed
 from parcoll.watch.recorder import Recorder
 
-# Clusters that may be started for one of which a call says that it was lost: another one may die before
-# anything is sent to it, or begin and end while the call asks how many workers there are.
-STARTED = 3
+# Clusters that may be started for one that a call counts as lost: one may die before anything is sent to it.
+STARTED = 2
+
+
+class Part:
+    """A story as one of its threads sees it, which has its own work."""
+
+    def __init__(self, story: Any, work: Any) -> None:
+        self.work = work
+        self._story = story
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._story, name)
 
 
 class Progress:
@@ -70,13 +80,15 @@ def _noted(method: Any, note: Any) -> Any:
 def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None:
     """Compare what came with what plain Python gives."""
     work = story.work
-    calls = 1 + (story.other is not None)
+    together = story.together
+    calls = 1 + (story.other is not None) + (0 if together is None else together.count)
     most = calls * STARTED * (MAX_CLUSTERS_LOST + 1)
     idle = story.progress.most_idle
     again = story.saved.again
     assert not again, f"the elements {again} had given their results to the checkpoint, and ran again"
     assert idle <= most, f"{idle} clusters were tried in a row, and nothing came of them"
-    if found[0] == "is lost" and (work.may_be_lost or story.doomed):
+    closed = together is not None and together.closed
+    if found[0] == "is lost" and (work.may_be_lost or story.doomed or closed):
         assert any(not cluster.alive or cluster.client is None for cluster in story.clusters)
         return
     if found[0] == "gives up":  # a partition, since it has lost so many workers
@@ -111,8 +123,9 @@ def check_held(story: Any) -> None:
     """Compare how many results were kept for the client with its window, and what it releases at once."""
     work = story.work
     size = work.settings.get("partition_size")
-    plain = work.end in ("list", "take", "count", "leave", "slow consumer") and story.other is None
-    if size is None or not plain or not chains.OPERATIONS.isdisjoint(work.steps):
+    plain = work.end in ("list", "take", "count", "leave", "slow consumer")
+    alone = story.other is None and story.together is None
+    if size is None or not (plain and alone) or not chains.OPERATIONS.isdisjoint(work.steps):
         return
     window = Fixed(size).window(max(cluster.most_workers for cluster in story.clusters) * story.threads)
     held = max(cluster.most_held for cluster in story.clusters)
@@ -148,7 +161,7 @@ def check_window(story: Any) -> None:
 def check_calls(story: Any) -> None:
     """Compare the calls that wait with what their steps allow."""
     for step in story.work.steps:
-        if step not in chains.WAITING:
+        if step not in chains.WAITING or story.together is not None:  # other chains make the same calls
             continue
         name = step.partition("(")[2].partition(",")[0].rstrip(")")
         if "concurrency" in step and story.work.steps.count(step) == 1:

@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from parcoll.calls import looping
 from parcoll.calls.rates import Pace, Shares
 from parcoll.calls.waiting import Waiting
 from parcoll.cluster.link import Link
 from parcoll.cluster.receiving import Receiving
+from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation.engine import Losses
 from parcoll.evaluation.feed import Rest, StreamFeed
@@ -305,6 +307,27 @@ def planting(owner: Any, name: str, made: Callable[[Any], Any]) -> Plant:
     return lambda: replaced(owner, name, made)
 
 
+def _each_thread_starts_a_cluster(connected: Any) -> Any:
+    def started(self: RenewingEngine) -> Any:
+        there = self.current is not None and self.current.link.connected
+        return connected(self) if there or self._closed.is_set() else self._connected(0.0)
+
+    return started
+
+
+def _a_part_is_given_once(drawn: Any) -> Any:
+    def given(self: Any) -> Any:
+        part = drawn(self)
+        self._left = int
+        return part
+
+    return given
+
+
+def _others_are_not_told(close: Any) -> Any:
+    return lambda self: self._parts.close()
+
+
 PLANTED: dict[str, Plant] = {
     "a slot is delivered before its turn": planting(Window, "_take", _any_slot),
     "an error comes before the results before it": planting(Window, "_take", _a_failure_comes_at_once),
@@ -342,6 +365,11 @@ PLANTED: dict[str, Plant] = {
     "two evaluations have the same keys": planting(Link, "__init__", _all_have_the_same_number),
     "a scheduler that is lost is not noticed": planting(Link, "connected", _always_connected),
     "what is done again is progress": planting(Losses, "begin_again", _nothing),
+    "each thread starts a cluster": planting(RenewingEngine, "connected", _each_thread_starts_a_cluster),
+    "what is left of a part is dropped": planting(looping._OneAtATime, "__next__", _a_part_is_given_once),
+    "a thread that draws is not told of the end": planting(
+        looping._OneAtATime, "close", _others_are_not_told
+    ),
     "what the source raised is lost": planting(StreamFeed, "take_error", _the_error_of_the_source_is_lost),
 }
 

@@ -39,13 +39,15 @@ import work as works
 from client_model import Client, Completed
 from dask_model import Scheduler
 from fsspec.implementations.memory import MemoryFileSystem
+from together import Together
 from virtual import Clock, virtual_time
 
 import parcoll.evaluation.bag  # noqa: F401 - loaded here, so that its clock is virtual too
 from parcoll import ClusterLostError, Connection, WorkerLostError, parallel
+from parcoll.calls import looping
 from parcoll.chain import policy, timing
 from parcoll.checkpoint import fingerprint, storage
-from parcoll.cluster import losses, receiving, session
+from parcoll.cluster import losses, receiving, renewing, session
 from parcoll.cluster.engine import DistributedEngine
 from parcoll.cluster.link import Link
 from parcoll.cluster.renewing import RenewingEngine
@@ -60,6 +62,7 @@ from parcoll.worker.program import Program
 from parcoll.world import handlers
 
 TELL_SECONDS = 60.0
+TOGETHER = 0.03  # of the stories have several threads, and take twice as long
 COLLECTED = 50  # stories, after which garbage is collected
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
@@ -70,6 +73,8 @@ class SimulatedEngine(DistributedEngine):
 
     def open(self, program: Program, words: str, keep: bool) -> DistributedSession:
         """Start an evaluation."""
+        if self.link.client.clock.turns is not None:
+            self.link.client.clock.turns.pause()
         if not self.link.connected:
             raise self.link.lost()
         settings = (Packed.pack(program), b"", b"", words, keep, program.stops, None)
@@ -100,8 +105,9 @@ class Way:
 
     starts = True
 
-    def __init__(self, simulation: Simulation, renews: bool) -> None:
+    def __init__(self, simulation: Simulation, renews: bool, ends: bool = False) -> None:
         self.renews = renews
+        self.ends = ends  # a cluster with its connection
         self._simulation = simulation
 
     @property
@@ -117,7 +123,9 @@ class Way:
         """Do nothing."""
 
     def close(self, engine: Any) -> None:
-        """Do nothing."""
+        """End the cluster, if it is to end."""
+        if self.ends and engine is not None:
+            engine.link.client.end()
 
     def gone(self, engine: Any) -> str:
         """Say what is closed."""
@@ -179,12 +187,14 @@ class Simulation:
         self.threads = random.Random(f"{seed} threads").choice([1, 1, 1, 1, 1, 2, 3])  # of each worker
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
+        self.together: Together | None = None
         self.clock = chains.now().clock = Clock()
         self.work = works.Work.of(seed)
         self.said: list[tuple[float, str]] = []
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
         self.clusters: list[Scheduler] = []
         self.engines: list[SimulatedEngine] = []
+        self.connected: list[RenewingEngine] = []
         self.progress = oracles.Progress()
         self.saved = saved.Saved(self.work.disk)
 
@@ -195,11 +205,18 @@ class Simulation:
     def story(self) -> str:
         """Return all that happened, a line each."""
         remote = ", on a remote cluster" if self.remote else ""
+        if self.together is not None:
+            remote += f"; beside it, {self.together.count} threads: {self.together.kind}"
         lines = [
             f"seed {self.seed}: {self.work}{remote}",
             *(f"{when:10.4f}  {what}" for when, what in self.said),
         ]
         return "\n".join(lines)
+
+    def engine(self, ends: bool = False) -> RenewingEngine:
+        """Return an engine for a connection, whose cluster `ends` with that or does not."""
+        self.connected.append(RenewingEngine(Way(self, renews=True, ends=ends)))
+        return self.connected[-1]
 
     def start_cluster(self) -> SimulatedEngine:
         """Start a cluster, and plan what becomes of it."""
@@ -261,17 +278,25 @@ class Simulation:
         """Evaluate, and compare."""
         chains.now().clock = self.clock
         expected = works.expected(self.work)
-        engine = RenewingEngine(Way(self, renews=True))
+        engine = self.engine()
+        chance = random.Random(f"{self.seed} together")
+        if chance.random() < TOGETHER and self.work.disk is None and self.work.store is None:
+            self.together = Together(self, chance)
         with virtual_time(self.clock), patched(self), contextlib.ExitStack() as stack:
             stack.callback(engine.close)
             engine.connected()
             with Connection(engine):
-                if self.others.random() < 0.08:
+                if self.together is not None:
+                    stack.callback(self.together.turns.end)
+                    self.together.begin()
+                elif self.others.random() < 0.08:
                     self.other = Other(self.others, self.tell)
                 found = handlers.reached(works.found, self.work)
                 self.tell(f"the evaluation {found[0]} {found[1]!r}"[:500])
                 if self.other is not None:
                     self.other.end()
+                if self.together is not None:
+                    self.together.end()
             self.clock.drain()
             there = [cluster for cluster in self.clusters if cluster.alive]
             # The workers' frames have those of the client below them, which they do not have with dask. So
@@ -288,6 +313,10 @@ class Simulation:
             left = [task.key for task in cluster.tasks.values()]
             if not kept:
                 assert not left, f"the scheduler still has {left}"
+        used = [engine.current.client for engine in self.connected if engine.current and not engine.way.ends]
+        for cluster in there:
+            known = cluster.client is None or cluster.client in used
+            assert known, "a cluster was started, and is there though no connection needs it any more"
         for made in self.engines:
             assert not made.keys_wanted(), f"still waited for: {made.keys_wanted()}"
         assert not outcomes.under_way, "a task is said to be under way"
@@ -316,6 +345,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         *calling.changes(simulation.clock),
         *stored.changes(),
         *simulation.progress.changes(),
+        *(simulation.together.changes(looping, renewing) if simulation.together is not None else ()),
         *(simulation.saved.changes() if "checkpoint" in simulation.work.settings else ()),
         *quick.CHANGES,
     ]

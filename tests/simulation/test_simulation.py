@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from planted import PLANTED, dropped
 from simulate import fresh, run
+from together import KINDS, Together
 
 from parcoll.cluster.receiving import Receiving, ReportReader
 from parcoll.evaluation.engine import Job
@@ -42,6 +44,8 @@ FAILED = {
     1710008892: "calls of a worker that was given up, and died then, counted up to its death",
     1410002685: "a worker of the model that asked again for what a task needs began an attempt that was over",
     1300005285: "what was read from lost clusters anew each time that the fold around it began again",
+    899: "a thread that came with the next part of an iterator dropped what was left of the last one",
+    224: "an iterator could not be closed while another thread drew from it",
     3093: "Ctrl-C came while results were written to the checkpoint, and they were dropped",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
 }
@@ -68,8 +72,24 @@ def test_fresh_numbers() -> None:
     assert count > 0
 
 
-def test_a_number_gives_the_same_story_again() -> None:
-    assert run(7).said == run(7).said
+@pytest.mark.parametrize("seed", [7, 224])  # the second one has several threads
+def test_a_number_gives_the_same_story_again(seed: int) -> None:
+    story = run(seed)
+    assert story.said == run(seed).said
+    assert (story.together is not None) == (seed == 224)
+
+
+def test_what_goes_wrong_in_a_thread_ends_its_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+
+    def wrong(made: Together) -> None:
+        made._start(lambda: made._sleep(1.0) or [][0])
+        made._start(lambda: made.turns.wait(lambda: False))
+
+    monkeypatch.setitem(KINDS, "the same iterator", wrong)
+    with pytest.raises(IndexError):
+        run(224)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -111,8 +131,9 @@ AT_ONCE = (  # the others are found as surely, and take some seconds each
     *("a slot is delivered before its turn", "a rest is put at the end", "a lost partition counts as done"),
     *("a second report counts", "a chain of joins forgets its order", "what the source raised is lost"),
     *("a call that is cancelled has a result", "what failed is saved as if it were done"),
-    *("what is given is not saved", "what waits to be saved is dropped when the run is left"),
-    *("each task has the rate of all", "two evaluations have the same keys"),
+    *("what is given is not saved", "each thread starts a cluster"),
+    *("a thread that draws is not told of the end", "each task has the rate of all"),
+    "two evaluations have the same keys",
 )
 
 

@@ -59,10 +59,11 @@ class Clock:
         self.happened = 0
         self._reads = 0  # since something happened last
         self.interrupted: int | None = None  # when the script has waited so often, there is Ctrl-C
+        self.turns: Any = None  # of several threads of the script, where there are some
 
     def look(self) -> None:
         """Raise what Ctrl-C does, if it comes where the script waits now."""
-        if self.interrupted is not None:
+        if self.interrupted is not None and (self.turns is None or self.turns.now is self.turns.first):
             self.interrupted -= 1
             if not self.interrupted:
                 self.interrupted = None
@@ -113,12 +114,18 @@ class Clock:
 
     def until(self, when: float) -> None:
         """Have all events happen up to a time."""
+        if self.turns is not None:
+            self.turns.sleep(when)
+            return
         while self._events and self._events[0][0] <= when:
             self.step()
         self.now = max(self.now, when)
 
     def wait(self, there: Callable[[], bool], seconds: float = SILENCE) -> bool:
         """Have events happen until something is there, or the time is over; tell whether it is."""
+        if self.turns is not None:
+            self.turns.wait(there, self.now + seconds)
+            return there()
         end, events = self.now + seconds, self._events
         while not there():
             if not events or events[0][0] > end:
@@ -129,6 +136,8 @@ class Clock:
 
     def wait_for(self, empty: Callable[[], bool], seconds: float) -> bool:
         """Do so until something is not empty any more."""
+        if self.turns is not None:
+            return self.wait(lambda: not empty(), seconds)
         end, events, step = self.now + seconds, self._events, self.step
         while empty():
             if not events or events[0][0] > end:

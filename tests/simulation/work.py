@@ -54,8 +54,8 @@ class Work:
     interrupted: int = 0  # a first run has Ctrl-C where it waits so often
 
     @classmethod
-    def of(cls, seed: int) -> Work:
-        """Return the work of a seed."""
+    def of(cls, seed: int, alone: bool = True) -> Work:
+        """Return the work of a seed; one that is not `alone` has no disk, which is a process's."""
         rng = random.Random(seed)
         work = cls(seed, rng)
         work.count = rng.choice(COUNTS)
@@ -63,7 +63,7 @@ class Work:
         work.steps = rng.choices(list(chains.STEPS)[:-1], k=rng.choice([0, 1, 1, 2, 3]))
         if rng.random() < 0.15:
             work.steps.append("map(bad)")
-        work.end = rng.choice(ENDS)
+        work.end = rng.choice(ENDS if alone else ENDS[:-2])
         work.number = rng.randrange(12)
         if rng.random() < 0.5:
             work.settings["partition_size"] = rng.choice([1, 2, 3, 10])
@@ -81,7 +81,8 @@ class Work:
         apart = random.Random(f"{seed} beside")
         if apart.random() < 0.06:
             work.steps.insert(apart.randrange(len(work.steps) + 1), apart.choice(list(chains.BESIDE)))
-        work.choose_disk(random.Random(f"{seed} disk"))
+        if alone:
+            work.choose_disk(random.Random(f"{seed} disk"))
         folds = work.end == "reduce" or "fold" in work.end  # which join in order all the same
         work.loose = folds and random.Random(f"{seed} unordered").random() < 0.2
         picky = random.Random(f"{seed} picky")

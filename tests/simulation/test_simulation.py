@@ -56,15 +56,23 @@ MOST = 4_000  # numbers until a planted fault has to be found
 def quiet() -> Iterator[None]:
     """Have parcoll not tell of the workers that the model loses."""
     logger = logging.getLogger("parcoll")
-    before, logger.level = logger.level, logging.CRITICAL
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     yield
-    logger.level = before
+    logger.setLevel(before)
 
 
 @pytest.mark.parametrize("seed", FAILED)
 def test_what_failed_once(seed: int) -> None:
     story = run(seed)  # which compares
     assert story.found[0] == story.expected[0] or (story.doomed and story.found[0] == "is lost")
+
+
+def test_what_is_logged_keeps_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler may keep records. With an error they would keep its frames, and so what the cluster holds."""
+    logging.getLogger("parcoll").setLevel(logging.WARNING)
+    run(796007245535)  # which compares, and loses its cluster
+    assert any("sent again" in record.message for record in caplog.records)
 
 
 def test_fresh_numbers() -> None:

@@ -180,7 +180,7 @@ class LocalFolder:
                 logger.warning(
                     "checkpoint %s: its filesystem has no locks (%s); make sure that no second process uses "
                     "the folder meanwhile",
-                    *(self.url, error),
+                    *(self.url, str(error)),
                 )
             os.ftruncate(descriptor, 0)
             with contextlib.suppress(OSError):  # a full disk; the words only serve another process's message

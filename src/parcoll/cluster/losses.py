@@ -144,7 +144,7 @@ async def _add(client: Any, added: Future[None]) -> None:
         register_plugin = client.scheduler.register_scheduler_plugin
         await register_plugin(plugin=_pickled(), name=LossDetector.name, idempotent=True)
     except Exception as error:  # a scheduler may refuse to unpickle
-        logger.info("the scheduler cannot report lost workers: %s: %s", type(error).__name__, error)
+        logger.info("the scheduler cannot report lost workers: %s: %s", type(error).__name__, str(error))
     finally:
         added.set_result(None)
 

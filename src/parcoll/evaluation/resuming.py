@@ -364,7 +364,7 @@ class Saver:
         try:
             self._save(held)
         except Exception as error:  # another one is on its way
-            logger.warning("%s", error)
+            logger.warning("%s", str(error))
 
     def _save(self, held: Sequence[Delivery]) -> None:
         records = []

@@ -305,7 +305,7 @@ class Run:
                         "once: pass a list, or a function that returns a new iterator"
                     )
                     raise
-                logger.warning("%s: %s; %s() begins again", self.stats.name, error, name)
+                logger.warning("%s: %s; %s() begins again", self.stats.name, str(error), name)
             self._losses.begin_again()
             Recorder(self.stats).forget()
 

@@ -193,7 +193,8 @@ class Window:
                 jobs = sorted(self._by_job, key=lambda job: job.order)
                 for job in jobs:  # the lost cluster may have begun calls just now
                     job.share = job.share._replace(fresh=False)
-                logger.warning("%s: %s; %d partitions are sent again", self._stats.name, error, len(jobs))
+                name = self._stats.name
+                logger.warning("%s: %s; %d partitions are sent again", name, str(error), len(jobs))
                 self._running = len(jobs)
                 self._recorder.recover([""] * len(jobs))
                 for start in range(0, len(jobs), GROUP_JOBS):

@@ -274,7 +274,7 @@ class RemoteTarget:
             except Exception as error:
                 if seen:
                     raise
-                logger.warning("%s: cannot be removed: %s", path, error)
+                logger.warning("%s: cannot be removed: %s", path, str(error))
 
         _all(remove, paths, together=not self._renames)
 

@@ -111,7 +111,7 @@ def leftovers(beside: str, target: str) -> None:
                 os.rmdir(path)
             continue
         except OSError as error:
-            logger.warning("%s: left by another run, and cannot be looked into: %s", path, error)
+            logger.warning("%s: left by another run, and cannot be looked into: %s", path, str(error))
             continue
         if lock is None:
             continue

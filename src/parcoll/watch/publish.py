@@ -85,7 +85,7 @@ async def _add_page(client: Any, has_page: bool) -> bool:
         register = client.scheduler.register_scheduler_plugin
         await register(plugin=pickled, name=page.Page.name, idempotent=True)
     except Exception as error:
-        logger.info("the scheduler refuses the pipelines' web page: %s: %s", type(error).__name__, error)
+        logger.info("the scheduler refuses the pipelines' web page: %s: %s", type(error).__name__, str(error))
         return False
     return True
 

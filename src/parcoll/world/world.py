@@ -352,7 +352,7 @@ def _refuse(name: str, digest: str, error: Exception) -> None:
     if (name, digest) not in _refused:
         _refused.add((name, digest))
         logger.warning(
-            "a worker cannot have %s as the script has it: %s: %s", name, type(error).__name__, error
+            "a worker cannot have %s as the script has it: %s: %s", name, type(error).__name__, str(error)
         )
 
 

@@ -296,6 +296,18 @@ for _name in ("distributed.batched", "distributed.comm.tcp"):
     logging.getLogger(_name).addFilter(_quiet)
 
 
+def _not_at_the_end(record: logging.LogRecord) -> bool:
+    """Drop what dask says of results that were still on their way when the script's last line had run.
+
+    They are of a loop that was left. Their bytes cannot be unpacked then: Python's executors take no work.
+    """
+    refused = record.exc_info is not None and isinstance(record.exc_info[1], RuntimeError)
+    return not refused or threading.main_thread().is_alive()
+
+
+logging.getLogger("distributed.utils_comm").addFilter(_not_at_the_end)
+
+
 def _started(address: str, **settings: Any) -> Any:
     """Return a client of ours. One that does not start, or that Ctrl-C stops, is closed here and now.
 

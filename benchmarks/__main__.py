@@ -29,6 +29,7 @@ import startup
 import waiting
 import written
 from children import RUN, ChildError, kill, marked
+from engines import ENGINES
 from measuring import Bench, WrongAnswer, tell
 from peers import PEERS
 
@@ -138,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--questions", type=names, default=",".join(QUESTIONS), help="default: %(default)s")
     parser.add_argument("--rows", type=names, help="only these; default: all of each question")
-    parser.add_argument("--peers", type=names, help=f"only these; default: {','.join(PEERS)}")
+    parser.add_argument("--peers", type=names, help=f"only these; default: {','.join(PEERS | ENGINES)}")
     parser.add_argument("--runs", type=int, default=5, help="turns for each contender (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="a hundredth of the data, once: answers only")
     parser.add_argument(
@@ -153,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     options = parser.parse_args()
     rows = [row for name in options.questions if name in QUESTIONS for row in QUESTIONS[name].ROWS]
-    known_peers = [*PEERS, *startup.SCRIPTS]
+    known_peers = [*PEERS, *ENGINES, *startup.SCRIPTS]
     for kind, given, known in (
         ("question", options.questions, list(QUESTIONS)),
         ("row", options.rows or (), rows),

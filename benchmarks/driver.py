@@ -17,6 +17,7 @@ from typing import Any
 
 import keyed
 from children import Channel, Handler, serve
+from engines import ENGINES
 from peers import CORES, PEERS, Peer
 from workloads import WORKLOADS, increment
 from written import read, write
@@ -113,7 +114,7 @@ def wait(seconds: float, x: int) -> int:
 
 def main() -> None:
     channel = Channel()
-    peer = PEERS[sys.argv[1]](**json.loads(sys.argv[2]))
+    peer = (PEERS | ENGINES)[sys.argv[1]](**json.loads(sys.argv[2]))
     try:
         handlers: dict[str, Handler] = {
             "run": partial(run, peer),

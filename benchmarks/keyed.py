@@ -15,18 +15,20 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import report
 from children import ChildError
+from engines import Engine
 from measuring import LIMIT, Bench, about, check, in_turn, tell
 from peers import Peer
 
 KEYS = {"count-50k": 50_000, "count-1M": 1_000_000, "count-zipf": None}  # of words; None for Zipf's law
 ROWS = (*KEYS, "group", "sorted", "distinct")
 FILES, WORDS, TUPLES, TUPLE_KEYS = 100, 5_000_000, 2_000_000, 200_000
-TAKING_PART = ("serial", "parcoll", "remote parcoll", "Pool", "dask.bag")
+TAKING_PART = ("serial", "parcoll", "remote parcoll", "Pool", "dask.bag", "dask P2P", "pyspark")
 PATIENCE = 400.0
 LAW = "by Zipf's law"
 key = itemgetter(0)
@@ -40,7 +42,7 @@ def measure(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
             keys = KEYS.get(row, TUPLE_KEYS) or 0
             if row in KEYS:
                 write_words(os.path.join(folder, row), count, keys // bench.scale)
-            peers = [name for name in TAKING_PART if name in bench.taking_part]
+            peers = [name for name in TAKING_PART if name in bench.taking_part | bench.engines]
             if row == "sorted" or (row == "group" and bench.small):
                 peers = [
                     name for name in peers if name != "dask.bag"
@@ -100,11 +102,15 @@ def run(peer: Peer, row: str, count: int, keys: int, folder: str) -> dict[str, A
         source = [(f"key{choose.randrange(keys)}", at, "x" * 20) for at in range(count)]
     expected = serial(row, source)
     name = peer.name.removeprefix("remote ")
-    calls = {"serial": serial, "parcoll": with_parcoll, "Pool": with_pool, "dask.bag": with_bag}
+    ways = {"serial": serial, "parcoll": with_parcoll, "Pool": with_pool, "dask.bag": with_bag}
+    call: Callable[..., Any]
+    if isinstance(peer, Engine):
+        call = peer.operations()["count" if row in KEYS else row]
+    else:
+        call = partial(ways[name], row)
     with multiprocessing.Pool() if name == "Pool" else memoryview(b"") as pool:
-        call: Callable[..., Any] = calls[name]
         before, started = processor_seconds(), time.perf_counter()
-        answer = call(row, source, pool) if name == "Pool" else call(row, source)
+        answer = call(source, pool) if name == "Pool" else call(source)
         seconds = time.perf_counter() - started
         processor = processor_seconds() - before
     return {"seconds": seconds, "processor": processor, "right": is_right(name, row, answer, expected)}

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from children import FOLDER, Child, ChildError
-from peers import PEERS, is_installed
+from engines import ENGINES
+from peers import PEERS, Peer, is_installed
 from workloads import WORKLOADS, loops_in_a_second
 
 T = TypeVar("T")
@@ -79,11 +80,20 @@ class Bench:
     @cached_property
     def taking_part(self) -> frozenset[str]:
         """The peers that were asked for and are installed; says once who is not."""
-        asked = [name for name in PEERS if self.peers is None or name in self.peers]
+        return self._installed(PEERS)
+
+    @cached_property
+    def engines(self) -> frozenset[str]:
+        """The same of those that do nothing but bring elements together by key."""
+        return self._installed(ENGINES)
+
+    def _installed(self, peers: Mapping[str, type[Peer]]) -> frozenset[str]:
+        asked = [name for name in peers if self.peers is None or name in self.peers]
+        installed = frozenset(name for name in asked if is_installed(peers[name]))
         for name in asked:
-            if not is_installed(name):
+            if name not in installed:
                 tell(f"{name} is not installed: left out")
-        return frozenset(filter(is_installed, asked))
+        return installed
 
     def driver(self, peer: str, **arguments: Any) -> Child:
         """Return the process of this peer, which is started when first asked for."""

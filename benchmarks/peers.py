@@ -410,7 +410,7 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 
-def is_installed(peer: str) -> bool:
+def is_installed(peer: type[Peer]) -> bool:
     """Return whether this peer can be compared here. Imports nothing."""
-    module = PEERS[peer].needs
+    module = peer.needs
     return module is None or importlib.util.find_spec(module) is not None

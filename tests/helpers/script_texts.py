@@ -332,6 +332,148 @@ print(len(asked), "questions")
 """
 ).replace("import contextlib,", "import plugins, contextlib,")
 
+# What pickle knows by a global name alone, or not at all.
+NAMES = (
+    _HEAD
+    + """
+import collections.abc, contextvars, copyreg, dataclasses, enum, functools, pickle, types, typing
+UserId = typing.NewType("UserId", int)
+Node = typing.NewType("Node", "Tree")
+Kept = typing.ParamSpec("Kept")
+Many = typing.TypeVarTuple("Many")
+Rows = dict[str, list[UserId]]
+@dataclasses.dataclass
+class Row:
+    id: UserId
+    call: typing.Callable[Kept, int] = abs
+
+class Tree:
+    of: Node
+    ids: Rows
+    def made(self) -> UserId: return UserId(3)
+
+class Holds(typing.Generic[*Many]): ...
+
+def wrapped(func: typing.Callable[Kept, int]) -> typing.Callable[Kept, int]:
+    @functools.wraps(func)
+    def inner(*args: Kept.args, **kwargs: Kept.kwargs) -> int: return func(*args, **kwargs)
+    return inner
+
+@wrapped
+def twice(x: int) -> UserId: return UserId(2 * x)
+
+def typed_within():
+    Within = typing.NewType("Within", Row)
+    return lambda x: Within(Row(x))
+
+class Missing:
+    def __init__(self, name): self.name, self.me = name, self
+    def __reduce__(self): return self.name
+    def __repr__(self): return self.name
+    def __bool__(self): return False
+
+MISSING, UNKNOWN = Missing("MISSING"), Missing("UNKNOWN")
+class Slotted:
+    __slots__ = ("value", "other")
+    def __reduce_ex__(self, protocol): return "SLOTTED"
+
+SLOTTED = Slotted()
+SLOTTED.value = 5
+@enum.global_enum
+class Mode(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+class Failed(Exception):
+    def __init__(self, why, value):
+        super().__init__(why)
+        self.value = value
+    def __reduce__(self): return Failed, (self.args[0], self.value)
+
+def fails(x): raise Failed("missing", MISSING)
+
+class Money:
+    def __init__(self, cents): self.cents, self.made = cents, "here"
+
+def restored(cents):
+    money = Money(cents)
+    money.made = "again"
+    return money
+
+copyreg.pickle(Money, lambda money: (restored, (money.cents,)))
+collections.abc.Sequence.register(Tree)
+request = contextvars.ContextVar("request", default="none")
+user = contextvars.ContextVar("user")
+user.set(["ann"])
+def told(): return request.get(), user.get("nobody"), user.name
+
+def order(a, b): return (a < b) - (a > b)
+
+def append(values, x): return ["mine", *values, x]
+
+Typed = typing.TypedDict("Typed", {"a": int})
+class Stated(typing.TypedDict, total=False):
+    b: UserId
+
+class Setting:
+    limit = 1
+    def get(self): return self.limit
+
+class Inner(Setting): ...
+
+descending = functools.cmp_to_key(order)
+with connect(address) if address else connect(n_workers=2):
+    check("a new type", lambda x: (UserId(x), UserId.__name__, UserId.__supertype__ is int))
+    check("one that is a class's own", lambda _: typing.get_type_hints(Tree)["of"] is Node)
+    check("in an alias", lambda _: typing.get_args(typing.get_args(Rows)[1]) == (UserId,))
+    check("in a dataclass", lambda row: (row, Row(UserId(2))), [Row(UserId(1))])
+    check("in a method", lambda tree: tree.made(), [Tree()])
+    check("of a function", typed_within(), [1])
+    check("as an element", lambda kind: kind is UserId, [UserId, Node])
+    check("as a result", lambda _: UserId)
+    check("a wrapped function", twice, [4])
+    check("several variables of types", lambda _: Holds[int, str].__args__)
+    check("an object that goes by its name", lambda x: (x is MISSING, x is UNKNOWN, x), [MISSING, UNKNOWN, 3])
+    check("as a result", lambda x: [MISSING, UNKNOWN][x], [0, 1])
+    check("with all that it has", lambda x: (x.me is x, x.name, bool(x)), [MISSING])
+    check("in its slots", lambda x: (x is SLOTTED, x.value, hasattr(x, "other")), [SLOTTED])
+    check("a flag", lambda x: (x | 2, x is READ), [Mode.READ, Mode.WRITE])
+    try: list(parallel([1], **options).map(fails))
+    except Failed as error: failed = error
+    check("an exception's", lambda _: None, right=[None] if failed.value is MISSING else [failed])
+    check("copyreg", lambda x: pickle.loads(pickle.dumps(Money(x))).made)
+    check("an abstract class of others", lambda x: isinstance(x, collections.abc.Sequence), [Tree(), Row(1)])
+    check("context variables", lambda _: told(), range(3))
+    check("with other defaults", lambda _: (request.get("mine"), user.get("mine")))
+    check("one as an element", lambda v: v is user, [user, request])
+    check("one as a result", lambda _: user)
+    check("what a function sets is its own", lambda x: (request.set(x), request.get())[1], range(3))
+    request.set("GET")
+    check("what the script sets", lambda _: told(), range(3))
+    check("typed dicts", lambda x: (Typed(a=x), Stated(b=x), typing.get_type_hints(Stated), Stated.__total__))
+    check("a method bound by hand", types.MethodType(append, [1]), [2, 3])
+    settings = [Inner()] * 4
+    def has(name): check("the class of an element", lambda s: (s.get(), hasattr(s, name)), settings)
+    has("added")
+    Setting.limit = 2
+    has("added")
+    Inner.limit, Setting.added = 3, True
+    has("added")
+    del Inner.limit, Setting.added
+    has("added")
+    check("what a function adds to it", lambda s: setattr(type(s), "added", 1) or s.added, settings)
+    has("added")
+    Setting.get = lambda self: "other"
+    check("its methods", lambda s: s.get(), settings)
+    with_key = parallel([2, 3, 1], partition_size=1, **options)
+    check("a comparison", lambda _: 1, right=[1] if list(with_key.sorted(descending)) == [3, 2, 1] else [])
+    check("of the least", lambda _: 1, right=[1] if with_key.min(descending) == 3 else [])
+    check("its keys", lambda key: key < descending(2), [descending(3), descending(1)])
+
+print(len(asked), "questions")
+"""
+)
+
 PLUGINS = """
 ABSENT = object()
 def is_absent(x): return x is ABSENT

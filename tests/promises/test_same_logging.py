@@ -167,6 +167,21 @@ def test_filters_names_of_levels_and_factories(one: One, kept: Kept, monkeypatch
     ]  # type: ignore[attr-defined]
 
 
+def test_loggers_of_a_class_of_the_user_s_own(one: One, kept: Kept) -> None:
+    class Loud(logging.Logger):
+        def shout(self, text: str) -> None:
+            self.warning(text.upper())
+
+    before = logging.getLoggerClass()
+    logging.setLoggerClass(Loud)
+    try:
+        loud: Any = logging.getLogger(f"{LOGGER.name}.loud.{os.urandom(4).hex()}")
+    finally:
+        logging.setLoggerClass(before)
+    one(lambda _: loud.shout("here"))
+    assert [record.getMessage() for record in kept.records] == ["HERE"]
+
+
 def test_each_record_comes_once_whatever_becomes_of_the_results(place: str, kept: Kept) -> None:
     def log(x: int) -> int:
         LOGGER.info("at %d", x)

@@ -6,12 +6,16 @@ import os
 import tempfile
 
 import pytest
-from script_texts import CLASSES, PLUGINS, WORLD
+from script_texts import CLASSES, NAMES, PLUGINS, WORLD
 from scripts import Scripts, lines
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
-TEXTS = {"world": (WORLD, "33 questions\n"), "classes": (CLASSES, "40 questions\n")}
+TEXTS = {
+    "world": (WORLD, "33 questions\n"),
+    "classes": (CLASSES, "40 questions\n"),
+    "names": (NAMES, "36 questions\n"),
+}
 
 
 def asked(scripts: Scripts, name: str, *arguments: str, stdin: bool = False, **env: str) -> tuple[str, str]:
@@ -49,7 +53,7 @@ def test_a_notebook_s_kernel_has_them(scripts: Scripts) -> None:
         def show(message):
             if message["msg_type"] in ("stream", "error"):
                 print(message["content"].get("text") or message["content"]["evalue"], end="")
-        for name in ("world", "classes"):
+        for name in ("world", "classes", "names"):
             client.execute_interactive(open(name + ".py").read(), timeout=100, output_hook=show)
         client.stop_channels()
         manager.shutdown_kernel()

@@ -12,7 +12,7 @@ from multiprocessing.resource_tracker import ResourceTracker
 import pytest
 
 from parcoll.local.tracker import Tracker
-from parcoll.world import family
+from parcoll.world import boot
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,7 +24,7 @@ def tracker(leaves_no_trace: None) -> Iterator[None]:
 
 
 def test_a_resource_tracker_still_writes_to_the_descriptor_that_it_was_given() -> None:
-    """As `world.family` gives it to workers, and in the form that `local.tracker` reads."""
+    """As `world.boot` gives it to workers, and in the form that `local.tracker` reads."""
     assert {"_fd", "_pid"} <= vars(resource_tracker._resource_tracker).keys()
     heard = Tracker()
     known = ResourceTracker()
@@ -47,13 +47,13 @@ def test_shared_memory_can_be_looked_for_and_removed() -> None:
 
     segment = SharedMemory(create=True, size=10)
     name = segment.name if segment.name.startswith("/") else f"/{segment.name}"
-    assert family.exists(name)
-    family.adopt([name, "/no-such-segment-of-a-test"])
+    assert boot.exists(name)
+    boot.adopt([name, "/no-such-segment-of-a-test"])
     segment.close()
     segment.unlink()
-    assert not family.exists(name)
-    family.remove(name)
-    family.remove_semaphore("/no-such-semaphore-of-a-test")
+    assert not boot.exists(name)
+    boot.remove(name)
+    boot.remove_semaphore("/no-such-semaphore-of-a-test")
 
 
 def test_handlers_can_be_called_and_threads_joined_before_the_end() -> None:

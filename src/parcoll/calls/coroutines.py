@@ -90,9 +90,11 @@ def loop() -> asyncio.AbstractEventLoop:
         return _here.loop
 
 
-def call_soon(call: Callable[..., object], *arguments: Any) -> None:
-    """Make a call in the loop. It finds no context variables of this thread, as in a thread of its own."""
-    loop().call_soon_threadsafe(call, *arguments, context=contextvars.Context())
+def call_soon(
+    call: Callable[..., object], *arguments: Any, context: contextvars.Context | None = None
+) -> None:
+    """Make a call in the loop. It finds no context variables but those given."""
+    loop().call_soon_threadsafe(call, *arguments, context=context or contextvars.Context())
 
 
 def result(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -26,6 +26,7 @@ from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Share
 from parcoll.system import Inbox
 from parcoll.wire.script import owned_by, owner
+from parcoll.world.world import CallContext
 
 # Elements that were drawn and whose results are not given yet, for each call at a time. So a call that takes
 # long holds up no others.
@@ -285,6 +286,7 @@ class InThreads(Calls):
         self._waiting: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads = 0
         self._owner = owner()
+        self._context = CallContext()
 
     def _start(self, call: _Call) -> None:
         self._waiting.put(call)
@@ -294,7 +296,7 @@ class InThreads(Calls):
 
     def _work_for_owner(self) -> None:
         with owned_by(self._owner):
-            self._work()
+            self._context.run(self._work)
 
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:
@@ -330,9 +332,10 @@ class InLoop(Calls):
     def __init__(self, step: Callee, guard: Guard) -> None:
         super().__init__(step, guard)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._context = CallContext()
 
     def _start(self, call: _Call) -> None:
-        coroutines.call_soon(self._begin, call)
+        coroutines.call_soon(self._begin, call, context=self._context.copy())
 
     def _begin(self, call: _Call) -> None:
         if self._closing.is_set():

@@ -92,6 +92,7 @@ class DistributedEngine:
         if per_workers.known and not self._within:
             self._watch_objects()
         of_machine = self.link.sharing is not None
+        own_state.look_for_lost()
         with memmaps.sent(here=of_machine or bool(memmaps.of_machine)):
             packed, script = packed_program(program, copies=keep or not of_machine)
         world = current_world(of_machine=of_machine)
@@ -122,9 +123,9 @@ class DistributedEngine:
                 client.sync(broadcast, msg=message, on_error="ignore", callback_timeout=END_SECONDS)
 
     def _modules(self, program: Program) -> bytes:
-        """Return the sources to send along; within a task, those that came with the task."""
+        """Return the sources to send along; within a task those that came with it; else what is not found."""
         if self._ship is None:
-            return modules.packed(shipped_sources())
+            return modules.packed({**shipped_sources(), **own_state.lost_sources()})
         return modules.packed(
             sources_for(
                 (program, *program.origins), self._ship, own_state.homes(self.link.sharing is not None)

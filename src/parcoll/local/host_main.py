@@ -40,7 +40,7 @@ from parcoll.local.tracker import Tracker
 from parcoll.system import adopt_orphans, die_with, how_ended, leave_to_forks, reap, resident_bytes
 from parcoll.wire.own_modules import is_own
 from parcoll.wire.script import Script, make_main
-from parcoll.world.family import track_with
+from parcoll.world.boot import track_with
 
 # What a scheduler and a worker import when they start, beyond `import distributed`. It is imported here
 # once, instead of in each of them.

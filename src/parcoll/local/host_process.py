@@ -20,7 +20,7 @@ from parcoll.errors import ClusterStartError
 from parcoll.local import limits
 from parcoll.system import how_ended
 from parcoll.world import boot, handlers
-from parcoll.world.family import adopt
+from parcoll.world.boot import adopt
 
 # The host needs up to 1.5 s to end when a worker holds the GIL. After these seconds its group is killed.
 _CLOSE_SECONDS = 3.0

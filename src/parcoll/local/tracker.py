@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from parcoll.world.family import remove, remove_semaphore
+from parcoll.world.boot import remove, remove_semaphore
 
 
 class Tracker:

@@ -7,6 +7,7 @@ Kept are the fields of built-in exceptions, what a program has changed in its cl
 from __future__ import annotations
 
 import contextlib
+import copy
 import copyreg
 import functools
 import io
@@ -20,10 +21,11 @@ from typing import Any
 import cloudpickle
 
 from parcoll.text import short_repr
-from parcoll.wire import memmaps, script
-from parcoll.wire.classes import made_class, reduced_class
+from parcoll.wire import memmaps, reducers, script
+from parcoll.wire.classes import WITH_NAME, become, is_news, made_class, reduced_by_name, reduced_class
 from parcoll.wire.reducers import (
     REDUCED,
+    WITHOUT_NAME,
     class_of_number,
     in_parts,
     make_skeleton_class,
@@ -98,8 +100,8 @@ class Naming:
 
 
 def prefers_value() -> bool:
-    """Tell whether the user has asked cloudpickle to pickle some module by value."""
-    return bool(cloudpickle.list_registry_pickle_by_value())
+    """Tell whether some module is to be pickled by value: the user has asked for it, or has made it."""
+    return bool(reducers.made_code or cloudpickle.list_registry_pickle_by_value())
 
 
 def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = False) -> Any:
@@ -107,7 +109,8 @@ def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = F
 
     cloudpickle sends a class of `__main__` with its attributes and methods. Each load sets them on the
     class, also where the process has that class already. This would undo whatever the program has done
-    to the class since: in the process that defined it, and in a worker with every partition.
+    to the class since: in the process that defined it, and in a worker with every partition. So a worker
+    sets them once for each program.
     """
     if b"_class_setstate" not in pickled:
         return pickle.loads(pickled, buffers=buffers)
@@ -149,7 +152,8 @@ class _Reducers:
     for built-in ones it loses `SystemExit.code`, `UnicodeDecodeError.object` and the like.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: Mapping[type, Any]) -> None:
+        self._own = own
         self._seen: list[Any] = []
         self._made: dict[type, Any] = {}
 
@@ -161,13 +165,14 @@ class _Reducers:
                 kind: reduce
                 for kind, reduce in table.items()
                 if kind.__module__ != "builtins" or reduce.__module__ != "tblib.pickling_support"
-            } | {object: sentinel}
+            } | {object: sentinel, **self._own}
             self._seen = seen
         of_arrays = memmaps.reducers()
         return {**self._made, **of_arrays} if of_arrays else self._made
 
 
-_by_reference, _by_value = _Reducers(), _Reducers()
+_by_reference = _Reducers({**WITHOUT_NAME, **reducers.BY_REFERENCE})
+_by_value = _Reducers({**WITHOUT_NAME, **WITH_NAME})
 
 
 class _ByReference(pickle.Pickler):
@@ -185,15 +190,21 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, value: Any) -> Any:
         """Reduce what cloudpickle would lose."""
-        if not issubclass(type(value), REDUCED):  # not `isinstance`, which asks the object: it may raise
-            return NotImplemented
+        kind = type(value)
+        if not issubclass(kind, REDUCED):  # not `isinstance`, which asks the object: it may raise
+            of_script = kind.__module__ == "__main__" and kind not in self.dispatch_table
+            return self._of_script(value) if of_script else NotImplemented
         reduction = reduced(value)
         if reduction is not NotImplemented:
             return reduction
-        reduction = super().reducer_override(value)
+        made = reducers.made_modules
+        reduction = reducers.reduced_of_made(self, value) if made else NotImplemented
+        reduction = super().reducer_override(value) if reduction is NotImplemented else reduction
         if reduction is not NotImplemented and isinstance(value, type) and len(reduction) == 6:
             return reduced_class(value, reduction, self._name_of(value))
         return reduction
+
+    _of_script = staticmethod(reduced_by_name)
 
     def _name_of(self, value: Any) -> str | None:
         """Return the script's own name for a function or class, where it has one."""
@@ -255,6 +266,8 @@ def _script_names() -> dict[str, Any]:
 class _InPart(ByValue):
     """A pickler of what is to be looked at rather than used: what an exception refers to."""
 
+    _of_script = staticmethod(lambda value: NotImplemented)  # what it reduces to may raise: below
+
     def reducer_override(self, value: Any) -> Any:
         """Replace what cannot be pickled."""
         if issubclass(type(value), LOCKS):
@@ -265,21 +278,15 @@ class _InPart(ByValue):
         if type(value) in self.dispatch_table:
             return NotImplemented
         try:
-            if _has_finalizer(value):  # which would fail where a part is missing, as of an HTTP response
+            # A finalizer would fail where a part is missing, as that of an HTTP response.
+            if hasattr(type(value), "__del__") and not isinstance(value, BaseException):
                 dumps(value, MOST_OF_FINALIZED)
-            return value.__reduce_ex__(PROTOCOL)
+            named = reduced_by_name(value) if type(value).__module__ == "__main__" else NotImplemented
+            return value.__reduce_ex__(PROTOCOL) if named is NotImplemented else named
         except Exception:
             if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
-                return _itself, (value.copy(),)
+                return copy.copy, (value.copy(),)
             return str, (short_repr(value),)
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _has_finalizer(value: Any) -> bool:
-    return hasattr(type(value), "__del__") and not isinstance(value, BaseException)
 
 
 class _Recorder(ByValue):
@@ -324,9 +331,9 @@ class _Loader(pickle.Unpickler):
 
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
         *_, number, extra = arguments
-        made = class_of_number(number)
+        made, news = class_of_number(number), is_news(number)
         if made is not None:
-            if not self._refresh:
+            if not news and not self._refresh:
                 self._here_before.add(made)
         else:
             made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
@@ -334,7 +341,7 @@ class _Loader(pickle.Unpickler):
         return made
 
     def _set_state(self, kind: Any, state: Any) -> Any:
-        return kind if kind in self._here_before else set_class_state(kind, state)
+        return kind if kind in self._here_before else become(kind, state)
 
 
 class _OtherClassError(Exception):

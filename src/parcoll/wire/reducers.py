@@ -7,13 +7,17 @@ knows of cloudpickle's private parts; test_codec.py fails where one of them chan
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
+import gc
 import importlib
 import itertools
+import operator
 import os
 import pickle
 import sys
 import threading
+import types
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +34,9 @@ make_skeleton_enum: Callable[..., Any] = _internals._make_skeleton_enum
 set_class_state: Callable[..., Any] = _internals._class_setstate
 set_function_state: Callable[..., Any] = _internals._function_setstate
 track_class: Callable[..., Any] = _internals._lookup_class_or_track
+make_type_var: Callable[..., Any] = _internals._make_typevar
+parts_of_type_var: Callable[..., Any] = _internals._decompose_typevar
+reduced_type_var: Callable[..., Any] = _internals._typevar_reduce
 globals_named: Callable[[CodeType], Mapping[str, None]] = _internals._extract_code_globals
 
 
@@ -93,10 +100,15 @@ def has_number(kind: type) -> bool:
     return kind in _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS
 
 
+def is_made(module: str | None) -> bool:
+    """Tell whether what a module has means nothing to other processes by its name."""
+    return module == "__main__" or module in made_modules
+
+
 def is_named(value: Any) -> bool:
     """Tell whether an importable module has this function or class under its own name."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module == "__main__" or not isinstance(module, str) or not isinstance(name, str):
+    if not isinstance(module, str) or not isinstance(name, str) or is_made(module):
         return False
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -104,9 +116,28 @@ def is_named(value: Any) -> bool:
     return found is value
 
 
+# Modules that only this process has, made by hand or by a finder of the user's own (`world.own_state`), and
+# those of them that have code of the user's. Whatever is of them goes by value.
+made_modules: set[str] = set()
+made_code: set[str] = set()
+
+
+def reduced_of_made(pickler: Any, value: Any) -> Any:
+    """Return the reduction of a function, class or module of such a module; NotImplemented for any other."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    if name not in made_modules:
+        return NotImplemented
+    if isinstance(value, ModuleType):
+        state = {name: part for name, part in names_of(value).items() if name != "__builtins__"}
+        return _internals.dynamic_subimport, (value.__name__, state)
+    if isinstance(value, type):
+        return _internals._dynamic_class_reduce(value)
+    return pickler._dynamic_function_reduce(value) if isinstance(value, FunctionType) else NotImplemented
+
+
 # Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
 REDUCED = (
-    *(type, FunctionType, CodeType, functools.cached_property, functools._lru_cache_wrapper),
+    *(type, FunctionType, CodeType, ModuleType, functools.cached_property, functools._lru_cache_wrapper),
     functools.singledispatchmethod,
 )
 
@@ -124,7 +155,7 @@ def reduced(value: Any) -> Any:
         return _dispatching_method(value)
     if isinstance(value, CodeType):
         return _with_filename(value)
-    if isinstance(value, FunctionType) and value.__code__ is _DISPATCHES and not is_named(value):
+    if isinstance(value, FunctionType) and is_dispatching(value) and not is_named(value):
         return _dispatching(value)
     if isinstance(value, FunctionType) and value.__code__ is _DISPATCH:
         names = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
@@ -172,6 +203,11 @@ _DISPATCHES = functools.singledispatch(_nothing).__code__  # type: ignore[attr-d
 _DISPATCH = functools.singledispatch(_nothing).dispatch.__code__
 
 
+def is_dispatching(func: FunctionType) -> bool:
+    """Tell whether a function was made by `functools.singledispatch`."""
+    return func.__code__ is _DISPATCHES
+
+
 def _dispatching(func: Any) -> Any:
     """Reduce a function made by `functools.singledispatch`, which holds weak references."""
     own = {name: value for name, value in vars(func).items() if name not in vars(_new_dispatching())}
@@ -203,6 +239,37 @@ def _dispatch_by(registry: dict[type, Any]) -> Any:
     return made.dispatch
 
 
+def _reduced_comparison(value: Any) -> Any:
+    """Reduce what `functools.cmp_to_key` makes: the key function, or a key.
+
+    Neither tells what compares; the collector of cycles knows.
+    """
+    compares, *of = (part for part in gc.get_referents(value) if part is not type(value))
+    return (_key_of if of else functools.cmp_to_key), (compares, *of)
+
+
+def _reduced_method(value: types.MethodType) -> Any:
+    """Reduce a bound method: by its name, as Python does, where its object has that very method there."""
+    func, of = value.__func__, value.__self__
+    name = getattr(func, "__name__", "")
+    with contextlib.suppress(Exception):
+        found = getattr(of, name)
+        if type(found) is types.MethodType and found.__func__ is func and found.__self__ is of:
+            return getattr, (of, name)
+    return types.MethodType, (func, of)
+
+
+def _key_of(compares: Any, value: Any) -> Any:
+    return functools.cmp_to_key(compares)(value)
+
+
+# Reducers of types that have no name, wherever their objects come from.
+WITHOUT_NAME: dict[type, Callable[[Any], Any]] = {
+    type(functools.cmp_to_key(operator.sub)): _reduced_comparison,
+}
+BY_REFERENCE: dict[type, Callable[[Any], Any]] = {types.MethodType: _reduced_method}
+
+
 def _dispatching_method(value: functools.singledispatchmethod[Any]) -> Any:
     """Since Python 3.13 it keeps bound methods, by weak references to their objects."""
     state = {name: part for name, part in vars(value).items() if name != "_method_cache"}
@@ -217,6 +284,9 @@ def _new_dispatching_method(kind: type[functools.singledispatchmethod[Any]]) -> 
 
 
 # Bare objects -------------------------------------------------------------------------------------
+
+
+NAMED = (object, contextvars.ContextVar)  # of which a module has one under a name, that is its key
 
 
 class _Sentinels:
@@ -243,7 +313,7 @@ class _Sentinels:
                 self._keep(key, value)
             return key
 
-    def of_key(self, module: str, name: Any) -> object:
+    def of_key(self, module: str, name: Any, make: Callable[[], Any] = object) -> Any:
         """Return the object of this key: the module's, or the one that has it already, or a new one."""
         with self._lock:
             known = self._objects.get((module, name))
@@ -251,11 +321,16 @@ class _Sentinels:
                 with contextlib.suppress(Exception):
                     found = sys.modules.get(module) or importlib.import_module(module)
                     named = getattr(found, name, None)
-                    known = named if type(named) is object else known
+                    known = named if type(named) in NAMED else known
             if known is None:
-                known = object()
+                known = make()
             self._keep((module, name), known)
             return known
+
+    def keep(self, key: Any, value: object) -> None:
+        """Have an object be the one of this key."""
+        with self._lock:
+            self._keep(key, value)
 
     def _keep(self, key: Any, value: object) -> None:
         old = self._objects.pop(key, None)
@@ -280,7 +355,7 @@ class _Sentinels:
                 id(found): (module, name)
                 for module, members in modules.items()
                 for name, found in list(names_of(members).items())
-                if type(found) is object
+                if type(found) in NAMED
             }
         return self._names.get(id(value))
 

@@ -23,7 +23,7 @@ import psutil
 from parcoll.chain.marks import Mark
 from parcoll.system import descriptor_of, how_ended, kill_descendants, resident_bytes, wait_for_stop
 from parcoll.worker.this_worker import Answers
-from parcoll.world import boot, family, records
+from parcoll.world import boot, records
 from parcoll.world.world import FAMILY
 
 LONGEST_LOOK = 3600.0  # seconds of one wait, whose length the system bounds
@@ -65,7 +65,7 @@ class Process:
         self._left = True  # it may have started others, which are killed with it
         connection, memory, telling = descriptors
         passed = [*descriptors]
-        told = family.tracker()
+        told = boot.tracker()
         theirs: list[socket.socket] = []
         try:
             if shares:

@@ -217,7 +217,7 @@ class SharedProgram:
             _, self.main = _cache.get(self.token) or (None, arrived(self.script, CODEC))
         with running(self.main):
             if self.world is not None and self.python == PYTHON:
-                enter(self.world)
+                enter(self.world, late=self._loaded is not None or self.token in _cache)
                 with _as_loading():
                     own = None if self.world.is_of_here else self.world.own
                     if self.modules and takeover.is_news(own):

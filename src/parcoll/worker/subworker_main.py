@@ -40,8 +40,7 @@ from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unlo
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.tasks import as_sequence, run_elements
 from parcoll.world import ending, records
-from parcoll.world.boot import LENGTH_BYTES
-from parcoll.world.family import track_with
+from parcoll.world.boot import LENGTH_BYTES, track_with
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1

@@ -1,14 +1,13 @@
 """Content: the value of a name in a module, as bytes by which it is compared, and of which it is made again.
 
-There are four kinds: plain data of built-in types, data of classes that hold data, what another module has,
-and functions and mocks that are put in the place of another. Anything else has no content, and stays in each
-process what the import there gave.
+There are five kinds: plain data of built-in types, data of classes that hold data, what another module has,
+functions and mocks that are put in the place of another, and what can only be told of (`described`). Anything
+else has no content, and stays in each process what the import there gave.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import importlib
 import io
@@ -21,16 +20,16 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from parcoll.wire import memmaps
-from parcoll.wire.codec import by_value, loads, prefers_value
+from parcoll.wire.codec import by_value, loads
 from parcoll.wire.own_modules import is_own_module
-from parcoll.world.mocks import Mock
-from parcoll.world.outlines import outline_of
+from parcoll.world import described
+from parcoll.world.described import Mock
+from parcoll.world.outlines import ATOMS, CONTAINERS, outline_of, walked
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
 MOST = 16 * 2**20  # bytes that travel where it has
 
-ATOMS = (type(None), bool, int, float, complex, str, bytes)
 PLAIN = {*ATOMS, CodeType, type(...)}  # what marshal knows beside containers
 WRAPPED = (staticmethod, classmethod, property)
 # Whose instances are data, beside the user's own classes.
@@ -42,13 +41,10 @@ DATA_MODULES = {
     "datetime",
     "decimal",
     "fractions",
-    "functools",
+    "uuid",
 }
-DATA_MODULES |= {"ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "uuid", "zoneinfo"}
-CONTAINERS = (dict, list, set, frozenset, tuple)
-CACHED: type = functools._lru_cache_wrapper
+DATA_MODULES |= {"functools", "ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "zoneinfo"}
 CODE = (FunctionType, BuiltinFunctionType, functools.partial)
-HEAP = 1 << 9  # a flag that C's own classes lack (Py_TPFLAGS_HEAPTYPE): nothing can be set there
 
 
 class Content:
@@ -76,6 +72,8 @@ class Content:
     def is_of(self, value: Any) -> bool:
         """Tell whether a value that had this content, which is not plain or large, has it still."""
         try:
+            if self.kind in described.KINDS:
+                return described.told_of(value) == (self.kind, self.data)
             return self.data == (_pickled(value) if self.value is None else _tag(value))
         except Exception:
             return False
@@ -104,11 +102,12 @@ class Content:
         return found.make() if isinstance(found, Mock) else found
 
 
-def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> Content | None:
-    """Return the content of what a module has under a name; None where it has none that can travel.
+def content_of(value: Any, module: str, path: str) -> Content | None:
+    """Return the content of what a module, or its class or function, has under a name; None without any.
 
     None as well for functions and classes that stand where their own module defines them.
     """
+    in_class = "." in path
     try:
         kind = type(value)
         if kind in ATOMS:
@@ -118,6 +117,9 @@ def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> 
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
         if kind is FunctionType and Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
             return Content("pickle", by_value(Mock.of(value.mock)))
+        found = described.told_of(value)
+        if found is not None and (kind is not FunctionType or is_own_function(value, module, path)):
+            return Content(*found, may_change=True)
         if isinstance(value, (*CODE, type)):
             if not is_own_function(value, module, path):
                 return _code(value)
@@ -125,11 +127,11 @@ def content_of(value: Any, module: str, path: str, plain_only: bool = False) -> 
         if kind in WRAPPED:
             inner = value.fget if isinstance(value, property) else value.__func__
             return None if is_own_function(inner, module, path) else Content("pickle", by_value(value))
-        if (found := _plain(value)) is not None:
-            return found
+        if (plain := _plain(value)) is not None:
+            return plain
         if Mock.is_one(value):
             return Content("pickle", by_value(Mock.of(value)))
-        if plain_only or not _is_data(kind):
+        if not _is_data(kind) or (in_class and _is_part_of_class(kind)):
             return None
         return _pickled_data(value, CARRIED)
     except Exception:  # it cannot be pickled, or raises when it is looked at
@@ -165,7 +167,7 @@ def resolved(module: ModuleType, path: str) -> tuple[Any, str]:
     if not owner:
         return module, name
     found = vars(module).get(owner)
-    return (found if isinstance(found, type) else None), name
+    return (found if isinstance(found, (type, FunctionType)) else None), name
 
 
 def put(owner: Any, name: str, content: Content) -> bool:
@@ -173,83 +175,15 @@ def put(owner: Any, name: str, content: Content) -> bool:
 
     A container stays the object that it is, since other modules may have it as well.
     """
-    value = content.load()
     here = vars(owner).get(name)
+    if content.kind in described.KINDS:
+        described.take(here, content.kind, content.data)
+        return False
+    value = content.load()
     if content.kind in ("plain", "pickle") and type(here) is type(value) and _fill(here, value):
         return False
     setattr(owner, name, value)
     return True
-
-
-# Shapes -------------------------------------------------------------------------------------------
-
-
-def shape_of(value: Any) -> list[Any] | None:
-    """Return the objects that a value with functions is made of; None where only its pickle can tell.
-
-    As long as they are the same objects the pickle is the same, and comparing them takes a third of its time
-    for a table of some functions, a twentieth for one function (22 and 440 us).
-    """
-    parts: list[Any] = []
-    try:
-        return parts if not prefers_value() and _add(value, parts, set()) else None
-    except Exception:  # a variable that is not set yet, too many levels, annotations that raise
-        return None
-
-
-def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
-    """Add what a value is made of; tells whether that is all that its pickle depends on."""
-    parts.append(value)
-    kind = type(value)
-    if kind in ATOMS or kind is ModuleType or id(value) in seen:
-        return True
-    seen.add(id(value))
-    if kind in CONTAINERS:
-        inner = [*value, *value.values()] if kind is dict else value
-    elif kind is functools.partial:
-        inner = value.__reduce__()[2]  # to ask for its `__dict__` makes one, which changes the pickle
-    elif kind is BuiltinFunctionType:
-        inner = [value.__self__]
-    elif kind is CACHED:  # what it has kept is not pickled
-        return _is_by_name(value)
-    elif kind is FunctionType or kind is type:
-        by_name = _is_by_name(value) or (kind is type and not value.__flags__ & HEAP)
-        parts.append(by_name)
-        if not by_name and (kind is type or value.__module__ == "__main__"):
-            return False
-        inner = [] if by_name else _inside(value, parts)
-    else:
-        return False
-    return all(_add(part, parts, seen) for part in inner)
-
-
-def _is_by_name(value: Any) -> bool:
-    """Tell whether a function or class is where its name says: then that is all that is pickled."""
-    module = value.__module__
-    if module == "__main__" or module not in sys.modules:
-        return False
-    try:
-        return _walked(sys.modules[module], value.__qualname__) is value
-    except AttributeError:
-        return False
-
-
-def _inside(func: FunctionType, parts: list[Any]) -> list[Any]:
-    """Return what a function has that is pickled with it; what nothing can be set in is only noted."""
-    parts += (func.__code__, func.__name__, func.__qualname__, func.__module__, func.__doc__)
-    parts += func.__annotations__.values()
-    cells = [cell.cell_contents for cell in func.__closure__ or ()]
-    names = _names_in(func.__code__)
-    named = [func.__globals__[name] for name in names if name in func.__globals__]
-    return [func.__defaults__, func.__kwdefaults__, vars(func), *cells, *named]
-
-
-@functools.lru_cache(maxsize=1024)
-def _names_in(code: CodeType) -> tuple[str, ...]:
-    """Return the globals that a function's code names, and the code within it."""
-    named = [one.argval for one in dis.get_instructions(code) if one.opname.endswith("_GLOBAL")]
-    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    return (*named, *(name for part in inner for name in _names_in(part)))
 
 
 # Kinds --------------------------------------------------------------------------------------------
@@ -286,20 +220,14 @@ def _code(value: Any) -> Content:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module and name and module != "__main__" and "<" not in name:
         with contextlib.suppress(AttributeError, KeyError):
-            if _walked(sys.modules[module], name) is value:
+            if walked(sys.modules[module], name) is value:
                 return Content("reference", f"{module}:{name}".encode())
     return Content("pickle", by_value(value), may_change=True)
 
 
-def _walked(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
-
-
 def _referred(text: str) -> Any:
     module, _, name = text.partition(":")
-    return _walked(importlib.import_module(module), name)
+    return walked(importlib.import_module(module), name)
 
 
 def _is_data(kind: type) -> bool:
@@ -310,6 +238,13 @@ def _is_data(kind: type) -> bool:
         module.partition(".")[0] in DATA_MODULES
         or module == "__main__"
         or is_own_module(module, sys.modules.get(module))
+    )
+
+
+def _is_part_of_class(kind: type) -> bool:
+    """Tell whether objects of a class say how another one works, rather than being its data."""
+    return issubclass(kind, (Enum, BaseException)) or any(
+        hasattr(kind, name) for name in ("__get__", "__set__", "__set_name__")
     )
 
 
@@ -367,6 +302,8 @@ def _tag(value: Any) -> bytes:
 
 def _fill(here: Any, value: Any) -> bool:
     """Give an object what another of its class holds; tells whether that can be done."""
+    if here is value:  # of a class that makes one object and no more: it has what was unpickled
+        return True
     if isinstance(here, dict):
         here.clear()
         here.update(value)

@@ -37,6 +37,7 @@ _BY_TEXT = {"globals", "eval", "exec", "vars", "currentframe", "_getframe", "sta
 _SCALARS = (int, float, complex, str, bytes, bool, type(None))
 # The types of these modules of Python's own are plain data, or say what data is.
 _PLAIN = {
+    *("_contextvars",),
     *(
         "_decimal",
         "datetime",

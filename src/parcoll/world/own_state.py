@@ -6,6 +6,7 @@ data, functions of its own and references to others is packed, a module at a tim
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import marshal
 import os
@@ -15,16 +16,20 @@ import zlib
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from operator import is_
-from types import ModuleType
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from parcoll.errors import SerializationError
 from parcoll.log import logger
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
-from parcoll.wire.own_modules import is_own_module, stamp_of
+from parcoll.wire.modules import ModuleText
+from parcoll.wire.own_modules import NOT_OWN, is_own, is_own_module, package_sources, stamp_of, text_of
+from parcoll.wire.reducers import is_dispatching, made_code, made_modules
 from parcoll.world import handlers
-from parcoll.world.content import Content, content_of, is_own_function, shape_of
-from parcoll.world.outlines import outline_of
+from parcoll.world.content import CODE, Content, content_of, is_own_function
+from parcoll.world.outlines import outline_of, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class _Watched:
 
 
 class _Names:
-    """The names of a module or a class, as they were looked at last."""
+    """The names of a module, or of a class or function in it, as they were looked at last."""
 
     def __init__(self, module: str, prefix: str, owner: Any) -> None:
         namespace = vars(owner)
@@ -70,16 +75,24 @@ class _Names:
         self.contents: dict[str, Content] = {}
         self._watched: list[_Watched] = []
         self._plain: list[Any] = []  # containers, which are compared with one call
-        self._classes: list[_Names] = []
+        self._owners: list[_Names] = []  # its classes, and functions that have attributes
+        self._functions: list[Any] = []  # those that have none
         self.names = set(namespace)
         for name, value in list(namespace.items()):
             if name[:2] == "__":
                 continue
             if issubclass(type(value), type) and is_own_function(value, module, prefix + name):
                 if not prefix:
-                    self._classes.append(_Names(module, f"{name}.", value))
+                    self._owners.append(_Names(module, f"{name}.", value))
                 continue
-            content = content_of(value, module, prefix + name, plain_only=bool(prefix))
+            if type(value) is FunctionType and not prefix and is_own_function(value, module, name):
+                if vars(value) and not is_dispatching(value):
+                    self._owners.append(_Names(module, f"{name}.", value))
+                else:
+                    self._functions.append(value)
+            if type(owner) is FunctionType and isinstance(value, (type, *CODE)):
+                continue  # what a decorator has put there
+            content = content_of(value, module, prefix + name)
             if content is not None:
                 self.contents[prefix + name] = content
                 if content.may_change and content.kind == "plain" and content.value is None:
@@ -87,7 +100,7 @@ class _Names:
                 elif content.may_change:
                     self._watched.append(_Watched(value, content))
         self._plain_data = marshal.dumps(self._plain, 2)
-        for names in self._classes:
+        for names in self._owners:
             self.contents |= names.contents
 
     def unchanged(self) -> bool:
@@ -98,7 +111,8 @@ class _Names:
             and all(map(is_, namespace.values(), values))
             and (not self._plain or self._plain_is_same())
             and all(watched.is_same() for watched in self._watched)
-            and all(names.unchanged() for names in self._classes)
+            and not any(map(vars, self._functions))
+            and all(names.unchanged() for names in self._owners)
         )
 
     def _plain_is_same(self) -> bool:
@@ -235,6 +249,125 @@ def read(of_machine: bool) -> OwnState | None:
         return given
     with _lock, memmaps.sent(here=of_machine):
         return _modules[of_machine].read()
+
+
+# Modules that others do not find ------------------------------------------------------------------
+
+
+class _Lost:
+    """The modules of this process that another one with the same search path would not find."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Any, ...] = ()
+        self._known: dict[str, tuple[ModuleType, bool]] = {}
+        self.names: list[str] = []  # those that have a file
+
+    def look(self) -> None:
+        """Look at the modules that are new; those without a file go by value from now on."""
+        loaded = sys.modules
+        seen = len(loaded), next(reversed(loaded)), tuple(sys.path)
+        if seen == self._seen:
+            return
+        if self._seen[2:] != seen[2:]:
+            self._known.clear()
+        for name, module in list(loaded.items()):
+            known = self._known.get(name)
+            if known is None or known[0] is not module:
+                self._known[name] = module, type(module) is ModuleType and _is_lost(name, module)
+        known_now = [(n, module) for n, (module, is_one) in self._known.items() if is_one]
+        lost = {name: module for name, module in known_now if loaded.get(name) is module}
+        self.names = [
+            name
+            for name, module in lost.items()
+            if is_own_module(name, module)
+            and all(parent in loaded for parent in _parents(name))
+            and name.partition(".")[0] not in sys.stdlib_module_names  # the worker needs its own
+        ]
+        made_modules.clear()
+        made_modules.update(lost.keys() - set(self.names))
+        made_code.clear()
+        made_code.update(name for name in made_modules if _has_own_code(lost[name]))
+        self._seen = seen
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _has_own_code(module: ModuleType) -> bool:
+    """Tell whether a function or method of a module is written in Python, and is not an installed one."""
+    found = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    found += [part for kind in found if isinstance(kind, type) for part in vars(kind).values()]
+    codes = [value.__code__ for value in found if type(value) is FunctionType]
+    return any(is_own(Path(code.co_filename)) for code in codes)
+
+
+def _is_lost(name: str, module: ModuleType) -> bool:
+    """Tell whether others would find no module of this name, or another one."""
+    spec = vars(module).get("__spec__")
+    top, _, below = name.partition(".")
+    is_own_one = is_own_module(name, module)
+    if top in NOT_OWN or (top in sys.stdlib_module_names and not is_own_one):
+        return False
+    if vars(module).get("__name__") != name:
+        return False
+    if not is_own_one and (below or getattr(spec, "origin", None) is not None):
+        return bool(below) and top in sys.modules and _is_lost(top, sys.modules[top])
+    parent = sys.modules.get(name.rpartition(".")[0])
+    if below and parent is None:
+        return True
+    found = _found(name, getattr(parent, "__path__", None) if below else None)
+    if found is None:
+        return True
+    file = getattr(spec, "origin", None) or vars(module).get("__file__")
+    return isinstance(file, str) and _real(found.origin) != _real(file)
+
+
+def _found(name: str, path: Any) -> Any:
+    """Return the spec that the finders give which other processes have too."""
+    for finder in sys.meta_path:
+        home = getattr(finder if isinstance(finder, type) else type(finder), "__module__", "")
+        if home == "__main__" or is_own_module(home, sys.modules.get(home)):
+            continue
+        with contextlib.suppress(Exception):
+            spec = finder.find_spec(name, path)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _real(path: str | None) -> str:
+    return os.path.realpath(path or "")
+
+
+_lost = _Lost()
+
+
+def look_for_lost() -> None:
+    """Note which modules others would not find; in a worker they were noted in the script."""
+    if given is None:
+        with _lock:
+            _lost.look()
+
+
+def lost_sources() -> dict[str, ModuleText]:
+    """Return the texts of the modules that have files and that others would not find, as noted last."""
+    found: dict[str, ModuleText] = {}
+    for name in _lost.names:
+        spec: Any = sys.modules[name].__spec__ if name in sys.modules else None
+        if spec is None:
+            continue
+        with contextlib.suppress(OSError, SerializationError):
+            if spec.submodule_search_locations:
+                found |= package_sources(name, map(Path, spec.submodule_search_locations))
+            else:
+                path = Path(spec.origin)
+                found[name] = ModuleText(False, str(path), text_of(path, stamp_of(path)))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
 
 
 def homes(of_machine: bool) -> dict[str, set[str]]:

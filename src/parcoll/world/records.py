@@ -37,9 +37,10 @@ def read_settings() -> list[Any]:
     root, names = logging.root, logging._levelToName
     loggers: Any = root.manager.loggerDict.values()
     found = [
-        (logger.level, logger.disabled, *logger.handlers)
+        (logger.level, logger.disabled, type(logger), *logger.handlers)
         for logger in loggers
-        if type(logger) is not PLACEHOLDER and (logger.level or logger.handlers or logger.disabled)
+        if type(logger) is not PLACEHOLDER
+        and (logger.level or logger.handlers or logger.disabled or type(logger) is not logging.Logger)
     ]
     captures = getattr(logging, "_warnings_showwarning", None) is not None
     return [
@@ -56,12 +57,13 @@ def read_settings() -> list[Any]:
 def pack_settings(found: list[Any]) -> dict[str, Any]:
     """Return what travels of it."""
     disable, _, _, names, captures, factory, _ = found
-    loggers: dict[str, tuple[int, bool, list[Any]]] = {}
+    loggers: dict[str, tuple[int, bool, list[Any], bytes | None]] = {}
     for name, found_here in [("", logging.root), *list(logging.root.manager.loggerDict.items())]:
         if isinstance(found_here, logging.Logger) and not _is_of(name, DASK):
             handlers = [_described(handler) for handler in found_here.handlers]
-            if not name or found_here.level or found_here.disabled or handlers:
-                loggers[name] = found_here.level, found_here.disabled, handlers
+            kind = _packed_kind(type(found_here))
+            if not name or found_here.level or found_here.disabled or handlers or kind:
+                loggers[name] = found_here.level, found_here.disabled, handlers, kind
     try:
         made_by = by_value(factory) if factory is not logging.LogRecord else None
     except Exception:
@@ -89,8 +91,10 @@ def set_settings(wanted: dict[str, Any]) -> None:
         logging.getLogger(name).disabled = False
         logging.getLogger(name).removeHandler(_IN_SCRIPT)
     _twins.clear()
-    for name, (level, disabled, handlers) in loggers.items():
+    for name, (level, disabled, handlers, kind) in loggers.items():
         logger = logging.getLogger(name or None)
+        if kind is not None and type(logger) is logging.Logger:
+            logger.__class__ = loads(kind)
         if logger.level != level:
             logger.setLevel(level)
         logger.disabled = disabled
@@ -100,6 +104,16 @@ def set_settings(wanted: dict[str, Any]) -> None:
         elif not handlers:
             logger.removeHandler(_IN_SCRIPT)
     logging.captureWarnings(wanted["captures"])
+
+
+def _packed_kind(kind: type) -> bytes | None:
+    """Return what travels of the class of a logger (`logging.setLoggerClass`); None of Python's own."""
+    if kind.__module__ == "logging":
+        return None
+    try:
+        return by_value(kind)
+    except Exception:
+        return None
 
 
 def _described(handler: logging.Handler) -> tuple[Any, ...]:

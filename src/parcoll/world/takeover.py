@@ -16,7 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -59,7 +59,7 @@ class _Taken:
             if owner is None:
                 continue
             here = vars(owner).get(attribute, _ABSENT)
-            if before is None and content_of(here, name, path, plain_only="." in path) == content:
+            if before is None and content_of(here, name, path) == content:
                 continue
             try:
                 kept = put(owner, attribute, content)
@@ -93,7 +93,7 @@ class _Taken:
             owner, attribute = resolved(self.module, path)
             if owner is not None and content.kind in ("plain", "pickle"):
                 here = vars(owner).get(attribute, _ABSENT)
-                found[path] = content_of(here, self.module.__name__, path, plain_only="." in path)
+                found[path] = content_of(here, self.module.__name__, path)
         return found
 
     def put_back(self, before: dict[str, Content | None]) -> None:
@@ -253,11 +253,13 @@ def watch_imports() -> None:
 def import_edited() -> None:
     """Import those modules anew whose files have changed since they were imported here.
 
-    So are those that import one of them, directly or through others. What runs already keeps what it has.
+    So are those that the search path leads elsewhere now (what the script has imported before comes with the
+    program: `own_state.lost_sources`), and those that import one of them, directly or through others. What
+    runs already keeps what it has.
     """
     watch_imports()
     with _taking:
-        edited = set(_edited_now())
+        edited = {*_edited_now(), *_moved_now()}
         if not edited:
             return
         _edited.update(edited)
@@ -283,6 +285,19 @@ def _edited_now() -> Iterator[str]:
                 yield name
         except OSError:  # it is gone: the module stays what it is
             continue
+
+
+_path: tuple[str, ...] = ()  # by which they were looked for last
+
+
+def _moved_now() -> Iterator[str]:
+    global _path
+    before, _path = _path, tuple(sys.path)
+    for name, (path, _) in list(_stamps.items()) if before not in ((), _path) else ():
+        if "." not in name and name in sys.modules:
+            spec = PathFinder.find_spec(name)
+            if spec is None or os.path.realpath(spec.origin or "") != os.path.realpath(path):
+                yield from (other for other in list(_stamps) if other == name or other.startswith(f"{name}."))
 
 
 def _importers(names: set[str]) -> Iterator[str]:

@@ -12,11 +12,11 @@ Workers that others use too are given back as they were after each partition.
 
 from __future__ import annotations
 
-import _locale
 import contextlib
-import importlib
+import contextvars
 import os
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -25,9 +25,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from parcoll.log import logger
-from parcoll.wire import memmaps
+from parcoll.wire import memmaps, script
+from parcoll.wire.classes import set_variables
 from parcoll.wire.codec import loads
-from parcoll.world import own_state, records
+from parcoll.world import libraries, own_state, records
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -51,6 +52,7 @@ class Thing(NamedTuple):
     of_thread: bool = False
     once: bool = False  # set where the script's has changed, not where a function has changed the worker's
     pack: Callable[[Any], Any] = lambda value: value
+    late: bool = False  # set when the modules are here that the program needs
 
 
 # Machine ------------------------------------------------------------------------------------------
@@ -66,6 +68,10 @@ def _read_folder() -> str | None:
 def _set_folder(folder: str | None) -> None:
     if folder is not None:
         os.chdir(folder)
+        return
+    gone = tempfile.mkdtemp()
+    os.chdir(gone)
+    os.rmdir(gone)
 
 
 def _read_environment() -> dict[Any, Any]:
@@ -127,6 +133,17 @@ def _read_limit() -> int:
     return sys.getrecursionlimit()
 
 
+def _read_stack_size() -> int:
+    nbytes = threading.stack_size()  # which sets it to 0
+    if nbytes:
+        threading.stack_size(nbytes)
+    return nbytes
+
+
+def _set_stack_size(nbytes: int) -> None:
+    threading.stack_size(nbytes)
+
+
 def _read_digits() -> int | None:
     return sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
 
@@ -136,112 +153,7 @@ def _set_digits(most: int | None) -> None:
         sys.set_int_max_str_digits(most)
 
 
-# Libraries ----------------------------------------------------------------------------------------
-
-
-def _context(context: Any) -> tuple[Any, ...]:
-    c = context
-    return c.prec, c.rounding, c.Emin, c.Emax, c.capitals, c.clamp, tuple(c.traps.values())
-
-
-def _read_decimal() -> tuple[Any, ...] | None:
-    decimal = sys.modules.get("decimal")
-    if decimal is None:
-        return None
-    found = _context(decimal.getcontext())
-    return None if found == _context(decimal.DefaultContext) else found
-
-
-def _set_decimal(wanted: tuple[Any, ...] | None) -> None:
-    import decimal
-
-    context = decimal.Context()
-    if wanted is not None:
-        prec, rounding, least, most, capitals, clamp, traps = wanted
-        on = [signal for signal, is_on in zip(context.traps, traps, strict=True) if is_on]
-        context = decimal.Context(prec, rounding, least, most, capitals, clamp, [], on)
-    decimal.setcontext(context)
-
-
-_NUMPY_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-
-
-def _read_numpy_errors() -> tuple[Any, ...] | None:
-    numpy = sys.modules.get("numpy")
-    if numpy is None or not hasattr(numpy, "geterrcall"):  # it is being imported
-        return None
-    found, call = numpy.geterr(), numpy.geterrcall()
-    return None if found == _NUMPY_ERRORS and call is None else (found, call)
-
-
-def _set_numpy_errors(wanted: tuple[Any, ...] | None) -> None:
-    numpy = importlib.import_module("numpy")
-    errors, call = wanted if wanted is not None else (_NUMPY_ERRORS, None)
-    numpy.seterr(**errors)
-    numpy.seterrcall(call)
-
-
-def _read_numpy_print() -> dict[str, Any] | None:
-    numpy = sys.modules.get("numpy")
-    if numpy is None or not hasattr(numpy, "get_printoptions"):
-        return None
-    found: dict[str, Any] = numpy.get_printoptions()
-    return None if _NUMPY_PRINT.items() <= found.items() else found
-
-
-_NUMPY_PRINT: dict[str, Any] = {"edgeitems": 3, "threshold": 1000, "floatmode": "maxprec", "precision": 8}
-_NUMPY_PRINT |= {"suppress": False, "linewidth": 75, "nanstr": "nan", "infstr": "inf", "sign": "-"}
-_NUMPY_PRINT |= {"formatter": None, "legacy": False}
-
-
-def _set_numpy_print(wanted: dict[str, Any] | None) -> None:
-    numpy = importlib.import_module("numpy")
-    found = numpy.get_printoptions()
-    options = wanted if wanted is not None else _NUMPY_PRINT
-    numpy.set_printoptions(**{name: value for name, value in options.items() if name in found})
-
-
-def _read_locale() -> str | None:
-    found = _locale.setlocale(_locale.LC_ALL, None)
-    # Python itself sets LC_CTYPE when it starts, as the machine has it.
-    first, *others = found.split(";")
-    fresh = first.startswith("LC_CTYPE=") and all(other.endswith("=C") for other in others)
-    return None if fresh else found
-
-
-def _set_locale(wanted: str | None) -> None:
-    _locale.setlocale(_locale.LC_ALL, wanted or "C")
-    if wanted is None:
-        _locale.setlocale(_locale.LC_CTYPE, "")
-
-
-def _read_timeout() -> float | None:
-    socket = sys.modules.get("socket")
-    return socket.getdefaulttimeout() if socket is not None else None
-
-
-def _set_timeout(seconds: float | None) -> None:
-    import socket
-
-    socket.setdefaulttimeout(seconds)
-
-
-_FIELD_SIZE = 131_072
-
-
-def _read_field_size() -> int | None:
-    csv = sys.modules.get("_csv")
-    size: int | None = csv.field_size_limit() if csv is not None else None
-    return None if size == _FIELD_SIZE else size
-
-
-def _set_field_size(size: int | None) -> None:
-    import csv
-
-    csv.field_size_limit(size or _FIELD_SIZE)
-
-
-THINGS = (
+THINGS: tuple[Thing, ...] = (
     Thing("the working directory", _read_folder, _set_folder, of_machine=True),
     Thing("the environment", _read_environment, _set_environment, of_machine=True),
     # `set` has no way to set it: the C library takes it from the environment.
@@ -253,13 +165,28 @@ THINGS = (
     Thing("sys.warnoptions", lambda: tuple(sys.warnoptions), _set_list(sys.warnoptions), of_machine=True),
     Thing("the recursion limit", _read_limit, sys.setrecursionlimit),
     Thing("the limit of an int's digits", _read_digits, _set_digits),
-    Thing("the locale", _read_locale, _set_locale),
-    Thing("the decimal context", _read_decimal, _set_decimal, of_thread=True),
-    Thing("numpy's error state", _read_numpy_errors, _set_numpy_errors, of_thread=True),
-    Thing("numpy's print options", _read_numpy_print, _set_numpy_print, of_thread=True),
-    Thing("the sockets' default timeout", _read_timeout, _set_timeout),
-    Thing("csv.field_size_limit", _read_field_size, _set_field_size),
+    Thing("the locale", libraries.read_locale, libraries.set_locale),
+    Thing("decimal.DefaultContext", libraries.read_default_context, libraries.set_default_context),
+    Thing("the decimal context", libraries.read_decimal, libraries.set_decimal, of_thread=True),
+    Thing("numpy's error state", libraries.read_numpy_errors, libraries.set_numpy_errors, of_thread=True),
+    Thing("numpy's print options", libraries.read_numpy_print, libraries.set_numpy_print, of_thread=True),
+    Thing("the sockets' default timeout", libraries.read_timeout, libraries.set_timeout),
+    Thing("csv.field_size_limit", libraries.read_field_size, libraries.set_field_size),
+    Thing("tempfile.tempdir", libraries.read_temporary, libraries.set_temporary, of_machine=True),
+    Thing("the start method", libraries.read_start_method, libraries.set_start_method),
+    Thing("the size of stacks", _read_stack_size, _set_stack_size),
     Thing("logging", records.read_settings, records.set_settings, once=True, pack=records.pack_settings),
+)
+THINGS += tuple(
+    Thing(name, read, set_, pack=libraries.packed, late=True)
+    for name, read, set_ in (
+        ("copyreg's table", libraries.read_reducers, libraries.set_reducers),
+        ("the dialects of csv", libraries.read_dialects, libraries.set_dialects),
+        ("the adapters of sqlite3", libraries.read_adapters, libraries.set_adapters),
+        ("the built-in names", libraries.read_builtins, libraries.set_builtins),
+        ("registered subclasses", libraries.read_subclasses, libraries.set_subclasses),
+        ("how warnings are shown", libraries.read_shown_warnings, libraries.set_shown_warnings),
+    )
 )
 _BY_NAME = {thing.name: thing for thing in THINGS}
 
@@ -289,6 +216,55 @@ class World(NamedTuple):
 
 this_process = os.urandom(16)
 
+# Contexts -----------------------------------------------------------------------------------------
+
+
+def alone(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a copy of this thread's context, with the script's variables: what it sets there is gone."""
+    return contextvars.copy_context().run(_alone, run, arguments)
+
+
+def _alone(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    set_variables(script.current())
+    libraries.copy_decimal()
+    return run(*arguments)
+
+
+class CallContext:
+    """What the calls find that a task makes in other threads, and in an event loop.
+
+    They have the script's context variables, decimal context and numpy's state. But they know nothing of the
+    task, or of dask: an evaluation of theirs must not wait in its place.
+    """
+
+    def __init__(self) -> None:
+        self._things = [(thing, thing.read()) for thing in THINGS if thing.of_thread]
+        self._context = contextvars.copy_context() if given is None else contextvars.Context()
+        self._context.run(self._begin, script.current())
+
+    def _begin(self, program: script.Script | None) -> None:
+        set_variables(program)
+        self._set()
+
+    def _set(self) -> None:
+        for thing, value in self._things:
+            if thing.read() != value:
+                thing.set(value)
+        libraries.copy_decimal()
+
+    def copy(self) -> contextvars.Context:
+        """Return one for a call in an event loop."""
+        return self._context.copy()
+
+    def run(self, work: Callable[[], Any]) -> None:
+        """Do a thread's work in one."""
+        self.copy().run(self._run, work)
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        self._set()  # numpy 1 has its state in the thread
+        work()
+
+
 # Worker -------------------------------------------------------------------------------------------
 
 given: World | None = None  # the last one, in a worker
@@ -301,8 +277,11 @@ _refused: set[tuple[str, str]] = set()
 _setting = threading.RLock()
 
 
-def enter(world: World, anew: bool = False) -> None:
-    """Have this process, and this thread, be as the script was; `anew` where modules have been imported."""
+def enter(world: World, anew: bool = False, late: bool = True) -> None:
+    """Have this process, and this thread, be as the script was; `anew` where modules have been imported.
+
+    Not `late` where those that the program needs may be missing yet.
+    """
     global given
     with _setting:
         wanted = _wanted(world)
@@ -311,7 +290,10 @@ def enter(world: World, anew: bool = False) -> None:
         memmaps.of_machine = world.of_machine
         for name, value in wanted.items():
             thing = _BY_NAME[name]
-            if thing.once:
+            if thing.late:  # it sees itself what has changed
+                if not late:
+                    continue
+            elif thing.once:
                 if not anew and name in _set_once and _set_once[name] == value:
                     continue
             elif thing.read() == value:

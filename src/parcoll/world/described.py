@@ -1,9 +1,42 @@
-"""Mocks: a mock of `unittest.mock` that a script has put into a module, on its way to the workers."""
+"""Described: what is told of objects in modules that cannot travel themselves.
+
+Of a mock of `unittest.mock` what it does, of a function of `functools.singledispatch` which classes others
+have registered with it, and of a context variable what it has.
+"""
 
 from __future__ import annotations
 
 import sys
+from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, NamedTuple
+
+from parcoll.wire import classes
+from parcoll.wire.codec import by_value, loads
+from parcoll.wire.reducers import is_dispatching
+
+KINDS = ("registry", "variable")
+
+
+def told_of(value: Any) -> tuple[str, bytes] | None:
+    """Return what is told of a function that dispatches, or of a context variable; None of anything else."""
+    if type(value) is ContextVar:
+        return "variable", by_value(classes.value_of(value))
+    if type(value) is FunctionType and is_dispatching(value):
+        registry = getattr(value, "registry").items()  # noqa: B009 - which the type of functions lacks
+        added = [(kind, func) for kind, func in registry if func.__module__ != value.__module__]
+        return "registry", by_value(added)
+    return None
+
+
+def take(here: Any, kind: str, data: bytes) -> None:
+    """Have an object of a worker's be as it was told."""
+    found = loads(data)
+    if kind == "variable" and type(here) is ContextVar:
+        classes.of_modules[here] = found
+    elif kind == "registry" and type(here) is FunctionType and is_dispatching(here):
+        for of, func in found:
+            here.register(of, func)  # type: ignore[attr-defined]
 
 
 class Mock(NamedTuple):

@@ -1,0 +1,222 @@
+"""Modules that another process would not find by their names: loaded from a file, made by hand, moved."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from scripts import Scripts
+from ways import HERE, WAYS, One, connected
+
+from parcoll import connect, parallel
+from parcoll.world import own_state
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
+
+
+@pytest.fixture(scope="module", params=["local", "bare", "inline"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Evaluate on a local cluster, on one of dask's own processes, and in this process."""
+    if request.param == "inline":
+        with connect("inline"):
+            yield "local"
+        return
+    with connected(request.param, tmp_path_factory.mktemp("place")):
+        yield request.param
+
+
+@pytest.fixture(params=["", "-timeout"])
+def one(request: pytest.FixtureRequest, place: str) -> One:
+    """Give what calls a function on a worker."""
+    return WAYS[place + request.param]
+
+
+Load = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Load]:
+    """Give what loads a module from a file that is on no search path, as Python's documentation says."""
+    before = set(sys.modules)
+
+    def loaded(name: str, text: str, file: str = "") -> ModuleType:
+        path = tmp_path / (file or f"{name}.py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    yield loaded
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] not in ("parcoll", "dask", "distributed"):
+            del sys.modules[name]
+
+
+TEXT = """
+import dataclasses
+factor = 3
+@dataclasses.dataclass
+class Row:
+    x: int
+
+def times(x): return factor * x
+def row(x): return Row(x)
+"""
+
+
+@pytest.mark.parametrize("name", ["l_plugin", "l-plugin.one", "l_space.one"])
+def test_a_module_loaded_from_a_file(one: One, load: Load, name: str) -> None:
+    module = load(name, TEXT, file="plugin.py")
+    assert one(module.times) == one(lambda x: module.times(x)) == 3
+    assert one(module.row) == one(lambda x: module.Row(x)) == module.Row(1)
+    assert type(one(module.row)) is module.Row
+    assert list(parallel([module.Row(4)]).map(lambda row: (row.x, type(row).__module__))) == [(4, name)]
+    module.factor = 5
+    assert one(lambda x: module.times(x)) == 5
+
+
+def test_a_function_imports_it(one: One, load: Load) -> None:
+    module = load("l_plugin", TEXT)
+
+    def use(x: int) -> Any:
+        import l_plugin  # type: ignore[import-not-found]
+
+        return l_plugin.times(x), l_plugin.Row(x)
+
+    assert one(use) == (3, module.Row(1))
+
+
+def test_one_that_has_the_name_of_another(one: One, load: Load) -> None:
+    """Workers would import the other one, which is on their path."""
+    module = load("colorsys", "def rgb_to_hls(x): return 'mine', x\n")
+    assert one(lambda x: module.rgb_to_hls(x)) == ("mine", 1)
+
+
+def test_a_package(one: One, load: Load, tmp_path: Path) -> None:
+    (tmp_path / "l_package").mkdir()
+    (tmp_path / "l_package" / "part.py").write_text("def half(x): return x / 2\n")
+    (tmp_path / "l_package" / "late.py").write_text("def third(x): return x / 3\n")
+    package = load("l_package", "from . import part\nfrom .part import half\n", file="l_package/__init__.py")
+
+    def late(x: int) -> Any:
+        from l_package import late  # type: ignore[import-not-found]
+
+        return late.third(x)
+
+    assert one(package.half) == one(lambda x: package.part.half(x)) == 0.5
+    assert one(late) == 1 / 3
+
+
+def test_a_file_that_was_edited(one: One, load: Load) -> None:
+    module = load("l_plugin", TEXT)
+    assert one(module.times) == 3
+    module = load("l_plugin", TEXT.replace("factor * x", "-factor * x"))
+    assert one(module.times) == -3
+
+
+def test_modules_made_by_hand(one: One) -> None:
+    module: Any = types.ModuleType("l_made")
+    sys.modules["l_made"] = module
+    exec(TEXT, vars(module))
+    try:
+        assert one(module.times) == one(lambda x: module.times(x)) == 3
+        assert type(one(module.row)) is module.Row
+        module.factor = 4
+        assert one(lambda x: (module.factor, module.times(x))) == (4, 4)
+    finally:
+        del sys.modules["l_made"]
+    assert one(lambda x: (module.factor, module.times(x))) == (4, 4), "it is nobody's any more"
+
+
+def test_a_finder_of_the_user_s_own(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(self, name: str, path: object, target: object = None) -> Any:
+            return importlib.util.spec_from_loader(name, self) if name == "l_found" else None
+
+        def exec_module(self, module: ModuleType) -> None:
+            vars(module).update(value=42)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    module: Any = importlib.import_module("l_found")
+    try:
+        assert one(lambda x: module.value + x) == 43
+        module.value = 1
+        assert one(lambda x: module.value + x) == 2
+    finally:
+        del sys.modules["l_found"]
+
+
+def test_a_search_path_that_has_changed(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that functions import, and the script does not, is that of the path as it is now."""
+    if place not in HERE:
+        pytest.skip("it belongs to a machine")
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "l_moved.py").write_text(f"def value(): return {number}\n")
+
+    def use(_: object) -> Any:
+        import l_moved  # type: ignore[import-not-found]
+
+        return l_moved.value()
+
+    try:
+        for number in (1, 2, 1):
+            with monkeypatch.context() as patched:
+                patched.syspath_prepend(tmp_path / str(number))
+                for call in (WAYS["local"], WAYS["local-timeout"]):
+                    answers = {call(use) for _ in range(4)}
+                    if "l_moved" not in sys.modules:  # else functions run here
+                        assert answers == {number}
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(tmp_path / "1")
+            module = importlib.import_module("l_moved")
+        assert WAYS["local"](lambda _: module.value()) == module.value(), "the script has imported it before"
+    finally:
+        sys.modules.pop("l_moved", None)
+
+
+def test_a_script_run_by_runpy(scripts: Scripts) -> None:
+    scripts.write(
+        "run_by.py",
+        """
+        import enum, functools, typing
+        from parcoll import parallel
+        Id = typing.NewType("Id", int)
+        T = typing.TypeVar("T")
+        class Kind(enum.Enum):
+            A = 1
+        class Box(typing.Generic[T]):
+            def __init__(self, x: T): self.x = x
+        @functools.lru_cache
+        def cached(x): return x + 1
+        def boxed(x) -> Id: return Box[int](x).x, Kind.A, Id(x), cached(x)
+        found = list(parallel([1]).map(boxed))
+        print(found == [(1, Kind.A, 1, 2)], found[0][1] is Kind.A)
+        """,
+    )
+    for name in ("", ", run_name='other'", ", run_name='__main__'"):
+        code = f"import runpy; runpy.run_path('run_by.py'{name})"
+        assert scripts.run("-c", code) == ("True True\n", "")
+
+
+def test_installed_packages_are_none_of_these() -> None:
+    for name in ("numpy", "pandas", "pyarrow", "IPython", "aiohttp", "lxml.etree"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    own_state.look_for_lost()
+    assert not own_state.made_code

@@ -173,6 +173,31 @@ def test_the_error_state_of_numpy(call: Call) -> None:
         assert call(lambda x: np.float64(1) / np.float64(x), (0,)) == [np.inf]
 
 
+def test_functions_of_folds_and_keys(place: str) -> None:
+    """They run on the workers too: in the task of a partition, or in one that joins what others have made."""
+
+    @here
+    def test() -> None:
+        def told(a: Any, b: Any) -> Any:
+            return [variable.get(), decimal.getcontext().prec, len(a), len(b)]
+
+        variable.set("here")
+        with decimal.localcontext() as context:
+            context.prec = 40
+            for settings in ({}, {"timeout": 60}):
+                lists = parallel(range(8), partition_size=2, **settings).map(lambda x: [x])
+                assert lists.reduce(told)[:2] == ["here", 40]
+                assert lists.fold(told, [], told)[:2] == ["here", 40]
+                counted = lists.count_by(lambda _: (variable.get(), decimal.getcontext().prec))
+                assert counted == {("here", 40): 8}
+                folded = lists.fold_by(lambda _: 1, told, [], told)
+                assert list(folded.map(lambda pair: pair[1][:2])) == [["here", 40]]
+                ordered = lists.sorted(lambda x: (variable.get(), decimal.Decimal(1) / (x[0] + 1)))
+                assert ordered.first() == [7]
+
+    test()
+
+
 def test_flags_of_a_function_do_not_reach_the_next(place: str) -> None:
     def inexact(_: object) -> bool:
         return bool(decimal.getcontext().flags[decimal.Inexact])

@@ -41,6 +41,7 @@ from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.tasks import as_sequence, run_elements
 from parcoll.world import ending, records
 from parcoll.world.boot import LENGTH_BYTES, track_with
+from parcoll.world.world import in_own_context
 
 # A slice ends after so long. If its process dies, all that was run of the slice is run again.
 SLICE_SECONDS = 0.1
@@ -335,4 +336,5 @@ class _Served:
         marked_fold = self._marked(fold, 0)
         assert isinstance(marked_fold, Fold)
         with self._as_script(request.shared):
-            return join(marked_fold, request.previous, request.parts, request.before, self._pack)
+            arguments = marked_fold, request.previous, request.parts, request.before, self._pack
+            return in_own_context(join, *arguments)  # type: ignore[no-any-return]

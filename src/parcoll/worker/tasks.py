@@ -40,7 +40,7 @@ from parcoll.worker.outcome import (
 )
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.world.records import collecting
-from parcoll.world.world import alone, borrowed
+from parcoll.world.world import borrowed, in_own_context
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes
 
@@ -164,7 +164,7 @@ def join_here(
     except BaseException as error:
         return Kept(unloadable_chain(error), None, previous.folded if previous is not None else 0)
     with running(shared.main):
-        return alone(join, fold, previous, parts, before, _within(shared, pack), home)  # type: ignore[no-any-return]
+        return in_own_context(join, fold, previous, parts, before, _within(shared, pack), home)  # type: ignore[no-any-return]
 
 
 def _within(shared: SharedProgram, pack: Pack) -> Pack:
@@ -221,7 +221,7 @@ def run_elements(
     chain: Chain, program: Program, elements: Sequence[Any], place: Place, budget: float | None, pack: Pack
 ) -> Outcome:
     """Run the program's chain on elements that are loaded, and finish with its sink."""
-    return alone(_run_elements, chain, program, elements, place, budget, pack)  # type: ignore[no-any-return]
+    return in_own_context(_run_elements, chain, program, elements, place, budget, pack)  # type: ignore[no-any-return]
 
 
 def _run_elements(

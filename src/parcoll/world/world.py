@@ -219,12 +219,12 @@ this_process = os.urandom(16)
 # Contexts -----------------------------------------------------------------------------------------
 
 
-def alone(run: Callable[..., Any], *arguments: Any) -> Any:
+def in_own_context(run: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a copy of this thread's context, with the script's variables: what it sets there is gone."""
-    return contextvars.copy_context().run(_alone, run, arguments)
+    return contextvars.copy_context().run(_prepared, run, arguments)
 
 
-def _alone(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _prepared(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     set_variables(script.current())
     libraries.copy_decimal()
     return run(*arguments)

@@ -465,6 +465,14 @@ with connect(address) if address else connect(n_workers=2):
     has("added")
     Setting.get = lambda self: "other"
     check("its methods", lambda s: s.get(), settings)
+    def limits(n):
+        return parallel([Inner()] * n, partition_size=1, buffersize=2, **options).map(lambda s: s.limit)
+    Setting.limit = 1
+    first = iter(limits(8))
+    found = [next(first)]
+    Setting.limit = 2
+    check("two evaluations at once", lambda _: 2, right=[2] if list(limits(4)) == [2] * 4 else [])
+    check("each with its classes", lambda _: 1, right=[1] if found + list(first) == [1] * 8 else [])
     with_key = parallel([2, 3, 1], partition_size=1, **options)
     check("a comparison", lambda _: 1, right=[1] if list(with_key.sorted(descending)) == [3, 2, 1] else [])
     check("of the least", lambda _: 1, right=[1] if with_key.min(descending) == 3 else [])

@@ -21,9 +21,9 @@ from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError
 from parcoll.text import line_of, short_repr
+from parcoll.wire.anatomy import first_unpicklable
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload
-from parcoll.wire.unpicklable import first_unpicklable
 
 Pack = Callable[[Any], Payload]
 TOGETHER = 2048  # elements that a part takes in at once

@@ -23,9 +23,9 @@ from parcoll.evaluation.plan import BagPartitions, KeptPartitions, Node, Plan
 from parcoll.evaluation.source import Source
 from parcoll.text import key_words
 from parcoll.wire import modules
+from parcoll.wire.anatomy import cannot_send
 from parcoll.wire.codec import by_value
 from parcoll.wire.own_modules import package_sources, sources_for
-from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Handle, elements_of
 
 _numbers = itertools.count()

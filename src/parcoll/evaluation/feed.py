@@ -15,8 +15,8 @@ from parcoll.evaluation.engine import Job, Sizer, Sole
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
 from parcoll.text import line_of, short_repr
+from parcoll.wire.anatomy import first_unpicklable
 from parcoll.wire.payload import Payload, Shared, pickled
-from parcoll.wire.unpicklable import first_unpicklable
 from parcoll.worker.outcome import Outcome
 
 LARGE_BYTES = 16 * 2**20  # a larger partition is compared with what a worker may hold

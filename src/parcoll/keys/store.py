@@ -23,9 +23,9 @@ from parcoll.errors import WorkerSetupError
 from parcoll.log import logger
 from parcoll.system import without_collections
 from parcoll.text import line_of, short_repr
+from parcoll.wire.anatomy import first_unpicklable
 from parcoll.wire.codec import PROTOCOL, ManyByReference, loads, prefers_value
 from parcoll.wire.payload import Packed
-from parcoll.wire.unpicklable import first_unpicklable
 
 MEMORY_BYTES = 16 * 2**20  # that stay in memory
 LEAST_BYTES = 4096  # that are worth a file of their own in a scratch

@@ -22,7 +22,8 @@ import cloudpickle
 
 from parcoll.text import short_repr
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import WITH_NAME, become, is_news, made_class, reduced_by_name, reduced_class
+from parcoll.wire.classes import become, is_news, made_class, reduced_class
+from parcoll.wire.named import WITH_NAME, reduced_by_name
 from parcoll.wire.reducers import (
     REDUCED,
     WITHOUT_NAME,

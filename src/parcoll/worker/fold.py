@@ -18,9 +18,9 @@ from parcoll.chain.place import Place
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
 from parcoll.text import function_name, function_title, line_of, message_of, short_repr
+from parcoll.wire.anatomy import cannot_send
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload
-from parcoll.wire.unpicklable import cannot_send
 from parcoll.worker.outcome import Kept, Outcome, broken, elements_of
 
 CHECKED = 3  # elements of each partition with which a fold without `combine` is checked

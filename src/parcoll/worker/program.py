@@ -19,12 +19,12 @@ from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import Pace
 from parcoll.errors import SerializationError
 from parcoll.text import message_of
+from parcoll.wire.anatomy import cannot_send, unloadable
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.modules import install, unpacked
 from parcoll.wire.payload import CAPTURED_BYTES, Captured, Fetched, Packed, Payload, Plain, Sharing
 from parcoll.wire.payload import sharing_beside as sharing
 from parcoll.wire.script import Script, arrived, loading, running
-from parcoll.wire.unpicklable import cannot_send, unloadable
 from parcoll.worker.fold import Fold
 from parcoll.worker.outcome import Outcome, UnreadError
 from parcoll.world import ending, takeover

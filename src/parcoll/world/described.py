@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from parcoll.wire import classes
+from parcoll.wire import named
 from parcoll.wire.codec import by_value, loads
 from parcoll.wire.reducers import is_dispatching
 
@@ -21,7 +21,7 @@ KINDS = ("registry", "variable")
 def told_of(value: Any) -> tuple[str, bytes] | None:
     """Return what is told of a function that dispatches, or of a context variable; None of anything else."""
     if type(value) is ContextVar:
-        return "variable", by_value(classes.value_of(value))
+        return "variable", by_value(named.value_of(value))
     if type(value) is FunctionType and is_dispatching(value):
         registry = getattr(value, "registry").items()  # noqa: B009 - which the type of functions lacks
         added = [(kind, func) for kind, func in registry if func.__module__ != value.__module__]
@@ -33,7 +33,7 @@ def take(here: Any, kind: str, data: bytes) -> None:
     """Have an object of a worker's be as it was told."""
     found = loads(data)
     if kind == "variable" and type(here) is ContextVar:
-        classes.of_modules[here] = found
+        named.of_modules[here] = found
     elif kind == "registry" and type(here) is FunctionType and is_dispatching(here):
         for of, func in found:
             here.register(of, func)  # type: ignore[attr-defined]

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 
 from parcoll.log import logger
 from parcoll.wire import memmaps, script
-from parcoll.wire.classes import set_variables
+from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
+from parcoll.wire.named import set_variables
 from parcoll.world import libraries, own_state, records
 from parcoll.world.boot import import_path
 
@@ -301,6 +302,7 @@ def enter(world: World, anew: bool = False, late: bool = True) -> None:
             if not world.of_machine:
                 _remember(thing)
             _set(thing, value, world.digest)
+        show()
 
 
 def _wanted(world: World) -> dict[str, Any]:

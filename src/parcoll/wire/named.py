@@ -1,0 +1,197 @@
+"""Named: objects that pickle knows by a global name alone, which means nothing where that is the script's.
+
+Objects of which there is one, what `typing` makes beside classes, and context variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import sys
+import types
+import typing
+import weakref
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from parcoll.wire import script
+from parcoll.wire.reducers import (
+    WITHOUT_NAME,
+    is_made,
+    is_named,
+    make_type_var,
+    parts_of_type_var,
+    reduced_type_var,
+    sentinels,
+)
+
+# Objects that stand for themselves ----------------------------------------------------------------
+
+
+def one_object(value: object, make: Callable[..., Any], *arguments: Any, state: Any = None) -> Any:
+    """Reduce an object that is one everywhere, as a class is: each process but its own makes it once.
+
+    `state` is what it has beside that, which may refer to the object itself.
+    """
+    return _one, (sentinels.key_of(value), make, arguments), (state,), None, None, _complete
+
+
+_incomplete: dict[int, Any] = {}  # objects that were just made, until they have their state
+
+
+def _one(key: tuple[str, Any], make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def make_and_note() -> Any:
+        made = make(*arguments)
+        _incomplete[id(made)] = made
+        return made
+
+    return sentinels.of_key(*key, make_and_note)
+
+
+def _complete(value: Any, state: tuple[Any]) -> None:
+    if _incomplete.pop(id(value), None) is None or state[0] is None:
+        return
+    names, slots = state[0] if isinstance(state[0], tuple) else (state[0], {})
+    for name, part in {**(names or {}), **slots}.items():
+        object.__setattr__(value, name, part)
+
+
+def reduced_by_name(value: Any) -> Any:
+    """Return the reduction of an object of a class of the script's, which may say that a name is all of it.
+
+    That is a global name of the script's: `MISSING`, say, whose `__reduce__` returns "MISSING".
+    """
+    kind: Any = type(value)
+    if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
+        return NotImplemented
+    reduction = value.__reduce_ex__(5)
+    if not isinstance(reduction, str):
+        return reduction
+    if isinstance(value, Enum):
+        return getattr, (kind, value.name)
+    if any(base.__module__ == "builtins" for base in kind.__mro__[:-1]):
+        return NotImplemented
+    return one_object(value, object.__new__, kind, state=object.__getstate__(value))
+
+
+# Of `typing` --------------------------------------------------------------------------------------
+
+
+def _is_there(value: Any) -> bool:
+    """Tell whether a module that can be imported has what `typing` made, under its name."""
+    module = getattr(value, "__module__", None)
+    return not is_made(module) and getattr(sys.modules.get(module or ""), value.__name__, None) is value
+
+
+def _reduced_new_type(value: Any) -> Any:
+    if is_named(value):
+        return value.__qualname__
+    names = {name: getattr(value, name) for name in ("__name__", "__qualname__", "__module__")}
+    return one_object(value, _new_type, names, state={"__supertype__": value.__supertype__})
+
+
+def _new_type(names: Mapping[str, str]) -> Any:
+    made: Any = vars(typing)["NewType"](names["__name__"], object)
+    made.__dict__.update(names)
+    return made
+
+
+def _reduced_parameters(value: Any) -> Any:
+    """Reduce a `ParamSpec` or a `TypeVarTuple`."""
+    if _is_there(value):
+        return value.__name__
+    settings = ("bound", "covariant", "contravariant", "infer_variance", "default")
+    given = {name: getattr(value, f"__{name}__", None) for name in settings}
+    given = {name: setting for name, setting in given.items() if setting not in (None, False)}
+    if not getattr(value, "has_default", lambda: False)():
+        given.pop("default", None)
+    return one_object(value, _parameters, type(value), value.__name__, value.__module__, given)
+
+
+def _parameters(kind: Any, name: str, module: str, given: Mapping[str, Any]) -> Any:
+    made = kind(name, **given)
+    with contextlib.suppress(AttributeError):
+        made.__module__ = module
+    return made
+
+
+def _reduced_type_var(value: Any) -> Any:
+    if is_made(value.__module__):
+        return make_type_var, parts_of_type_var(value)
+    return reduced_type_var(value)
+
+
+def _reduced_alias(value: Any) -> Any:
+    """Reduce what a `type` statement makes."""
+    if _is_there(value):
+        return value.__name__
+    means = types.SimpleNamespace(value=value.__value__)
+    return one_object(value, _alias, value.__name__, value.__module__, value.__type_params__, means)
+
+
+def _alias(name: str, module: str, parameters: tuple[Any, ...], means: Any) -> Any:
+    if parameters or not name.isidentifier():
+        return typing.TypeAliasType(name, means.value, type_params=parameters)  # type: ignore[attr-defined]
+    names = {"__name__": module, "means": means}
+    exec(f"type {name} = means.value", names)  # it may refer to itself: then its value is not here yet
+    return names[name]
+
+
+WITH_NAME: dict[type, Callable[[Any], Any]] = {
+    typing.NewType: _reduced_new_type,
+    typing.TypeVar: _reduced_type_var,
+    typing.ParamSpec: _reduced_parameters,
+    typing.TypeVarTuple: _reduced_parameters,
+}
+if sys.version_info >= (3, 12):
+    WITH_NAME[typing.TypeAliasType] = _reduced_alias
+
+
+# Context variables --------------------------------------------------------------------------------
+
+Value = tuple[()] | tuple[Any]  # what a variable has in a context: nothing, or one value
+
+# Of each program, the variables that came with it, by their keys. They are others for each program: what its
+# functions set does not last to the next evaluation.
+_variables: weakref.WeakKeyDictionary[script.Script, dict[Any, tuple[Any, Value]]]
+_variables = weakref.WeakKeyDictionary()
+of_modules: dict[Any, Value] = {}  # those of modules of the user's own, on a worker
+
+
+def value_of(variable: contextvars.ContextVar[Any]) -> Value:
+    """Return what a variable has in this context, without its default."""
+    return (contextvars.copy_context()[variable],) if variable in contextvars.copy_context() else ()
+
+
+def set_variables(program: script.Script | None) -> None:
+    """Have the script's variables be in this context what they are in the script's."""
+    found = [*of_modules.items(), *(_variables.get(program, {}).values() if program is not None else ())]
+    for variable, value in found:
+        if value:
+            variable.set(value[0])
+
+
+def _reduced_variable(value: contextvars.ContextVar[Any]) -> Any:
+    default: Value = ()
+    with contextlib.suppress(LookupError):
+        default = (contextvars.Context().run(value.get),)
+    return _variable, (sentinels.key_of(value), value.name, default, value_of(value))
+
+
+def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> Any:
+    settings = {"default": default[0]} if default else {}
+    make: Callable[[], Any] = functools.partial(contextvars.ContextVar, name, **settings)
+    program = script.current()
+    if key[0] == sentinels.process or program is None or not program.travelled:
+        return sentinels.of_key(*key, make)
+    known = _variables.setdefault(program, {})
+    if key not in known:
+        in_module = isinstance(key[1], str) and key[0] != "__main__"
+        known[key] = sentinels.of_key(*key, make) if in_module else make(), value
+        sentinels.keep(key, known[key][0])
+    return known[key][0]
+
+
+WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import importlib.abc
 import importlib.util
 import os
 import sys
 import textwrap
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from scripts import Scripts
 from ways import HERE, WAYS, One, connected
 
 from parcoll import connect, parallel
+from parcoll.wire.payload import Packed
 from parcoll.world import own_state
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
@@ -47,7 +52,7 @@ Load = Callable[..., ModuleType]
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
     """Give what loads a module from a file that is on no search path, as Python's documentation says."""
-    before = set(sys.modules)
+    before: dict[str, ModuleType | None] = {}
 
     def loaded(name: str, text: str, file: str = "") -> ModuleType:
         path = tmp_path / (file or f"{name}.py")
@@ -57,14 +62,33 @@ def load(tmp_path: Path) -> Iterator[Load]:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        before.setdefault(name, sys.modules.get(name))
         sys.modules[name] = module
         spec.loader.exec_module(module)
         return module
 
     yield loaded
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] not in ("parcoll", "dask", "distributed"):
-            del sys.modules[name]
+    for name, module in before.items():  # and no others: what was imported meanwhile is everybody's
+        for found in [found for found in sys.modules if found == name or found.startswith(f"{name}.")]:
+            del sys.modules[found]
+        if module is not None:
+            sys.modules[name] = module
+
+
+Make = Callable[[str, str], Any]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Give what makes a module by hand."""
+
+    def make(name: str, text: str) -> Any:
+        module = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(text, vars(module))
+        return module
+
+    return make
 
 
 TEXT = """
@@ -215,8 +239,59 @@ def test_a_script_run_by_runpy(scripts: Scripts) -> None:
 
 
 def test_installed_packages_are_none_of_these() -> None:
+    own_state.look_for_lost()
+    before = set(own_state.made_code)  # of other tests
     for name in ("numpy", "pandas", "pyarrow", "IPython", "aiohttp", "lxml.etree"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     own_state.look_for_lost()
-    assert not own_state.made_code
+    assert own_state.made_code <= before
+
+
+def pickles(value: Any) -> bool:
+    """Tell whether a value goes by what is in it, rather than by its names."""
+    own_state.look_for_lost()
+    head = Packed.pack(value).head
+    return b"_make_skeleton_class" in head or b"make_function" in head
+
+
+def test_only_what_is_of_a_made_module_goes_by_value(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook it is there for good, and all that other cells evaluate travels beside it."""
+    numbers = np.zeros(3, [("x", float)]).view(np.recarray)
+    elements: list[Any] = [numbers, {"x": functools.partial(int, base=7)}, Path, "of l_made"]
+    before = Packed.pack(elements).head
+    module = made("l_made", TEXT)
+    own_state.look_for_lost()
+    monkeypatch.delitem(sys.modules, "numpy.rec", raising=False)  # numpy imports it where it is asked for
+    assert Packed.pack(elements).head == before
+    assert pickles(module.times)
+    assert pickles([1, module.Row(1)])
+    long = made("l" * 300, TEXT)
+    assert pickles([1, long.Row(1)])
+    del sys.modules["l_made"]
+    assert pickles([module.Row(1)])
+
+
+def test_a_class_without_methods_of_a_made_module(one: One, made: Make) -> None:
+    module = made("l_bare", "class Row: pass\n")
+    row = module.Row()
+    row.x = 5
+    assert list(parallel([row]).map(lambda row: (row.x, type(row) is module.Row))) == [(5, True)]
+
+
+def test_one_that_was_put_in_the_place_of_another(one: One, load: Load, made: Make) -> None:
+    """As tests and notebooks do with what they cannot ask: the table of modules is as long as before."""
+    module = load("l_asked", "def ask(x): return 'real', x\n")
+    assert one(module.ask) == ("real", 1)
+    fake = made("l_asked", "def ask(x): return 'fake', x\n")
+    assert one(fake.ask) == one(lambda x: fake.ask(x)) == ("fake", 1)
+
+
+def test_modules_that_are_gone_are_not_kept(place: str, made: Make) -> None:
+    module = made("l_made", TEXT)
+    assert list(parallel([1]).map(module.times)) == [3]
+    gone = weakref.ref(module)
+    del sys.modules["l_made"], module
+    assert list(parallel([1]).map(abs)) == [1]
+    gc.collect()
+    assert gone() is None

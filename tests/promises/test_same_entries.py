@@ -8,6 +8,7 @@ import collections.abc
 import contextlib
 import copy
 import csv
+import gc
 import gettext
 import importlib
 import multiprocessing
@@ -21,6 +22,7 @@ import tempfile
 import textwrap
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -122,6 +124,59 @@ def test_names_added_to_the_built_in_ones(one: One) -> None:
     finally:
         del builtins._, builtins.limit  # type: ignore[attr-defined]
     assert one(lambda _: [hasattr(builtins, name) for name in ("_", "limit")]) == [False, False]
+
+
+class Settings:
+    """An object that changes in place, and whose comparison says so of no other."""
+
+    level = 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_name_among_the_built_in_ones_that_has_changed(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_(limit: Any) -> Any:
+        monkeypatch.setattr(builtins, "limit", limit, raising=False)
+        return found()
+
+    def found() -> Any:
+        return one(lambda x: limit)  # type: ignore[name-defined]  # noqa: F821
+
+    for value in (1, 1.0, True, None, (1,)):
+        assert (type(set_(value)), set_(value)) == (type(value), value)
+    numbers = [1]
+    assert set_(numbers) == [1]
+    numbers.append(2)
+    assert found() == [1, 2]
+    settings = Settings()
+    assert set_(settings).level == 1
+    settings.level = 2
+    assert found().level == 2
+    assert set_(Settings()).level == 1
+    assert set_(lambda: 1)() == 1
+    assert set_(lambda: 2)() == 2
+
+
+def test_an_object_that_is_no_built_in_name_any_more_is_not_held(one: One) -> None:
+    builtins.limit = Settings()  # type: ignore[attr-defined]
+    assert one(lambda x: limit.level) == 1  # type: ignore[name-defined]  # noqa: F821
+    gone = weakref.ref(builtins.limit)  # type: ignore[attr-defined]
+    del builtins.limit  # type: ignore[attr-defined]
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_name_that_cannot_be_set_leaves_the_others(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __reduce__(self) -> Any:
+            return int, ("no number",)
+
+    for name, value in (("refusing", Refusing()), ("after", 5)):
+        monkeypatch.setattr(builtins, name, value, raising=False)
+    assert one(lambda x: (hasattr(builtins, "refusing"), after)) == (False, 5)  # type: ignore[name-defined]  # noqa: F821
 
 
 def test_registered_subclasses(one: One) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 from leaks import POOL_THREADS
-from scripts import eventually
+from scripts import Scripts, eventually
 
 from parcoll import Connection, parallel
 
@@ -165,6 +165,25 @@ def test_evaluations_a_third_of_them_abandoned_leave_what_was_there(cluster: Con
     after = megabytes(cluster)
     assert after.keys() == memory.keys()
     assert all(after[pid] - memory[pid] < MORE_MIB for pid in memory), (memory, after)
+
+
+def test_programs_that_refer_to_the_script_itself_do_not_stay_on_workers(scripts: Scripts) -> None:
+    text = """
+        import __main__, contextvars, gc
+        from parcoll import connect, parallel
+        class Kept:
+            def itself(self): return __main__
+        variable = contextvars.ContextVar("variable")
+        variable.set(__main__)
+        def look(_):
+            gc.collect()
+            return sum(type(one).__name__ == "Script" for one in gc.get_objects())
+        with connect(n_workers=1):
+            for number in range(25):
+                list(parallel([1]).map(lambda x: (number, Kept().itself() and x, variable.get() and x)))
+            print(*parallel([1]).map(look))
+        """
+    assert int(scripts.run_file(text)) < 10
 
 
 def test_a_consumer_that_stops_reading_holds_the_window_and_no_more(cluster: Connection) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
+import operator
 import os
 import signal
 from collections.abc import Callable
@@ -103,6 +105,23 @@ def test_sums_do_not_show_the_partitions(values: list[Any], expected: Any) -> No
     for size in (1, 2, 9):
         found = parallel(values, partition_size=size).map(lambda x: x).sum()
         assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize("place", ["inline", "cluster"])
+def test_keys_that_a_comparison_makes(place: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(place)
+    values = [(x % 3, x) for x in range(20)]
+    key = functools.cmp_to_key(lambda one, other: (one[0] < other[0]) - (one[0] > other[0]))
+    for size in (1, 6, 100):
+        chain = parallel(values, partition_size=size)
+        assert (chain.min(key), chain.max(key)) == (min(values, key=key), max(values, key=key))
+        assert chain.nlargest(4, key) == heapq.nlargest(4, values, key=key)
+        assert chain.nsmallest(4, key) == heapq.nsmallest(4, values, key=key)
+        for reverse in (False, True):
+            assert list(chain.sorted(key, reverse=reverse)) == sorted(values, key=key, reverse=reverse)
+    numbers = functools.cmp_to_key(operator.sub)
+    assert list(parallel([numbers(x) for x in (3, 1)]).map(lambda key: key < numbers(2))) == [False, True]
+    assert [key.obj for key in sorted(parallel([3, 1, 2]).map(numbers))] == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("inline")

@@ -133,10 +133,17 @@ def test_a_change_is_noticed(modules: tuple[ModuleType, ModuleType], change: str
         assert own_state._modules[True].modules["w_own"].state.contents["table"].is_of(own.table)
 
 
+@pytest.mark.parametrize("with_made", [False, True], ids=["", "beside a module made by hand"])
 def test_what_is_the_same_is_not_pickled_again(
-    modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+    modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, with_made: bool
 ) -> None:
     own, _ = modules
+    if with_made:
+        made = ModuleType("w_made")
+        monkeypatch.setitem(sys.modules, "w_made", made)
+        exec("def made(x): return x", vars(made))
+        own_state.look_for_lost()
+        assert any(b"w_made" in name for name in own_state.made_code)
     before, by_value = digest(), content.by_value
     pickled: list[Any] = []  # also of modules that other tests have loaded
     monkeypatch.setattr(content, "by_value", lambda value: [pickled.append(value), by_value(value)][1])

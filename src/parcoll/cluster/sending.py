@@ -26,6 +26,7 @@ from parcoll.log import logger
 from parcoll.text import message_of
 from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
+from parcoll.wire.reducers import names_made
 from parcoll.worker.tasks import Awaited, Body
 from parcoll.world import handlers, own_state
 from parcoll.world import world as worlds
@@ -182,7 +183,7 @@ def _pickled(value: Any) -> bytes:
         content = by_reference(value)
     except Exception:
         return by_value(value)
-    return by_value(value) if b"__main__" in content else content
+    return by_value(value) if names_made(content) else content
 
 
 _readers = {of_machine: _WorldReader(of_machine) for of_machine in (False, True)}

@@ -26,6 +26,7 @@ from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import first_unpicklable
 from parcoll.wire.codec import PROTOCOL, ManyByReference, loads, prefers_value
 from parcoll.wire.payload import Packed
+from parcoll.wire.reducers import names_made
 
 MEMORY_BYTES = 16 * 2**20  # that stay in memory
 LEAST_BYTES = 4096  # that are worth a file of their own in a scratch
@@ -302,7 +303,7 @@ class Framer:
         if self._many is not None:
             try:
                 head = self._many.pickled(columns)
-                if b"__main__" not in head:
+                if not names_made(head):
                     return (head,)
             except Exception:  # by value it may be possible
                 pass

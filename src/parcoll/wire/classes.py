@@ -171,7 +171,11 @@ class _Brought(NamedTuple):
     states: dict[Any, Any]
 
 
-_brought: weakref.WeakKeyDictionary[script.Script, _Brought] = weakref.WeakKeyDictionary()
+def _brought_by(program: script.Script) -> _Brought:
+    found: _Brought = program.kept.setdefault("classes", _Brought(set(), {}))
+    return found
+
+
 _shown: weakref.ref[script.Script] | None = None  # the program whose classes these are now
 # Of each class, the names that came with it, and those that it had then.
 _names: weakref.WeakKeyDictionary[Any, tuple[set[str], set[str]]] = weakref.WeakKeyDictionary()
@@ -182,7 +186,7 @@ def is_news(number: str) -> bool:
     program = script.current()
     if program is None or not program.travelled:
         return False
-    numbers = _brought.setdefault(program, _Brought(set(), {})).numbers
+    numbers = _brought_by(program).numbers
     news = number not in numbers
     numbers.add(number)
     return news
@@ -191,8 +195,8 @@ def is_news(number: str) -> bool:
 def become(kind: Any, state: tuple[dict[str, Any], Any]) -> Any:
     """Have a class be what the script has: what it has no more goes, and what functions have added."""
     program = script.current()
-    if program is not None and program in _brought:
-        _brought[program].states[kind] = state
+    if program is not None and program.travelled:
+        _brought_by(program).states[kind] = state
     came, had = _names.get(kind, (set(), set(vars(kind))))
     members = set(state[0])
     for name in ((came | set(vars(kind)) - had) - members) & set(vars(kind)):
@@ -211,8 +215,7 @@ def show() -> None:
     if program is None or not program.travelled or (_shown is not None and _shown() is program):
         return
     _shown = weakref.ref(program)
-    brought = _brought.get(program)
-    for kind, state in list(brought.states.items()) if brought is not None else ():
+    for kind, state in list(_brought_by(program).states.items()):
         become(kind, state)
 
 

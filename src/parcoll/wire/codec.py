@@ -101,8 +101,8 @@ class Naming:
 
 
 def prefers_value() -> bool:
-    """Tell whether some module is to be pickled by value: the user has asked for it, or has made it."""
-    return bool(reducers.made_code or cloudpickle.list_registry_pickle_by_value())
+    """Tell whether the user has asked cloudpickle to pickle some module by value."""
+    return bool(cloudpickle.list_registry_pickle_by_value())
 
 
 def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = False) -> Any:

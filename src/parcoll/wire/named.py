@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import pickle
 import sys
 import types
 import typing
-import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -74,6 +74,12 @@ def reduced_by_name(value: Any) -> Any:
     if any(base.__module__ == "builtins" for base in kind.__mro__[:-1]):
         return NotImplemented
     return one_object(value, object.__new__, kind, state=object.__getstate__(value))
+
+
+def text_in_pickles(name: str) -> bytes:
+    """Return how a pickle has the name of a module, which is not how it has a text that contains the name."""
+    pickled = pickle.dumps(name, 4)
+    return pickled[pickled.index(name.encode("utf-8", "surrogatepass")) - 2 : -2]  # with its length
 
 
 # Of `typing` --------------------------------------------------------------------------------------
@@ -153,11 +159,16 @@ if sys.version_info >= (3, 12):
 
 Value = tuple[()] | tuple[Any]  # what a variable has in a context: nothing, or one value
 
-# Of each program, the variables that came with it, by their keys. They are others for each program: what its
-# functions set does not last to the next evaluation.
-_variables: weakref.WeakKeyDictionary[script.Script, dict[Any, tuple[Any, Value]]]
-_variables = weakref.WeakKeyDictionary()
 of_modules: dict[Any, Value] = {}  # those of modules of the user's own, on a worker
+
+
+def _variables_of(program: script.Script) -> dict[Any, tuple[Any, Value]]:
+    """Return the variables that came with a program, by their keys.
+
+    They are others for each program: what its functions set does not last to the next evaluation.
+    """
+    found: dict[Any, tuple[Any, Value]] = program.kept.setdefault("variables", {})
+    return found
 
 
 def value_of(variable: contextvars.ContextVar[Any]) -> Value:
@@ -167,7 +178,7 @@ def value_of(variable: contextvars.ContextVar[Any]) -> Value:
 
 def set_variables(program: script.Script | None) -> None:
     """Have the script's variables be in this context what they are in the script's."""
-    found = [*of_modules.items(), *(_variables.get(program, {}).values() if program is not None else ())]
+    found = [*of_modules.items(), *(_variables_of(program).values() if program is not None else ())]
     for variable, value in found:
         if value:
             variable.set(value[0])
@@ -186,7 +197,7 @@ def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> 
     program = script.current()
     if key[0] == sentinels.process or program is None or not program.travelled:
         return sentinels.of_key(*key, make)
-    known = _variables.setdefault(program, {})
+    known = _variables_of(program)
     if key not in known:
         in_module = isinstance(key[1], str) and key[0] != "__main__"
         known[key] = sentinels.of_key(*key, make) if in_module else make(), value

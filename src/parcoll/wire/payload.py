@@ -16,6 +16,7 @@ from typing import Any
 
 from parcoll.log import logger
 from parcoll.wire.codec import KeepInside, by_reference, by_value, loads, prefers_value
+from parcoll.wire.reducers import is_made, names_made
 from parcoll.wire.segments import (
     HEADER,
     Address,
@@ -61,9 +62,8 @@ def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[
             head = by_reference(value, keep_inside)
         except Exception:
             head = b"__main__"
-    if b"__main__" in head:
+    if names_made(head):
         # A reference to `__main__` means nothing in a worker, which has another `__main__`.
-        # (The word may also come from a user's text: by value is slower then, but still right.)
         buffers.clear()
         head = by_value(value, keep_inside)
     return head, *buffers
@@ -71,7 +71,7 @@ def pickled(value: object, by_value: ByValue = by_value) -> tuple[bytes, *tuple[
 
 def _is_of_main(value: object) -> bool:
     """Tell whether this is a list of objects of the script's, which would be pickled by reference in vain."""
-    return type(value) is list and bool(value) and type(value[0]).__module__ == "__main__"
+    return type(value) is list and bool(value) and is_made(type(value[0]).__module__)
 
 
 class Packed:

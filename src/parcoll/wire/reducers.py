@@ -116,10 +116,18 @@ def is_named(value: Any) -> bool:
     return found is value
 
 
-# Modules that only this process has, made by hand or by a finder of the user's own (`world.own_state`), and
-# those of them that have code of the user's. Whatever is of them goes by value.
+# Modules that only this process has, made by hand or by a finder of the user's own (`world.own_state`): what
+# is of them goes by value. And the names, as pickles have them, of those that have code of the user's.
 made_modules: set[str] = set()
-made_code: set[str] = set()
+made_code: set[bytes] = set()
+
+
+def names_made(pickled: bytes) -> bool:
+    """Tell whether a pickle may name what means nothing to other processes, and is to be made by value.
+
+    The name may also be a user's text: by value is slower then, but still right.
+    """
+    return b"__main__" in pickled or any(map(pickled.__contains__, made_code))
 
 
 def reduced_of_made(pickler: Any, value: Any) -> Any:

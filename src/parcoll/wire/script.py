@@ -64,6 +64,7 @@ class Script:
         self._wanted = brought.wanted if brought is not None else ()
         self.travelled = brought is None or brought.process != sentinels.process  # this is not its process
         self.owner = brought.owner if brought is not None else ""
+        self.kept: dict[str, Any] = {}  # what others know of it, as long as it is here
         self.waiting = dict(brought.entries) if brought is not None else {}  # what nobody has looked for yet
         if brought is not None:
             self.names.update(brought.head)

@@ -1,7 +1,7 @@
 """Content: the value of a name in a module, as bytes by which it is compared, and of which it is made again.
 
 There are five kinds: plain data of built-in types, data of classes that hold data, what another module has,
-functions and mocks that are put in the place of another, and what can only be told of (`described`). Anything
+functions and mocks that are put in the place of another, and what can only be told of (`outlines`). Anything
 else has no content, and stays in each process what the import there gave.
 """
 
@@ -22,9 +22,8 @@ from typing import Any
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_value, loads
 from parcoll.wire.own_modules import is_own_module
-from parcoll.world import described
-from parcoll.world.described import Mock
-from parcoll.world.outlines import ATOMS, CONTAINERS, outline_of, walked
+from parcoll.wire.reducers import is_made, names_made
+from parcoll.world.outlines import ATOMS, CONTAINERS, TOLD, Mock, outline_of, take, told_of, walked
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
@@ -72,8 +71,8 @@ class Content:
     def is_of(self, value: Any) -> bool:
         """Tell whether a value that had this content, which is not plain or large, has it still."""
         try:
-            if self.kind in described.KINDS:
-                return described.told_of(value) == (self.kind, self.data)
+            if self.kind in TOLD:
+                return told_of(value) == (self.kind, self.data)
             return self.data == (_pickled(value) if self.value is None else _tag(value))
         except Exception:
             return False
@@ -117,7 +116,7 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
         if kind is FunctionType and Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
             return Content("pickle", by_value(Mock.of(value.mock)))
-        found = described.told_of(value)
+        found = told_of(value)
         if found is not None and (kind is not FunctionType or is_own_function(value, module, path)):
             return Content(*found, may_change=True)
         if isinstance(value, (*CODE, type)):
@@ -176,8 +175,8 @@ def put(owner: Any, name: str, content: Content) -> bool:
     A container stays the object that it is, since other modules may have it as well.
     """
     here = vars(owner).get(name)
-    if content.kind in described.KINDS:
-        described.take(here, content.kind, content.data)
+    if content.kind in TOLD:
+        take(here, content.kind, content.data)
         return False
     value = content.load()
     if content.kind in ("plain", "pickle") and type(here) is type(value) and _fill(here, value):
@@ -218,7 +217,7 @@ def _is_built_in(value: Any) -> bool:
 
 def _code(value: Any) -> Content:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module and name and module != "__main__" and "<" not in name:
+    if module and name and not is_made(module) and "<" not in name:
         with contextlib.suppress(AttributeError, KeyError):
             if walked(sys.modules[module], name) is value:
                 return Content("reference", f"{module}:{name}".encode())
@@ -279,7 +278,7 @@ def _pickled_data(value: Any, most: int) -> Content:
     except Exception:  # it holds a function that only pickling by value can send
         data = by_value(value)
     else:
-        data = by_value(value) if b"__main__" in data else data
+        data = by_value(value) if names_made(data) else data
     if len(data) > most:
         return Content("pickle", _tag(value), True, False, value)
     return Content("pickle", data, len(data) <= LOOKED_AT)
@@ -290,7 +289,7 @@ def _pickled(value: Any) -> bytes:
         file = io.BytesIO()
         if not isinstance(value, CODE):
             memmaps.dump(value, file)
-            if b"__main__" not in file.getvalue():
+            if not names_made(file.getvalue()):
                 return file.getvalue()
     return by_value(value)
 

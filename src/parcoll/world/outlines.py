@@ -1,4 +1,9 @@
-"""Outlines: what a module's text says of what an import of it gives, and which objects a value is made of."""
+"""Outlines: what a module's text says of an import of it, what a value is made of, what is told of others.
+
+Told is, of objects in modules that cannot travel themselves: of a mock of `unittest.mock` what it does, of a
+function of `functools.singledispatch` which classes others have registered with it, and of a context variable
+what it has.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,15 @@ import ast
 import dis
 import functools
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from parcoll.wire.codec import prefers_value
+from parcoll.wire.codec import by_value, loads, prefers_value
+from parcoll.wire.named import of_modules, value_of
 from parcoll.wire.own_modules import stamp_of, text_of
+from parcoll.wire.reducers import is_dispatching, is_made
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 CONTAINERS = (dict, list, set, frozenset, tuple)
@@ -84,8 +92,10 @@ def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
     """Add what a value is made of; tells whether that is all that its pickle depends on."""
     parts.append(value)
     kind = type(value)
-    if kind in ATOMS or kind is ModuleType or id(value) in seen:
+    if kind in ATOMS or id(value) in seen:
         return True
+    if kind is ModuleType:
+        return not is_made(value.__name__)
     seen.add(id(value))
     if kind in CONTAINERS:
         inner = [*value, *value.values()] if kind is dict else value
@@ -98,7 +108,7 @@ def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
     elif kind is FunctionType or kind is type:
         by_name = _is_by_name(value) or (kind is type and not value.__flags__ & HEAP)
         parts.append(by_name)
-        if not by_name and (kind is type or value.__module__ == "__main__"):
+        if not by_name and (kind is type or is_made(value.__module__)):
             return False
         inner = [] if by_name else _inside(value, parts)
     else:
@@ -109,7 +119,7 @@ def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
 def _is_by_name(value: Any) -> bool:
     """Tell whether a function or class is where its name says: then that is all that is pickled."""
     module = value.__module__
-    if module == "__main__" or module not in sys.modules:
+    if is_made(module) or module not in sys.modules:
         return False
     try:
         return walked(sys.modules[module], value.__qualname__) is value
@@ -133,3 +143,72 @@ def _names_in(code: CodeType) -> tuple[str, ...]:
     named = [one.argval for one in dis.get_instructions(code) if one.opname.endswith("_GLOBAL")]
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
     return (*named, *(name for part in inner for name in _names_in(part)))
+
+
+# Objects that cannot travel -----------------------------------------------------------------------
+
+
+TOLD = ("registry", "variable")
+
+
+def told_of(value: Any) -> tuple[str, bytes] | None:
+    """Return what is told of a function that dispatches, or of a context variable; None of anything else."""
+    if type(value) is ContextVar:
+        return "variable", by_value(value_of(value))
+    if type(value) is FunctionType and is_dispatching(value):
+        registry = getattr(value, "registry").items()  # noqa: B009 - which the type of functions lacks
+        added = [(kind, func) for kind, func in registry if func.__module__ != value.__module__]
+        return "registry", by_value(added)
+    return None
+
+
+def take(here: Any, kind: str, data: bytes) -> None:
+    """Have an object of a worker's be as it was told."""
+    found = loads(data)
+    if kind == "variable" and type(here) is ContextVar:
+        of_modules[here] = found
+    elif kind == "registry" and type(here) is FunctionType and is_dispatching(here):
+        for of, func in found:
+            here.register(of, func)  # type: ignore[attr-defined]
+
+
+class Mock(NamedTuple):
+    """What a mock does, of `unittest.mock`, which cannot be pickled; the calls that it has had stay here."""
+
+    kind: str
+    returns: Any
+    effect: Any
+    attributes: dict[str, Any]
+
+    @staticmethod
+    def is_one(value: Any) -> bool:
+        """Tell whether a value is a mock."""
+        mock = sys.modules.get("unittest.mock")
+        return mock is not None and isinstance(value, mock.NonCallableMock)
+
+    @classmethod
+    def of(cls, value: Any) -> Mock:
+        """Describe a mock."""
+        mock = sys.modules["unittest.mock"]
+        state = vars(value)
+        found = {name: part for name, part in state["_mock_children"].items() if name[:2] != "__"}
+        found |= {
+            k: v for k, v in state.items() if not k.startswith(("_mock", "_spec")) and k != "method_calls"
+        }
+        attributes = {name: cls.of(part) if cls.is_one(part) else part for name, part in found.items()}
+        returns = state.get("_mock_return_value", mock.DEFAULT)
+        returns = cls.of(returns) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
+        return cls(type(value).__mro__[1].__name__, returns, state.get("_mock_side_effect"), attributes)
+
+    def make(self) -> Any:
+        """Make a mock that does the same."""
+        from unittest import mock
+
+        made = getattr(mock, self.kind)()
+        if self.returns is not None:
+            made.return_value = self.returns.make() if isinstance(self.returns, Mock) else self.returns[0]
+        if self.effect is not None:
+            made.side_effect = self.effect
+        for name, part in self.attributes.items():
+            setattr(made, name, part.make() if isinstance(part, Mock) else part)
+        return made

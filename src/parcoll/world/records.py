@@ -20,6 +20,7 @@ from parcoll.log import logger
 from parcoll.text import message_of, short_repr
 from parcoll.wire.codec import by_reference, by_value, loads
 from parcoll.wire.exceptions import Failure
+from parcoll.wire.reducers import names_made
 
 PLACEHOLDER = logging.PlaceHolder
 DASK = ("distributed", "dask")  # loggers that dask sets up in each of its processes
@@ -310,7 +311,7 @@ def _pickled(value: Any) -> bytes:
         content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception:
         return by_value(value)
-    return by_value(value) if b"__main__" in content else content
+    return by_value(value) if names_made(content) else content
 
 
 def _replace_handling() -> None:

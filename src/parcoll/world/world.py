@@ -29,7 +29,7 @@ from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
 from parcoll.wire.named import set_variables
-from parcoll.world import libraries, own_state, records
+from parcoll.world import entries, libraries, own_state, records
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -179,14 +179,14 @@ THINGS: tuple[Thing, ...] = (
     Thing("logging", records.read_settings, records.set_settings, once=True, pack=records.pack_settings),
 )
 THINGS += tuple(
-    Thing(name, read, set_, pack=libraries.packed, late=True)
-    for name, read, set_ in (
-        ("copyreg's table", libraries.read_reducers, libraries.set_reducers),
-        ("the dialects of csv", libraries.read_dialects, libraries.set_dialects),
-        ("the adapters of sqlite3", libraries.read_adapters, libraries.set_adapters),
-        ("the built-in names", libraries.read_builtins, libraries.set_builtins),
-        ("registered subclasses", libraries.read_subclasses, libraries.set_subclasses),
-        ("how warnings are shown", libraries.read_shown_warnings, libraries.set_shown_warnings),
+    Thing(name, read, set_, pack=pack, late=True)
+    for name, read, pack, set_ in (
+        ("copyreg's table", entries.read_reducers, entries.packed, entries.set_reducers),
+        ("the dialects of csv", entries.read_dialects, entries.packed, entries.set_dialects),
+        ("the adapters of sqlite3", entries.read_adapters, entries.packed, entries.set_adapters),
+        ("the built-in names", entries.read_builtins, entries.pack_builtins, entries.set_builtins),
+        ("registered subclasses", entries.read_subclasses, entries.pack_subclasses, entries.set_subclasses),
+        ("how warnings are shown", entries.read_shown_warnings, entries.packed, entries.set_shown_warnings),
     )
 )
 _BY_NAME = {thing.name: thing for thing in THINGS}

@@ -1,0 +1,264 @@
+"""Entries: what the script's own code has put where Python's own looks for it, read and set.
+
+They are set after the modules that their functions come from are here, and travel packed. `world` has the
+table of these things.
+"""
+
+from __future__ import annotations
+
+import abc
+import builtins
+import contextlib
+import copyreg
+import importlib
+import sys
+import warnings
+import weakref
+from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
+from typing import Any
+
+from parcoll.wire import script
+from parcoll.wire.codec import dumps, loads
+from parcoll.wire.own_modules import is_own_module
+
+_PACKED = 64 * 1024  # bytes of an entry, at most
+
+
+def _is_own(value: Any) -> bool:
+    """Tell whether a function, class or object is the script's, or comes from a module of the user's own."""
+    name = _home(value)
+    return name == "__main__" or (name is not None and is_own_module(name, sys.modules.get(name)))
+
+
+def _home(value: Any) -> str | None:
+    """Return the module that a function, class or object says it is of."""
+    try:
+        name = getattr(value, "__module__", None)
+    except Exception:  # a framework's proxy of an object that is not there yet
+        return None
+    return name if isinstance(name, str) else None
+
+
+def packed(entries: dict[Any, Any]) -> dict[int, bytes]:
+    """Return what travels of some entries: the key of each, and a pickle of both."""
+    found: dict[int, bytes] = {}
+    for key, value in entries.items():
+        try:
+            found[len(found)] = dumps((key, value), _PACKED)
+        except Exception:  # it finds a lock, say, or is too large: it stays the script's
+            continue
+    return found
+
+
+class _Entries:
+    """The entries of one table of Python's own, as the script has them, on a worker."""
+
+    def __init__(self, put: Any, drop: Any) -> None:
+        self._put, self._drop = put, drop
+        self._here: dict[int, tuple[bytes, Any]] = {}  # by number: as they came, and the key
+        self._of: Any = None  # the program in which they were loaded
+
+    def __call__(self, wanted: dict[int, bytes]) -> None:
+        """Set what has changed, and remove what is gone; each program has the script's functions anew."""
+        program = script.current()
+        other = self._of is None or self._of() is not program
+        self._of = weakref.ref(program) if program is not None else None
+        for at, (content, key) in list(self._here.items()):
+            if wanted.get(at) != content or (other and b"__main__" in content):
+                del self._here[at]
+                self._drop(key)
+        refused: Exception | None = None
+        for at, content in wanted.items():
+            if at not in self._here:
+                try:
+                    key, value = loads(content)
+                    self._put(key, value)
+                    self._here[at] = content, key
+                except Exception as error:  # the others are set
+                    refused = error
+        if refused is not None:
+            raise refused
+
+
+def read_reducers() -> dict[type, Any]:
+    """Return how the program has objects pickled and copied, by their class."""
+    table = copyreg.dispatch_table
+    seen = [*table, *table.values()]
+    if seen != _reducers[0]:
+        _reducers[:] = seen, {kind: reduce for kind, reduce in list(table.items()) if _is_own(reduce)}
+    return dict(_reducers[1])
+
+
+_reducers: list[Any] = [None, {}]  # the table as it was seen last, and what of it is the program's
+
+
+set_reducers = _Entries(
+    lambda kind, reduce: copyreg.pickle(kind, reduce), lambda kind: copyreg.dispatch_table.pop(kind, None)
+)
+
+
+def read_dialects() -> dict[str, Any]:
+    """Return the dialects of `csv` that the program has registered."""
+    csv: Any = sys.modules.get("_csv")
+    if csv is None:
+        return {}
+    names = [name for name in csv.list_dialects() if name not in ("excel", "excel-tab", "unix")]
+    return {name: tuple(getattr(csv.get_dialect(name), part) for part in _DIALECT) for name in names}
+
+
+_DIALECT = (
+    *("delimiter", "quotechar", "doublequote", "skipinitialspace", "lineterminator", "quoting"),
+    *("escapechar", "strict"),
+)
+
+
+def _register_dialect(name: str, parts: tuple[Any, ...]) -> None:
+    importlib.import_module("csv").register_dialect(name, **dict(zip(_DIALECT, parts, strict=True)))
+
+
+set_dialects = _Entries(
+    _register_dialect, lambda name: importlib.import_module("csv").unregister_dialect(name)
+)
+
+
+def read_adapters() -> dict[Any, Any]:
+    """Return how the program has `sqlite3` take and give values."""
+    module: Any = sys.modules.get("sqlite3.dbapi2")
+    if module is None:
+        return {}
+    adapters = {
+        ("adapter", kind): adapt for (kind, _), adapt in list(module.adapters.items()) if _is_own(adapt)
+    }
+    converters = list(module.converters.items())
+    return adapters | {("converter", name): convert for name, convert in converters if _is_own(convert)}
+
+
+def _register_adapter(key: tuple[str, Any], func: Any) -> None:
+    getattr(importlib.import_module("sqlite3"), f"register_{key[0]}")(key[1], func)
+
+
+def _drop_adapter(key: tuple[str, Any]) -> None:
+    module: Any = sys.modules["sqlite3.dbapi2"]
+    table = module.adapters if key[0] == "adapter" else module.converters
+    for known in [known for known in table if key[1] in (known, known[0])]:
+        del table[known]
+
+
+set_adapters = _Entries(_register_adapter, _drop_adapter)
+
+
+def read_builtins() -> dict[str, Any]:
+    """Return the names that the program has added to the built-in ones, as `gettext.install` does.
+
+    With each goes what tells whether it is what it was: the object itself is not held, since it would outlive
+    the program, and what it holds.
+    """
+    names = vars(builtins)
+    seen = [*names, *map(id, names.values())]
+    if seen != _added[0]:
+        _added[:] = seen, [name for name, value in list(names.items()) if _is_added(name, value)]
+    return {name: _told_of(names[name]) for name in _added[1] if name in names}
+
+
+def pack_builtins(found: dict[str, Any]) -> dict[int, bytes]:
+    """Return what travels of them."""
+    names = vars(builtins)
+    return packed({name: names[name] for name in found if name in names})
+
+
+def _told_of(value: Any) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        return kind, value
+    try:
+        if issubclass(kind, (FunctionType, MethodType, type)):
+            return weakref.ref(value)
+        return value if kind is BuiltinFunctionType else dumps(value, _PACKED)  # it may change in place
+    except Exception:  # it cannot travel
+        return None
+
+
+_added: list[Any] = [None, []]  # the names as they were seen last, and which of them the program has added
+_fresh = frozenset(vars(builtins))  # in a worker, which has added none
+_SCALARS = (str, bytes, int, float, complex, bool, NoneType)
+_CONTAINERS = (list, dict, tuple, set, frozenset, bytearray)
+_OF_START = ("builtins", "io", "_io", "_sitebuiltins")  # whose objects are there when Python starts
+
+
+def _is_added(name: str, value: Any) -> bool:
+    if name[:2] == "__" or (name == "_" and hasattr(sys, "ps1")):  # the last result
+        return False
+    if name in ("True", "False", "None"):
+        return False
+    if type(value) in (*_SCALARS, *_CONTAINERS) or _is_own(value):
+        return True
+    home = _home(value) or str(type(value).__module__)
+    return home.partition(".")[0] in sys.stdlib_module_names and home not in _OF_START
+
+
+def _add_name(name: str, value: Any) -> None:
+    if name not in _fresh:
+        setattr(builtins, name, value)
+
+
+def _drop_name(name: str) -> None:
+    if name not in _fresh:
+        vars(builtins).pop(name, None)
+
+
+set_builtins = _Entries(_add_name, _drop_name)
+
+
+def read_shown_warnings() -> dict[str, Any]:
+    """Return the functions of its own that the program has put in the place of those that show warnings."""
+    names = ("showwarning", "formatwarning")
+    return {name: value for name in names if _is_own(value := getattr(warnings, name))}
+
+
+_shown: dict[str, Any] = {}
+
+
+def _show(name: str, func: Any) -> None:
+    _shown.setdefault(name, getattr(warnings, name))
+    setattr(warnings, name, func)
+
+
+set_shown_warnings = _Entries(_show, lambda name: setattr(warnings, name, _shown.pop(name)))
+
+
+def read_subclasses() -> list[tuple[Any, Any]]:
+    """Return the classes of its own that the program has registered with abstract ones, with those.
+
+    Weakly, as these have them.
+    """
+    token = abc.get_cache_token(), len(sys.modules)
+    if token != _registered[0]:
+        pairs = [pair for kind in _abstract_ones() for pair in _pairs_of(kind)]
+        _registered[:] = token, [(weakref.ref(kind), weakref.ref(one)) for kind, one in pairs]
+    return [pair for pair in _registered[1] if pair[0]() is not None and pair[1]() is not None]
+
+
+def pack_subclasses(found: list[tuple[Any, Any]]) -> dict[int, bytes]:
+    """Return what travels of them."""
+    pairs = [(kind(), one()) for kind, one in found]
+    return packed({pair: None for pair in pairs if None not in pair})
+
+
+_registered: list[Any] = [None, []]
+_WITH_ABSTRACT = ("collections.abc", "numbers", "os", "contextlib", "io")
+
+
+def _abstract_ones() -> Iterator[abc.ABCMeta]:
+    for name, module in list(sys.modules.items()):
+        if name in _WITH_ABSTRACT or is_own_module(name, module):
+            yield from (kind for kind in list(vars(module).values()) if type(kind) is abc.ABCMeta)
+
+
+def _pairs_of(kind: abc.ABCMeta) -> Iterator[tuple[Any, Any]]:
+    with contextlib.suppress(AttributeError, TypeError):  # it is no class of C's
+        found = [reference() for reference in vars(abc)["_get_dump"](kind)[0]]
+        yield from ((kind, one) for one in found if one is not None and _is_own(one))
+
+
+set_subclasses = _Entries(lambda pair, _: pair[0].register(pair[1]), lambda pair: None)

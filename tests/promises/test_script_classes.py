@@ -105,3 +105,28 @@ def test_a_module_that_a_script_imports_is_imported_where_it_is_used(scripts: Sc
         """
     )
     assert out == "1\n2\n"
+
+
+def test_a_class_that_a_worker_has_made_stays_as_it_is_there(scripts: Scripts) -> None:
+    """Also where an error has an object of it, which is unpickled there to see whether it can be."""
+    out = scripts.run_file(
+        """
+        import sys
+        from parcoll import connect, parallel
+        def raises(x):
+            if not hasattr(sys, "made"):
+                class Held:
+                    kept = {"a": [x]}
+                sys.made = Held, Held.kept
+            error = ValueError(x)
+            error.held = sys.made[0]()
+            raise error
+        with connect(n_workers=1):
+            for timeout in (None, 30):
+                chain = parallel([1, 2], on_error="skip", timeout=timeout).map(raises)
+                assert list(chain) == [] and len(chain.errors) == 2
+                is_same = lambda x: sys.made[0].kept is sys.made[1]
+                print(parallel([1], timeout=timeout).map(is_same).first())
+        """
+    )
+    assert out == "True\nTrue\n"

@@ -192,6 +192,11 @@ def is_news(number: str) -> bool:
     return news
 
 
+def has_come(kind: Any) -> bool:
+    """Tell whether a class has travelled to this process: one that was made here stays as it is."""
+    return kind in _names
+
+
 def become(kind: Any, state: tuple[dict[str, Any], Any]) -> Any:
     """Have a class be what the script has: what it has no more goes, and what functions have added."""
     program = script.current()

@@ -22,7 +22,7 @@ import cloudpickle
 
 from parcoll.text import short_repr
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import become, is_news, made_class, reduced_class
+from parcoll.wire.classes import become, has_come, is_news, made_class, reduced_class
 from parcoll.wire.named import WITH_NAME, reduced_by_name
 from parcoll.wire.reducers import (
     REDUCED,
@@ -334,7 +334,7 @@ class _Loader(pickle.Unpickler):
         *_, number, extra = arguments
         made, news = class_of_number(number), is_news(number)
         if made is not None:
-            if not news and not self._refresh:
+            if not self._refresh and not (news and has_come(made)):
                 self._here_before.add(made)
         else:
             made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)

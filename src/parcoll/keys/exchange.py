@@ -170,8 +170,8 @@ class Exchange(Collective):
             if shelf.mixed:
                 shelf = self._cut_alike(shelf, store)
             later = self._is_merged_later(shelf)
-            for number, slots in enumerate(self._all_of(shelf) if later else self._tasks(shelf, store)):
-                slots.number, slots.later = number * SLOTS, later
+            for slots in self._all_of(shelf) if later else self._tasks(shelf, store):
+                slots.later = later
                 yield slots
 
     def _is_merged_later(self, shelf: _Shelf) -> bool:
@@ -223,7 +223,7 @@ class Exchange(Collective):
     def _task(self, shelf: _Shelf, start: int, stop: int) -> Iterator[Slots]:
         parts = [part for part, _ in shelf.parts(start, stop)] if start < stop else []
         if parts:
-            yield Slots(0, parts, label=self.name, level=shelf.level)
+            yield Slots(parts, label=self.name, level=shelf.level)
 
     def _large(self, shelf: _Shelf, store: Store, slot: int) -> Iterator[Slots]:
         """Give the tasks of a slot that is too large for one."""
@@ -239,8 +239,8 @@ class Exchange(Collective):
     def _again(self, shelf: _Shelf, store: Store, start: int, stop: int, level: int) -> _Shelf:
         """Have workers cut slots again, by digits of this level."""
         tasks = (
-            Slots(number, parts, label=self.name, level=level, written=self._written)
-            for number, parts in enumerate(shelf.chunks(start, stop, self.most))
+            Slots(parts, label=self.name, level=level, written=self._written)
+            for parts in shelf.chunks(start, stop, self.most)
         )
         found = _Shelf(store, level)
         for piece in self.around.evaluate(tasks, Regrouping(self.kind, self.around.scratch)):
@@ -251,8 +251,8 @@ class Exchange(Collective):
         """Fold the elements of one key, a part of them after the other."""
         state = b""
         for parts in shelf.chunks(slot, slot + 1, self.most):
-            (state,) = self.around.evaluate([Slots(0, parts, state, self.name)], FoldingOn(self.kind))
-        yield Slots(0, [], state, self.name)
+            (state,) = self.around.evaluate([Slots(parts, state, self.name)], FoldingOn(self.kind))
+        yield Slots([], state, self.name)
 
     @functools.cached_property
     def _holds(self) -> float:
@@ -264,7 +264,7 @@ class Exchange(Collective):
             return
         parts = shelf.parts(slot, slot + 1)
         part, _ = next(parts)
-        (key,) = self.around.evaluate([Slots(0, [part], label=self.name)], FirstKey())
+        (key,) = self.around.evaluate([Slots([part], label=self.name)], FirstKey())
         values = sum(row.piece.values[slot] for row in shelf.rows)
         size = sum(end - begin for row in shelf.rows for begin, end in [row.part(slot, slot + 1)])
         limit = self.around.memory_limit()

@@ -18,7 +18,7 @@ from parcoll.text import short_repr
 
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
 BLOCK_KEYS = 4096  # of all keys that go back at once
-FIRST_BLOCK = 4  # keys: what belongs to them may be large
+MOST_BYTES = 2**20  # of a block with more than one key
 SHIFT = 32  # bits for the position of a key in its piece
 
 
@@ -34,7 +34,6 @@ class Part(NamedTuple):
 class Slots:
     """What one task is to merge: the same slots of all pieces, in order."""
 
-    number: int  # of the first stream of blocks that may be made of them
     parts: Sequence[Part]
     state: bytes = b""  # of folds that go on, framed
     label: str = ""
@@ -54,8 +53,7 @@ class Slots:
 class Block(NamedTuple):
     """Some keys with their values, in the order of their positions."""
 
-    number: int  # of the stream of blocks that it belongs to
-    last: int  # the position of the last key
+    first: int  # the position of the first key
     data: bytes  # framed: positions, keys, values
 
 
@@ -169,27 +167,30 @@ class Merger:
         self.together = together  # all keys of a task are wanted at once
 
     def __call__(self, slots: Slots) -> Iterator[Block | Slots]:
-        """Give the blocks: a stream of them for each slot, or one for all."""
+        """Give the blocks."""
         if slots.later:
             yield slots
         elif slots.state:
-            yield from self._blocks(slots.number, Merged(*map(list, next(unframed(slots.state)))))
+            yield from self._blocks(Merged(*map(list, next(unframed(slots.state)))))
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))
-            yield Block(slots.number, found.firsts[-1], b"".join(_frames_of(found)))
+            yield Block(found.firsts[0], b"".join(_frames_of(found)))
         elif slots.level:
-            yield from self._blocks(slots.number, self._final(in_order(merged(self.kind, slots))))
+            yield from self._blocks(self._final(in_order(merged(self.kind, slots))))
         else:
-            for number, found in enumerate(merged(self.kind, slots), slots.number):
-                yield from self._blocks(number, self._final(found))
+            for found in merged(self.kind, slots):
+                yield from self._blocks(self._final(found))
 
-    def _blocks(self, number: int, found: Merged) -> Iterator[Block]:
-        (firsts, keys, values), at, size, framer = found, 0, FIRST_BLOCK, Framer()
+    def _blocks(self, found: Merged) -> Iterator[Block]:
+        (firsts, keys, values), at, size, framer = found, 0, 1, Framer()
         while at < len(keys):
             to = min(at + size, len(keys))
             flat = is_flat(keys[at:to]) and is_flat(values[at:to])
             data = framer.framed((array("Q", firsts[at:to]), keys[at:to], values[at:to]), flat)
-            yield Block(number, firsts[to - 1], data)
+            if len(data) > MOST_BYTES and to - at > 1:
+                size = max(1, (to - at) * MOST_BYTES // (2 * len(data)))
+                continue
+            yield Block(firsts[at], data)
             values[at:to] = [None] * (to - at)
             size = max(1, min(size * 4, size * BLOCK_BYTES // len(data)))
             at = to

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict, deque
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain, compress, islice
 from operator import itemgetter
@@ -21,7 +21,7 @@ from parcoll.system import without_collections
 class _Waiting(NamedTuple):
     """A block, whose bytes are in the store."""
 
-    last: int
+    first: int  # the position of its first key
     spot: Spot
 
 
@@ -74,10 +74,7 @@ class InOrder(Collective):
                     yield list(zip(keys, values, strict=True))
             return
         with self.store() as store:
-            waiting: defaultdict[int, deque[_Waiting]] = defaultdict(deque)
-            for block in blocks:
-                waiting[block.number].append(_Waiting(block.last, store.add(block.data)))
-            rounds = _rounds(store, list(waiting.values()))
+            rounds = _rounds(store, [_Waiting(block.first, store.add(block.data)) for block in blocks])
             while True:
                 with without_collections():
                     found = next(rounds, None)
@@ -115,39 +112,30 @@ _Columns = tuple[list[int], list[Any], list[Any]]  # positions, keys and values
 
 
 PAIRS = 2**14  # of keys and values that are made at once
-AHEAD = 4  # blocks of one stream that are open at most
+OPEN_BYTES = 2**22  # of blocks that are opened together: some of each slot, where groups are small
 
 
-def _rounds(store: Store, streams: list[deque[_Waiting]]) -> Iterator[_Columns]:
-    """Give the entries of streams that are in order, in one order: so many at a time as are known to be next.
+def _rounds(store: Store, waiting: list[_Waiting]) -> Iterator[_Columns]:
+    """Give the entries of all blocks in one order, so many at a time as are known to be next.
 
-    Some blocks of each stream are open. What stands before the end of all open blocks, of streams that have
-    more, comes next.
+    Blocks are opened by the positions of their first keys. What stands before the first key of those that are
+    not open yet comes next: so of large groups, few are here at a time.
     """
-    opened: list[_Columns] = [([], [], []) for _ in streams]
-    ends = [-1] * len(streams)  # the position of the last key that is open
-    while streams:
-        middle = -1
-        for blocks in range(AHEAD):
-            for at, stream in enumerate(streams):
-                if stream and (ends[at] < middle or not opened[at][0]):
-                    ends[at], spot = stream.popleft()
-                    for column, more in zip(opened[at], next(unframed(store.read(spot))), strict=True):
-                        column += more
-            if not blocks:  # then all streams are to be open up to where half of them are
-                middle = sorted(ends)[len(ends) // 2]
-        left = [end for end, stream in zip(ends, streams, strict=True) if stream]
-        bound = min(left) if left else max(ends)
-        entries: _Columns = [], [], []
-        for columns in opened:
-            if to := bisect_right(columns[0], bound):
-                for column, found in zip(columns, entries, strict=True):
-                    found += column[:to]
-                    del column[:to]
-        order = sorted(range(len(entries[0])), key=entries[0].__getitem__)
-        yield entries[0], [entries[1][at] for at in order], [entries[2][at] for at in order]
-        if not left:
-            return
+    blocks = deque(sorted(waiting, key=itemgetter(0)))
+    columns: _Columns = [], [], []
+    while blocks:
+        opened = 0
+        while blocks and opened < OPEN_BYTES:
+            _, spot = blocks.popleft()
+            opened += spot.size
+            for column, more in zip(columns, next(unframed(store.read(spot))), strict=True):
+                column += more
+        order = sorted(range(len(columns[0])), key=columns[0].__getitem__)
+        firsts, keys, values = ([column[at] for at in order] for column in columns)
+        to = bisect_left(firsts, blocks[0].first) if blocks else len(firsts)
+        columns = firsts[to:], keys[to:], values[to:]
+        del firsts[to:], keys[to:], values[to:]
+        yield firsts, keys, values
 
 
 class Firsts(Gatherer):

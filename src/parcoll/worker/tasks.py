@@ -39,6 +39,7 @@ from parcoll.worker.outcome import (
     unloadable_partition,
 )
 from parcoll.worker.program import Program, SharedProgram
+from parcoll.worker.this_worker import Room
 from parcoll.world.records import collecting
 from parcoll.world.world import borrowed, in_own_context
 
@@ -270,6 +271,7 @@ def _run_in_chunks(
     position, size, total = 0, 1, len(elements)
     together = sink.takes_together and chain.gathers
     most = MAX_CHUNK if together else total  # without a budget the rest may be one chunk
+    room = Room() if budget is not None and total > 1 else None
     started = clock = apart.clock()
     while position < total and not (tally.cut or _ended(chain, sink)):
         taken, timed = timing.begin(1 if sink.alone else size if budget is not None else most)
@@ -287,6 +289,8 @@ def _run_in_chunks(
             # The rest is finished here if, at the pace of the last chunk, it should take no longer than the
             # budget: to hand it back costs as much as 10 ms of work.
             if now - started > budget and (now - clock) * (total - position) > budget * tally.drawn:
+                break
+            if room is not None and room.is_full():
                 break
             size = min(size * 2, MAX_CHUNK) if now - clock < CHUNK_SECONDS else max(size // 2, 1)
             clock = now

@@ -29,6 +29,7 @@ from parcoll.system import IN_MEMORY, MemoryFile, resident_bytes
 from parcoll.wire.exceptions import Failure
 from parcoll.world.boot import LENGTH_BYTES, message
 
+ROOM_PART = 8  # of what is left, for what a partition makes: its results are packed, and sent, as copies
 LEAST_PART = 0.5  # of the limit, at least: a worker that holds kept results must still run something
 
 
@@ -53,6 +54,18 @@ def memory_left() -> float:
     if limit == math.inf:
         return limit
     return max(limit - resident_bytes(os.getpid()), limit * LEAST_PART) / threads()
+
+
+class Room:
+    """What a partition may add to this worker's memory, before anybody knows how large its results are."""
+
+    def __init__(self) -> None:
+        self._bytes = memory_left() / ROOM_PART
+        self._before = 0 if self._bytes == math.inf else resident_bytes(os.getpid())
+
+    def is_full(self) -> bool:
+        """Tell whether it has added that."""
+        return self._bytes < math.inf and resident_bytes(os.getpid()) - self._before > self._bytes
 
 
 def threads() -> int:

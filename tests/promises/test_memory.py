@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
+import psutil
 import pytest
 from test_failing_elements import check_sums, drained
 
@@ -99,3 +104,60 @@ def test_kept_results_of_a_worker_that_grew_too_large_are_made_again(small: Conn
     with pytest.raises(WorkerLostError):
         list(parallel([1]).map(lambda x: take_memory()))
     assert list(numbers) == list(range(1, 41))
+
+
+@contextlib.contextmanager
+def watched(peaks: dict[int, int]) -> Iterator[None]:
+    """Note the most that each process takes meanwhile, in bytes of its own: of this one, what comes to it."""
+    me, ended = psutil.Process(), threading.Event()
+    before = own_bytes(me)
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    takes = own_bytes(process) - (before if process == me else 0)
+                    peaks[process.pid] = max(peaks.get(process.pid, 0), takes)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def own_bytes(process: psutil.Process) -> int:
+    found = process.memory_info()
+    return int(found.rss - found.shared)
+
+
+LITTLE = 256 * 2**20  # bytes of a worker, which takes 90 of them with nothing to do
+LARGE = 128 * 1024  # bytes of an element
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [60, 3_000])
+def test_four_times_as_much_as_the_cluster_may_hold_is_grouped_and_sorted(keys: int) -> None:
+    """Of 60 keys, a group is 34 MiB. What lies on the disk meanwhile is told, and gone afterwards."""
+    count = 4 * 2 * LITTLE // LARGE
+
+    def make(x: int) -> tuple[int, int, bytes]:
+        return x * 7919 % keys, x, bytes(LARGE)
+
+    peaks: dict[int, int] = {}
+    with connect(n_workers=2, memory_limit=LITTLE), watched(peaks):
+        chain = parallel(range(count)).map(make)
+        groups = chain.group_by(itemgetter(0))
+        number = 0
+        for at, (key, elements) in enumerate(groups):
+            assert key == at * 7919 % keys
+            assert [x for _, x, _ in elements] == [*range(at, count, keys)]
+            number += len(elements)
+        assert number == count
+        assert groups.stats.bytes_spilled > 2 * 2 * LITTLE
+        expected = sorted((x * 7919 % keys, x) for x in range(count))
+        assert [element[:2] for element in chain.sorted(itemgetter(0))] == expected
+    assert max(takes for pid, takes in peaks.items() if pid != os.getpid()) < 2 * LITTLE
+    assert peaks[os.getpid()] < 2 * LITTLE, "the script holds what the cluster may not"

@@ -343,3 +343,47 @@ def test_what_was_read_from_a_lost_cluster_is_not_read_again(first: int, method:
         else:
             assert getattr(groups, method)(operator.add, "") == GROUPS
         assert (engine.died, len(opened)) == (1, 1)
+
+
+@pytest.mark.parametrize("method", ["reduce", "foreach"])
+def test_one_lost_before_the_first_task_and_one_with_what_came_of_it(
+    own: Connection, method: str, tmp_path: Path
+) -> None:
+    """The first task was sent where the second cluster took over: what it has kept is lost with that one."""
+    opened: list[bool] = []
+    lost, began = tmp_path / "lost", tmp_path / "began"
+
+    def lose() -> None:
+        kill(own, "scheduler")
+        assert eventually(lambda: not own.engine.current.link.connected)
+
+    def source() -> Iterator[int]:
+        opened.append(True)
+        if len(opened) == 1:
+            lose()
+        yield 0
+        if len(opened) == 1:  # the first outcome has come, since no more than one element is read ahead
+            assert method == "foreach" or eventually(began.exists)
+            lose()
+            lost.touch()
+        yield from range(1, 6)
+
+    def join(text: str, x: int) -> str:  # is under way when the second cluster is lost
+        began.touch()
+        while not lost.exists():
+            time.sleep(0.01)
+        return concatenated(text, x)
+
+    rescue = threading.Timer(60.0, own.close)  # of an evaluation that waits for what was lost
+    rescue.start()
+    try:
+        numbers = parallel(source, partition_size=1, buffersize=1)
+        if method == "reduce":
+            assert numbers.reduce(join, "") == " 0 1 2 3 4 5"
+        else:
+            numbers.foreach(slowly)
+        assert (len(opened), numbers.stats.losses) == (2, 2)
+        if method == "foreach":
+            assert list(numbers) == [0, 2, 4, 6, 8, 10]
+    finally:
+        rescue.cancel()

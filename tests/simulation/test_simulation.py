@@ -48,6 +48,8 @@ FAILED = {
     224: "an iterator could not be closed while another thread drew from it",
     3093: "Ctrl-C came while results were written to the checkpoint, and they were dropped",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
+    3000046826: "a fold whose first task went to a second cluster went on when that was lost, and waited",
+    3000091912: "Ctrl-C that the model had for a first run came after it, since that was lost before",
 }
 MOST = 4_000  # numbers until a planted fault has to be found
 
@@ -65,7 +67,8 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("seed", FAILED)
 def test_what_failed_once(seed: int) -> None:
     story = run(seed)  # which compares
-    assert story.found[0] == story.expected[0] or (story.doomed and story.found[0] == "is lost")
+    may_be_lost = story.doomed or story.work.may_be_lost
+    assert story.found[0] == story.expected[0] or (may_be_lost and story.found[0] == "is lost")
 
 
 def test_what_is_logged_keeps_no_error(caplog: pytest.LogCaptureFixture) -> None:

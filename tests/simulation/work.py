@@ -192,9 +192,11 @@ def interrupted(work: Work, made: Any, waits: int) -> None:
     """Begin a run that ends early, at the latest by Ctrl-C at the `waits`-th wait, if there is one."""
     clock = chains.now().clock
     clock.interrupted = waits or None
-    with contextlib.suppress(LookupError, ValueError, DiedError, CheckpointError, KeyboardInterrupt):
-        evaluated(work, made)
-    clock.interrupted = None
+    try:
+        with contextlib.suppress(LookupError, ValueError, DiedError, CheckpointError, KeyboardInterrupt):
+            evaluated(work, made)
+    finally:  # also if it was lost: what follows has no Ctrl-C
+        clock.interrupted = None
 
 
 def resumed(work: Work, made: Any) -> Any:

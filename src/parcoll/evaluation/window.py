@@ -198,7 +198,7 @@ class Window:
                 self._running = len(jobs)
                 self._recorder.recover([""] * len(jobs))
                 for start in range(0, len(jobs), GROUP_JOBS):
-                    self._session.submit(jobs[start : start + GROUP_JOBS])
+                    self._send(self._session, jobs[start : start + GROUP_JOBS])
             except ClusterLostError as again:  # this one too
                 error = again
             else:
@@ -259,10 +259,13 @@ class Window:
         if group:
             self._running += len(group)
             self._recorder.sent(len(group), sum(job.sent_bytes for job in group))
-            session.submit(group)
-            self._sent = True
+            self._send(session, group)
             if self._engine.in_background and self._may_read():
                 time.sleep(REST_SECONDS)
+
+    def _send(self, session: Session, group: list[Job]) -> None:
+        session.submit(group)
+        self._sent = True
 
     def _slot(self, job: Job, threads: int) -> _Slot:
         job.share = self._shares.give(threads)

@@ -19,6 +19,7 @@ from planted import PLANTED, dropped
 from simulate import fresh, run
 from together import KINDS, Together
 
+from parcoll.chain import apart
 from parcoll.cluster.receiving import Receiving, ReportReader
 from parcoll.evaluation.engine import Job
 from parcoll.worker.outcome import Outcome
@@ -88,6 +89,16 @@ def test_a_number_gives_the_same_story_again(seed: int) -> None:
     story = run(seed)
     assert story.said == run(seed).said
     assert (story.together is not None) == (seed == 224)
+
+
+@pytest.mark.parametrize("spent", [9.9, 123.4])
+def test_what_stories_before_have_taken_out_of_the_time_changes_no_story(
+    spent: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how differences are rounded: an element that takes half of what is aimed at is alone, or not."""
+    said = run(1610073989).said
+    monkeypatch.setattr(apart._thread, "seconds", spent)
+    assert run(1610073989).said == said
 
 
 def test_what_goes_wrong_in_a_thread_ends_its_story(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,3 +246,5 @@ def virtual_time(clock: Clock) -> Iterator[None]:
     finally:
         for module in patched:
             module.time = time  # type: ignore[attr-defined]
+    late = [module.__name__ for module in _readers() if module not in patched]
+    assert not late, f"loaded within a story, which then has a clock that is not virtual: {late}"

@@ -19,7 +19,6 @@ from parcoll.keys.gathering import Gatherer
 from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
-FIRST_BLOCK = 4  # elements: they may be large
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Runs(Gatherer):
         else:
             elements = sorted(elements, reverse=self.reverse)
         run = Run([], array("Q"), array("Q"), b"")
-        parts, at, size, end, framer = [], 0, FIRST_BLOCK, 0, Framer()
+        parts, at, size, end, framer = [], 0, 1, 0, Framer()  # the first may be large
         while at < len(elements):
             block = elements[at : at + size]
             some = None if keys is None else keys[at : at + size]
@@ -229,7 +228,12 @@ def _cuts_of(
             cut = Cut(at)
         else:
             block = _position(run.firsts, key, number < other, before) - 1
-            cut = Cut(0) if block < 0 else Cut(block, ((key, number < other),))
+            if block < 0:
+                cut = Cut(0)
+            elif run.sizes[block] == 1:  # it is before the range: of large elements, none goes to two of them
+                cut = Cut(block + 1)
+            else:
+                cut = Cut(block, ((key, number < other),))
         last = cuts[-1]
         if cut.block < last.block:
             cut = last

@@ -29,7 +29,9 @@ from parcoll.system import IN_MEMORY, MemoryFile, resident_bytes
 from parcoll.wire.exceptions import Failure
 from parcoll.world.boot import LENGTH_BYTES, message
 
-ROOM_PART = 8  # of what is left, for what a partition makes: its results are packed, and sent, as copies
+# Of what is left, for what a partition has made when it is asked whether that is much: it may make as much
+# once more until it is asked again, and its results are packed, and sent, as copies.
+ROOM_PART = 16
 LEAST_PART = 0.5  # of the limit, at least: a worker that holds kept results must still run something
 
 

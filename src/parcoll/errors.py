@@ -115,9 +115,14 @@ class ElementError(ParcollError):
             `read_text` and its like the source elements are files, or parts of them.
         element: The element that the step got. In `errors` it is a text, the element's `repr` cut at 200
             characters, if it could not be pickled, or if its worker process had sent 16 MiB of failed
-            elements before. One that cannot be unpickled here is a text that says so.
+            elements before. One that cannot be unpickled here is a text that says so. Where `read_text` and
+            its like fail, it stands for a file or a part of one: `element.path` is the path or URL, and
+            `open(element)` opens a file of this machine. `exception` names the line, in its text or a note.
         exception: What the step raised, with its own type and traceback.
-        attempts: How many times the step's function was called with the element.
+        attempts: How many times the step's function was called with the element, retries among them. Of an
+            element that crashes its process, the calls beside a worker count, which are two. Not counted are
+            two in the workers themselves, which come before where there is no `timeout=`: they name no
+            element.
         partition: The partition of the bag that holds the element; None if the source is not a bag.
     """
 

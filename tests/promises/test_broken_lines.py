@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parcoll import Connection, read_csv, read_jsonl
+from parcoll import Connection, read_csv, read_jsonl, read_text
 
 # Ten broken lines in each file, the first of them line 8, or 9 behind the names of columns.
 LINES = {
@@ -44,6 +44,23 @@ def test_it_is_left_out_or_has_something_in_its_place(
     assert len(mended) == 1000
     with pytest.raises(ValueError, match=r"is no JSON value|has 2 values"):
         list(READ[suffix](tmp_path / f"a.{suffix}", **settings))
+
+
+def test_where_it_is_can_be_opened(tmp_path: Path, place: Connection) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        path.write_text("1\n{broken\n3\n")
+    values = read_jsonl(tmp_path / "*.jsonl", on_error="skip")
+    assert list(values) == [1, 3, 1, 3]
+    assert [Path(error.element) for error in values.errors] == paths
+    assert [error.element.path for error in values.errors] == [str(path) for path in paths]
+    for error, path in zip(values.errors, paths, strict=True):
+        assert f"{str(path)!r}, line 2 " in str(error.exception)
+        with open(error.element) as file:
+            assert file.readlines()[1] == "{broken\n"
+    assert read_text([error.element for error in values.errors]).count() == 6
+    parts = read_jsonl(paths, blocksize=4, on_error=lambda error: Path(error.element).read_text())
+    assert [value for value in parts if isinstance(value, str)] == 2 * ["1\n{broken\n3\n"]
 
 
 def test_lines_are_read_again_once_they_are_mended(tmp_path: Path, place: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -41,8 +42,15 @@ def test_a_function_that_needs_too_much(small: Connection, size: Any) -> None:
     assert list(chain) == [x for x in range(40) if x != 23]
     (error,) = chain.errors
     assert (error.index, error.attempts) == (23, 2)
-    message = "map(lambda) ends the process that runs it, at element 23: it was ended, since it took more "
-    assert str(error.exception).startswith(message + "memory than its worker may: ")
+    message = (
+        r"map\(lambda\) ends the process that runs it, at element 23: it was ended, since it held (\d+) MiB, "
+    )
+    message += r"and memory_limit leaves it (\d+) MiB \(raise memory_limit, or have it hold less\)"
+    told = re.fullmatch(message, str(error.exception))
+    assert told is not None, error.exception
+    held, most = map(int, told.groups())
+    assert LIMIT / 2 <= most * 2**20 <= LIMIT
+    assert held >= most
     check_sums(chain.stats)
 
 

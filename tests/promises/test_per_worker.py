@@ -114,7 +114,11 @@ def test_a_factory_that_fails_ends_the_evaluation(
     chain = parallel(range(10), on_error="skip", **settings).map(abs).map(lambda x: model())
     with pytest.raises(OSError, match="no weights") as raised:
         list(chain)
-    assert "in step 2 of 2, map(lambda), at element" in raised.value.__notes__[0]
+    made, place = raised.value.__notes__
+    assert (
+        made == "raised by the factory of per_worker(model), and not for one element: on_error does not apply"
+    )
+    assert "in step 2 of 2, map(lambda), at element" in place
     assert (chain.errors, chain.stats.failed, chain.stats.failures[-1].step) == (
         [],
         0,

@@ -119,8 +119,10 @@ def test_a_factory_that_fails_ends_the_evaluation_after_the_retries(
         return fetch
 
     seen: list[ElementError] = []
-    with pytest.raises(ConnectionError, match="no route"):
+    with pytest.raises(ConnectionError, match="no route") as raised:
         list(parallel([1, 2, 3], partition_size=3).map(failing(99, "a"), on_error=seen.append))
+    note = "raised by the factory of per_worker(session), and not for one element: on_error does not apply"
+    assert raised.value.__notes__.count(note) == 1
     chain = parallel([1], retries=2).map(failing(2, "b"))
     assert list(chain) == [2]
     assert len(lines(tmp_path / "b")) == 3

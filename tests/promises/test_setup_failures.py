@@ -69,8 +69,8 @@ def no_memory_for_distributed() -> None:
     [
         (no_processes, "no process could be started beside a worker"),
         (processes_that_do_not_start, "ended with exit code 1 while parcoll set it up, 2 times"),
-        (processes_that_are_too_large, "took more memory than its worker may"),
-        (no_memory_for_distributed, "took more memory than its worker may"),
+        (processes_that_are_too_large, "and memory_limit leaves it"),
+        (no_memory_for_distributed, "and memory_limit leaves it"),
     ],
 )
 def test_there_is_no_process_beside_the_worker(

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.calls import coroutines
-from parcoll.calls.objects import gives_nothing, needs_itself, tell_of_end, tell_of_yield
+from parcoll.calls.objects import gives_nothing, needs_itself, tell_of_end, tell_of_making, tell_of_yield
 from parcoll.chain.failures import makes_apart
 
 END_SECONDS = 2.0  # that a loop has to run what follows the `yield` of a factory
@@ -77,6 +77,7 @@ class Awaited:
             self._made.pop(loop, None)  # the next call tries again
             if not isinstance(error, Exception):
                 raise
+            tell_of_making(self._label, error)
             return _Failed(error, error.__traceback__)
 
     async def _call(self, loop: Loop) -> Any:

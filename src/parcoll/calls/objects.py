@@ -24,6 +24,7 @@ from parcoll.text import line_of
 from parcoll.wire.script import current, owner
 
 UNMADE: Any = object()
+NO_FAILURE = ", and not for one element: on_error does not apply"
 END_SECONDS = 2.0  # for a thread that makes calls, to be free and end what it has made
 EXIT_SECONDS = 0.2  # that threads have which have made objects, when their process ends
 
@@ -64,9 +65,10 @@ class Object:
                 made = next(generator, UNMADE)
                 if made is UNMADE:
                     raise gives_nothing(self.label)
-        except BaseException:
+        except BaseException as error:
             _forget(self)
             self.ended = True
+            tell_of_making(self.label, error)
             raise
         finally:
             self._makes = False
@@ -109,6 +111,12 @@ class Object:
             tell_of_yield(self.label)
         finally:
             self.lock.release()
+
+
+def tell_of_making(label: str, error: BaseException) -> None:
+    """Note in what a factory has raised that no element failed, unless the factory of another object did."""
+    if isinstance(error, Exception) and not any(NO_FAILURE in one for one in getattr(error, "__notes__", ())):
+        error.add_note(f"raised by the factory of {label}{NO_FAILURE}")
 
 
 def tell_of_end(label: str, error: Exception) -> None:

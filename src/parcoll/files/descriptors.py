@@ -28,7 +28,10 @@ _VERSIONS = (
 
 
 class Descriptor(NamedTuple):
-    """A part of a file, which is read as one piece. A checkpoint compares all of it."""
+    """A part of a file, which is read as one piece. A checkpoint compares all of it.
+
+    Users meet it as the `element` of an `ElementError`, and may open it like a path.
+    """
 
     path: str  # an absolute one, or a URL
     start: int = 0
@@ -44,6 +47,10 @@ class Descriptor(NamedTuple):
         if self.end is not None:
             return self.end - self.start
         return self.size if self.part is None else getattr(self.part, "packed", None)
+
+    def __fspath__(self) -> str:
+        """Return the path of the file, for `open` and `Path`."""
+        return self.path
 
     def __repr__(self) -> str:
         if self.part is not None:

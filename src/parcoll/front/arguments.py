@@ -200,7 +200,8 @@ def no_checkpoint_of_keys(given: str | None, method: str) -> None:
     if given is not None:
         raise TypeError(
             f"{method}() brings elements of all partitions together, and checkpoint={given!r} cannot resume "
-            "that: save the elements before it with a checkpoint of their own, or leave checkpoint out"
+            f"that: save what comes before it, saved = list(collection), and write parallel(saved).{method}"
+            "(...), or leave checkpoint out"
         )
 
 

@@ -122,8 +122,10 @@ class Subworker:
                 return
             if self.marks.deadline <= time.monotonic() and (late := self._late()) is not None:
                 raise late
-            if memory_limit < math.inf and self.process.size > memory_limit * len(self.process.at_work()):
-                how = "was ended, since it took more memory than its worker may: {mib} MiB"
+            most = memory_limit * len(self.process.at_work())
+            if most < math.inf and (held := self.process.size) > most:
+                told = f"held {held / 2**20:,.0f} MiB, and memory_limit leaves it {most / 2**20:,.0f} MiB"
+                how = f"was ended, since it {told} (raise memory_limit, or have it hold less)"
                 raise self._died(how, unstarted=self.marks.size > memory_limit)
 
     def _ready(self, to_read: bool, seconds: float = LONGEST_LOOK) -> bool:
@@ -178,19 +180,17 @@ class Subworker:
     def _died(
         self, ended: str = "", timed_out: bool = False, unstarted: bool = False, unsure: bool = False
     ) -> Died:
-        process = self.process
-        how = ended.format(mib=process.size >> 20)
         if not ended and not timed_out:
-            process.wait(1)  # its end of the connection is closed a little earlier
+            self.process.wait(1)  # its end of the connection is closed a little earlier
         mark = self.marks.read()
-        counts = timed_out or process.tell()
-        self.unsure = unsure or (process.shared and not (process.alone or timed_out))
+        counts = timed_out or self.process.tell()
+        self.unsure = unsure or (self.process.shared and not (self.process.alone or timed_out))
         if unstarted or self.unsure:
             mark = mark._replace(phase=SETTING_UP)
         if ended or unsure:
-            process.kill()
+            self.process.kill()
         self.end()
-        died = Died(mark, how or process.how_ended(), timed_out and not unsure, counts)
+        died = Died(mark, ended or self.process.how_ended(), timed_out and not unsure, counts)
         if mark.is_apart and not self.unsure:
             at = f"it ran the factory of {mark.making}" if mark.making else "parcoll set it up"
             self.unstarted = f"{died.how} while {at}"

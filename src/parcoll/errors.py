@@ -120,9 +120,9 @@ class ElementError(ParcollError):
             `open(element)` opens a file of this machine. `exception` names the line, in its text or a note.
         exception: What the step raised, with its own type and traceback.
         attempts: How many times the step's function was called with the element, retries among them. Of an
-            element that crashes its process, the calls beside a worker count, which are two. Not counted are
-            two in the workers themselves, which come before where there is no `timeout=`: they name no
-            element.
+            element that crashes its process, the calls in processes beside a worker count: two, or as many as
+            `retries` allows. Without a `timeout=`, two calls in the workers themselves come before these, and
+            are not counted, since a worker that dies names no element.
         partition: The partition of the bag that holds the element; None if the source is not a bag.
     """
 

@@ -90,6 +90,35 @@ def test_a_block_of_a_page_prints_what_its_comments_say(number, ran):
     assert printed.splitlines() == printed_by(BLOCKS[number][1])
 
 
+ASKED = """
+import os
+from parcoll import parallel
+
+def pid():
+    return parallel([1]).map(lambda _: os.getpid()).first()
+
+def test_before():
+    assert pid() == os.getpid()
+
+def test_on_real_processes(cluster):
+    assert pid() != os.getpid()
+
+def test_behind():
+    assert pid() == os.getpid()
+"""
+
+
+def test_the_fixtures_of_the_guide_have_each_test_where_it_asks_to_be(tmp_path):
+    guide = (ROOT / "docs" / "guides" / "testing.md").read_text(encoding="utf-8")
+    (fixtures,) = [block for block in blocks("python", guide) if "fixture" in block]
+    (tmp_path / "conftest.py").write_text(fixtures, encoding="utf-8")
+    (tmp_path / "test_asked.py").write_text(ASKED, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stdout
+    assert "3 passed" in run.stdout
+
+
 def test_the_table_names_every_operation_and_no_other():
     named = {name for cell in cells("on a collection") for name in re.findall(r"`(\w+)", cell)}
     public = {name for name in dir(ParallelGen) if not name.startswith("_")}

@@ -315,9 +315,9 @@ class Streams(Described, Generic[T_co]):
         is a failure of its element.
 
         Args:
-            other: The smaller side.
+            other: The smaller side. Of a dict its elements are `(key, value)` tuples.
             key: A function of an element, called on the workers.
-            other_key: The same for elements of `other`; None means `key`.
+            other_key: The same for elements of `other`. None means that `key` is called with these, too.
             how: "inner" gives `(element, found)` tuples, one for each of `other` that has the key, in its
                 order. "left" gives `(element, None)`, too, where none has it. "semi" gives the elements whose
                 key `other` has, "anti" those whose key it has not, each once.

@@ -16,7 +16,7 @@ import pytest
 from test_failing_elements import check_sums, drained
 
 from parcoll import Connection, SerializationError, WorkerLostError, connect, parallel
-from parcoll.worker.this_worker import memory_limit
+from parcoll.worker.this_worker import Room, memory_limit
 
 LIMIT = 400 * 2**20  # bytes of a worker
 
@@ -73,6 +73,9 @@ def test_a_worker_knows_its_limit(small: Connection) -> None:
     assert memory_limit() == float("inf")  # here
     assert parallel([1]).map(lambda _: memory_limit()).first() == LIMIT
     assert small.engine.memory_limit() == LIMIT
+    found = [parallel([1], timeout=timeout).map(lambda _: Room()._bytes).first() for timeout in (None, 60)]
+    assert 0 < found[0] < LIMIT / 8
+    assert found[1] == float("inf"), "a process beside a worker asks it for nothing"
     assert small.engine.connected().memory_limit() == LIMIT
 
 

@@ -62,7 +62,11 @@ class Room:
     """What a partition may add to this worker's memory, before anybody knows how large its results are."""
 
     def __init__(self) -> None:
-        self._bytes = memory_left() / ROOM_PART
+        found = sys.modules.get("distributed")
+        self._bytes = math.inf
+        with contextlib.suppress(ValueError):  # not in a task
+            if found is not None and isinstance(found.get_worker(), found.Worker):  # and no process beside it
+                self._bytes = memory_left() / ROOM_PART
         self._before = 0 if self._bytes == math.inf else resident_bytes(os.getpid())
 
     def is_full(self) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import pytest
 from scripts import Scripts
@@ -105,7 +104,9 @@ def test_containers_that_were_changed_in_place(one: One, make: Make) -> None:
     conf = make(
         "w_conf",
         """
-        from collections import OrderedDict, deque
+        from collections import OrderedDict, defaultdict, deque
+        span = range(2)
+        lists = defaultdict(list)
         table = {"z": {"deep": [1, 2]}}
         names = ["a"]
         seen = {1, 2}
@@ -117,7 +118,7 @@ def test_containers_that_were_changed_in_place(one: One, make: Make) -> None:
 
     def look(_: object) -> tuple[Any, ...]:
         found = conf.table, conf.names, conf.seen, conf.ordered, list(conf.recent), conf.same is conf.names
-        return found
+        return *found, conf.recent.maxlen, conf.lists.default_factory, conf.span
 
     assert one(look) == look(0)
     conf.table["a"] = 1
@@ -126,7 +127,10 @@ def test_containers_that_were_changed_in_place(one: One, make: Make) -> None:
     conf.seen.discard(1)
     conf.ordered["y"] = 2
     conf.recent.append(7)
+    conf.lists.default_factory = int
+    conf.span = range(3)  # type: ignore[attr-defined]
     assert one(look) == look(0)
+    conf.recent = type(conf.recent)(conf.recent, 5)  # type: ignore[attr-defined]
     conf.table.clear()
     assert one(look) == look(0)
 
@@ -143,89 +147,86 @@ def test_an_object_that_two_modules_have(one: One, make: Make) -> None:
     assert one(lambda _: user.settings is base.settings) is True
 
 
-def test_functions_that_were_replaced(one: One, make: Make) -> None:
-    module = make("w_fetch", "def fetch(x):\n    return 'real'\ndef use(x):\n    return fetch(x)\n")
+def test_a_name_that_was_given_another_object(one: One, make: Make) -> None:
+    """The object that it had is that of another module, too, and stays what it is there."""
+    base = make(
+        "w_defaults",
+        "class Mode:\n    def __init__(self, name):\n        self.name = name\n"
+        "options = {'a': 1}\nmodes = [1]\nmode = Mode('fast')\n",
+    )
+    user = make("w_changed", "from w_defaults import mode, modes, options\n")
 
-    def fake(x: int) -> str:
-        return f"fake {x}"
+    def look(_: object) -> Any:
+        found = [(module.options, module.modes, module.mode.name) for module in (base, user)]
+        return found, user.options is base.options
 
-    assert one(module.use) == "real"
-    with mock.patch.object(module, "fetch", fake):
-        assert one(module.use) == "fake 1"
-    assert one(module.use) == "real"
-    with mock.patch("w_fetch.fetch", return_value="mocked"):
-        assert one(module.use) == "mocked"
-    with mock.patch("w_fetch.fetch", side_effect=KeyError("no")), pytest.raises(KeyError):
-        one(module.use)
-    with mock.patch("w_fetch.fetch", autospec=True, return_value="specified"):
-        assert one(module.use) == "specified"
-    with mock.patch.object(module, "fetch", len), pytest.raises(TypeError):
-        one(module.use)
-    assert one(module.use) == "real"
-
-
-def test_a_function_of_another_module_that_nothing_else_uses(one: One, make: Make) -> None:
-    module = make("w_target", "def fetch(x):\n    return 'real'\ndef use(x):\n    return fetch(x)\n")
-    assert one(module.use) == "real"
-    make("w_source", "def fetch(x):\n    return 'other'\n")
-    with mock.patch.object(module, "fetch", sys.modules["w_source"].fetch):
-        assert one(module.use) == "other"
-    assert one(module.use) == "real"
+    user.options, user.modes, user.mode = {"b": 2}, [], base.Mode("slow")
+    assert one(look) == look(0) == ([({"a": 1}, [1], "fast"), ({"b": 2}, [], "slow")], False)
+    base.options["c"] = 3
+    user.options["d"] = 4
+    assert one(look) == look(0)
 
 
-def test_on_workers_that_have_seen_each_state(one: One, make: Make) -> None:
-    """Not only on one that imports the module while the state holds."""
-
-    def on_all(func: Callable[[Any], Any]) -> set[Any]:
-        return {one(func) for _ in range(5)}  # on one worker, then on the other
-
-    module = make("w_each", "def fetch(x):\n    return 'real'\n")
-    assert on_all(lambda x: module.fetch(x)) == {"real"}
-    module.added = "new"  # type: ignore[attr-defined]
-    assert on_all(lambda _: module.added) == {"new"}
-    del module.added
-    assert on_all(lambda _: hasattr(module, "added")) == {False}
-    make("w_each_source", "def fetch(x):\n    return 'other'\n")
-    with mock.patch.object(module, "fetch", sys.modules["w_each_source"].fetch):
-        assert on_all(lambda x: module.fetch(x)) == {"other"}
-    assert on_all(lambda x: module.fetch(x)) == {"real"}
-
-
-def test_a_wrapper_that_looks_like_what_it_wraps(one: One, make: Make) -> None:
-    import functools
-
-    module = make("w_wrapped", "def double(x):\n    return 2 * x\n")
-    original = module.double
-
-    @functools.wraps(original)
-    def wrapper(x: int) -> int:
-        return 100 + original(x)
-
-    module.double = wrapper
-    assert one(lambda x: module.double(x)) == 102
-    module.double = original
-    assert one(lambda x: module.double(x)) == 2
-
-
-def test_classes(one: One, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_that_lead_back_to_themselves(one: One, make: Make) -> None:
     module = make(
-        "w_client",
+        "w_tree",
         """
-        class Client:
-            timeout = 5
-            seen = []
-            def get(self, x):
-                return "real", self.timeout, self.seen
+        class Node:
+            def __init__(self, parent=None):
+                self.parent, self.children, self.marks = parent, [], {"seen": set()}
+                if parent is not None:
+                    parent.children.append(self)
+        class Options(dict):
+            pass
+        tree = Node()
+        options = Options(a=1)
+        options.level = 1
         """,
     )
-    assert one(lambda x: module.Client().get(x)) == ("real", 5, [])
-    monkeypatch.setattr(module.Client, "timeout", 7)
-    module.Client.seen.append(1)
-    assert one(lambda x: module.Client().get(x)) == ("real", 7, [1])
-    monkeypatch.setattr(module.Client, "get", lambda self, x: ("fake", x))
-    assert one(lambda x: module.Client().get(x)) == ("fake", 1)
-    monkeypatch.undo()
-    assert one(lambda x: module.Client().get(x)) == ("real", 5, [1])
+
+    def look(_: object) -> Any:
+        tree, options = module.tree, module.options
+        found = [child.parent is tree for child in tree.children], tree in tree.marks["seen"]
+        return *found, dict(options), options.level, options.get("itself", options) is options
+
+    assert one(look) == look(0) == ([], False, {"a": 1}, 1, True)
+    module.Node(module.Node(module.tree))
+    module.tree.marks["seen"].add(module.tree)
+    module.options.level = 2
+    assert one(look) == look(0) == ([True], True, {"a": 1}, 2, True)
+    module.Node(module.tree)
+    assert one(look) == look(0)
+
+
+def test_names_with_underscores(one: One, make: Make) -> None:
+    module = make("w_dunder", "__version__ = '1'\ndef __getattr__(name):\n    return 'import'\n")
+    first = module.__getattr__
+
+    def look(_: object) -> Any:
+        return module.__version__, getattr(module, "anything", None), dir(module)[:1]
+
+    assert one(look) == look(0)
+    module.__version__, module.__getattr__ = "2", lambda name: name  # type: ignore[method-assign]
+    module.__dir__ = lambda: ["all"]  # type: ignore[method-assign]
+    assert one(look) == look(0) == ("2", "anything", ["all"])
+    del module.__getattr__
+    assert one(look) == look(0) == ("2", None, ["all"])
+    module.__getattr__ = first  # type: ignore[method-assign]
+    assert one(look) == look(0) == ("2", "import", ["all"])
+
+
+def test_what_was_deleted_may_come_back(one: One, make: Make) -> None:
+    module = make("w_deleted", "def fetch(x):\n    return 'real'\nclass Client:\n    pass\n")
+
+    def look(_: object) -> Any:
+        return [hasattr(module, name) for name in ("fetch", "Client")]
+
+    fetch, client = module.fetch, module.Client
+    assert one(look) == [True, True]
+    del module.fetch, module.Client
+    assert one(look) == [False, False]
+    module.fetch, module.Client = fetch, client
+    assert one(look) == [True, True]
 
 
 def test_a_registry_that_the_script_adds_to(one: One, make: Make) -> None:

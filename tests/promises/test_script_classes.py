@@ -130,3 +130,39 @@ def test_a_class_that_a_worker_has_made_stays_as_it_is_there(scripts: Scripts) -
         """
     )
     assert out == "True\nTrue\n"
+
+
+def test_subclasses_are_found_that_nothing_names(scripts: Scripts) -> None:
+    """A registry that asks for `__subclasses__`, in the script or in a module of its own."""
+    scripts.write(
+        "plugin_base.py",
+        """
+        class Base:
+            @classmethod
+            def names(cls):
+                return sorted(kind.__name__ for kind in cls.__subclasses__())
+        """,
+    )
+    out = scripts.run_file(
+        """
+        from parcoll import connect, parallel
+        from plugin_base import Base
+        class Plugin: ...
+        class First(Plugin): ...
+        class Second(First): ...
+        class Csv(Base): ...
+        def below(kind):
+            return [name for one in kind.__subclasses__() for name in (one.__name__, *below(one))]
+        def look(_):
+            return below(Plugin), Base.names()
+        with connect(n_workers=1):
+            for timeout in (None, 30):
+                assert list(parallel([1], timeout=timeout).map(look)) == [look(1)]
+            class Third(Plugin): ...
+            class Json(Base): ...
+            for timeout in (None, 30):
+                assert list(parallel([1], timeout=timeout).map(look)) == [look(1)]
+        print(look(1))
+        """
+    )
+    assert out == "(['First', 'Second', 'Third'], ['Csv', 'Json'])\n"

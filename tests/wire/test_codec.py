@@ -215,3 +215,30 @@ def test_a_weak_dictionary_is_refused_since_what_it_holds_would_be_gone(cluster)
     weak = weakref.WeakKeyDictionary({key: 1})
     with pytest.raises(SerializationError, match="it uses weak"):
         list(parallel([1]).map(lambda x: len(weak)))
+
+
+def test_functions_that_have_a_variable_in_common_have_it_on_workers(cluster):
+    def counter():
+        count = 0
+
+        def add():
+            nonlocal count
+            count += 1
+
+        def get():
+            return count
+
+        return add, get
+
+    add, get = counter()
+
+    def use(_):
+        before = get()
+        add()
+        return get() - before
+
+    assert list(parallel([1]).map(use)) == [1]
+    assert list(parallel([1], timeout=60).map(use)) == [1]
+    bound = types.SimpleNamespace(add=add, get=get)
+    (other,) = parallel([bound]).map(lambda x: (x.add(), x.get())[1])
+    assert other == get() + 1

@@ -187,6 +187,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
         self.dispatch_table = _by_value.of(cloudpickle.Pickler.dispatch_table)  # before it is read
+        self._cells: dict[int, Any] = {}
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:
@@ -214,13 +215,14 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         """Reduce a function of the script so that it gets the globals that all of them share."""
-        make, arguments, (own, slots), *rest, _ = super()._dynamic_function_reduce(func)
+        make, (code, names, *unset, cells), state, *rest, _ = super()._dynamic_function_reduce(func)
+        if cells is not None:  # functions that have a variable in common have it there too
+            cells = tuple(map(self._cells.setdefault, map(id, func.__closure__ or ()), cells))
         if func.__globals__ is not _script_names():
-            return make, arguments, (own, slots), *rest, _
-        at = self._name_of(func) if func.__closure__ is None else None
-        self.met(func, slots)
-        code, names, _, _, closure = arguments
-        return script.make_function, (code, names, closure, at), (own, slots), *rest, script.set_state
+            return make, (code, names, *unset, cells), state, *rest, _
+        at = self._name_of(func) if cells is None else None
+        self.met(func, state[1])
+        return script.make_function, (code, names, cells, at), state, *rest, script.set_state
 
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:
         """Note a function of the script."""
@@ -389,10 +391,8 @@ def _members(attributes: Mapping[str, Any]) -> tuple[set[str], set[str]]:
 
 def _module_and_name(make: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
     if make is make_skeleton_class:
-        _, name, _, settings, *_ = arguments
-        return settings.get("__module__"), name
-    _, name, _, _, module, *_ = arguments  # of an enum
-    return module, name
+        return arguments[3].get("__module__"), arguments[1]
+    return arguments[4], arguments[1]  # of an enum
 
 
 def _class_of_name(module: Any, name: str) -> Any:

@@ -13,17 +13,17 @@ import importlib
 import io
 import marshal
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Set
 from enum import Enum
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_value, loads
 from parcoll.wire.own_modules import is_own_module
 from parcoll.wire.reducers import is_made, names_made
-from parcoll.world.outlines import ATOMS, CONTAINERS, TOLD, Mock, outline_of, take, told_of, walked
+from parcoll.world.outlines import ATOMS, CONTAINERS, TOLD, Mock, mock_of, outline_of, take, told_of, walked
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
@@ -42,8 +42,9 @@ DATA_MODULES = {
     "fractions",
     "uuid",
 }
-DATA_MODULES |= {"functools", "ipaddress", "numpy", "pandas", "pathlib", "re", "string", "types", "zoneinfo"}
-CODE = (FunctionType, BuiltinFunctionType, functools.partial)
+DATA_MODULES |= {"functools", "ipaddress", "numpy", "operator", "pandas", "pathlib", "re", "string", "types"}
+DATA_MODULES |= {"unittest", "zoneinfo"}  # of mocks: sentinels
+CODE = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 
 
 class Content:
@@ -111,11 +112,14 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
         kind = type(value)
         if kind in ATOMS:
             return Content("plain", marshal.dumps(value, 2))
+        mocked = mock_of(value)  # which may say that it is of any class
+        if mocked is not None:
+            return Content("pickle", by_value(mocked), may_change=True)
         if isinstance(value, ModuleType):
             name = value.__name__
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
-        if kind is FunctionType and Mock.is_one(value.__dict__.get("mock")):  # of `create_autospec`
-            return Content("pickle", by_value(Mock.of(value.mock)))
+        if kind is MethodType and path not in outline_of(sys.modules[module]).undecorated:
+            return None  # of an object that the module has as well, perhaps: this one stays bound to that
         found = told_of(value)
         if found is not None and (kind is not FunctionType or is_own_function(value, module, path)):
             return Content(*found, may_change=True)
@@ -128,8 +132,6 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
             return None if is_own_function(inner, module, path) else Content("pickle", by_value(value))
         if (plain := _plain(value)) is not None:
             return plain
-        if Mock.is_one(value):
-            return Content("pickle", by_value(Mock.of(value)))
         if not _is_data(kind) or (in_class and _is_part_of_class(kind)):
             return None
         return _pickled_data(value, CARRIED)
@@ -140,6 +142,24 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
 def is_own_function(value: Any, module: str, path: str) -> bool:
     """Tell whether a function or class stands where its own module defines it."""
     return getattr(value, "__module__", None) == module and getattr(value, "__qualname__", None) == path
+
+
+# What an import gives each module, or Python notes there.
+_OF_IMPORT = {"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__"}
+_OF_IMPORT |= {"__builtins__", "__path__", "__annotations__", "__warningregistry__", "__dict__"}
+
+
+def is_set_by_users(name: str, value: Any, in_class: bool) -> bool:
+    """Tell whether a name with two underscores may be what a program has set.
+
+    In a module these are all but Python's own (`__getattr__`, `__version__`); in a class the methods that are
+    of the user's own, and not what Python or a library has made.
+    """
+    if not in_class:
+        return name not in _OF_IMPORT
+    if type(value) is FunctionType:
+        return is_made(value.__module__) or is_own_module(value.__module__, sys.modules.get(value.__module__))
+    return Mock.is_one(value)
 
 
 def _is_patched(value: Any, module: str, path: str) -> bool:
@@ -169,17 +189,22 @@ def resolved(module: ModuleType, path: str) -> tuple[Any, str]:
     return (found if isinstance(found, (type, FunctionType)) else None), name
 
 
-def put(owner: Any, name: str, content: Content) -> bool:
+def put(owner: Any, name: str, content: Content, anew: bool = False) -> bool:
     """Give a name this content; tells whether it refers to another object now.
 
-    A container stays the object that it is, since other modules may have it as well.
+    A container stays the object that it is, since other modules may have it as well; unless `anew`.
     """
     here = vars(owner).get(name)
     if content.kind in TOLD:
         take(here, content.kind, content.data)
         return False
     value = content.load()
-    if content.kind in ("plain", "pickle") and type(here) is type(value) and _fill(here, value):
+    alone = object()
+    in_cycle = sys.getrefcount(value) > sys.getrefcount(alone)
+    may_fill = content.kind in ("plain", "pickle") and type(here) is type(value) and not anew
+    if may_fill and _fill(here, value):
+        if in_cycle and here is not value:  # a tree's root, say, to which its branches refer
+            _turn(here, value, here)
         return False
     setattr(owner, name, value)
     return True
@@ -230,7 +255,7 @@ def _referred(text: str) -> Any:
 
 
 def _is_data(kind: type) -> bool:
-    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS or kind is bytearray:
+    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS or kind in (bytearray, range, slice):
         return True
     module = kind.__module__
     return (
@@ -285,6 +310,9 @@ def _pickled_data(value: Any, most: int) -> Content:
 
 
 def _pickled(value: Any) -> bytes:
+    mocked = mock_of(value)
+    if mocked is not None:
+        return by_value(mocked)
     with contextlib.suppress(Exception):
         file = io.BytesIO()
         if not isinstance(value, CODE):
@@ -306,20 +334,49 @@ def _fill(here: Any, value: Any) -> bool:
     if isinstance(here, dict):
         here.clear()
         here.update(value)
+        if isinstance(here, defaultdict):
+            here.default_factory = value.default_factory
     elif isinstance(here, (list, bytearray)):
         here[:] = value
     elif isinstance(here, set):
         here.clear()
         here |= value
-    elif isinstance(here, deque):
+    elif isinstance(here, deque) and here.maxlen == value.maxlen:
         here.clear()
         here.extend(value)
-    elif _is_record(here):
+    elif not _is_record(here):
+        return False
+    if type(getattr(here, "__dict__", None)) is dict:
         vars(here).clear()
         vars(here).update(vars(value))
-    else:
-        return False
     return True
+
+
+def _turn(holder: Any, old: Any, new: Any) -> None:
+    """Have all that an object holds refer to another one, where it refers to the object itself."""
+    left, seen = [holder], set()
+    while left:
+        part = left.pop()
+        if id(part) in seen or isinstance(part, (*ATOMS, *CODE, type, ModuleType)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            for key, value in list(part.items()):
+                if value is old:
+                    part[key] = new
+            left += [*part, *part.values()]
+        elif isinstance(part, (list, deque)):
+            for at, value in enumerate(part):
+                if value is old:
+                    part[at] = new
+            left += part
+        elif isinstance(part, set) and any(value is old for value in part):
+            part.remove(old)
+            part.add(new)
+        if isinstance(part, (tuple, set, frozenset)):
+            left += part
+        if type(getattr(part, "__dict__", None)) is dict:
+            left.append(vars(part))
 
 
 _PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
@@ -328,7 +385,8 @@ _PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"
 def _is_record(value: Any) -> bool:
     """Tell whether all that an object is stands in its `__dict__`, and may change."""
     kind = type(value)
-    if isinstance(value, (type, *CODE, Set, tuple, Enum, BaseException)) or hasattr(kind, "__setstate__"):
+    other = (type, *CODE, *WRAPPED, Set, tuple, Enum, BaseException)
+    if isinstance(value, other) or hasattr(kind, "__setstate__"):
         return False
     own_pickle = any(name in vars(base) for base in kind.__mro__[:-1] for name in _PICKLE_METHODS)
     is_value = "__hash__" in vars(kind) and kind.__hash__ is not None

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from parcoll.wire import script
 from parcoll.wire.classes import is_noted
 from parcoll.wire.codec import ByValue, Naming, loads
+from parcoll.wire.own_modules import is_own_module
 from parcoll.wire.payload import Packed, pickled
 from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, script_of
@@ -33,7 +34,7 @@ PARTS = 1000  # of one piece of plain data, which is looked at part by part
 
 _HEAD = ("__name__", "__file__", "__package__", "__doc__")
 # Whose code has one of these may look for any name.
-_BY_TEXT = {"globals", "eval", "exec", "vars", "currentframe", "_getframe", "stack"}
+_BY_TEXT = {"globals", "eval", "exec", "vars", "currentframe", "_getframe", "stack", "__subclasses__"}
 _SCALARS = (int, float, complex, str, bytes, bool, type(None))
 # The types of these modules of Python's own are plain data, or say what data is.
 _PLAIN = {
@@ -148,11 +149,16 @@ def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
                 if used in names
             }
             content = pickler.file.getvalue()
-            noted = issubclass(type(value), type) and is_noted(value)
+            noted = issubclass(type(value), type) and (is_noted(value) or _has_own_base(value))
             entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted)
     if stamp is not None:
         _kept[name] = _Kept(value, stamp, entry)
     return entry
+
+
+def _has_own_base(kind: type) -> bool:
+    """Tell whether a base is of a module of the user's own, which may ask for its `__subclasses__`."""
+    return any(is_own_module(base.__module__, sys.modules.get(base.__module__)) for base in kind.__mro__)
 
 
 @functools.lru_cache(maxsize=1000)

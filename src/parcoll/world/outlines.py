@@ -175,10 +175,12 @@ def take(here: Any, kind: str, data: bytes) -> None:
 class Mock(NamedTuple):
     """What a mock does, of `unittest.mock`, which cannot be pickled; the calls that it has had stay here."""
 
-    kind: str
+    number: int  # in the order in which they are met: one may return itself
+    kind: str  # of its class; none where it has been met
     returns: Any
     effect: Any
     attributes: dict[str, Any]
+    wraps: Any = None
 
     @staticmethod
     def is_one(value: Any) -> bool:
@@ -187,28 +189,48 @@ class Mock(NamedTuple):
         return mock is not None and isinstance(value, mock.NonCallableMock)
 
     @classmethod
-    def of(cls, value: Any) -> Mock:
+    def of(cls, value: Any, met: dict[int, int] | None = None) -> Mock:
         """Describe a mock."""
+        met = {} if met is None else met
+        if id(value) in met:
+            return cls(met[id(value)], "", None, None, {})
+        number = met[id(value)] = len(met)
         mock = sys.modules["unittest.mock"]
         state = vars(value)
-        found = {name: part for name, part in state["_mock_children"].items() if name[:2] != "__"}
+        found = {n: part for n, part in state["_mock_children"].items() if n[:2] != "__" or cls.is_one(part)}
         found |= {
             k: v for k, v in state.items() if not k.startswith(("_mock", "_spec")) and k != "method_calls"
         }
-        attributes = {name: cls.of(part) if cls.is_one(part) else part for name, part in found.items()}
-        returns = state.get("_mock_return_value", mock.DEFAULT)
-        returns = cls.of(returns) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
-        return cls(type(value).__mro__[1].__name__, returns, state.get("_mock_side_effect"), attributes)
+        attributes = {name: cls.of(part, met) if cls.is_one(part) else part for name, part in found.items()}
+        func = state.get("_mock_delegate")  # that `create_autospec` has made: what is set is set there
+        returns = state.get("_mock_return_value", mock.DEFAULT) if func is None else func.return_value
+        returns = (
+            cls.of(returns, met) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
+        )
+        effect = state.get("_mock_side_effect") if func is None else func.side_effect
+        if getattr(effect, "__module__", None) == mock.__name__:  # a mock's own of `__iter__`, say
+            effect = None
+        name = type(value).__mro__[1].__name__
+        return cls(number, name, returns, effect, attributes, state.get("_mock_wraps"))
 
-    def make(self) -> Any:
+    def make(self, made_ones: dict[int, Any] | None = None) -> Any:
         """Make a mock that does the same."""
         from unittest import mock
 
-        made = getattr(mock, self.kind)()
+        ones = {} if made_ones is None else made_ones
+        if not self.kind:
+            return ones[self.number]
+        made = ones[self.number] = getattr(mock, self.kind)(wraps=self.wraps)
+        for name, part in self.attributes.items():
+            setattr(made, name, part.make(ones) if isinstance(part, Mock) else part)
         if self.returns is not None:
-            made.return_value = self.returns.make() if isinstance(self.returns, Mock) else self.returns[0]
+            made.return_value = self.returns.make(ones) if isinstance(self.returns, Mock) else self.returns[0]
         if self.effect is not None:
             made.side_effect = self.effect
-        for name, part in self.attributes.items():
-            setattr(made, name, part.make() if isinstance(part, Mock) else part)
         return made
+
+
+def mock_of(value: Any) -> Mock | None:
+    """Describe a mock, or a function that `create_autospec` has made; None for anything else."""
+    found = value.__dict__.get("mock") if type(value) is FunctionType else value
+    return Mock.of(found) if Mock.is_one(found) else None

@@ -29,7 +29,7 @@ from parcoll.wire.named import text_in_pickles
 from parcoll.wire.own_modules import NOT_OWN, is_own, is_own_module, package_sources, stamp_of, text_of
 from parcoll.wire.reducers import is_dispatching, made_code, made_modules
 from parcoll.world import handlers
-from parcoll.world.content import CODE, Content, content_of, is_own_function
+from parcoll.world.content import CODE, Content, content_of, is_own_function, is_set_by_users
 from parcoll.world.outlines import outline_of, shape_of
 
 
@@ -80,7 +80,7 @@ class _Names:
         self._functions: list[Any] = []  # those that have none
         self.names = set(namespace)
         for name, value in list(namespace.items()):
-            if name[:2] == "__":
+            if name[:2] == "__" and not is_set_by_users(name, value, in_class=bool(prefix)):
                 continue
             if issubclass(type(value), type) and is_own_function(value, module, prefix + name):
                 if not prefix:

@@ -27,6 +27,7 @@ from parcoll.wire.codec import loads
 from parcoll.wire.own_modules import NOT_OWN, is_own_spec, stamp_of
 from parcoll.world import own_state
 from parcoll.world.content import Content, content_of, put, resolved
+from parcoll.world.outlines import ATOMS
 from parcoll.world.own_state import ModuleState, OwnState
 
 LATE_SECONDS = 1.0  # that an imported module waits for another thread to take over
@@ -46,35 +47,36 @@ class _Taken:
         self.module = module
         self.contents: dict[str, Content] = {}
         self.replaced: dict[str, Any] = {}  # what the import gave
+        self.removed: dict[str, Any] = {}  # and what it gave that the script has deleted
 
     def take(self, state: ModuleState) -> None:
         """Set what differs from what the import gave, or what the script has changed since."""
         name = self.module.__name__
+        for path in [path for path in self.contents if path not in state.contents]:
+            del self.contents[path]
+            self._restore(path)  # first: what is in a class is set when the class is here again
+        for attribute in self.removed.keys() - state.removed:
+            vars(self.module).setdefault(attribute, self.removed.pop(attribute))
         for path, content in state.contents.items():
             before = self.contents.get(path)
-            if before == content:
+            owner, attribute = resolved(self.module, path)
+            if before == content or owner is None:
                 continue
             self.contents[path] = content
-            owner, attribute = resolved(self.module, path)
-            if owner is None:
-                continue
             here = vars(owner).get(attribute, _ABSENT)
             if before is None and content_of(here, name, path) == content:
                 continue
             try:
-                kept = put(owner, attribute, content)
+                kept = put(owner, attribute, content, anew=_is_another_s(here, content))
             except Exception as error:
                 logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, message_of(error))
                 self._restore(path)
                 continue
             if kept and path not in self.replaced and attribute in vars(owner):
                 self.replaced[path] = here
-        for path in [path for path in self.contents if path not in state.contents]:
-            del self.contents[path]
-            self._restore(path)
         for attribute in state.removed & vars(self.module).keys():
             if not isinstance(vars(self.module)[attribute], ModuleType):
-                delattr(self.module, attribute)
+                self.removed[attribute] = vars(self.module).pop(attribute)
 
     def _restore(self, path: str) -> None:
         owner, attribute = resolved(self.module, path)
@@ -103,6 +105,17 @@ class _Taken:
             owner, attribute = resolved(self.module, path)
             if owner is not None and old is not None and content != old:
                 put(owner, attribute, old)
+
+
+def _is_another_s(here: Any, content: Content) -> bool:
+    """Tell whether another name has the same object here, and in the script one of other content."""
+    if type(here) in ATOMS or content.kind not in ("plain", "pickle"):
+        return False
+    for name, state in _states.items():
+        for attribute, value in vars(sys.modules[name]).items() if name in sys.modules else ():
+            if value is here and state.contents.get(attribute, content) != content:
+                return True
+    return False
 
 
 _taken: dict[str, _Taken] = {}

@@ -8,9 +8,11 @@ import collections.abc
 import contextlib
 import copy
 import csv
+import functools
 import gc
 import gettext
 import importlib
+import logging
 import multiprocessing
 import numbers
 import os
@@ -200,6 +202,34 @@ def test_registered_subclasses(one: One) -> None:
     assert one(look) == look(0) == (True, False, True)
     numbers.Number.register(Row)
     assert one(look) == look(0) == (True, True, True)
+
+
+def test_levels_that_logging_lacks(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("parcoll_tests.levels")
+
+    def trace(self: logging.Logger, message: str) -> str:
+        return f"{self.name} {message}"
+
+    def look(_: object) -> Any:
+        found = [getattr(logging, name, None) for name in ("TRACE", "raiseExceptions", "DEBUG")]
+        calls = [log.trace("a") if hasattr(log, "trace") else None, hasattr(log, "notice")]  # type: ignore[attr-defined]
+        return *found, *calls, logging.Logger.info.__module__ == "logging"
+
+    def on_all() -> set[Any]:
+        return {one(look) for _ in range(4)}
+
+    assert on_all() == {look(0)} == {(None, True, 10, None, False, True)}
+    monkeypatch.setattr(logging, "TRACE", 5, raising=False)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(logging.Logger, "trace", trace, raising=False)
+    notice = functools.partialmethod(logging.Logger.log, 25)
+    monkeypatch.setattr(logging.Logger, "notice", notice, raising=False)
+    assert on_all() == {look(0)} == {(5, False, 10, "parcoll_tests.levels a", True, True)}
+    monkeypatch.setattr(logging.Logger, "info", lambda self, message, *arguments: None)
+    monkeypatch.setattr(logging.Logger, "trace", lambda self, message: message)
+    assert on_all() == {look(0)} == {(5, False, 10, "a", True, False)}
+    monkeypatch.undo()
+    assert on_all() == {look(0)} == {(None, True, 10, None, False, True)}
 
 
 def test_how_warnings_are_shown(one: One, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ import abc
 import builtins
 import contextlib
 import copyreg
+import functools
 import importlib
+import logging
 import sys
 import warnings
 import weakref
@@ -225,6 +227,53 @@ def _show(name: str, func: Any) -> None:
 
 
 set_shown_warnings = _Entries(_show, lambda name: setattr(warnings, name, _shown.pop(name)))
+
+
+def read_logging_names() -> dict[tuple[str, str], Any]:
+    """Return what the program has set in `logging` and its `Logger`: functions of its own, and numbers.
+
+    So are levels of one's own made: `logging.TRACE = 5`, `logging.Logger.trace = ...`.
+    """
+    module = vars(logging)
+    seen = [*module.values(), *vars(logging.Logger).values()]
+    if seen != _set_in_logging[0]:
+        methods = list(vars(logging.Logger).items())
+        found: dict[tuple[str, str], Any] = {("", name): v for name, v in list(module.items()) if _is_set(v)}
+        found |= {("Logger", name): value for name, value in methods if _is_set(value)}
+        numbers = [item for item in list(module.items()) if type(item[1]) in (int, bool)]
+        found |= {("", name): v for name, v in numbers if name[0] != "_" and _NUMBERS.get(name, True) != v}
+        _set_in_logging[:] = seen, found
+    return dict(_set_in_logging[1])
+
+
+_set_in_logging: list[Any] = [None, {}]
+_NUMBERS = {"CRITICAL": 50, "FATAL": 50, "ERROR": 40, "WARNING": 30, "WARN": 30, "INFO": 20, "DEBUG": 10}
+_NUMBERS |= {"NOTSET": 0}  # and what is `True` there: `raiseExceptions`, `logThreads` and the like
+_ABSENT = object()
+_replaced_in_logging: dict[tuple[str, str], Any] = {}
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, (functools.partial, functools.partialmethod)) or (
+        type(value) is FunctionType and _is_own(value)
+    )
+
+
+def _set_in(key: tuple[str, str], value: Any) -> None:
+    owner = logging.Logger if key[0] else logging
+    _replaced_in_logging.setdefault(key, vars(owner).get(key[1], _ABSENT))
+    setattr(owner, key[1], value)
+
+
+def _drop_from(key: tuple[str, str]) -> None:
+    owner, before = logging.Logger if key[0] else logging, _replaced_in_logging.pop(key, _ABSENT)
+    if before is not _ABSENT:
+        setattr(owner, key[1], before)
+    elif key[1] in vars(owner):
+        delattr(owner, key[1])
+
+
+set_logging_names = _Entries(_set_in, _drop_from)
 
 
 def read_subclasses() -> list[tuple[Any, Any]]:

@@ -185,6 +185,7 @@ THINGS += tuple(
         ("the dialects of csv", entries.read_dialects, entries.packed, entries.set_dialects),
         ("the adapters of sqlite3", entries.read_adapters, entries.packed, entries.set_adapters),
         ("the built-in names", entries.read_builtins, entries.pack_builtins, entries.set_builtins),
+        ("names in logging", entries.read_logging_names, entries.packed, entries.set_logging_names),
         ("registered subclasses", entries.read_subclasses, entries.pack_subclasses, entries.set_subclasses),
         ("how warnings are shown", entries.read_shown_warnings, entries.packed, entries.set_shown_warnings),
     )

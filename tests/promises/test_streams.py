@@ -92,6 +92,21 @@ def test_they_are_lazy_and_stop_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("inline")
+def test_take_makes_no_more_than_it_gives_also_of_a_source_that_is_slow_at_first() -> None:
+    """A slow source gives what it has by then, and the rest later: no more than what is left is made then."""
+    drawn: list[int] = []
+
+    def source() -> Iterator[int]:
+        for x in itertools.count():
+            time.sleep(0.2 if x == 1 else 0.0)
+            drawn.append(x)
+            yield x
+
+    assert parallel(source).enumerate().take(4) == [(x, x) for x in range(4)]
+    assert drawn == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("inline")
 def test_sources_that_are_read_once_and_others() -> None:
     once = parallel(iter(range(5)))
     assert list(once.map(abs).zip(iter("abcde"))) == [*enumerate("abcde")]

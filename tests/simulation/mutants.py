@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import copy
 import gc
 import importlib
 import logging
 import os
 import random
+import resource
 import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -33,7 +36,8 @@ from simulate import run
 
 import parcoll
 
-HANGS = 60.0  # seconds that a fork may take, beside what its stories take without a change
+HANGS = 10  # seconds of the processor that a fork may take, beside what its stories take without a change
+WAITS = 120.0  # seconds that it may take in all, beside that: one that waits for ever uses no processor
 OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -64,7 +68,20 @@ class Mutant(NamedTuple):
     function: str
     line: int
     what: str
-    code: CodeType
+    number: int  # of the node that is changed, in the order of `_Put`
+    choice: int
+
+    def code(self) -> CodeType | None:
+        """Compile the function with its change; None if it cannot be found."""
+        file = Path(parcoll.__file__).parent / self.path
+        tree = ast.parse(file.read_text())
+        (place,) = [made for found, made in _functions(tree) if found == self.function][-1:]
+        within = "super()" in ast.unparse(place)
+        _Put(self.number, self.choice).visit(place)
+        if within:  # what calls super() has a cell for its class, and keeps it
+            place.body.insert(1, ast.Expr(ast.Name("__class__", ast.Load())))
+        ast.fix_missing_locations(tree)
+        return _code(compile(tree, str(file), "exec"), self.function)
 
 
 def changed(node: ast.AST) -> Iterator[ast.AST]:
@@ -128,23 +145,15 @@ def _functions(tree: ast.AST, around: str = "") -> Iterator[tuple[str, Any]]:
 
 def mutants_of(path: str) -> Iterator[Mutant]:
     """Give the mutants of a module: of the bodies of its functions."""
-    file = Path(parcoll.__file__).parent / path
-    source = file.read_text()
-    tree = ast.parse(source)
+    tree = ast.parse((Path(parcoll.__file__).parent / path).read_text())
     for name, function in _functions(tree):
         for number, node in enumerate(_nodes(function)):
             told = isinstance(node, ast.Expr) and "logger" in ast.unparse(node)
             for choice, other in enumerate(changed(node)):
                 if told or number == 0 or not hasattr(node, "lineno"):
                     continue
-                mutated = copy.deepcopy(tree)
-                (place,) = [made for found, made in _functions(mutated) if found == name][-1:]
-                _Put(number, choice).visit(place)
-                ast.fix_missing_locations(mutated)
-                code = _code(compile(mutated, str(file), "exec"), name)
-                if code is not None:
-                    before, after = (ast.unparse(one).split("\n")[0] for one in (node, other))
-                    yield Mutant(path, name, node.lineno, f"{before}   ->   {after}", code)
+                before, after = (ast.unparse(one).split("\n")[0] for one in (node, other))
+                yield Mutant(path, name, node.lineno, f"{before}   ->   {after}", number, choice)
 
 
 def _code(within: CodeType, name: str) -> CodeType | None:
@@ -157,29 +166,32 @@ def _code(within: CodeType, name: str) -> CodeType | None:
     return None
 
 
-def put(mutant: Mutant, module: ModuleType) -> bool:
-    """Give the functions of a module the code of a mutant; tell whether there are any."""
-    found = [
-        thing
-        for thing in gc.get_objects()
-        if isinstance(thing, FunctionType)
-        and thing.__code__.co_filename == module.__file__
-        and thing.__code__.co_qualname == mutant.function
-    ]
-    for function in found:
-        function.__code__ = mutant.code
-    return bool(found)
+def functions_of(modules: Iterable[ModuleType]) -> dict[tuple[str, str], list[FunctionType]]:
+    """Return the functions of modules, and of the classes in them, by their file and name."""
+    files = {str(module.__file__) for module in modules}
+    found: dict[tuple[str, str], list[FunctionType]] = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, FunctionType) and (file := thing.__code__.co_filename) in files:
+            found.setdefault((file, thing.__code__.co_qualname), []).append(thing)
+    return found
 
 
-def survives(mutant: Mutant, module: ModuleType, stories: int, seconds: float) -> str:
-    """Run stories in a fork whose functions are a mutant; return by which it was found, or "" if by none."""
+def survives(mutant: Mutant, functions: list[FunctionType], stories: int, usual: float) -> str:
+    """Run stories in a fork whose functions are a mutant; return by which it was found, or "" if by none.
+
+    `usual` is how many seconds of the processor the stories take without a change.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        found = "no function has its name"
+        found, seed = "no function has its name", -1
         try:
-            if put(mutant, module):
-                found = ""
+            most = HANGS + int(3 * usual)
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+            code = mutant.code()
+            for function in functions if code is not None else ():
+                function.__code__, found = code, ""
+            if not found:
                 for seed in range(stories):
                     run(seed)
         except BaseException as error:
@@ -189,7 +201,7 @@ def survives(mutant: Mutant, module: ModuleType, stories: int, seconds: float) -
             os._exit(0)
     os.close(writing)
     try:
-        there, _, _ = select.select([reading], [], [], seconds)
+        there, _, _ = select.select([reading], [], [], WAITS + 40 * usual)
         told = os.read(reading, 1_000).decode() if there else "hangs"
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -208,22 +220,31 @@ def main() -> None:
     parser.add_argument("--line", type=int, action="append", help="mutants of this line alone")
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore", RuntimeWarning)  # of clusters that have no worker just now
     modules = {path: importlib.import_module(_name(path)) for path in chosen.modules}
     mutants = [mutant for path in chosen.modules for mutant in mutants_of(path)]
     mutants = [mutant for mutant in mutants if chosen.line is None or mutant.line in chosen.line]
     random.Random(chosen.seed).shuffle(mutants)
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     for seed in range(chosen.stories):
         run(seed)
-    usual, tried, left = time.perf_counter() - began, 0, 0
+    usual = time.process_time() - computed
+    tried: collections.Counter[str] = collections.Counter()
+    left: collections.Counter[str] = collections.Counter()
+    functions = functions_of(modules.values())
+    gc.collect()
+    gc.freeze()  # each story collects garbage, and what was imported is none
     for mutant in mutants:
         if time.perf_counter() - began > chosen.seconds:
             break
-        tried += 1
-        if not survives(mutant, modules[mutant.path], chosen.stories, HANGS + 3 * usual):
-            left += 1
+        tried[mutant.path] += 1
+        named = functions.get((str(modules[mutant.path].__file__), mutant.function), [])
+        if not survives(mutant, named, chosen.stories, usual):
+            left[mutant.path] += 1
             print(f"{mutant.path}:{mutant.line} {mutant.function}: {mutant.what}", flush=True)
-    print(f"{tried} of {len(mutants)} mutants, {left} of them survive {chosen.stories} stories")
+    for path in chosen.modules:
+        count = sum(mutant.path == path for mutant in mutants)
+        print(f"{path}: {tried[path]} of {count} mutants, {left[path]} survive {chosen.stories} stories")
 
 
 def _name(path: str) -> str:

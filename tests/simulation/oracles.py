@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import calling
 import chains
 from dask_model import ALLOWED_FAILURES
 
+from parcoll.calls.rates import Share, Shares
 from parcoll.checkpoint.pieces import Checkpoint
 from parcoll.cluster import session
-from parcoll.evaluation.engine import MAX_CLUSTERS_LOST
+from parcoll.evaluation.engine import MAX_CLUSTERS_LOST, Job
 from parcoll.evaluation.sizing import Fixed
 from parcoll.watch.recorder import Recorder
 
@@ -75,6 +76,24 @@ def _noted(method: Any, note: Any) -> Any:
         return method(self, *arguments)
 
     return noted
+
+
+def sending() -> Iterator[tuple[Any, str, Any]]:
+    """Give what is replaced to see what is sent: partitions that have elements, and no more than a limit."""
+    submit, give = session.DistributedSession.submit, Shares.give
+
+    def submitted(self: session.DistributedSession, jobs: Sequence[Job]) -> None:
+        empty = [job.place for job in jobs if job.size == 0]
+        assert not empty, f"partitions without an element are sent, at {empty}"
+        submit(self, jobs)
+
+    def given(self: Shares, parts: int) -> Share:
+        share = give(self, parts)
+        assert self._given <= 1, f"tasks have {self._given} of what their calls are limited to"
+        return share
+
+    yield session.DistributedSession, "submit", submitted
+    yield Shares, "give", given
 
 
 def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None:

@@ -66,6 +66,9 @@ TELL_SECONDS = 60.0
 TOGETHER = 0.03  # of the stories have several threads, and take twice as long
 COLLECTED = 50  # stories, after which garbage is collected
 FEW_SLOTS = (11, 7, 5, 3)  # instead of 127, which a story of some elements would find empty
+# What a task that merges costs at least, and at most: with parcoll's own, a story has one such task.
+COSTS = (exchange.LEAST_COST, exchange.MOST_COST)
+SMALL_COSTS = ((150, 300), (400, 400), (1_500, 2_000))
 FINGERPRINTS: dict[Any, Any] = {}  # of functions, which stay what they are
 
 
@@ -330,6 +333,8 @@ class Simulation:
 def patched(simulation: Simulation) -> Iterator[None]:
     """Have parcoll wait in virtual time, and do quicker what is not the protocol."""
     small = random.Random(f"{simulation.seed} joins")  # so that few partitions fill blocks, and rows of them
+    merging = random.Random(f"{simulation.seed} merging")
+    costs = merging.choice([COSTS, COSTS, *SMALL_COSTS])
     changes: list[tuple[Any, str, Any]] = [
         (folding._Joins, "MEMORY", small.choice([3, 4, 8, 64])),
         (folding._Tree, "WIDTH", small.choice([2, 3, 16])),
@@ -342,11 +347,14 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (window, "POLL_SECONDS", simulation.rng.choice([0.002, 0.02, 0.05, 0.1])),
         (slots, "LEVELS", FEW_SLOTS),
         *((module, "SLOTS", FEW_SLOTS[0]) for module in (slots, exchange)),
+        (exchange, "LEAST_COST", costs[0]),
+        (exchange, "MOST_COST", costs[1]),
         (fingerprint, "of_function", of_function),
         *beside.changes(simulation.clock, simulation.seed),
         *calling.changes(simulation.clock),
         *stored.changes(),
         *simulation.progress.changes(),
+        *oracles.sending(),
         *(simulation.together.changes(looping, renewing) if simulation.together is not None else ()),
         *(simulation.saved.changes() if "checkpoint" in simulation.work.settings else ()),
         *quick.CHANGES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -134,6 +135,23 @@ def test_an_outcome_that_comes_at_the_moment_in_which_its_future_does(early: boo
     assert receiving.keys() == (["key"] if early else [])
     assert not receiving._too_soon
     assert bool(receiving._by_key) == early
+
+
+def test_what_goes_wrong_while_outcomes_are_fetched_ends_the_evaluation() -> None:
+    """It would wait for ever, since nobody else fetches them. In stories, dask's client raises nothing."""
+    link = Mock(client=Mock(scheduler_comm=None))
+    receiving = Receiving(link, ReportReader(link))
+    future = Mock(key="key", status="error", exception=AsyncMock(side_effect=OSError("gone")))
+    with receiving.expecting(["key"], [Job()]) as futures:
+        futures.append(future)
+
+    async def report() -> None:
+        receiving.reported("key", None)
+        await asyncio.wait(receiving._fetching)
+
+    asyncio.run(report())
+    with pytest.raises(OSError, match="gone"):
+        receiving.take(block=False)
 
 
 def first_found(name: str) -> int | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scripts import append, lines
 
 from parcoll import CheckpointError, Connection, ParallelGen, parallel
-from parcoll.checkpoint.descriptions import CHAIN, chain_file_in
+from parcoll.checkpoint.descriptions import CHAIN, END, chain_file_in
 
 
 class Sized:
@@ -149,6 +149,44 @@ def test_a_last_batch_of_the_source_that_was_not_full(
         with pytest.raises(CheckpointError, match="has the results of another source"):
             run(changed)
     assert run(range(50)) == batches(50)
+
+
+def test_a_run_out_of_order_that_was_killed_before_the_batch_that_has_grown_was_saved(
+    inline: Connection, tmp_path: Path
+):
+    """What is behind that batch has its results, and it runs again all the same."""
+    log, folder = tmp_path / "log", tmp_path / "run"
+
+    def noted(batch: tuple[int, ...]) -> tuple[int, ...]:
+        append(log, batch[0])
+        return batch
+
+    def run(length: int) -> list[tuple[int, ...]]:
+        log.unlink(missing_ok=True)
+        return list(parallel(range(length), partition_size=1, checkpoint=folder).batched(4).map(noted))
+
+    run(10)
+    (short,) = [path for path in folder.glob("*.piece") if path.name.startswith("parcoll-000000000002-")]
+    before = short.read_bytes()
+    run(20)
+    short.write_bytes(before)
+    (folder / END).unlink()
+    for again in ([8], None):
+        assert run(20) == [tuple(range(at, at + 4)) for at in range(0, 20, 4)]
+        assert (list(map(int, lines(log))) if log.exists() else None) == again
+
+
+def test_batches_that_are_longer_now_have_not_grown(inline: Connection, tmp_path: Path):
+    """Each begins with what was one before. The first is refused already: it would run, and be saved."""
+
+    def run(n: int) -> list[tuple[int, ...]]:
+        numbers = parallel(lambda: iter(range(40)), partition_size=1, checkpoint=tmp_path / "run")
+        return list(numbers.batched(n).map(lambda batch: batch))
+
+    expected = run(4)
+    with pytest.raises(CheckpointError, match="element 0 is another one"):
+        run(5)
+    assert run(4) == expected
 
 
 ELEMENTS = list(range(40))

@@ -93,6 +93,7 @@ class SavedReader(Reader):
         self._parts: deque[Part] = deque()  # of what was loaded and compared last
         self._piece: tuple[Piece, list[Record]] | None = None  # the one that was loaded, and all its records
         self._reopened: Reopened | None = None  # that piece, if elements of it run again
+        self._alike = False  # a saved record had the elements that the source has now
 
     @property
     def position(self) -> int:  # type: ignore[override]
@@ -228,10 +229,11 @@ class SavedReader(Reader):
         if len(whole) < record.count:
             raise self._checkpoint.shorter(record.end, self._reader.position)
         if digest.of_elements(whole) == record.digest:
+            self._alike = True
             return whole
-        record.runs_again = (
-            self._batches and not self._checkpoint.has_more(record) and has_grown_batch(record, whole)
-        )
+        # So look those of shorter batches too, all of them. What a run has saved out of order is behind it.
+        known = self._alike or record.count > 1 or not self._checkpoint.has_more(record)
+        record.runs_again = self._batches and known and has_grown_batch(record, whole)
         if not record.runs_again and not (self._retry_failed and again.has_mended_files(record, whole)):
             which = (
                 f"element {record.first} is another one"

@@ -137,6 +137,25 @@ def test_an_outcome_that_comes_at_the_moment_in_which_its_future_does(early: boo
     assert bool(receiving._by_key) == early
 
 
+def test_what_comes_while_its_task_is_sent_is_taken_when_that_is_done() -> None:
+    """In stories nothing comes meanwhile. An outcome that is dropped is fetched later, but not what is early."""
+    link = Mock(client=Mock(scheduler_comm=None))
+    receiving = Receiving(link, ReportReader(link))
+    job, early, outcome = Job(), Outcome(read=1, early=True), Outcome(read=2)
+    with receiving.expecting(["key"], [job]) as futures:
+        receiving.reported("key", early)
+        receiving.reported("key", outcome)
+        receiving.lose("tcp://worker", ["other"])
+        assert receiving.take(block=False) is None
+        futures.append(Mock(key="key"))
+    called = [call.args for call in link.client.loop.add_callback.call_args_list]
+    assert called[-1] == (receiving.lose, "tcp://worker", ["other"])
+    for function, *arguments in called[:-1]:
+        function(*arguments)
+    assert [receiving.take(block=False), receiving.take(block=False)] == [(job, early), (job, outcome)]
+    assert not receiving.keys()
+
+
 def test_what_goes_wrong_while_outcomes_are_fetched_ends_the_evaluation() -> None:
     """It would wait for ever, since nobody else fetches them. In stories, dask's client raises nothing."""
     link = Mock(client=Mock(scheduler_comm=None))

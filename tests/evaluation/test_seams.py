@@ -18,6 +18,8 @@ from parcoll import CheckpointError, Connection, ParallelGen, connect, parallel
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.chain.steps import SKIP, Step
+from parcoll.evaluation.engine import Job
+from parcoll.evaluation.feed import PartitionFeed
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Run
 from parcoll.watch.stats import Stats
@@ -217,3 +219,11 @@ def test_both_on_a_bare_cluster(tmp_path: Any):
         collection = extended(parallel(range(100), partition_size=10), Batched(5))
         found, _ = hashes(collection, connection)
         assert found == {hash(tuple(range(at, at + 5))) for at in range(0, 100, 5)}
+
+
+def test_partitions_that_share_no_tasks_have_nothing_to_make_anew() -> None:
+    """On another cluster they are sent as they are."""
+    feed = PartitionFeed([Job()], None)
+    feed.renew()
+    assert feed.next_job(1) is not None
+    assert feed.ended

@@ -147,10 +147,12 @@ def mutants_of(path: str) -> Iterator[Mutant]:
     """Give the mutants of a module: of the bodies of its functions."""
     tree = ast.parse((Path(parcoll.__file__).parent / path).read_text())
     for name, function in _functions(tree):
+        # Defaults were evaluated when the function was made.
+        apart = {id(node) for part in (function.args, *function.decorator_list) for node in ast.walk(part)}
         for number, node in enumerate(_nodes(function)):
             told = isinstance(node, ast.Expr) and "logger" in ast.unparse(node)
             for choice, other in enumerate(changed(node)):
-                if told or number == 0 or not hasattr(node, "lineno"):
+                if told or number == 0 or id(node) in apart or not hasattr(node, "lineno"):
                     continue
                 before, after = (ast.unparse(one).split("\n")[0] for one in (node, other))
                 yield Mutant(path, name, node.lineno, f"{before}   ->   {after}", number, choice)

@@ -138,7 +138,7 @@ def test_an_outcome_that_comes_at_the_moment_in_which_its_future_does(early: boo
 
 
 def test_what_comes_while_its_task_is_sent_is_taken_when_that_is_done() -> None:
-    """In stories nothing comes meanwhile. An outcome that is dropped is fetched later, an early one is not."""
+    """In stories nothing comes meanwhile. An outcome that is dropped is fetched later, if not early."""
     link = Mock(client=Mock(scheduler_comm=None))
     receiving = Receiving(link, ReportReader(link))
     job, early, outcome = Job(), Outcome(read=1, early=True), Outcome(read=2)

@@ -16,7 +16,7 @@ from parcoll.evaluation.plan import BagPartitions, KeptPartitions
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
 from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import first_unpicklable
-from parcoll.wire.payload import Payload, Shared, pickled
+from parcoll.wire.payload import pickled
 from parcoll.worker.outcome import Outcome
 
 LARGE_BYTES = 16 * 2**20  # a larger partition is compared with what a worker may hold
@@ -201,13 +201,11 @@ class StreamFeed:
     def returned(self, job: Job, outcome: Outcome) -> None:
         """Do nothing."""
 
-    def _too_large(self, packed: Payload, elements: Sequence[Any], place: Place) -> Job | None:
+    def _too_large(self, elements: Sequence[Any], place: Place) -> Job | None:
         """End the feed with an error: no worker could unpack this element, or this partition.
 
         Returns a job for the elements before it, if there are any.
         """
-        if isinstance(packed, Shared) and packed.segment is not None:
-            packed.segment.give_back()
         limit = self._memory_limit()
         sizes = [sum(map(len, pickled(element))) for element in elements]
         position = next((at for at, size in enumerate(sizes) if size > UNPACKABLE * limit), None)
@@ -243,7 +241,7 @@ class StreamFeed:
         try:
             packed = self._pack(elements)
             if packed.nbytes > LARGE_BYTES and packed.nbytes > UNPACKABLE * self._memory_limit():
-                return self._too_large(packed, elements, place)
+                return self._too_large(elements, place)
             budget, patience = self._sizer.budget(), self._sizer.patience()
             return self.makes(
                 elements=packed, place=place, size=len(elements), budget=budget, patience=patience

@@ -221,7 +221,7 @@ class _Chain(_Joins):
         """Take one more kept partition; of a first one there may be the value already."""
         if outcome.joined is not None:
             self._ended_with(outcome.joined)
-            self._value = part if part.fetch().content is not None else None
+            self._value = part
             self._learn(outcome.joined)
             return
         self._parts.append(part)
@@ -296,7 +296,7 @@ class _Tree(_Joins):
 
     def add(self, part: Handle, outcome: Outcome) -> None:
         """Take one more kept partition, if it has a value; of one that failed, what came before counts."""
-        if not _has_value(part, outcome):
+        if not outcome.nbytes:  # no element reached the fold, and it had no start
             return
         self._runs.append(_Run(0, self._values // self.MEMORY, self._values, 1, part))
         self._values += 1
@@ -393,8 +393,3 @@ class _Tree(_Joins):
 def _here(handle: Handle | None, outcome: Outcome) -> Handle | None:
     """Return the value that a join has made: itself if it came along, and is the last or travels quickly."""
     return Kept(Outcome(), outcome.results, outcome.produced) if outcome.results is not None else handle
-
-
-def _has_value(part: Handle, outcome: Outcome) -> bool:
-    """Tell whether a partition has a value: not if no element reached the fold, and it had no start."""
-    return part.content is not None if isinstance(part, Kept) else outcome.nbytes > 0

@@ -205,28 +205,28 @@ def test_registered_subclasses(one: One) -> None:
 
 
 def test_levels_that_logging_lacks(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logging.getLogger("parcoll_tests.levels")
+    log = logging.getLogger("parcoll_tests.levels")  # libraries have levels of such names as TRACE
 
-    def trace(self: logging.Logger, message: str) -> str:
+    def chatter(self: logging.Logger, message: str) -> str:
         return f"{self.name} {message}"
 
     def look(_: object) -> Any:
-        found = [getattr(logging, name, None) for name in ("TRACE", "raiseExceptions", "DEBUG")]
-        calls = [log.trace("a") if hasattr(log, "trace") else None, hasattr(log, "notice")]  # type: ignore[attr-defined]
+        found = [getattr(logging, name, None) for name in ("CHATTY", "raiseExceptions", "DEBUG")]
+        calls = [log.chatter("a") if hasattr(log, "chatter") else None, hasattr(log, "remark")]  # type: ignore[attr-defined]
         return *found, *calls, logging.Logger.info.__module__ == "logging"
 
     def on_all() -> set[Any]:
         return {one(look) for _ in range(4)}
 
     assert on_all() == {look(0)} == {(None, True, 10, None, False, True)}
-    monkeypatch.setattr(logging, "TRACE", 5, raising=False)
+    monkeypatch.setattr(logging, "CHATTY", 5, raising=False)
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    monkeypatch.setattr(logging.Logger, "trace", trace, raising=False)
-    notice = functools.partialmethod(logging.Logger.log, 25)
-    monkeypatch.setattr(logging.Logger, "notice", notice, raising=False)
+    monkeypatch.setattr(logging.Logger, "chatter", chatter, raising=False)
+    remark = functools.partialmethod(logging.Logger.log, 25)
+    monkeypatch.setattr(logging.Logger, "remark", remark, raising=False)
     assert on_all() == {look(0)} == {(5, False, 10, "parcoll_tests.levels a", True, True)}
     monkeypatch.setattr(logging.Logger, "info", lambda self, message, *arguments: None)
-    monkeypatch.setattr(logging.Logger, "trace", lambda self, message: message)
+    monkeypatch.setattr(logging.Logger, "chatter", lambda self, message: message)
     assert on_all() == {look(0)} == {(5, False, 10, "a", True, False)}
     monkeypatch.undo()
     assert on_all() == {look(0)} == {(None, True, 10, None, False, True)}

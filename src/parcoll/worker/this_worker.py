@@ -65,7 +65,8 @@ class Room:
         found = sys.modules.get("distributed")
         self._bytes = math.inf
         with contextlib.suppress(ValueError):  # not in a task
-            if found is not None and isinstance(found.get_worker(), found.Worker):  # and no process beside it
+            # `isinstance` asks a stand-in, which asks the worker.
+            if found is not None and issubclass(type(found.get_worker()), found.Worker):
                 self._bytes = memory_left() / ROOM_PART
         self._before = 0 if self._bytes == math.inf else resident_bytes(os.getpid())
 

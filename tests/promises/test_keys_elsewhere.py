@@ -24,7 +24,8 @@ from parcoll import ConnectError, Connection, WorkerSetupError, connect, paralle
 from parcoll.cluster import engine
 from parcoll.connecting import scratch as scratches
 from parcoll.connecting.scratch import PREFIX
-from parcoll.keys import runs, store
+from parcoll.keys import exchange, runs, store
+from parcoll.keys.gathering import Groups
 from parcoll.keys.slots import written
 from parcoll.output import staging
 from parcoll.wire.own_modules import sources_for
@@ -239,3 +240,10 @@ def test_a_scratch_in_a_bucket(cluster: Connection, monkeypatch: pytest.MonkeyPa
         assert len(listed(options, "some")) == 6
         found.close()
         assert listed(options, "some") == []
+
+
+def test_a_task_that_merges_takes_a_small_part_of_a_worker_s_memory() -> None:
+    around = exchange.Around(lambda: 2, lambda: 640 * 2**20, lambda elements, step: map(step.call, elements))
+    merging = exchange.Exchange("group_by", Groups()).within(around)
+    assert merging.most == 20 * 2**20
+    assert merging.target(10**12) == 20 * 2**20

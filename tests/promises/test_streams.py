@@ -17,7 +17,8 @@ import cloudpickle
 import pytest
 from scripts import append, lines
 
-from parcoll import ParallelGen, SourceConsumedError, parallel, read_text
+from parcoll import Connection, ParallelGen, SourceConsumedError, parallel, read_text
+from parcoll.evaluation.window import Window
 
 KINDS: dict[str, dict[str, Any]] = {"inline": {}, "cluster": {}, "timeout": {"timeout": 60}}
 
@@ -287,3 +288,24 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(error, match=message):
             call()
     assert list(saved.enumerate().map(sum)) == list(saved.enumerate().map(sum)) == [0, 2, 4]
+
+
+def test_a_long_rest_is_cut_in_several_groups(cluster: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick elements make large partitions; what is slow among the next is handed back, not lost."""
+    left: list[int] = []
+    cut_rest = Window._cut_rest
+
+    def cut(window: Window, threads: int) -> Any:
+        slot = window._rests[0]
+        group = cut_rest(window, threads)
+        left.append(len(slot.rest or ()))
+        return group
+
+    def slow_for_a_while(x: int) -> int:
+        if 150_000 < x < 156_000:
+            time.sleep(0.001)
+        return x
+
+    monkeypatch.setattr(Window, "_cut_rest", cut)
+    assert list(parallel(range(400_000)).map(slow_for_a_while)) == list(range(400_000))
+    assert any(left), "no rest was longer than a group"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bare import bare_cluster
@@ -12,6 +13,7 @@ from bare import bare_cluster
 from parcoll import connect, parallel
 
 One = Callable[[Callable[[Any], Any]], Any]
+Make = Callable[[str, str], ModuleType]
 
 
 def plain(func: Callable[[Any], Any]) -> Any:

@@ -1,13 +1,19 @@
-"""Engines that elements fail on, places to evaluate, a server of pages, and no pause before a retry."""
+"""Engines that elements fail on, places and ways to evaluate, modules, pages, and no pause before a retry."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from impatience import no_pause
 from pages import Pages, pages
+from ways import WAYS, Make, One, connected
 
 from parcoll import Connection
 from parcoll.chain import policy
@@ -49,3 +55,37 @@ def server(leaves_no_trace: None) -> Iterator[Pages]:
     """Give a server whose pages take as long as they are asked to."""
     with pages() as found:
         yield found
+
+
+@pytest.fixture(scope="module", params=["local", "bare"])
+def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Evaluate on a local cluster, then on one of dask's own processes."""
+    with connected(request.param, tmp_path_factory.mktemp("place")):
+        yield request.param
+
+
+@pytest.fixture(params=["", "-timeout"])
+def one(request: pytest.FixtureRequest, way: str) -> One:
+    """Give what calls a function on a worker, which has run something before."""
+    call = WAYS[way + request.param]
+    assert call(lambda x: x) == 1
+    return call
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Give what writes a module of the user's own, and imports it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    made: list[str] = []
+
+    def write(name: str, text: str) -> ModuleType:
+        path = tmp_path / (name.replace(".", "/") + ".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        made.append(name)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    yield write
+    for name in made:
+        sys.modules.pop(name, None)

@@ -7,6 +7,7 @@ import datetime
 import os
 import shutil
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -24,7 +25,7 @@ from parcoll import ConnectError, Connection, WorkerSetupError, connect, paralle
 from parcoll.cluster import engine
 from parcoll.connecting import scratch as scratches
 from parcoll.connecting.scratch import PREFIX
-from parcoll.keys import exchange, runs, store
+from parcoll.keys import exchange, ordering, runs, store
 from parcoll.keys.gathering import Groups
 from parcoll.keys.slots import written
 from parcoll.output import staging
@@ -247,3 +248,24 @@ def test_a_task_that_merges_takes_a_small_part_of_a_worker_s_memory() -> None:
     merging = exchange.Exchange("group_by", Groups()).within(around)
     assert merging.most == 20 * 2**20
     assert merging.target(10**12) == 20 * 2**20
+
+
+def test_sorted_sends_large_elements_once(cluster: Connection) -> None:
+    """A range that begins behind such an element of a run has no use for it."""
+    size, count = 100_000, 120
+    chain = parallel(range(count), partition_size=6).map(lambda x: (x * 7 % 31, x, bytes(size)))
+    ordered = chain.sorted(first)
+    assert [element[:2] for element in ordered] == sorted((x * 7 % 31, x) for x in range(count))
+    assert size * count <= ordered.stats.bytes_sent < 1.2 * size * count
+
+
+def test_few_large_groups_are_here_at_a_time() -> None:
+    """They are opened in the order in which they go on, and not one of each slot."""
+    with store.Store("group_by") as kept:
+        waiting = []
+        for at in [*range(1, 40, 2), *range(0, 40, 2)]:  # two slots
+            block = store.framed((array("Q", [at]), [at], [bytes(2**20)]))
+            waiting.append(ordering._Waiting(at, kept.add(block)))
+        rounds = [(list(firsts), len(values)) for firsts, _, values in ordering._rounds(kept, waiting)]
+    assert [at for firsts, _ in rounds for at in firsts] == list(range(40))
+    assert max(held for _, held in rounds) <= ordering.OPEN_BYTES // 2**20 + 1

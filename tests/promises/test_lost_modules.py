@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster
 
 
 @pytest.fixture(scope="module", params=["local", "bare", "inline"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Evaluate on a local cluster, on one of dask's own processes, and in this process."""
     if request.param == "inline":
         with connect("inline"):
@@ -38,12 +38,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return
     with connected(request.param, tmp_path_factory.mktemp("place")):
         yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker."""
-    return WAYS[place + request.param]
 
 
 Load = Callable[..., ModuleType]
@@ -185,9 +179,9 @@ def test_a_finder_of_the_user_s_own(one: One, monkeypatch: pytest.MonkeyPatch) -
         del sys.modules["l_found"]
 
 
-def test_a_search_path_that_has_changed(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_path_that_has_changed(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that functions import, and the script does not, is that of the path as it is now."""
-    if place not in HERE:
+    if way not in HERE:
         pytest.skip("it belongs to a machine")
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
@@ -287,7 +281,7 @@ def test_one_that_was_put_in_the_place_of_another(one: One, load: Load, made: Ma
     assert one(fake.ask) == one(lambda x: fake.ask(x)) == ("fake", 1)
 
 
-def test_modules_that_are_gone_are_not_kept(place: str, made: Make) -> None:
+def test_modules_that_are_gone_are_not_kept(way: str, made: Make) -> None:
     module = made("l_made", TEXT)
     assert list(parallel([1]).map(module.times)) == [3]
     gone = weakref.ref(module)

@@ -79,6 +79,15 @@ def test_a_worker_knows_its_limit(small: Connection) -> None:
     assert small.engine.connected().memory_limit() == LIMIT
 
 
+def test_a_partition_stops_where_its_results_have_taken_much() -> None:
+    """The first ones are of many elements: nobody knows yet that each of these makes 64 KiB."""
+    with connect(n_workers=2, memory_limit=LIMIT // 2):
+        chain = parallel(range(6000)).map(lambda x: (x % 400, x, b"x" * 2**16))  # zeros would take no memory
+        groups = chain.group_by(itemgetter(0))
+        assert sum(len(elements) for _, elements in groups) == 6000
+        assert groups.stats.deaths == 0
+
+
 def test_elements_and_results_too_large_for_a_worker_are_named(small: Connection) -> None:
     large = LIMIT * 3 // 4
     found, raised = drained(parallel(bytes(large) if x == 5 else x for x in range(9)).map(lambda x: x))

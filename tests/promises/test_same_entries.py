@@ -31,26 +31,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ways import HERE, WAYS, One, connected
+from ways import HERE, One
 
 from parcoll import parallel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
-
-
-@pytest.fixture(scope="module", params=["local", "bare"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Evaluate on a local cluster, then on one of dask's own processes."""
-    with connected(request.param, tmp_path_factory.mktemp("place")):
-        yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker, which has run something before."""
-    call = WAYS[place + request.param]
-    assert call(lambda x: x) == 1
-    return call
 
 
 # Python's own libraries ---------------------------------------------------------------------------
@@ -252,9 +237,9 @@ def test_how_warnings_are_shown(one: One, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_folder_for_temporary_files(
-    one: One, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: One, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if place not in HERE:
+    if way not in HERE:
         pytest.skip("it belongs to a machine")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert one(lambda _: tempfile.gettempdir()) == str(tmp_path)
@@ -281,9 +266,9 @@ def test_how_processes_and_threads_are_started(one: One) -> None:
 
 
 def test_a_folder_that_was_removed(
-    one: One, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: One, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if place not in HERE:
+    if way not in HERE:
         pytest.skip("it belongs to a machine")
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -415,7 +400,7 @@ def test_subclasses_registered_with_a_class_of_a_module(one: One, module: Module
     assert one(lambda _: isinstance(Point(1), module.Shape)) is True
 
 
-def test_two_evaluations_at_once_have_their_own(place: str) -> None:
+def test_two_evaluations_at_once_have_their_own(way: str) -> None:
     """What functions of the script register is of the program that runs, in the same worker."""
 
     def told() -> Any:

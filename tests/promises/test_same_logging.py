@@ -11,26 +11,13 @@ from typing import Any
 
 import pytest
 from scripts import Scripts, lines
-from ways import HERE, WAYS, One, connected
+from ways import HERE, One
 
 from parcoll import parallel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
 LOGGER = logging.getLogger("same.logging")
-
-
-@pytest.fixture(scope="module", params=["local", "bare"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Evaluate on a local cluster, then on one of dask's own processes."""
-    with connected(request.param, tmp_path_factory.mktemp("place")):
-        yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker."""
-    return WAYS[place + request.param]
 
 
 class Kept(logging.Handler):
@@ -182,7 +169,7 @@ def test_loggers_of_a_class_of_the_user_s_own(one: One, kept: Kept) -> None:
     assert [record.getMessage() for record in kept.records] == ["HERE"]
 
 
-def test_each_record_comes_once_whatever_becomes_of_the_results(place: str, kept: Kept) -> None:
+def test_each_record_comes_once_whatever_becomes_of_the_results(way: str, kept: Kept) -> None:
     def log(x: int) -> int:
         LOGGER.info("at %d", x)
         return x
@@ -209,7 +196,7 @@ def test_records_before_an_error(one: One, kept: Kept) -> None:
     assert kept.messages == ["before"]
 
 
-def test_records_of_a_call_that_is_stopped(place: str, kept: Kept) -> None:
+def test_records_of_a_call_that_is_stopped(way: str, kept: Kept) -> None:
     def hang(x: int) -> int:
         LOGGER.info("begins")
         time.sleep(60)
@@ -219,8 +206,8 @@ def test_records_of_a_call_that_is_stopped(place: str, kept: Kept) -> None:
     assert kept.messages == ["begins"]
 
 
-def test_records_come_while_a_function_runs(place: str, kept: Kept) -> None:
-    if place not in HERE:
+def test_records_come_while_a_function_runs(way: str, kept: Kept) -> None:
+    if way not in HERE:
         pytest.skip("there they come with the outcome")
     seen: list[float] = []
     kept.emit = lambda record: seen.append(time.time() - record.created)  # type: ignore[method-assign]
@@ -262,7 +249,7 @@ def test_threads_that_a_function_starts(one: One, kept: Kept) -> None:
     assert kept.messages == ["from a thread"]
 
 
-def test_a_nested_evaluation_s_records(place: str, kept: Kept) -> None:
+def test_a_nested_evaluation_s_records(way: str, kept: Kept) -> None:
     def inner(x: int) -> int:
         LOGGER.info("inner %d", x)
         return x
@@ -365,7 +352,7 @@ def test_warnings_that_are_logged(scripts: Scripts) -> None:
     assert scripts.run_file(text) == "py.warnings\n1\n"
 
 
-def test_dask_s_own_records_stay_where_they_are(place: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_dask_s_own_records_stay_where_they_are(way: str, caplog: pytest.LogCaptureFixture) -> None:
     def log(x: int) -> int:
         logging.getLogger("distributed.worker").warning("dask's")
         logging.getLogger("same.caught").warning("own")
@@ -376,7 +363,7 @@ def test_dask_s_own_records_stay_where_they_are(place: str, caplog: pytest.LogCa
     assert names == ["same.caught"]
 
 
-def test_a_file_of_the_script_gets_every_line_once(place: str, tmp_path: Path, kept: Kept) -> None:
+def test_a_file_of_the_script_gets_every_line_once(way: str, tmp_path: Path, kept: Kept) -> None:
     file = logging.FileHandler(tmp_path / "log")
     LOGGER.addHandler(file)
 

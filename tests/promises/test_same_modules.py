@@ -5,56 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import textwrap
 import threading
 from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from scripts import Scripts
-from ways import WAYS, One, connected
+from ways import Make, One
 
 from parcoll import parallel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
-
-
-@pytest.fixture(scope="module", params=["local", "bare"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Evaluate on a local cluster, then on one of dask's own processes."""
-    with connected(request.param, tmp_path_factory.mktemp("place")):
-        yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker."""
-    return WAYS[place + request.param]
-
-
-Make = Callable[[str, str], ModuleType]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Give what writes a module of the user's own, and imports it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    made: list[str] = []
-
-    def write(name: str, text: str) -> ModuleType:
-        path = tmp_path / (name.replace(".", "/") + ".py")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        made.append(name)
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-
-    yield write
-    for name in made:
-        sys.modules.pop(name, None)
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -239,7 +201,7 @@ def test_a_registry_that_the_script_adds_to(one: One, make: Make) -> None:
     assert one(lambda _: module.plugins["upper"] is module.upper) is True
 
 
-def test_what_functions_keep_in_a_module_stays(place: str, make: Make) -> None:
+def test_what_functions_keep_in_a_module_stays(way: str, make: Make) -> None:
     module = make("w_cache", "import threading\nlock = threading.Lock()\nmodel = None\nfactor = 1\n")
 
     def use(_: object) -> bool:
@@ -271,9 +233,9 @@ def test_a_module_that_only_the_function_imports(one: One, make: Make) -> None:
 
 @pytest.mark.parametrize("reload", [True, False], ids=["reloaded", "not reloaded"])
 def test_code_that_was_edited_is_new_on_every_worker(
-    place: str, make: Make, tmp_path: Path, reload: bool
+    way: str, make: Make, tmp_path: Path, reload: bool
 ) -> None:
-    name = f"w_helper_{place}_{reload}"
+    name = f"w_helper_{way}_{reload}"
     path = tmp_path / f"{name}.py"
     module = make(name, "FACTOR = 1\ndef f(x):\n    return x + FACTOR\n")
     make(f"{name}_user", f"from {name} import f\ndef g(x):\n    return f(x)\n")
@@ -294,8 +256,8 @@ def _forget_bytecode(path: Path) -> None:
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
 
-def test_code_of_a_package_that_was_edited(place: str, make: Make, tmp_path: Path) -> None:
-    package = f"w_package_{place}"
+def test_code_of_a_package_that_was_edited(way: str, make: Make, tmp_path: Path) -> None:
+    package = f"w_package_{way}"
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("from .inner import f\n")
     inner = make(f"{package}.inner", "def f(x):\n    return 'old'\n")
@@ -309,15 +271,15 @@ def test_code_of_a_package_that_was_edited(place: str, make: Make, tmp_path: Pat
     sys.modules.pop(package)
 
 
-def test_a_module_that_only_functions_import_is_edited(place: str, make: Make, tmp_path: Path) -> None:
-    name = f"w_unseen_{place}"
+def test_a_module_that_only_functions_import_is_edited(way: str, make: Make, tmp_path: Path) -> None:
+    name = f"w_unseen_{way}"
     make(name, "def f(x):\n    return 1\n")
     del sys.modules[name]
 
     def use(_: object) -> int:
         return int(importlib.import_module(name).f(0))
 
-    if place == "bare":
+    if way == "bare":
         pytest.skip("what only a name in a text leads to does not travel")
     assert set(parallel(range(20), partition_size=1).map(use)) == {1}
     (tmp_path / f"{name}.py").write_text("def f(x):\n    return 2\n")
@@ -365,7 +327,7 @@ def test_evaluations_at_the_top_of_a_module_that_is_being_imported(scripts: Scri
     assert scripts.run_file(text) == "[3, 6] [6]\n"
 
 
-def test_two_threads_evaluate_while_a_third_changes_a_module(place: str, make: Make) -> None:
+def test_two_threads_evaluate_while_a_third_changes_a_module(way: str, make: Make) -> None:
     module = make("w_threads", "value = 0\n")
     wrong: list[Any] = []
 

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
-from ways import WAYS, One, connected
+from ways import Make, One
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
-
-
-@pytest.fixture(scope="module", params=["local", "bare"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Evaluate on a local cluster, then on one of dask's own processes."""
-    with connected(request.param, tmp_path_factory.mktemp("place")):
-        yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker."""
-    return WAYS[place + request.param]
-
-
-Make = Callable[[str, str], ModuleType]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Give what writes a module of the user's own, and imports it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    made: list[str] = []
-
-    def write(name: str, text: str) -> ModuleType:
-        path = tmp_path / (name.replace(".", "/") + ".py")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        made.append(name)
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-
-    yield write
-    for name in made:
-        sys.modules.pop(name, None)
 
 
 def test_functions_that_were_replaced(one: One, make: Make) -> None:

@@ -11,14 +11,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scripts import Scripts
-from ways import HERE, WAYS, One, connected
+from ways import HERE, One
 
 from parcoll import parallel
 from parcoll.connecting.current import current_connection
@@ -26,25 +25,10 @@ from parcoll.connecting.current import current_connection
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
 
-@pytest.fixture(scope="module", params=["local", "bare"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Evaluate on a local cluster, then on one of dask's own processes."""
-    with connected(request.param, tmp_path_factory.mktemp("place")):
-        yield request.param
-
-
-@pytest.fixture(params=["", "-timeout"])
-def one(request: pytest.FixtureRequest, place: str) -> One:
-    """Give what calls a function on a worker, which has run something before."""
-    call = WAYS[place + request.param]
-    assert call(lambda x: x) == 1
-    return call
-
-
 @pytest.fixture
-def here(place: str) -> None:
+def here(way: str) -> None:
     """Have a test run where workers are on the script's machine."""
-    if place not in HERE:
+    if way not in HERE:
         pytest.skip("it belongs to a machine")
 
 
@@ -243,13 +227,13 @@ def test_socket_timeout_and_field_size(one: One) -> None:
 
 
 def test_what_a_function_changes_lasts_to_the_end_of_its_partition(
-    one: One, place: str, tmp_path: Path
+    one: One, way: str, tmp_path: Path
 ) -> None:
     here = os.getcwd()
 
     def change(folder: str) -> tuple[Any, ...]:
         found = decimal.getcontext().prec, sys.getrecursionlimit()
-        if place == "local":
+        if way == "local":
             found += os.getcwd(), os.environ.get("LEFT")
             os.chdir(folder)
             os.environ["LEFT"] = "behind"
@@ -258,7 +242,7 @@ def test_what_a_function_changes_lasts_to_the_end_of_its_partition(
         return found
 
     right: tuple[Any, ...] = (28, sys.getrecursionlimit())
-    right += (here, None) if place == "local" else ()
+    right += (here, None) if way == "local" else ()
     assert list(parallel([str(tmp_path)] * 8, partition_size=1).map(change)) == [right] * 8
     assert one(lambda _: change(str(tmp_path))) == right
     assert one(lambda _: change(str(tmp_path))) == right
@@ -312,8 +296,8 @@ def test_a_second_try_on_another_worker_finds_it_too(one: One, tmp_path: Path) -
 # Other tasks on workers that others use -------------------------------------------------------------
 
 
-def test_workers_of_others_are_given_back(place: str) -> None:
-    if place != "bare":
+def test_workers_of_others_are_given_back(way: str) -> None:
+    if way != "bare":
         pytest.skip("these are ours")
     connection = current_connection()
     assert connection is not None

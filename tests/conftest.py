@@ -79,8 +79,9 @@ REPEATED = {
 FAILING = (
     *("faults/test_faults.py", "faults/test_starts.py", "faults/test_chaos.py", "cluster/test_hosts.py"),
     *("cluster/test_reconnect.py", "cluster/test_restarted.py", "cluster/test_lost_cluster.py"),
-    *("cluster/test_lost_scheduler.py", "cluster/test_losses.py", "promises/test_resuming.py"),
-    *("promises/test_lost_workers.py", "promises/test_memory.py", "dask_facts/test_what_dask_keeps.py"),
+    *("cluster/test_lost_scheduler.py", "cluster/test_losses.py", "cluster/test_kept_and_lost.py"),
+    *("promises/test_resuming.py", "promises/test_lost_workers.py", "promises/test_memory.py"),
+    "dask_facts/test_what_dask_keeps.py",
 )
 
 

@@ -95,6 +95,7 @@ class ClusterLostError(ParcollError, ConnectionError):
 
     yielded: int | None = None
     _final: bool = False  # no other cluster has, or will have, what was lost
+    _still_there: bool = False  # the cluster is: only results that it kept are lost
     _which: str = ""  # names what was lost, if several evaluations may notice the same loss
 
     def _tell(self, what: str, yielded: int = 0) -> None:

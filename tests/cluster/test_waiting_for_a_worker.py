@@ -18,12 +18,12 @@ from bare import BareCluster, bare_cluster
 from scripts import eventually
 
 from parcoll import connect, parallel
-from parcoll.cluster import link, session
+from parcoll.cluster import session, workers
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "QUIET_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_resource_that_no_worker_has_is_told(
 
 
 def test_where_warnings_are_errors_the_evaluation_goes_on() -> None:
-    placement = link.Placement(None, "map-abs", False)
+    placement = workers.Placement(None, "map-abs", False)
     counted: Future[int] = Future()
     counted.set_result(2)
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError  # which dask raises, and which is no `asyncio.CancelledError`
+from types import SimpleNamespace
 from typing import Any
 
 from dask_model import ALLOWED_FAILURES, Scheduler
@@ -24,6 +25,11 @@ class Comm:
     def closed(self) -> bool:
         """Tell whether the scheduler is gone."""
         return self.is_closed
+
+
+def killed(key: str) -> KilledWorker:
+    """Return what dask raises for a task whose workers were lost too often."""
+    return KilledWorker(key, SimpleNamespace(address="the last worker"), ALLOWED_FAILURES)  # type: ignore[arg-type]
 
 
 class Future:
@@ -60,7 +66,7 @@ class Future:
         """Wait for the task; return why it failed."""
         while self.status in ("pending", "lost"):
             await self.client.changed()
-        return KilledWorker(self.key, None, ALLOWED_FAILURES) if self.status == "error" else None
+        return killed(self.key) if self.status == "error" else None
 
 
 class Client:
@@ -148,7 +154,7 @@ class Client:
         for future in futures:
             while True:
                 if await future.exception() is not None:
-                    raise KilledWorker(future.key, None, ALLOWED_FAILURES)
+                    raise killed(future.key)
                 if future.status == "cancelled":
                     raise CancelledError(future.key)
                 await self.clock.moment(self._scheduler.delay())

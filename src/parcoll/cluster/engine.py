@@ -9,11 +9,12 @@ from typing import Any
 
 from parcoll.calls import objects, per_workers
 from parcoll.cluster import losses
-from parcoll.cluster.link import Link, ThreadCount
+from parcoll.cluster.link import Link
 from parcoll.cluster.preparing import is_ready_here, prepare
 from parcoll.cluster.receiving import ReportReader
 from parcoll.cluster.sending import current_world
 from parcoll.cluster.session import DistributedSession
+from parcoll.cluster.workers import ThreadCount
 from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, add_page_now
 from parcoll.watch.stats import Stats

@@ -1,43 +1,35 @@
-"""Link: one client's connection to its scheduler: whether it is there, what its loss means, what it keeps.
-
-Also whether it has a worker for a task.
-"""
+"""Link: one client's connection to its scheduler: whether it is there, what its loss means, what it keeps."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import os
-import time
-import warnings
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import dask
 import distributed
 from dask._task_spec import TaskRef
+from distributed.scheduler import KilledWorker
 
 from parcoll.cluster.sending import SentBuffers
 from parcoll.errors import ClusterLostError, ConnectError, ParcollError, WorkerSetupError
 from parcoll.evaluation.engine import lost_for_good
-from parcoll.log import logger
 from parcoll.text import describe, line_of
 from parcoll.wire.payload import Sharing
 from parcoll.worker.outcome import Handle, Kept, Outcome, report
 
 T = TypeVar("T")
 
-QUIET_SECONDS = 4.0  # without an outcome, after which the scheduler is asked whether a worker takes the tasks
-COUNTED_FOR = 1.0  # seconds, after which threads are counted again
-START_SECONDS = 30.0  # QUIET_SECONDS of a local cluster, whose workers may be just starting
 # Futures whose outcome has come hold nothing large, and each release wakes this client's loop, the scheduler
 # and a worker: 1 ms of an evaluation that takes 6. So they are released so many at a time, or so many seconds
 # after an evaluation has ended.
 RELEASED = 32
 SPENT_SECONDS = 0.05
+# dask makes a result again four times, elements that end their process among them; `session` sends such
+# elements elsewhere, but only while it waits for that partition.
+GIVEN_UP = "the worker that kept them was lost, and so were those on which dask made them again"
 
 
 class Link:
@@ -135,7 +127,7 @@ class Link:
         if isinstance(handle, KeptOnCluster):
             if not self.connected:
                 raise self.lost()
-            if handle.is_on(self.client):
+            if handle.is_on(self.client) and not handle.given_up:
                 return TaskRef(handle.future.key)
         return handle.recall()  # it travels with the task
 
@@ -184,118 +176,11 @@ class Spent:
         self._futures.clear()
 
 
-def _begun(client: Any, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-    """Run a coroutine in the client's loop, where it is made: a closed loop leaves none behind."""
-    answer: Future[T] = Future()
-
-    async def run() -> None:
-        try:
-            answer.set_result(await make())
-        except Exception as error:
-            answer.set_exception(error)
-
-    def begin() -> None:
-        answer.task = asyncio.ensure_future(run())  # type: ignore[attr-defined] # asyncio itself holds none
-
-    with contextlib.suppress(RuntimeError):  # it has been closed
-        client.loop.asyncio_loop.call_soon_threadsafe(begin)
-    return answer
-
-
-class Placement:
-    """Whether tasks wait for a worker that may run them, asked of the scheduler while nothing comes back.
-
-    `dask.annotate(resources=...)` may ask for what no worker has, and a cluster may have no worker yet. A
-    worker that has it may still come, so this is told and nothing fails.
-    """
-
-    def __init__(self, client: Any, name: str, starts_workers: bool) -> None:
-        self.waiting_for: str | None = None  # for example "a worker with the resources GPU=1"
-        self.program = ""  # the key of the program, where it is a task of its own
-        self._client = client
-        self._name = name
-        self._wanted = _wanted(dask.get_annotations())
-        self._patience = START_SECONDS if starts_workers else QUIET_SECONDS
-        self._quiet_since = time.monotonic()
-        self._asked: Future[int] | None = None
-
-    def came(self) -> None:
-        """Note that an outcome has come: there is a worker."""
-        self._quiet_since, self._asked, self.waiting_for = time.monotonic(), None, None
-
-    def look(self, keys: Callable[[], list[str]]) -> None:
-        """Ask, after some seconds of silence, what became of these tasks; a later look sees the answer."""
-        if self._asked is not None and self._asked.done():
-            self._take(self._asked)
-            self._quiet_since, self._asked = time.monotonic(), None
-        if self._asked is None and time.monotonic() - self._quiet_since > self._patience:
-            self._asked = _begun(self._client, functools.partial(self._unplaced, keys()))
-
-    async def _unplaced(self, keys: list[str]) -> int:
-        scheduler = self._client.scheduler
-        # Without threads most tasks are "queued", as those are that wait for their turn.
-        if not await scheduler.ncores():
-            return len(keys)
-        states = await scheduler.get_task_status(keys=[*keys, self.program])
-        if states.pop(self.program, None) == "no-worker":  # what all tasks wait for
-            return len(keys)
-        return sum(state == "no-worker" for state in states.values())
-
-    def _take(self, asked: Future[int]) -> None:
-        try:
-            count = asked.result()
-        except Exception:  # a scheduler that is gone is found out elsewhere
-            return
-        before, self.waiting_for = self.waiting_for, self._wanted if count else None
-        if count and before is None:
-            start = ": start one that has them (`dask worker --resources`)"
-            advice = start if "resources" in self._wanted else ""
-            wait = f"{count} tasks wait" if count > 1 else "a task waits"
-            told = f"{self._name}: {wait} for {self._wanted}{advice}"
-            logger.warning("%s", told)
-            # A script that does not log would stand still without a word. It is no error: one may still come.
-            with contextlib.suppress(RuntimeWarning):
-                warnings.warn(told, RuntimeWarning, stacklevel=2)
-
-
-class ThreadCount:
-    """How many threads the workers of a cluster have. Any thread may ask."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._threads = 0
-        self._since = 0.0
-        self._asked: Future[dict[str, int]] | None = None
-
-    def threads(self) -> int:
-        """Return what is known; wait for the scheduler's answer only while it knows of no worker."""
-        asked = self._asked
-        if asked is not None and asked.done():
-            with contextlib.suppress(Exception):  # a scheduler that is gone is found out elsewhere
-                self._threads = sum(asked.result().values())
-            self._asked, self._since = None, time.monotonic()
-        if not self._threads:
-            self._threads = sum(self._client.nthreads().values())
-            self._since = time.monotonic()
-        elif self._asked is None and time.monotonic() - self._since >= COUNTED_FOR:
-            self._asked = _begun(self._client, self._ask)
-        return self._threads
-
-    async def _ask(self) -> dict[str, int]:
-        found: dict[str, int] = await self._client.scheduler.ncores()
-        return found
-
-
-def _wanted(annotations: dict[str, Any]) -> str:
-    """Say which worker tasks with these annotations wait for, where there is none."""
-    resources, workers = annotations.get("resources"), annotations.get("workers")
-    if isinstance(resources, dict) and resources:
-        found = ", ".join(f"{name}={amount}" for name, amount in resources.items())
-        return f"a worker with the resources {found}"
-    if workers:
-        named = [workers] if isinstance(workers, str) else list(workers)
-        return f"one of the workers {', '.join(map(str, named))}"
-    return "a worker: the cluster has none"
+def lost_again() -> ClusterLostError:
+    """Return the error for a part of an evaluation that can be had only if the evaluation begins again."""
+    error = ClusterLostError(f"results that this evaluation still needs are gone: {GIVEN_UP}")
+    error._still_there = True
+    return error
 
 
 class KeptOnCluster:
@@ -311,12 +196,20 @@ class KeptOnCluster:
         """Tell whether the client's scheduler has the result."""
         return _same_scheduler(self.future.client, client) and not self.future.cancelled()
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it was lost with its worker, and so were the workers on which dask has made it again."""
+        return bool(self.future.status == "error")
+
     def fetch(self) -> Kept:
-        """Bring the result here. If its scheduler is gone, the evaluation may go on with another one."""
+        """Bring the result here. If it is gone, or its scheduler, the evaluation may begin again."""
         if self._link is None:
             return self.recall()
         with self._link.errors():
-            return _checked(self._link.client.gather(self.future, direct=self._link.direct))
+            try:
+                return _checked(self._link.client.gather(self.future, direct=self._link.direct))
+            except KilledWorker as error:
+                raise lost_again() from error
 
     def recall(self) -> Kept:
         """Bring the result here, from whatever cluster keeps it. If that is gone, so is the result."""
@@ -327,6 +220,8 @@ class KeptOnCluster:
             if self.future.cancelled() or self.future.client.status != "running":
                 raise lost_for_good(gone)
             return _checked(self.future.result())
+        except KilledWorker as error:
+            raise lost_for_good(f"the results of foreach() are gone: {GIVEN_UP}") from error
         except (OSError, RuntimeError, asyncio.CancelledError) as error:
             raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
 

@@ -14,11 +14,11 @@ from typing import Any
 import dask
 from dask._task_spec import Task, TaskRef
 
-from parcoll.cluster.interrupted import was_interrupted
-from parcoll.cluster.link import RELEASED, KeptOnCluster, Link, Placement
+from parcoll.cluster.link import RELEASED, KeptOnCluster, Link, lost_again
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import LARGE_BYTES, Ahead, Graph, opaque_task
+from parcoll.cluster.workers import Placement, was_interrupted
 from parcoll.errors import ClusterLostError, WorkerLostError
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.levels import key_of
@@ -294,8 +294,11 @@ class DistributedSession:
     def _check_parts(self, job: Join) -> None:
         """Fail where what is to be joined is gone: it is of this evaluation, which can begin again."""
         for part in (job.previous, *job.parts):
-            if isinstance(part, KeptOnCluster) and part.future.cancelled() and self._link.connected:
-                raise self._link.restarted(self._restarts)
+            if isinstance(part, KeptOnCluster) and self._link.connected:
+                if part.future.cancelled():
+                    raise self._link.restarted(self._restarts)
+                if part.given_up:
+                    raise lost_again()
 
     def _send_again(self, job: Job, found: list[tuple[Job, Outcome]]) -> None:
         """Send a job again whose worker died; after the second one, in a way that the next does not."""

@@ -127,7 +127,7 @@ class StartedHere:
         """End what was interrupted."""
         link = engine.link
         if link.interrupted:
-            from parcoll.cluster.interrupted import end_abandoned  # lazy: only after Ctrl-C
+            from parcoll.cluster.workers import end_abandoned  # lazy: only after Ctrl-C
 
             end_abandoned(link.client, engine.keys_wanted)
             link.interrupted = False

@@ -295,7 +295,7 @@ class Run:
                 if error.yielded is not None:  # the error of another evaluation, in the source or a function
                     raise
                 self._losses.add(error, Recorder(self.stats))
-                if error._final or not self.engine.renews:
+                if error._final or not (self.engine.renews or error._still_there):
                     error._tell(f"{name}() {lost}")
                     raise
                 origin = self.plan.origin

@@ -51,7 +51,7 @@ FAILED = {
     3093: "Ctrl-C came while results were written to the checkpoint, and they were dropped",
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
     3000046826: "a fold whose first task went to a second cluster went on when that was lost, and waited",
-    5000072822: "what a fold kept was lost, and then those who made it again, with an element that ends its process",
+    5000072822: "what a fold kept was lost, and then those who made it again, with elements that end them",
     3000091912: "Ctrl-C that the model had for a first run came after it, since that was lost before",
 }
 MOST = 4_000  # numbers until a planted fault has to be found

@@ -62,6 +62,10 @@ class Future:
     def __del__(self) -> None:
         self.release()
 
+    def result(self) -> Any:
+        """Bring the result here, or raise why there is none."""
+        return self.client.gather(self)
+
     async def exception(self) -> BaseException | None:
         """Wait for the task; return why it failed."""
         while self.status in ("pending", "lost"):

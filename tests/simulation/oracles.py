@@ -108,11 +108,13 @@ def check(story: Any, expected: tuple[str, Any], found: tuple[str, Any]) -> None
     assert idle <= most, f"{idle} clusters were tried in a row, and nothing came of them"
     closed = together is not None and together.closed
     if found[0] == "is lost" and (work.may_be_lost or story.doomed or closed):
-        assert any(not cluster.alive or cluster.client is None for cluster in story.clusters)
+        gone = any(not cluster.alive or cluster.client is None for cluster in story.clusters)
+        # What is kept of a partition dask makes again by itself, and gives it up with its fourth worker.
+        assert gone or any(cluster.lost > ALLOWED_FAILURES for cluster in story.clusters)
         return
     if found[0] == "gives up":  # a partition, since it has lost so many workers
         lost = sum(cluster.lost for cluster in story.clusters)
-        # What is kept of a partition dask makes again by itself, and gives it up sooner.
+        # What is kept of a partition is given up sooner.
         kept = work.end in ("reduce", "foreach") or "fold" in work.end
         most = ALLOWED_FAILURES if kept else session.MAX_WORKERS_LOST
         assert lost > most, "it was given up too early"

@@ -52,6 +52,7 @@ FAILED = {
     50004549: "evaluations within others lost six clusters for each of six that the outer one lost",
     3000046826: "a fold whose first task went to a second cluster went on when that was lost, and waited",
     5000072822: "what a fold kept was lost, and then those who made it again, with elements that end them",
+    7000117101: "what foreach() kept was given up by dask, and what needed it was sent again and again",
     3000091912: "Ctrl-C that the model had for a first run came after it, since that was lost before",
 }
 MOST = 4_000  # numbers until a planted fault has to be found

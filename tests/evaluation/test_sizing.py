@@ -262,18 +262,26 @@ def test_a_partition_of_which_nothing_was_begun_says_nothing() -> None:
         (10**6, 2, 5000),  # 0.5 s
         (15_000, 2, 5000),
         (6000, 2, 2000),  # two thirds of what a thread gets
-        (1500, 2, 500),  # 0.05 s, and not less
-        (800, 2, 500),
-        (700, 2, 700),  # with what would be left, if that is less than half of it
+        (1500, 2, 500),
+        (750, 2, 250),  # 0.025 s, and not less
+        (400, 2, 250),
+        (350, 2, 350),  # with what would be left, if that is less than half of it
         (1, 2, 1),
         (10**6, 64, 5000),
-        (12_000, 64, 500),
+        (12_000, 64, 250),
     ],
 )
 def test_partitions_shrink_towards_the_end_of_a_sized_source(remaining: int, threads: int, size: int) -> None:
     sizer = after(2048, 1e-4)
     assert sizer.next_size(remaining, threads) == pytest.approx(size, abs=1)
     assert sizer.next_size(None, threads) == pytest.approx(5000, abs=1)
+
+
+def test_where_there_are_many_threads_the_last_partitions_are_longer() -> None:
+    """0.2 s for 2,048: one scheduler does so many tasks a second, and they all shrink at once."""
+    sizer = after(2048, 1e-4)
+    assert [sizer.next_size(remaining, 2048) for remaining in (10**5, 10**6)] == [2000, 2000]
+    assert sizer.next_size(10**7, 2048) == pytest.approx(3256, abs=1)
 
 
 def test_the_last_partitions_wait_for_a_worker_that_needs_them() -> None:

@@ -306,22 +306,6 @@ def test_a_source_may_wait_for_results_a_window_behind(cluster: Connection) -> N
     assert behind == [True] * (100 - WINDOW)
 
 
-def test_a_slow_source_s_results_do_not_wait_for_more_elements(cluster: Connection) -> None:
-    """Where elements come far apart, each result is there when the second element after it comes."""
-    assert list(parallel(range(4)).map(abs)) == [0, 1, 2, 3]  # the workers are up
-    read: list[int] = []
-
-    def ticking() -> Iterator[int]:
-        for i in range(6):
-            time.sleep(0.4)
-            read.append(i)
-            yield i
-
-    lags = [len(read) - 1 - x for x in parallel(ticking).map(abs)]
-    assert len(lags) == 6
-    assert max(lags) <= 1
-
-
 # Sizes --------------------------------------------------------------------------------------------
 
 

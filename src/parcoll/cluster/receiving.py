@@ -188,12 +188,12 @@ class Receiving:
         if lost:  # a collector has the futures too, or a gather, which would have them run again
             self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
 
-    def take(self, block: bool) -> Result | None:
-        """Return what has come next; None if nothing has, with `block` after a moment."""
+    def take(self, block: bool, seconds: float = LIVENESS_SECONDS) -> Result | None:
+        """Return what has come next; None if nothing has, with `block` after these seconds, or a moment."""
         self._look_for_lost()
         item: Result | BaseException | None = None
         if block:
-            item = nesting.wait_for(self.results, LIVENESS_SECONDS)
+            item = nesting.wait_for(self.results, max(0.0, min(seconds, LIVENESS_SECONDS)))
         else:
             with contextlib.suppress(queue.Empty):
                 while item is None:

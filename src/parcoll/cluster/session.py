@@ -230,6 +230,11 @@ class DistributedSession:
         return self._shared if self._program is self._shared and not self._isolated else None
 
     @property
+    def has_come(self) -> bool:
+        """Whether an outcome has come that nobody has taken."""
+        return not self._receiving.results.empty()
+
+    @property
     def waiting_for(self) -> str | None:
         """Which worker the tasks wait for, if there is none that may run them."""
         return self._placement.waiting_for
@@ -239,7 +244,7 @@ class DistributedSession:
         found: list[tuple[Job, Outcome]] = []
         known, until = self.waiting_for, time.monotonic() + seconds
         while True:
-            item = self._receiving.take(block and not found)
+            item = self._receiving.take(block and not found, until - time.monotonic())
             if isinstance(item, list):
                 replay(item)
                 continue
@@ -249,7 +254,7 @@ class DistributedSession:
                 if not self._link.connected:
                     raise self._link.lost()
                 self._placement.look(self._receiving.keys)
-                if self.waiting_for != known or time.monotonic() > until:
+                if self.waiting_for != known or time.monotonic() >= until:
                     return found
                 handlers.look()
                 continue

@@ -130,6 +130,10 @@ class Session(Protocol):
         """The program, if it may go along with a task of another session; None if that would be dear."""
 
     @property
+    def has_come(self) -> bool:
+        """Whether `completed` has something to return."""
+
+    @property
     def waiting_for(self) -> str | None:
         """Which worker its tasks wait for, if there is none that may run them."""
 
@@ -249,6 +253,16 @@ class Sizer(Protocol):
     @property
     def of_few(self) -> float | None:
         """The seconds that it takes in a small part of a batch; None if nobody knows."""
+
+
+class Calls(Protocol):
+    """What is known of the calls of a program whose tasks make several at the same time."""
+
+    def at_once(self, parts: int) -> int:
+        """Return how many a task makes, if there are so many tasks."""
+
+    def interval(self, parts: int) -> float:
+        """Return the least seconds from one element of a task to the next; 0 if there is no rate."""
 
 
 def lost_for_good(reason: str) -> ClusterLostError:

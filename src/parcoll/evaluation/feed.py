@@ -21,6 +21,10 @@ from parcoll.worker.outcome import Outcome
 
 LARGE_BYTES = 16 * 2**20  # a larger partition is compared with what a worker may hold
 UNPACKABLE = 0.5  # of that, at most: a worker needs the bytes, and what is made of them
+# Of the time that a slow source took for an element: while it is read, no result is given. So the results of
+# what came before may come first, if they are quick. A source that waits for nobody is so much slower.
+PAUSE = 0.05
+TRIP_SECONDS = 0.02  # in which a quick result is here; a quarter of the time of a source, at most
 
 
 class Feed(Protocol):
@@ -35,17 +39,27 @@ class Feed(Protocol):
         """Whether the source was slow: deliver what is ready before reading on."""
 
     @property
+    def pause(self) -> float:
+        """How many seconds a slow source may wait for results that are about to come."""
+
+    @property
     def full(self) -> bool:
         """Whether nothing may be read until results were taken."""
 
     def taken(self, elements: int) -> None:
         """Note that the results of so many elements were taken."""
 
+    def read_on_while(self, busy: Callable[[], bool]) -> None:
+        """Have partitions filled as long as that tells that nobody could begin with them."""
+
     def take_error(self) -> BaseException | None:
         """Return it, and let go of it: who raises it holds the feed."""
 
     def total(self) -> int | None:
         """Return how many elements there are; None if nobody knows."""
+
+    def read_ahead(self, threads: int) -> None:
+        """Have a slow source give some of what is wanted next."""
 
     def next_job(self, threads: int) -> Job | None:
         """Read one partition; None at the end."""
@@ -101,6 +115,7 @@ class StreamFeed:
         self.error: BaseException | None = None
         self.reading = 0.0
         self._slow = False  # the source was, when it was read last
+        self._took = 0.0  # seconds, then
         self._more = True  # so many elements are at hand that the source might as well be endless
         self._reader = reader
         self._sizer = sizer
@@ -133,22 +148,45 @@ class StreamFeed:
         return self._slow and not self._reader.at_hand
 
     @property
+    def pause(self) -> float:
+        """A part of what the source took; nothing if the results take longer than that."""
+        pause = self._took * PAUSE
+        pause = max(pause, min(5 * pause, TRIP_SECONDS))
+        return pause if (self._sizer.pace or 0.0) <= pause else 0.0
+
+    @property
     def full(self) -> bool:
         """Whether `buffersize` elements were read whose results were not taken."""
         return self._reader.position >= self._may_read_to
 
+    def read_on_while(self, busy: Callable[[], bool]) -> None:
+        """Tell the reader."""
+        self._reader.read_on_while(busy)
+
     def taken(self, elements: int) -> None:
         """Have as many more read."""
         self._may_read_to += elements
+
+    def read_ahead(self, threads: int) -> None:
+        """Have the reader take as many as it may, if it has none."""
+        if self.slow:
+            started = time.perf_counter()
+            self._look_ahead(self._may_read_to - self._reader.position, threads)
+            self.reading += time.perf_counter() - started
+
+    def _look_ahead(self, room: float, threads: int) -> None:
+        ahead = self._sizer.ahead(threads)
+        known = self._reader.look_ahead(int(min(ahead, room)), self._sizer.max_bytes(threads))
+        self._more = known and ahead <= room
 
     def next_job(self, threads: int) -> Job | None:
         """Read as many elements as the sizer says and `buffersize` allows, and pack them."""
         reader, sizer, max_bytes = self._reader, self._sizer, self._sizer.max_bytes(threads)
         started = time.perf_counter()
         room = self._may_read_to - reader.position
-        if not (sizer.exact or (self._slow and reader.at_hand)):  # else what is here goes first
-            ahead = sizer.ahead(threads)
-            self._more = reader.look_ahead(int(min(ahead, room)), max_bytes) and ahead <= room
+        draws = not (self._slow and reader.at_hand)  # else what is here goes first
+        if draws and not sizer.exact:
+            self._look_ahead(room, threads)
         looked = time.perf_counter() - started
         size = int(min(sizer.next_size(self._remaining(), threads), room))
         if self._buffersize is not None and not sizer.exact:
@@ -158,7 +196,8 @@ class StreamFeed:
         elements = reader.read(size, max_bytes, sizer.exact)
         took = looked + time.perf_counter() - started
         self.reading += took
-        self._slow = took > FLUSH_SECONDS / 2 or (self._slow and reader.at_hand > 0)
+        if draws:
+            self._slow, self._took = took > FLUSH_SECONDS / 2, took
         if reader.ended:
             self.ended = True
             self.error = reader.error
@@ -265,6 +304,7 @@ class PartitionFeed:
     """Partitions that exist already: those of a bag, or kept results."""
 
     slow = full = False
+    pause = math.inf
     error: BaseException | None = None
     reading = 0.0
 
@@ -278,8 +318,11 @@ class PartitionFeed:
         self._all = jobs if renewed is not None else []
         self.ended = not jobs
 
-    def taken(self, elements: int) -> None:
+    def read_on_while(self, busy: Callable[[], bool]) -> None:
         """Do nothing: the partitions are not read here."""
+
+    def taken(self, elements: int) -> None:
+        """Do nothing either."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -290,6 +333,9 @@ class PartitionFeed:
     def total(self) -> int | None:
         """Return None: only those who have the partitions know their lengths."""
         return None
+
+    def read_ahead(self, threads: int) -> None:
+        """Do nothing here."""
 
     def next_job(self, threads: int) -> Job | None:
         """Return the job of the next partition."""

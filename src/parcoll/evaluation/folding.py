@@ -285,6 +285,7 @@ class _Tree(_Joins):
     BLOCK = 2  # the level of a block
     SLOW_SECONDS = 0.1  # that a join of `WIDTH` values may take without being divided
     LATE_SECONDS = 1.0  # that any join may take
+    LOOK_SECONDS = 0.25  # until a look at which join is late
 
     def __init__(self, opened: Callable[[], Session], program: Program, stats: Stats) -> None:
         super().__init__(opened, program, stats)
@@ -306,7 +307,7 @@ class _Tree(_Joins):
             if self._under_way > max(self._stats.threads, 2):
                 self._settle(block=True)
             elif self._waiting() >= self.WIDTH:
-                self._settle(block=True, seconds=0.0)
+                self._settle(block=True, seconds=self.LOOK_SECONDS)
             else:
                 break
             self._start()
@@ -317,7 +318,7 @@ class _Tree(_Joins):
         self._start()
         while self._under_way:
             # The join that others wait for may turn out to be slow.
-            self._settle(block=True, seconds=0.0 if self._waiting() > 1 else math.inf)
+            self._settle(block=True, seconds=self.LOOK_SECONDS if self._waiting() > 1 else math.inf)
             self._start()
         while len(self._runs) > 1:
             self._replace(self._runs[-self.WIDTH :], stays=False)

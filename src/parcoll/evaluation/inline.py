@@ -90,6 +90,7 @@ class InlineSession:
 
     program_bytes = 0
     waiting_for = None
+    has_come = False
 
     def __init__(self, shared: SharedProgram, keep: bool, pack: Pack, owner: str) -> None:
         self.shared = shared

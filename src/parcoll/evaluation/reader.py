@@ -30,6 +30,9 @@ class Reader:
         self.ended = False  # nothing is left, not even of what was read ahead
         self.position = 0
 
+    def read_on_while(self, busy: Callable[[], bool]) -> None:
+        """Have a slow source fill partitions as long as that tells that nobody could begin with them."""
+
     def take_error(self) -> Exception | None:
         """Return what the source raised, and let go of it: its traceback refers to the reader."""
         error, self.error = self.error, None
@@ -144,6 +147,11 @@ class StreamReader(Reader):
         self._iterable = stream
         self._exhausted = False
         self._ahead: list[Any] = []
+        self._busy: Callable[[], bool] = bool
+
+    def read_on_while(self, busy: Callable[[], bool]) -> None:
+        """Ask that when it has become late."""
+        self._busy = busy
 
     @property
     def at_hand(self) -> int:  # type: ignore[override]
@@ -196,7 +204,7 @@ class StreamReader(Reader):
     ) -> bool:
         """Draw until there are `size` elements; returns whether there are, or as many as hold `max_bytes`."""
         started = clock = time.perf_counter()
-        run, nbytes = 1, 0
+        run, quick, nbytes = 1, 0, 0
         try:
             if self._stream is None:
                 self._stream = iter(self._iterable)
@@ -211,9 +219,11 @@ class StreamReader(Reader):
                     break
                 nbytes += self._bytes_of(elements[-1]) * wanted
                 now = time.perf_counter()
-                if not exact and now - started > seconds:
+                if not exact and now - started > seconds and not self._busy():
                     break
-                run = min(run * 2, STEP) if now - clock < FLUSH_SECONDS / 100 else 1
+                # One by one at first: a source may give some at once and then wait for each of the next.
+                quick = quick + wanted if now - clock < FLUSH_SECONDS / 100 else 0
+                run = min(run * 2, STEP) if quick >= STEP else 1
                 clock = now
         except Exception as error:  # not Ctrl-C: that stops the evaluation at once
             self.error = error

@@ -86,6 +86,7 @@ class SavedReader(Reader):
         self._batches = isinstance(source, Derived) and isinstance(source.operation, Batches)
         self._retry_failed = retry_failed
         self._reader = reader
+        self.read_on_while = reader.read_on_while  # type: ignore[method-assign]
         self._checkpoint = checkpoint
         self._stats = stats
         self._ahead: list[Any] = []  # read to see whether there is more

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Protocol
 
 from parcoll.chain.timing import SURER, Estimate
-from parcoll.evaluation.engine import Sizer
+from parcoll.evaluation.engine import Calls, Sizer
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
@@ -312,16 +311,6 @@ class Adaptive:
         return None if self._few is None else self._few[1]
 
 
-class Calls(Protocol):
-    """What is known of the calls of a program whose tasks make several at the same time."""
-
-    def at_once(self, parts: int) -> int:
-        """Return how many a task makes, if there are so many tasks."""
-
-    def interval(self, parts: int) -> float:
-        """Return the least seconds from one element of a task to the next; 0 if there is no rate."""
-
-
 class Waiting(Adaptive):
     """Sizes for tasks that make several calls at the same time.
 
@@ -356,6 +345,13 @@ class Waiting(Adaptive):
             size = min(size, max(-(-remaining // tasks), min(calls, remaining)))
         self._size = max(size, 1)
         return self._size
+
+    def ahead(self, threads: int) -> int:
+        """Return enough for a task of each thread, once calls have come back."""
+        if not self._largest:
+            return super().ahead(threads)
+        size = max(self._wanted(threads), CALLS_LEAST * self._calls.at_once(threads))
+        return min(threads * size, MAX_AHEAD)
 
     def observe(self, outcome: Outcome, sent_bytes: int) -> None:
         """Learn how long a call takes, too."""

@@ -5,6 +5,7 @@ Their number is bounded, so the source is read ahead by a bounded number. They a
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ class Window:
         self._by_job: dict[Job, _Slot] = {}
         self._running = 0
         self._waiting = False  # nothing can be done until an outcome comes
+        self._pause = math.inf  # seconds, after which the source is to be read on, which was slow
         self._failed = False
         self._shares = Shares(program.limit)
 
@@ -97,6 +99,8 @@ class Window:
         feed: Feed | None = None
         try:
             self._feed = feed = self._make_feed()
+            if self._program.waits and self._engine.in_background:
+                feed.read_on_while(self._all_wait)
             self._stats.total = self._feed.total()
             waited = self._stats.waited
             while True:
@@ -167,10 +171,10 @@ class Window:
         """Take in what has come, wait for it if there is nothing else to do, and submit more."""
         handlers.look()
         started = time.perf_counter()
-        self._collect(session, block=self._waiting)
+        self._collect(session, block=self._waiting and self._pause > 0, seconds=self._pause)
         if self._waiting:
             self._stats.waited.workers += time.perf_counter() - started
-        self._waiting = False
+        self._waiting, self._pause = False, math.inf
         if not (self._feed.slow and self._head_ready()):
             self._fill(session)
 
@@ -232,8 +236,12 @@ class Window:
                 self._submit(session, group)
                 group, nbytes, started = [], 0, time.perf_counter()
                 if self._feed.slow:
+                    if self._engine.in_background:  # else nothing runs while the source is read
+                        self._pause = self._feed.pause
                     break
         self._submit(session, group)
+        if self._may_read() and not self._shares.left(threads) and self._all_wait():
+            self._feed.read_ahead(threads)
 
     def _cut_rest(self, threads: int) -> list[Job]:
         """Return a group of jobs cut from the first of the rests, and give them their places."""
@@ -250,6 +258,10 @@ class Window:
             self._rests.popleft()
             self._slots.remove(slot)
         return group
+
+    def _all_wait(self) -> bool:
+        """Tell whether all threads have tasks, whose calls wait: those of more elements go into one task."""
+        return self._running >= self._count_threads() and not self._session.has_come
 
     def _may_read(self) -> bool:
         # After a failure, nothing that is read would ever be delivered.
@@ -272,8 +284,8 @@ class Window:
         slot = self._by_job[job] = _Slot(job)
         return slot
 
-    def _collect(self, session: Session, block: bool) -> None:
-        completed = session.completed(block) if self._running else ()
+    def _collect(self, session: Session, block: bool, seconds: float) -> None:
+        completed = session.completed(block, seconds) if self._running else ()
         self._stats.waiting_for = session.waiting_for
         for job, outcome in completed:
             if outcome.early:

@@ -92,6 +92,7 @@ ALIKE = (
     *("local/test_temporary_directories.py", "cluster/test_captured_elsewhere.py"),
     *("cluster/test_held_values.py", "cluster/test_targets.py", "cluster/test_waiting_for_a_worker.py"),
     *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_reduce_fold.py"),
+    "promises/test_slow_sources.py",
     *("promises/test_failing_elements.py", "promises/test_many_errors.py", "promises/test_rates.py"),
     *("cluster/test_bare_cluster.py", "cluster/test_engines.py", "local/test_work_of_a_host.py"),
     *("local/test_end_of_a_host.py", "promises/test_setup_failures.py", "promises/test_told.py"),

@@ -60,9 +60,8 @@ def outcomes(
     checkpoint = Checkpoint(folder_at(options.checkpoint), steps)
     with checkpoint.folder.locked():
         checkpoint.open()  # before the source: a refusal leaves a one-pass source unread
-        reader = SavedReader(
-            Recorder(stats).opened(source.open()), checkpoint, stats, options.retry_failed, source
-        )
+        opened = Recorder(stats).opened(source.open())
+        reader = SavedReader(opened, checkpoint, stats, options.retry_failed, source)
         checkpoint.check_length(reader.total())
         stats.total = reader.total()
         yield from reader.replay()

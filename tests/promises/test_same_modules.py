@@ -43,6 +43,14 @@ def test_a_constant_that_was_changed_before_the_first_evaluation(one: One, make:
     assert one(lambda x: (x * settings.factor, len(settings.model))) == (10, 200_000)
 
 
+def test_a_container_that_was_empty_and_was_filled_before_the_first_evaluation(one: One, make: Make) -> None:
+    filled = make("w_filled", "rows = []\nmore = list()\ntable = {}\n")
+    filled.rows.extend(range(300_000))  # more than travels whether the script has changed it or not
+    filled.more.extend(filled.rows)
+    filled.table.update(enumerate(filled.rows[:150_000]))
+    assert one(lambda _: [*map(len, (filled.rows, filled.more, filled.table))]) == [300_000, 300_000, 150_000]
+
+
 def test_buffers_are_what_they_were(one: One, make: Make) -> None:
     numpy = pytest.importorskip("numpy")
     raw = make("w_raw", "weights = None\nparts = {}\nraw = bytearray(b'ab')\nrow = None\n")

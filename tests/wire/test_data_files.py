@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bare import BareCluster, bare_cluster
+from scripts import Scripts
 
 from parcoll import connect, parallel
 from parcoll.wire import own_modules
@@ -202,6 +203,63 @@ def test_what_is_too_large_stays_and_is_named_once(
     assert str(package / "large.bin") in said
     with pytest.raises(FileNotFoundError, match=r"large\.bin"):
         one(lambda _: (d_package.HERE / "large.bin").read_bytes())
+
+
+REGISTRIES = """
+from collections import defaultdict
+from pathlib import Path
+HERE = Path(__file__).parent
+listed = []
+called = list()
+kinds = set()
+places = [HERE / "first"]
+by_kind = defaultdict(list)
+def plugin(func):
+    listed.append(func)
+    called.append(func)
+    kinds.add(func)
+    by_kind["all"].append(func)
+    return func
+def names():
+    found = [listed, called, kinds, by_kind["all"]]
+    return [[func.__name__ for func in part] for part in found], [path.name for path in places]
+"""
+
+
+def script_of(scripts: Scripts, bare: BareCluster, text: str) -> str:
+    """Run a script beside the modules that it has written; return what it prints."""
+    process = scripts.start_file(text, env={"DASK_SCHEDULER_ADDRESS": bare.address})
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, ""), err
+    return str(out)
+
+
+def test_registries_of_functions_whose_file_stands_beside_the_module(
+    bare: BareCluster, scripts: Scripts
+) -> None:
+    """The code of such a function names its file, and so the module's folder; no value is made of that."""
+    scripts.write("d_plugins.py", REGISTRIES)
+    text = """
+    import d_plugins
+    from parcoll import parallel
+    @d_plugins.plugin
+    def double(x):
+        return 2 * x
+    print(*parallel([1]).map(lambda _: d_plugins.names()))
+    """
+    assert script_of(scripts, bare, text) == "([['double'], ['double'], ['double'], ['double']], ['first'])\n"
+
+
+def test_the_next_script_finds_what_the_import_gives(bare: BareCluster, scripts: Scripts) -> None:
+    """A list that cannot travel, and one that is made of the folder, have nothing of the script before."""
+    scripts.write("d_plugins.py", REGISTRIES.replace("found = [", "found = [] and ["))
+    begin = "import threading, d_plugins\nfrom parcoll import parallel\n"
+    look = "print(*parallel([1]).map(lambda _: (len(d_plugins.listed), d_plugins.names())))"
+    first = "list(parallel([1]).map(lambda _: len(d_plugins.places)))\n"  # so that what follows is a change
+    first += "d_plugins.listed.append(1)\nd_plugins.places.append(d_plugins.HERE / 'second')\n"
+    assert script_of(scripts, bare, begin + first + look) == "(1, ([], ['first', 'second']))\n"
+    second = "d_plugins.listed.append(threading.Lock())\n"
+    assert script_of(scripts, bare, begin + second + look) == "(0, ([], ['first']))\n"
 
 
 def test_nothing_of_it_is_left(tmp_path: Path, package: Path) -> None:

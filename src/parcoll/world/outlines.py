@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import dis
 import functools
+import os
 import sys
 from contextvars import ContextVar
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from parcoll.wire.codec import by_value, loads, prefers_value
+from parcoll.wire.codec import by_value, loads, modules_in, prefers_value
 from parcoll.wire.named import of_modules, value_of
 from parcoll.wire.own_modules import stamp_of, text_of
 from parcoll.wire.reducers import is_dispatching, is_made
@@ -44,16 +45,23 @@ def _outline(text: str) -> Outline:
         for target in targets:
             if isinstance(target, ast.Name):
                 value = getattr(node, "value", None)
-                is_literal = isinstance(value, ast.Constant) or not any(
-                    ast.iter_child_nodes(value) if value is not None else ()
-                )
-                literals[target.id] = is_literal and literals.get(target.id, True)
+                literals[target.id] = _is_plain(value) and literals.get(target.id, True)
         inside = [(f"{node.name}.", inner) for inner in node.body] if isinstance(node, ast.ClassDef) else []
         for prefix, inner in [("", node), *inside]:
             if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inner.decorator_list:
                 undecorated.add(prefix + inner.name)
     plain = frozenset(name for name, is_one in literals.items() if is_one)
     return Outline(plain, frozenset(literals.keys() - plain), frozenset(undecorated))
+
+
+def _is_plain(value: ast.expr | None) -> bool:
+    """Tell whether an expression is a constant, or makes an empty container."""
+    if isinstance(value, ast.Call):
+        makes = isinstance(value.func, ast.Name) and value.func.id in ("bytearray", "dict", "list", "set")
+        return makes and not value.args and not value.keywords
+    if isinstance(value, (ast.List, ast.Tuple)):
+        return not value.elts
+    return isinstance(value, ast.Constant) or (isinstance(value, ast.Dict) and not value.values)
 
 
 def outline_of(module: ModuleType) -> Outline:
@@ -63,6 +71,17 @@ def outline_of(module: ModuleType) -> Outline:
         return _outline(text_of(path, stamp_of(path)))
     except (OSError, SyntaxError, ValueError, AttributeError):
         return Outline(frozenset(), frozenset(), frozenset())
+
+
+def names_folder(folder: str, data: bytes, value: Any) -> bool:
+    """Tell whether the data of a value has all parts of a folder's path."""
+    parts = [part.encode(errors="surrogateescape") for part in folder.split(os.sep)]
+    if not all(part in data for part in parts):
+        return False
+    # The code of a function that travels by value names its file, which may stand in the same folder.
+    for file in {code.co_filename.encode(errors="surrogateescape") for code in modules_in(value)[1]}:
+        data = data.replace(file, b"")
+    return all(part in data for part in parts)
 
 
 def walked(module: Any, name: str) -> Any:

@@ -30,7 +30,7 @@ from parcoll.wire.own_modules import NOT_OWN, is_own, is_own_module, package_sou
 from parcoll.wire.reducers import is_dispatching, made_code, made_modules
 from parcoll.world import handlers
 from parcoll.world.content import CODE, Content, content_of, is_own_function, is_set_by_users
-from parcoll.world.outlines import outline_of, shape_of
+from parcoll.world.outlines import names_folder, outline_of, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,8 @@ class _Module:
         """Tell whether a value has been made of the module's `__file__`, which is another elsewhere."""
         if self._path is None or path not in outline_of(self.module).computed:
             return False
-        parts = os.path.dirname(os.path.abspath(self._path)).split(os.sep)
-        return all(part.encode(errors="surrogateescape") in content.data for part in parts)
+        folder = os.path.dirname(os.path.abspath(self._path))
+        return names_folder(folder, content.data, vars(self.module).get(path))
 
     def _stamp_now(self) -> Any:
         try:

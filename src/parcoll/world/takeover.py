@@ -47,6 +47,7 @@ class _Taken:
         self.module = module
         self.contents: dict[str, Content] = {}
         self.replaced: dict[str, Any] = {}  # what the import gave
+        self.filled: dict[str, Content | None] = {}  # and what was in it, where it is the same object still
         self.removed: dict[str, Any] = {}  # and what it gave that the script has deleted
 
     def take(self, state: ModuleState) -> None:
@@ -64,7 +65,9 @@ class _Taken:
                 continue
             self.contents[path] = content
             here = vars(owner).get(attribute, _ABSENT)
-            if before is None and content_of(here, name, path) == content:
+            is_first = path not in self.replaced and path not in self.filled
+            was = content_of(here, name, path) if is_first or before is None else None
+            if before is None and was == content:
                 continue
             try:
                 kept = put(owner, attribute, content, anew=_is_another_s(here, content))
@@ -72,6 +75,8 @@ class _Taken:
                 logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, message_of(error))
                 self._restore(path)
                 continue
+            if is_first and not kept:
+                self.filled[path] = was
             if kept and path not in self.replaced and attribute in vars(owner):
                 self.replaced[path] = here
         for attribute in state.removed & vars(self.module).keys():
@@ -80,13 +85,17 @@ class _Taken:
 
     def _restore(self, path: str) -> None:
         owner, attribute = resolved(self.module, path)
-        if owner is None or path not in self.replaced:
+        if owner is None:
             return
-        before = self.replaced.pop(path)
-        if before is not _ABSENT:
-            setattr(owner, attribute, before)
-        elif attribute in vars(owner):
-            delattr(owner, attribute)
+        if path in self.replaced:
+            before = self.replaced.pop(path)
+            if before is not _ABSENT:
+                setattr(owner, attribute, before)
+            elif attribute in vars(owner):
+                delattr(owner, attribute)
+        was = self.filled.pop(path, None)
+        if was is not None and was.value is None and attribute in vars(owner):
+            put(owner, attribute, was)
 
     def now(self) -> dict[str, Content | None]:
         """Return what the module has of what it took over, without the names that refer to other modules."""

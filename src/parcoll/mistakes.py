@@ -190,7 +190,9 @@ def no_function(method: str, given: object) -> str:
         return "; the function comes first"
     if isinstance(given, str) or (method in _OF_KEYS and type(given) is int):
         return f"; for the value at a key write operator.itemgetter({short_repr(given)})"
-    return "; the function comes first" if method == "fold_by" else ""
+    if method == "sorted" and isinstance(given, bool):
+        return f"; write sorted(reverse={given})"
+    return "; other comes first, and then key" if method == "join" else ""
 
 
 def wrong_arguments(
@@ -222,7 +224,7 @@ def wrong_arguments(
         if any(callable(given) and not isinstance(given, Iterable) for given in arguments):
             return f"{message}: write parallel(source).map(func)"
         return f"{message}: one source, as in parallel(zip(xs, ys)) or parallel(xs).chain(ys)"
-    if methods and any(p.name in ("func", "predicate") for p in positional):
+    if takes == 1 and methods and any(p.name in ("func", "predicate") for p in positional):
         return (
             f"{message}: for a function of several arguments write zip(*others).starmap(func), or "
             "functools.partial(func, ...) for the same ones each time"
@@ -232,6 +234,8 @@ def wrong_arguments(
         return f"{message}: write {'filter(predicate).count()' if predicate else 'count_by()[element]'}"
     named_only = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     said = f"name the others, of {', '.join(named_only)}" if named_only else "leave out the rest"
+    if not named_only and any(p.kind == p.VAR_KEYWORD for p in parameters):
+        said = "settings are given by name, as in retries=3"
     return f"{message}: {said}"
 
 

@@ -35,6 +35,10 @@ def end_of_a_connection() -> None:
         given_connection.shutdown()
 
 
+async def later(n: int) -> int:
+    return n
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "index": (lambda: numbers[0], TypeError, r"first\(\)"),
     "slice": (lambda: numbers[:3], TypeError, r"take\(n\)"),
@@ -79,6 +83,21 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"write filter\(predicate\)\.count\(\)$",
     ),
     "an element to count": (lambda: numbers.count(3), TypeError, r"write count_by\(\)\[element\]$"),
+    "a predicate to the first": (
+        lambda: numbers.first(lambda n: n > 1),
+        TypeError,
+        r"write filter\(predicate\)\.first\(\)$",
+    ),
+    "format by its place": (
+        lambda: numbers.map_batches(list, 10, "numpy"),
+        TypeError,
+        "takes 2 positional arguments, and got 3: name the others, of format, flat$",
+    ),
+    "a setting by its place": (
+        lambda: numbers.group_by(abs, 3),
+        TypeError,
+        "given by name, as in retries=3$",
+    ),
     "a function to sum": (lambda: numbers.sum(len), TypeError, r"write map\(func\)\.sum\(\)$"),
     "a column to sum": (lambda: numbers.sum("price"), TypeError, r"operator\.itemgetter\('price'\)\)\.sum"),
     "a list of exceptions": (
@@ -104,6 +123,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "resume": (lambda: given.parallel([1], resume=True), TypeError, "write checkpoint=folder"),
     "an address by name": (lambda: given.connect(address="tcp://x:1"), TypeError, "write it without a name$"),
     "gigabytes": (lambda: given.connect(memory_limit=4), ValueError, r'write memory_limit="4 GiB"$'),
+    "less than a worker takes": (
+        lambda: given.connect(memory_limit="10 MB"),
+        ValueError,
+        r"^memory_limit='10 MB' is less than a worker takes itself, .* as in memory_limit=\"1 GiB\"$",
+    ),
+    "less than a worker takes, in bytes": (
+        lambda: given.connect(memory_limit=40_000_000),
+        ValueError,
+        "^memory_limit=40000000 is less than a worker takes itself",
+    ),
     "gigabytes as text": (
         lambda: given.connect(memory_limit=" 4"),
         ValueError,
@@ -163,6 +192,19 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "the function comes first",
     ),
+    "arguments of a fold by key the other way": (
+        lambda: numbers.fold_by(str, 0, max),
+        TypeError,
+        r"got 0 \(an int\); write fold_by\(key, func, initial, combine=None\)$",
+    ),
+    "sides of a join the other way": (
+        lambda: numbers.join(abs, [1]),
+        TypeError,
+        "; other comes first, and then",
+    ),
+    "reverse by its place": (lambda: numbers.sorted(True), TypeError, r"write sorted\(reverse=True\)$"),
+    "a coroutine for a key": (lambda: numbers.count_by(later), TypeError, r"await it in a map\(\) before"),
+    "a coroutine for a fold": (lambda: numbers.reduce(later), TypeError, r"await it in a map\(\) before"),
     "text to fold from first": (lambda: numbers.fold("", max), TypeError, "the function comes first$"),
     "apply_async": (lambda: numbers.apply_async(len), AttributeError, r"write map\(func\)$"),
     "starmap_async": (lambda: numbers.starmap_async(len), AttributeError, r"write starmap\(func\)$"),
@@ -331,7 +373,10 @@ def test_what_stands_for_an_object_says_how_it_is_found() -> None:
         (lambda: table[1], TypeError, r"<Broadcast of a dict> .* write \.value\[1\]$"),
         (lambda: table.get(1), AttributeError, r"write \.value\.get$"),
         (lambda: iter(stands), TypeError, "not iterable"),
-        (lambda: 1 in table, TypeError, "not iterable"),
+        (lambda: 1 in stands, TypeError, r"returns the object: write 1 in model\(\)$"),
+        (lambda: stands(1), TypeError, r"returns the object: write model\(\)\(1\)$"),
+        (lambda: 1 in table, TypeError, r"<Broadcast of a dict> .*: look for 1 in \.value$"),
+        (lambda: iter(table), TypeError, "not iterable"),
         (lambda: parallel(table), TypeError, "needs an iterable"),
         (lambda: stands._nothing, AttributeError, "no attribute '_nothing'$"),
         (lambda: table._nothing, AttributeError, "no attribute '_nothing'$"),
@@ -355,6 +400,13 @@ def test_what_cannot_travel_is_told_what_to_make_of_it(tmp_path: Path) -> None:
     with pytest.raises(parcoll.SerializationError, match=r"map\(func\) of the `async def` function$"):
         list(parallel([begun]))
     begun.close()
+    with pytest.raises(parcoll.SerializationError, match=r": pass a list of what it gives, or what its func"):
+        list(parallel([(y for y in [1])]))
+    with (
+        open(__file__, "rb") as file,
+        pytest.raises(parcoll.SerializationError, match=r": pass its path, and have the function open it$"),
+    ):
+        list(parallel([file]))
     with pytest.raises(parcoll.SerializationError, match=r"return a list, or write flatmap\(func\)"):
         list(parallel([1]).map(lambda x: (y for y in [x])))
     with pytest.raises(TypeError, match=r"is not JSON serializable: pass default=.*default=str"):

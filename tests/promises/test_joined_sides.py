@@ -205,3 +205,21 @@ def test_what_is_refused() -> None:
     for call, error, message in refused:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("place", ["inline", "cluster", "timeout"])
+def test_what_fails_for_the_other_side_says_whose_element_it_is(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    """Without `other_key` the function is called with elements of both sides."""
+    request.getfixturevalue("inline" if place == "inline" else "cluster")
+    how: dict[str, Any] = {"timeout": 60} if place == "timeout" else {}
+    said = "this is an element of the other side: other_key is called with it, or key where that is not given"
+    events = parallel(EVENTS, retries=1, **how)
+    with pytest.raises(KeyError) as raised:
+        list(events.join([{"id": 1}], first))
+    assert raised.value.__notes__[:-1] == [said]
+    assert "join(first), at element 0: {'id': 1}" in raised.value.__notes__[-1]
+    with pytest.raises(KeyError) as raised:
+        list(events.join(USERS, lambda event: {}[event], first))
+    assert said not in raised.value.__notes__

@@ -155,7 +155,7 @@ def test_another_number_of_results_names_both(kind: dict[str, Any]) -> None:
         (lambda batch: [*batch, 1], "returned 11 results for a batch of 10 elements"),
         (
             lambda batch: None,
-            "returned None .* for a batch of 10 elements: it must return one result for each",
+            "returned None .* for a batch of 10 elements: it must return one result for each, .*flat=True",
         ),
         (lambda batch: {"a": 1}, "returned {'a': 1} .* for a batch of 10 elements"),
         (lambda batch: set(batch), "returned {0, 1.* for a batch of 10 elements: it must return one"),

@@ -92,7 +92,10 @@ def test_a_block_of_a_page_prints_what_its_comments_say(number, ran):
 
 ASKED = """
 import os
-from parcoll import parallel
+from unittest import mock
+import pytest
+import shop
+from parcoll import connect, parallel
 
 def pid():
     return parallel([1]).map(lambda _: os.getpid()).first()
@@ -105,6 +108,38 @@ def test_on_real_processes(cluster):
 
 def test_behind():
     assert pid() == os.getpid()
+
+@pytest.mark.usefixtures("cluster")
+def test_by_a_mark():
+    assert pid() != os.getpid()
+
+def test_calls_of_mocks_are_counted_where_modules_have_them():
+    with mock.patch("shop.price", return_value=3) as priced:
+        assert shop.total("a") == shop.total_of_a_lambda("a") == 3
+        assert priced.call_count == 0
+        assert shop.total_of_a_def("a") == parallel("a").map(lambda item: shop.price(item)).sum() == 3
+        assert priced.call_count == 2
+        with connect("inline", copies=False):
+            assert shop.total("a") == shop.total_of_a_lambda("a") == 3
+        assert priced.call_count == 4
+"""
+SHOP = """
+from parcoll import parallel
+
+def price(item):
+    raise RuntimeError("asks a server")
+
+def with_tax(item):
+    return price(item)
+
+def total(items):
+    return parallel(items).map(price).sum()
+
+def total_of_a_lambda(items):
+    return parallel(items).map(lambda item: price(item)).sum()
+
+def total_of_a_def(items):
+    return parallel(items).map(with_tax).sum()
 """
 
 
@@ -113,10 +148,11 @@ def test_the_fixtures_of_the_guide_have_each_test_where_it_asks_to_be(tmp_path):
     (fixtures,) = [block for block in blocks("python", guide) if "fixture" in block]
     (tmp_path / "conftest.py").write_text(fixtures, encoding="utf-8")
     (tmp_path / "test_asked.py").write_text(ASKED, encoding="utf-8")
+    (tmp_path / "shop.py").write_text(SHOP, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stdout
-    assert "3 passed" in run.stdout
+    assert "5 passed" in run.stdout
 
 
 def test_the_table_names_every_operation_and_no_other():

@@ -94,9 +94,12 @@ class MapBatches(Step):
         if results is None:
             unordered = not self.flat and isinstance(made, Set)
             if isinstance(made, (str, bytes, Mapping)) or unordered or not hasattr(type(made), "__iter__"):
+                wanted = "an iterable of results"
+                if not self.flat:
+                    wanted = "one result for each, in a list, or any number of them with flat=True"
                 _refuse(
                     f"{self.label} returned {describe(made)} for a batch of {_elements(len(elements))}: "
-                    f"it must return {'an iterable of results' if self.flat else 'one result for each'}"
+                    f"it must return {wanted}"
                 )
             results = list(made)
         if len(results) != len(elements) and not self.flat:

@@ -47,6 +47,9 @@ class Broadcast(Generic[T]):
         def __getitem__(self, key: Any) -> Any:
             raise TypeError(f"{self!r} holds the object as its value: write .value[{short_repr(key)}]")
 
+        def __contains__(self, item: Any) -> bool:
+            raise TypeError(f"{self!r} holds the object as its value: look for {short_repr(item)} in .value")
+
         __iter__ = None
 
     @property

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, Protocol, TypeVar, overload
 
 import cloudpickle
 
@@ -55,12 +55,18 @@ class PerWorker(Generic[T]):
         self.__qualname__ = getattr(factory, "__qualname__", "")
         self.__doc__ = getattr(factory, "__doc__", None)
 
-    def __call__(self) -> T:
+    def __call__(self, *arguments: Never) -> T:
         """Return the object of this process, or thread; it is made if there is none yet.
 
         If the factory is an `async def` function, this returns what gives the object when it is awaited.
         Raises what the factory raises. This ends the evaluation, after the retries of the step.
         """
+        if arguments:
+            label = self.__name__
+            raise TypeError(
+                f"{label} is made once in each worker, and {label}() returns the object: write "
+                f"{label}()({', '.join(map(short_repr, arguments))})"
+            )
         slot: objects.Slot = self._key
         if self._scope == "thread":
             slot = (self._key, threading.get_ident())
@@ -92,6 +98,13 @@ class PerWorker(Generic[T]):
             raise TypeError(
                 f"{label} is made once in each worker, and {label}() returns the object: write "
                 f"{label}()[{short_repr(key)}]"
+            )
+
+        def __contains__(self, item: Any) -> bool:
+            label = self.__name__
+            raise TypeError(
+                f"{label} is made once in each worker, and {label}() returns the object: write "
+                f"{short_repr(item)} in {label}()"
             )
 
         __iter__ = None

@@ -165,8 +165,9 @@ class LocalFolder:
                 )
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o666)
         except OSError as error:
+            instead = "; name a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
             raise CheckpointError(
-                f"the checkpoint {self.url!r} cannot be opened: {type(error).__name__}: {error}"
+                f"the checkpoint {self.url!r} cannot be opened: {type(error).__name__}: {error}{instead}"
             ) from error
         pid = os.getpid()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import time
 from collections import deque
@@ -289,15 +290,22 @@ class StreamFeed:
             bad = first_unpicklable(elements)
             position, cause = bad if bad is not None else (0, error)
         self.ended = True
-        instead = ": pass what it was called with, and map(func) of the `async def` function"
         self.error = SerializationError(
             f"{place.element(position)} of the source cannot be sent to the workers: "
-            f"{short_repr(elements[position])} ({line_of(cause)})"
-            f"{instead if inspect.iscoroutine(elements[position]) else ''}"
+            f"{short_repr(elements[position])} ({line_of(cause)}){_instead_of(elements[position])}"
         )
         self.error.__cause__ = cause
         del bad, cause  # whose traceback refers to this frame
         return self._job(elements[:position], place) if position else None
+
+
+def _instead_of(element: object) -> str:
+    """Return what is to be passed instead of an element that cannot be pickled."""
+    if inspect.iscoroutine(element):
+        return ": pass what it was called with, and map(func) of the `async def` function"
+    if inspect.isgenerator(element):
+        return ": pass a list of what it gives, or what its function was called with"
+    return ": pass its path, and have the function open it" if isinstance(element, io.IOBase) else ""
 
 
 class PartitionFeed:

@@ -82,10 +82,11 @@ class OtherBatches(Tries, total=False):
     flat: bool
 
 
-def function(func: Any, method: str) -> Any:
-    """Return the function that a method was given."""
+def function(func: Any, method: str, instead: str = "") -> Any:
+    """Return the function that a method was given; `instead` ends the message for what is none."""
     if not callable(func):
-        raise TypeError(f"{method}() needs a function, got {describe(func)}{no_function(method, func)}")
+        instead = instead or no_function(method, func)
+        raise TypeError(f"{method}() needs a function, got {describe(func)}{instead}")
     if method in AWAITED and method != "flatmap" and waiting.is_generator(func):
         raise TypeError(
             f"{method}() takes one result of a call, and {function_name(func)} is an asynchronous generator: "
@@ -97,7 +98,10 @@ def function(func: Any, method: str) -> Any:
 def _plain(func: Any, what: str) -> Any:
     """Refuse an `async def` function where nobody awaits what it returns."""
     if waiting.is_async(func):
-        raise TypeError(f"{what} needs a plain function, got the `async def` function {function_name(func)}")
+        instead = ": await it in a map() before, whose results this gets" if what.endswith(")") else ""
+        raise TypeError(
+            f"{what} needs a plain function, got the `async def` function {function_name(func)}{instead}"
+        )
     return func
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
+from types import FunctionType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from parcoll.connecting.current import engine_for
@@ -13,7 +14,7 @@ from parcoll.evaluation.run import Options, Run
 from parcoll.front import arguments
 from parcoll.front.explain import Described
 from parcoll.local.shutdown import note_evaluation
-from parcoll.text import UNSET
+from parcoll.text import UNSET, describe
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
 
@@ -132,6 +133,11 @@ class Evaluated(Described, Generic[T_co]):
         >>> parallel(["x", "y"]).first()
         'x'
         """
+        if isinstance(default, FunctionType):
+            raise TypeError(
+                f"first() takes a default for a collection without elements, got {describe(default)}: write "
+                "filter(predicate).first()"
+            )
         for element in self.take(1):
             return element
         if default is UNSET:

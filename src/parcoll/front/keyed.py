@@ -100,10 +100,11 @@ class Keys(Evaluated[T_co]):
         >>> dict(words.fold_by(len, lambda n, word: n + 1, 0, lambda a, b: a + b))
         {3: 2, 5: 1}
         """
-        func = arguments.function(func, "fold_by")
+        order = "; write fold_by(key, func, initial, combine=None)"
+        func = arguments.function(func, "fold_by", order)
         packed = packed_initial(initial)
         start, kind = Start(packed), None
-        if combine is not None and is_neutral(arguments.function(combine, "fold_by"), packed):
+        if combine is not None and is_neutral(arguments.function(combine, "fold_by", order), packed):
             kind = Folds(func, start, combine)
         step = self._keyed("fold_by", arguments.function(key, "fold_by"), settings)
         return self._by_key(step, kind or OrderedFolds(func, start))  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from parcoll.chain.steps import Around, FlatMap, Map
 from parcoll.keys.slots import CALLED, name_of
 
 HOW = ("inner", "left", "semi", "anti")
+OF_OTHER = "this is an element of the other side: other_key is called with it, or key where that is not given"
 NEVER_NAN = frozenset((int, str, bytes, bool, type(None)))
 Table = dict[Any, tuple[Any, ...]]
 
@@ -63,7 +64,13 @@ class OtherKey(Around):
 
     def __call__(self, element: Any) -> tuple[Any, Any]:
         """Ask for the key."""
-        key = _alike(self.func(element))
+        try:
+            made = self.func(element)
+        except Exception as error:
+            if OF_OTHER not in getattr(error, "__notes__", ()):
+                error.add_note(OF_OTHER)
+            raise
+        key = _alike(made)
         hash(key)
         return key, element if self.wanted else None
 

@@ -409,6 +409,8 @@ def test_what_cannot_travel_is_told_what_to_make_of_it(tmp_path: Path) -> None:
         list(parallel([file]))
     with pytest.raises(parcoll.SerializationError, match=r"return a list, or write flatmap\(func\)"):
         list(parallel([1]).map(lambda x: (y for y in [x])))
+    with pytest.raises(parcoll.CheckpointError, match=r"cannot be opened: FileExistsError.*; name a folder$"):
+        list(parallel([1], checkpoint=__file__).map(str))
     with pytest.raises(TypeError, match=r"is not JSON serializable: pass default=.*default=str"):
         parallel([{1, 2}]).write_jsonl(tmp_path / "never.jsonl")
 

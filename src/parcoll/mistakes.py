@@ -207,6 +207,8 @@ def wrong_arguments(
             close = difflib.get_close_matches(name, known, 1, 0.7)
             own_words = _OF_CONNECT if function.__name__ == "connect" else {}
             instead = own_words.get(name) or _SETTINGS.get(name) or "".join(f"{match}=" for match in close)
+            if "initial" in known and name == "initializer":  # of a fold, and not of a Pool
+                instead = "initial="
             own = ", ".join(each for each in known if each != "self")
             said = f"write {instead}" if instead else f"it takes {own or 'nothing'}"
             return f"{call} has no {name}=: {said}"

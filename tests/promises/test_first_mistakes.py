@@ -9,7 +9,7 @@ import pickle
 import pydoc
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ def end_of_a_connection() -> None:
 
 async def later(n: int) -> int:
     return n
+
+
+async def ticks() -> AsyncIterator[int]:
+    yield 1
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
@@ -187,6 +191,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a batch's size": (lambda: numbers.map_batches(list, batch_size=2), TypeError, "write size=n; to pass"),
     "a column as key": (lambda: numbers.group_by("shop"), TypeError, r"operator\.itemgetter\('shop'\)$"),
     "a place as key": (lambda: numbers.sorted(1), TypeError, r"operator\.itemgetter\(1\)$"),
+    "initial value by another name": (
+        lambda: numbers.reduce(max, initializer=0),
+        TypeError,
+        r"^reduce\(\) has no initializer=: write initial=$",
+    ),
+    "a path": (
+        lambda: given.parallel(Path("x")),
+        TypeError,
+        r"\('x'\) .*: read_text\(path\) gives the lines",
+    ),
+    "an asynchronous generator": (lambda: given.parallel(ticks()), TypeError, "as .x async for x in"),
+    "a function that returns one": (lambda: given.parallel(ticks), TypeError, "as .x async for x in"),
     "arguments of a fold the other way": (
         lambda: numbers.fold(0, max),
         TypeError,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scripts import append, eventually, lines
 
-from parcoll import Connection, parallel
+from parcoll import ClusterLostError, Connection, connect, parallel
 
 
 def tasks_of(cluster: Connection) -> int:
@@ -79,3 +79,11 @@ def test_a_result_that_is_lost_with_its_worker_is_made_again(cluster: Connection
     os.kill(victim, signal.SIGKILL)
     assert [x for x, _ in kept] == list(range(40))
     assert victim not in {pid for _, pid in kept}
+
+
+def test_a_function_in_the_script_s_own_process_is_told_to_get_a_list(cluster: Connection) -> None:
+    kept = parallel([1, 2]).map(str).persist()
+    with connect("inline"):
+        assert list(kept) == ["1", "2"]
+        with pytest.raises(ClusterLostError, match=r"keep on a cluster cannot be had .*: pass it list\(coll"):
+            list(parallel([0]).map(lambda _: kept.count()))

@@ -230,7 +230,13 @@ class KeptOnCluster:
 
         dask does not tell the scheduler of a future that came so, and would wait for it for ever.
         """
-        client: Any = distributed.get_client()
+        try:
+            client: Any = distributed.get_client()
+        except ValueError:  # there is no cluster around this function
+            raise lost_for_good(
+                "results that persist() or foreach() keep on a cluster cannot be had in a function that runs "
+                "in the script's own process: pass it list(collection)"
+            ) from None
         found = client.sync(client.scheduler.gather, keys=[self.future.key])
         if found["status"] != "OK":
             raise RuntimeError(f"{self.future.key} is on no worker")

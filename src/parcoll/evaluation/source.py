@@ -150,8 +150,19 @@ def source_of(given: Any, method: str = "parallel") -> Source:
     if callable(given) and not isinstance(given, type):
         return _source_of_function(given, method)
     number = type(given) is int and method == "parallel"  # of elements, or of processes, as of a Pool
-    instead = f": write range({given}), or `with connect(n_workers={given}):`" if number else ""
+    instead = (
+        f": write range({given}), or `with connect(n_workers={given}):`" if number else _instead_of(given)
+    )
     raise TypeError(f"{method}() needs {ALLOWED}; got {describe(given)}{instead}")
+
+
+def _instead_of(given: Any) -> str:
+    """Return what ends the message for what cannot be iterated, if there is telling what was meant."""
+    if isinstance(given, os.PathLike):
+        return ": read_text(path) gives the lines of a file, and read_files(path) whole files"
+    if hasattr(type(given), "__aiter__"):
+        return ": pass a list of what it gives, as [x async for x in ...]"
+    return ""
 
 
 def _is_iterable(given: Any) -> bool:
@@ -243,7 +254,8 @@ class _FunctionSource(Source):
     def _call(self) -> Iterable[Any]:
         stream = self._func()
         if not _is_iterable(stream):
-            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {describe(stream)}")
+            returned = f"{describe(stream)}{_instead_of(stream)}"
+            raise TypeError(f"parallel() needs {ALLOWED}; {_name(self._func)}() returned {returned}")
         return stream  # type: ignore[no-any-return]
 
     def _next_stream(self) -> Iterable[Any]:

@@ -252,6 +252,20 @@ def test_tls_where_the_scheduler_speaks_none_is_told(remote: str) -> None:
     check_sentence(raised.value, address, "does not speak TLS", "tcp://")
 
 
+def test_certificates_that_are_missing_are_told_from_a_scheduler_without(remote: str, tmp_path: Path) -> None:
+    """dask's sentence for the first speaks of an `ssl_context`; OpenSSL's for the second names no file."""
+    address, made, gone = remote.replace("tcp://", "tls://"), Credentials.generate(), tmp_path / "gone.pem"
+    files = tls_options(tmp_path, made.certificate, made.key)[3::2]
+    ours = dict(zip(clients.CERTIFICATES, files, strict=True))
+    with pytest.raises(ConnectError) as raised:
+        connect(address, security=distributed.Security(tls_ca_file=ours["tls_ca_file"]))
+    check_sentence(raised.value, address, "security= needs all of tls_ca_file, tls_client_cert and tls_cli")
+    for name in clients.CERTIFICATES:
+        with pytest.raises(ConnectError) as raised:
+            connect(address, security=distributed.Security(**{**ours, name: str(gone)}))
+        check_sentence(raised.value, address, f"no such file as security= names, {str(gone)!r}")
+
+
 def test_a_scheduler_that_speaks_tls_tells_whom_it_refuses(tmp_path: Path) -> None:
     ours, others = Credentials.generate(), Credentials.generate()
     options = tls_options(tmp_path, ours.certificate, ours.key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
@@ -37,6 +38,7 @@ LOCAL_SECONDS = 5.0
 CLOSE_SECONDS = 2.0  # that a client may take to close
 PLAIN_SECONDS = 0.5  # that a plain socket tries to connect, to see why there was no answer
 WITH_PORT = ("tcp", "tls", "ws", "wss")
+CERTIFICATES = ("tls_ca_file", "tls_client_cert", "tls_client_key")  # of a `distributed.Security`
 SCHEMES = (*WITH_PORT, "inproc", "ucx")
 # A scheduler that is there and silent hangs, or is stopped. TCP does not notice, since the kernel of its host
 # answers for it, and dask waits for ever. So a client of ours asks it for something small now and then.
@@ -171,8 +173,14 @@ def _address_of_its(server: dict[str, Any]) -> str:
 def _reason(error: BaseException, address: str, security: Any) -> str:
     """Say in words what dask's error means."""
     encrypted = address.startswith("tls://")
-    if encrypted and isinstance(error, TypeError) and security is None:
-        return "a tls:// address needs security=, or certificates in dask's configuration"
+    if encrypted and isinstance(error, TypeError):
+        if security is None:
+            return "a tls:// address needs security=, or certificates in dask's configuration"
+        return "security= needs all of tls_ca_file, tls_client_cert and tls_client_key"
+    if encrypted and isinstance(error, FileNotFoundError):  # OpenSSL does not say which
+        named = [str(getattr(security, name, "")) for name in CERTIFICATES]
+        lost = [path for path in named if "\n" not in path and not os.path.exists(path)]
+        return f"there is no such file as security= names, {', '.join(map(repr, lost))}"
     if isinstance(error, distributed.comm.core.FatalCommClosedError) and "certificate" in str(error):
         return "its TLS certificate is not the one that security= trusts, or it does not trust ours"
     no_tls = isinstance(error, distributed.comm.core.FatalCommClosedError) or "SSL" in str(error)

@@ -65,6 +65,29 @@ def test_its_elements_are_at_work_at_the_same_time(
     assert any(after < ended for (_, ended), (after, _) in pairwise(times))
 
 
+@pytest.mark.parametrize("settings", [{}, {"concurrency": 4}])
+@pytest.mark.parametrize("saves", [False, True])
+def test_where_enough_is_at_work_nothing_more_is_read(
+    cluster: Connection, tmp_path: Path, settings: dict[str, Any], saves: bool
+) -> None:
+    """The first result does not wait for an element that nobody has asked for."""
+    options: dict[str, Any] = {"checkpoint": tmp_path / "saved"} if saves else {}
+    read: list[int] = []
+
+    def source() -> Iterator[int]:
+        for x in range(10):
+            time.sleep(PAUSE)
+            read.append(x)
+            yield x
+
+    def takes_long(x: int) -> int:
+        time.sleep(5 * PAUSE)
+        return x
+
+    assert parallel(source, **options).map(takes_long, **settings).first() == 0
+    assert read == [0]
+
+
 def begun(folder: Path, x: int, others: range) -> bool:
     """Note that a call with an element has begun; tell whether all have with these."""
     (folder / str(x)).touch()

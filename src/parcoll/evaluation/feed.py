@@ -24,7 +24,7 @@ LARGE_BYTES = 16 * 2**20  # a larger partition is compared with what a worker ma
 UNPACKABLE = 0.5  # of that, at most: a worker needs the bytes, and what is made of them
 # Of the time that a slow source took for an element: while it is read, no result is given. So the results of
 # what came before may come first, if they are quick. A source that waits for nobody is so much slower.
-PAUSE = 0.05
+PAUSE = 0.1
 TRIP_SECONDS = 0.02  # in which a quick result is here; a quarter of the time of a source, at most
 
 
@@ -109,9 +109,10 @@ class StreamFeed:
         pack: Callable[[Any], Any],
         memory_limit: Callable[[], float] = lambda: math.inf,
         buffersize: int | None = None,
+        limit: int | None = None,
         sole: Sole | None = None,
     ) -> None:
-        """`sole` is for a partition that has all elements, if something else becomes of that."""
+        """`limit` results are wanted. `sole` says what becomes of a partition that has all elements."""
         self.ended = False
         self.error: BaseException | None = None
         self.reading = 0.0
@@ -122,6 +123,7 @@ class StreamFeed:
         self._sizer = sizer
         self._pack = pack
         self._memory_limit = memory_limit
+        self._limit = limit
         self._sole = sole
         self._handed_back = 0  # elements
         self._buffersize = buffersize
@@ -150,9 +152,13 @@ class StreamFeed:
 
     @property
     def pause(self) -> float:
-        """A part of what the source took; nothing if the results take longer than that."""
-        pause = self._took * PAUSE
-        pause = max(pause, min(5 * pause, TRIP_SECONDS))
+        """A part of what the source took; nothing if the results take longer than that.
+
+        As long as they take, if what is wanted may be among them.
+        """
+        if self._limit is not None and self._reader.position >= self._limit:
+            return math.inf
+        pause = max(PAUSE * self._took, min(self._took / 4, TRIP_SECONDS))
         return pause if (self._sizer.pace or 0.0) <= pause else 0.0
 
     @property
@@ -161,8 +167,9 @@ class StreamFeed:
         return self._reader.position >= self._may_read_to
 
     def read_on_while(self, busy: Callable[[], bool]) -> None:
-        """Tell the reader."""
-        self._reader.read_on_while(busy)
+        """Tell the reader, if all results are wanted."""
+        if self._limit is None:
+            self._reader.read_on_while(busy)
 
     def taken(self, elements: int) -> None:
         """Have as many more read."""
@@ -170,7 +177,7 @@ class StreamFeed:
 
     def read_ahead(self, threads: int) -> None:
         """Have the reader take as many as it may, if it has none."""
-        if self.slow:
+        if self.slow and self._limit is None:
             started = time.perf_counter()
             self._look_ahead(self._may_read_to - self._reader.position, threads)
             self.reading += time.perf_counter() - started

@@ -262,11 +262,10 @@ class ResumingFeed(StreamFeed):
 
     makes = SavableJob
 
-    def __init__(self, reader: SavedReader, steps: Sequence[Step], limit: int | None, *settings: Any) -> None:
+    def __init__(self, reader: SavedReader, steps: Sequence[Step], *settings: Any) -> None:
         super().__init__(reader, *settings)
         self._saved = reader
         self._flat = any(step.multiplies or step.holds for step in steps)
-        self._limit = limit
         self._again: Rest | None = None  # elements that had failed
 
     def total(self) -> int | None:

@@ -273,11 +273,11 @@ class Run:
         self._reads = True
         origin, engine = self.plan.origin, self.engine
         pack = functools.partial(engine.pack, lasting=lasting)
-        settings = (sizer, pack, engine.memory_limit, self.options.buffersize)
+        settings = (sizer, pack, engine.memory_limit, self.options.buffersize, limit)
         if reader is not None:
             from parcoll.evaluation.resuming import ResumingFeed  # lazy: only with a checkpoint
 
-            return ResumingFeed(reader, self.steps, limit, *settings)
+            return ResumingFeed(reader, self.steps, *settings)
         if isinstance(origin, Source):
             return StreamFeed(self._opened(origin, lasting), *settings, sole)
         return partitions_of(origin, engine.persist)

@@ -39,6 +39,7 @@ def test_tasks_that_wait_get_several_elements_for_each_call_at_a_time():
 
 def test_few_results_are_wanted_of_calls_that_wait():
     assert sizer_for("auto", 3, calls=Calls()).next_size(None, 2) == 3
+    assert sizer_for("auto", 1, calls=Calls()).next_size(None, 2) == 1
     assert sizer_for("auto", 1000, calls=Calls()).next_size(None, 2) == 25
 
 
@@ -49,3 +50,6 @@ def test_a_rate_bounds_a_partition_by_seconds():
     assert sizer.next_size(None, 2) == 2
     see(sizer, 2, 12.0)  # a call takes ten seconds
     assert sizer.next_size(None, 2) == 40
+    assert sizer.budget() == 2 * 40 * 6, "as long as these two have taken, twice"
+    slow = sizer_for("auto", calls=Calls(interval=5.0))
+    assert slow.next_size(None, 2) == 1, "ten seconds each, for each of two tasks"

@@ -36,7 +36,7 @@ def now() -> Now:
 def spend(x: Any) -> None:
     """Let the time pass that an element takes."""
     costs = now().costs
-    now().clock.sleep(costs[hash(x) % len(costs)])
+    now().clock.spend(costs[hash(x) % len(costs)])
     beside.called()
     now().look_at_late()
 
@@ -161,7 +161,7 @@ def first_of_each(elements: Iterator[int]) -> Iterator[int]:
 
 def joined(a: str, b: str) -> str:
     """Fold: every order but the right one gives another result."""
-    now().clock.sleep(now().costs[0] / 4)
+    now().clock.spend(now().costs[0] / 4)
     return f"{a}{b}"
 
 

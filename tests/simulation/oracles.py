@@ -79,12 +79,17 @@ def _noted(method: Any, note: Any) -> Any:
 
 
 def sending() -> Iterator[tuple[Any, str, Any]]:
-    """Give what is replaced to see what is sent: partitions that have elements, and no more than a limit."""
+    """Give what is replaced to see what is sent.
+
+    Partitions have elements, and are not cut short where they may run again later; no limit is passed.
+    """
     submit, give = session.DistributedSession.submit, Shares.give
 
     def submitted(self: session.DistributedSession, jobs: Sequence[Job]) -> None:
         empty = [job.place for job in jobs if job.size == 0]
         assert not empty, f"partitions without an element are sent, at {empty}"
+        cut = [job.place for job in jobs if job.budget is not None and self._keeps(job)]
+        assert not cut, f"results are kept of what may end elsewhere when it runs again, at {cut}"
         submit(self, jobs)
 
     def given(self: Shares, parts: int) -> Share:

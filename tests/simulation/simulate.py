@@ -188,6 +188,8 @@ class Simulation:
         self.doomed = self.hosts.random() < 0.01  # no cluster lasts
         self.elsewhere = random.Random(f"{seed} remote")
         self.remote = self.elsewhere.random() < 0.2  # workers do not send outcomes: they are asked for
+        self.pacing = random.Random(f"{seed} paces")
+        self.uneven = self.pacing.random() < 0.15  # a task that runs again takes another time
         self.threads = random.Random(f"{seed} threads").choice([1, 1, 1, 1, 1, 2, 3])  # of each worker
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
@@ -209,6 +211,7 @@ class Simulation:
     def story(self) -> str:
         """Return all that happened, a line each."""
         remote = ", on a remote cluster" if self.remote else ""
+        remote += ", whose tasks take now more, now less time" if self.uneven else ""
         if self.together is not None:
             remote += f"; beside it, {self.together.count} threads: {self.together.kind}"
         lines = [
@@ -230,6 +233,7 @@ class Simulation:
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
         engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
+        scheduler.pacing = self.pacing if self.uneven else None
         scheduler.tells = not self.remote or self.elsewhere.random() < 0.85
         self.engines.append(engine)
         self.clock.until(self.clock.now + 1.0)

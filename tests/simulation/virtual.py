@@ -52,6 +52,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.local: float | None = None  # the time within a task, which runs in no time at all
+        self.pace = 1.0  # times as long as usual, that work in this task takes
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self.aio = Loop()
@@ -162,6 +163,10 @@ class Clock:
         elif seconds > 0:
             self.until(self.now + seconds)
             self.look()
+
+    def spend(self, seconds: float) -> None:
+        """Let the time pass that work takes, which a task may do faster or slower."""
+        self.sleep(seconds if self.local is None else seconds * self.pace)
 
     @contextmanager
     def task(self, started: float) -> Iterator[None]:

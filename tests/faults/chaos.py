@@ -6,9 +6,9 @@ The seed decides when something happens, what, and to whom (by role, and by numb
 user's process, which runs this, is never a victim. Every result is compared with what plain Python makes
 of the same element, in order, as it comes. Ends with a table, and with code 1 where anything was off.
 
-Workers have little memory. Where this runs as root, there is a disk with little room too, and the same is
-evaluated on several hosts that are cut off at random (`cut_off.py`). Clocks do not jump here: that takes
-libfaketime. Shared memory cannot be full by itself: parcoll's has no mount of its own.
+Workers have little memory, the wall clock jumps, and for some seconds no shared memory is to be had. Where
+this runs as root, there is a disk with little room too, and the same is evaluated by two users on several
+hosts that are cut off at random (`cut_off.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import faulthandler
 import gc
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
+
+from clocks import WallClock
+
+CLOCK = WallClock(Path(tempfile.mkdtemp(prefix="soak-clock-")))
+CLOCK.here()  # before anybody here keeps the real one for himself
 
 import cut_off
 import hosts
@@ -47,6 +54,7 @@ PATIENCE = 180.0  # seconds without one result from a client, and it hangs
 MEMORY = "700 MiB"  # of each worker
 ROOM = "6m"  # on the small disk
 MORE_THREADS, MORE_DESCRIPTORS, MORE_MIB = 12, 40, 60
+SHIFTS = (-31_536_000, -7_200, -3, 0, 3, 7_200, 31_536_000)  # seconds by which the wall clock is wrong
 
 
 # What happens -----------------------------------------------------------------------------------------
@@ -57,12 +65,14 @@ class Chaos:
 
     ROLES = ("worker", "scheduler", "host")
 
-    def __init__(self, seed: int, every: float, connection: Connection) -> None:
+    def __init__(self, seed: int, every: float, connection: Connection, memory: SharedMemory) -> None:
         self.random = random.Random(seed)
         self.every = every
         self.victims = Victims(connection)
+        self.memory = memory
         self.killed: Counter[str] = Counter()
         self.stopped: Counter[str] = Counter()
+        self.jumps = 0  # of the wall clock
         self.hosts: set[int] = set()
 
     def pause(self) -> float:
@@ -71,10 +81,19 @@ class Chaos:
 
     def strike(self) -> None:
         """Let one thing happen. What is drawn does not depend on who is there."""
-        (what,) = self.random.choices(["kill", "two", "all workers", "stop"], [12, 2, 1, 3])
+        kinds = {"kill": 12, "two": 2, "all workers": 1, "stop": 3, "clock": 2, "no memory": 2}
+        (what,) = self.random.choices(list(kinds), list(kinds.values()))
         roles = self.random.choices(self.ROLES, [6, 1, 1], k=2)
         numbers = [self.random.randrange(2**16) for _ in roles]
         seconds = self.random.uniform(0.2, 3)
+        shift = self.random.choice(SHIFTS)
+        if what == "clock":
+            self.jumps += 1
+            CLOCK.set(shift)
+            return
+        if what == "no memory":
+            self.memory.full_for(3 * seconds)
+            return
         if what == "all workers":
             for worker in self.victims.workers():
                 self.kill("worker", worker)
@@ -147,6 +166,33 @@ def tree_mib() -> int:
     return total >> 20
 
 
+class SharedMemory:
+    """In its block no shared memory is to be had now and then. What is there stays."""
+
+    def __init__(self) -> None:
+        self.times = self.refused = 0
+        self._until = 0.0
+        self._make = os.memfd_create
+
+    def full_for(self, seconds: float) -> None:
+        """Give no more of it for so long."""
+        self.times += 1
+        self._until = time.monotonic() + seconds
+
+    def _made(self, name: str, *flags: int) -> int:
+        if time.monotonic() < self._until:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._make(name, *flags)
+
+    def __enter__(self) -> SharedMemory:
+        os.memfd_create = self._made  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.memfd_create = self._make
+
+
 @contextlib.contextmanager
 def small_disk() -> Iterator[Path | None]:
     """Give a folder on a disk that is soon full; None where that cannot be had."""
@@ -166,8 +212,12 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float, on
     found, ending = Found(), threading.Event()
     started = time.monotonic()
     beside = cut_off.CutOff(seconds, seed) if on_hosts else None
-    with small_disk() as small, connect(n_workers=workers, memory_limit=MEMORY) as connection:
-        chaos = Chaos(seed, every, connection)
+    with (
+        small_disk() as small,
+        SharedMemory() as memory,
+        connect(n_workers=workers, memory_limit=MEMORY) as connection,
+    ):
+        chaos = Chaos(seed, every, connection, memory)
         running = [Client(number, found, ending, small) for number in range(clients)]
         if beside is not None:
             beside.start()
@@ -201,7 +251,7 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float, on
             beside.join()
             found.errors += beside.errors
             for name in ("lost", "doubled", "wrong"):
-                setattr(found, name, getattr(found, name) + int(beside.found.get(name, 0)))  # type: ignore[call-overload]
+                setattr(found, name, getattr(found, name) + beside.numbers[name])
         last = Size.now()
     assert first is not None
     left = [process for process in psutil.Process().children(recursive=True) if is_running(process)]
@@ -222,6 +272,8 @@ def soak(seconds: float, seed: int, clients: int, workers: int, every: float, on
         "results checked in order": f"{found.checked:,}",
         "kills survived": text(chaos.killed),
         "stopped for a while": text(chaos.stopped),
+        "jumps of the wall clock": str(chaos.jumps),
+        "no shared memory": f"{memory.times} times, {memory.refused} segments refused",
         "on hosts that are cut off": told_of(beside),
         "clusters renewed": str(max(len(chaos.hosts) - 1, 0)),
         "elements lost": str(found.lost),
@@ -250,9 +302,8 @@ def is_running(process: psutil.Process) -> bool:
 def told_of(beside: cut_off.CutOff | None) -> str:
     if beside is None:
         return "not tried"
-    evaluations = Counter(beside.found.get("evaluations", {}))  # type: ignore[call-overload]
-    checked = beside.found.get("checked", 0)
-    return f"{text(beside.happened)}; {evaluations.total()} evaluations, {checked} results checked in order"
+    done = f"{beside.evaluations.total()} evaluations, {beside.numbers['checked']} results checked in order"
+    return f"{text(beside.happened)}; {done}"
 
 
 def text(counts: Counter[str]) -> str:
@@ -275,7 +326,12 @@ def main() -> int:
     given = parser.parse_args()
     on_hosts = hosts.why_not() is None if given.hosts is None else given.hosts
     seed = random.SystemRandom().randrange(10_000) if given.seed is None else given.seed
-    return soak(given.seconds, seed, given.clients, given.workers, given.every, on_hosts)
+    path = (str(CLOCK.folder), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))  # of the processes of the cluster
+    try:
+        return soak(given.seconds, seed, given.clients, given.workers, given.every, on_hosts)
+    finally:
+        shutil.rmtree(CLOCK.folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A soak on hosts that are cut off: a scheduler, workers and a user, each with a network of its own.
+"""A soak on hosts that are cut off: a scheduler, workers and two users, each with a network of its own.
 
-The user's process evaluates as in the other soak (`chaos.py`), while the cables of the workers' hosts are
+The users' processes evaluate as in the other soak (`chaos.py`), while the cables of the workers' hosts are
 pulled, packets vanish without a word, and the worker processes are killed.
 """
 
@@ -29,14 +29,18 @@ WORKERS = 3
 GIVEN_UP = "8s"  # after which the scheduler gives up a worker that says nothing
 LONGEST = 14.0  # seconds for which a host is cut off
 PATIENCE = 240.0  # seconds without a result
-SCRIPT = "import cut_off; cut_off.evaluate({address!r}, {seconds!r}, {clients!r})"
+USERS = 2
+SCRIPT = "import cut_off; cut_off.evaluate({address!r}, {seconds!r}, {first!r}, {clients!r})"
 
 
-def evaluate(address: str, seconds: float, clients: int) -> None:
-    """Evaluate on a cluster for so long, in the user's process; write what was found."""
+def evaluate(address: str, seconds: float, first: int, clients: int) -> None:
+    """Evaluate on a cluster for so long, in a user's process; write what was found.
+
+    Its clients begin with the number `first`, so that no two do the same at the same time.
+    """
     found, ending = Found(), threading.Event()
     with connect(address):
-        running = [Client(number, found, ending) for number in range(clients)]
+        running = [Client(first + number, found, ending) for number in range(clients)]
         for client in running:
             client.start()
         until = time.monotonic() + seconds
@@ -59,10 +63,12 @@ def evaluate(address: str, seconds: float, clients: int) -> None:
 class CutOff(threading.Thread):
     """The soak, beside another one."""
 
-    def __init__(self, seconds: float, seed: int, clients: int = 2) -> None:
+    def __init__(self, seconds: float, seed: int, clients: int = 1) -> None:
+        """There are so many `clients`, each a thread, of each user."""
         super().__init__(name="cut-off")
         self.happened: Counter[str] = Counter()
-        self.found: dict[str, object] = {}
+        self.evaluations: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()  # elements, checked, lost, doubled, wrong
         self.errors: list[str] = []
         self._seconds, self._clients = seconds, clients
         self._random = random.Random(seed)
@@ -81,17 +87,22 @@ class CutOff(threading.Thread):
         address = hosts.start_scheduler(scheduler, **ttl)
         working = [network.host(f"worker{number}") for number in range(WORKERS)]
         started = [hosts.start_worker(host, address) for host in working]
-        user = network.host("user")
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-        text = SCRIPT.format(address=address, seconds=self._seconds, clients=self._clients)
-        script = user.script(text, PYTHONPATH=path)
+        scripts = []
+        for number in range(USERS):
+            settings = {"first": number * self._clients, "clients": self._clients}
+            text = SCRIPT.format(address=address, seconds=self._seconds, **settings)
+            scripts.append(network.host(f"user{number}").script(text, PYTHONPATH=path))
         until = time.monotonic() + self._seconds
-        while time.monotonic() < until and script.poll() is None:
+        while time.monotonic() < until and all(script.poll() is None for script in scripts):
             time.sleep(self._random.uniform(2, 15))
             self._strike(network, working[self._random.randrange(WORKERS)], address)
-        out, said = script.communicate(timeout=2 * PATIENCE)
-        self.found = json.loads(out.splitlines()[-1]) if out else {}
-        self.errors += self.found.get("errors", [said[-2_000:]])  # type: ignore[arg-type]
+        for script in scripts:
+            out, said = script.communicate(timeout=2 * PATIENCE)
+            found = json.loads(out.splitlines()[-1]) if out else {"errors": [said[-2_000:]]}
+            self.errors += found.pop("errors")
+            self.evaluations += Counter(found.pop("evaluations", {}))
+            self.numbers += Counter(found)
         for one in started:
             one.process.poll()
 

@@ -1,8 +1,4 @@
-"""Somebody sets the wall clock, by hours, while a cluster is up: no evaluation waits for it.
-
-Only root may set the clock, and for all programs. So a script's processes see another one: in each of them,
-before anything is imported, `time.time` is made to differ by as much as a file says.
-"""
+"""Somebody sets the wall clock, by hours, while a cluster is up: no evaluation waits for it."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from clocks import WallClock
 from scripts import Scripts, import_path
 
 from parcoll import Connection, parallel
@@ -19,18 +16,6 @@ from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
-
-CLOCK = """
-import time
-real = time.time
-def shifted():
-    try:
-        with open({file!r}) as file:
-            return real() + float(file.read() or 0)
-    except OSError:
-        return real()
-time.time = shifted
-"""
 
 SCRIPT = """
 import itertools, os, signal, sys, time
@@ -76,11 +61,10 @@ print("all of it")
 def test_a_clock_that_is_set_while_a_cluster_is_up(
     scripts: Scripts, tmp_path: Path, shifts: tuple[str, ...]
 ) -> None:
-    file = str(tmp_path / "shift")
-    scripts.write("clock/sitecustomize.py", CLOCK.format(file=file))
+    clock = WallClock(tmp_path / "clock")
     script = scripts.write("script.py", SCRIPT)
-    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "clock"), *import_path()])}
-    out, err = scripts.run_with(script, file, *shifts, env=env)
+    env = {"PYTHONPATH": os.pathsep.join([str(clock.folder), *import_path()])}
+    out, err = scripts.run_with(script, clock.file, *shifts, env=env)
     assert out == "all of it\n"
     assert "Traceback" not in err
 

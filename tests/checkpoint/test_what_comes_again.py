@@ -402,3 +402,27 @@ def test_what_ended_it_is_counted_once(
         list(saved)
     marker.touch()
     assert account_of(saved) == account_of(chain(None))
+
+
+def test_an_error_of_the_source_comes_after_what_is_saved_behind_what_is_not(
+    inline: Connection, tmp_path: Path
+):
+    """The source is read ahead up to its error, since elements before those that are saved run."""
+    folder = tmp_path / "run"
+
+    def source() -> Iterator[int]:
+        yield from range(12)
+        raise OSError("the disk is gone")
+
+    def numbers(**settings: Any) -> ParallelGen[int]:
+        return parallel(source, checkpoint=folder, **settings).map(abs)
+
+    assert stopped_after(numbers(partition_size=2), 2) == [0, 1]
+    (first,) = pieces(folder)
+    stopped_after(numbers(partition_size=10), 12)
+    first.unlink()
+    found: list[int] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for result in (again := numbers()):
+            found.append(result)
+    assert (found, again.stats.resumed) == (list(range(12)), 10)

@@ -179,6 +179,21 @@ def test_the_scheduler_forgets_what_a_value_of_many_partitions_was_made_of() -> 
         assert 10 <= len(session.fetched) <= fetched + 1, kind
 
 
+def test_blocks_are_joined_as_digits_carry() -> None:
+    """So few values are held, however many there are: here, of eight blocks, of two, and of one."""
+    session = Shuffled(operator.add, 4)
+    joins = joins_of(_Tree, session)
+    for x in range(11 * 64):
+        content = Packed.pack([[x]])
+        outcome = Outcome(nbytes=content.nbytes)
+        joins.add(There(Kept(outcome, content), session.fetched), outcome)
+    while joins._under_way:
+        joins._settle_all()
+        joins._start()
+    assert [(run.level, run.values // 64) for run in joins._runs] == [(5, 8), (3, 2), (2, 1)]
+    assert joins.finish().fetch().content.load() == [list(range(11 * 64))]
+
+
 def test_a_small_value_comes_with_the_report_of_its_join() -> None:
     for kind in (_Tree, _Chain):
         session = Shuffled(operator.add, 4)

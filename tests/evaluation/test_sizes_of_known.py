@@ -36,6 +36,14 @@ def test_less_goes_at_once_of_what_nobody_hands_back_or_wants(settings: dict[str
     assert Adaptive(pace=1e-4, **settings).next_size(400, 2) > 1  # type: ignore[arg-type]
 
 
+def test_where_a_partition_is_never_cut_each_worker_gets_its_share() -> None:
+    assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
+
+
+def test_few_elements_go_out_for_few_results_of_known_functions() -> None:
+    assert Adaptive(limit=3, pace=1e-9).next_size(10**6, 2) == 64
+
+
 def test_a_stream_of_known_functions_is_read_ahead() -> None:
     """For a second of each thread; if few results are wanted, as little as if nothing were known."""
     assert [Adaptive(pace=1e-3).ahead(threads) for threads in (2, 64)] == [2_001, 64_001]

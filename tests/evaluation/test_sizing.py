@@ -111,10 +111,6 @@ def test_a_function_that_has_become_slow_gives_back_soon() -> None:
     assert sizer.next_size(9, 2) == 1
 
 
-def test_where_a_partition_is_never_cut_each_worker_gets_its_share() -> None:
-    assert Adaptive(pace=1e-6, lasting=True).next_size(10, 2) == 5
-
-
 @pytest.mark.parametrize(("lasting", "sole"), [(False, False), (True, True)])
 def test_where_nobody_takes_elements_away_the_budget_cuts_what_has_become_slow(
     lasting: bool, sole: bool
@@ -138,10 +134,6 @@ def test_a_rest_of_what_was_quick_is_cut_into_single_elements() -> None:
     assert job.size == 8
     rest = feed.rest_of(job, Outcome(read=1, complete=False, early=True))
     assert [cut.size for _ in range(7) if (cut := feed.job_of(rest, 8)) is not None] == [1] * 7
-
-
-def test_few_elements_go_out_for_few_results_of_known_functions() -> None:
-    assert Adaptive(limit=3, pace=1e-9).next_size(10**6, 2) == 64
 
 
 # One partition has come back ----------------------------------------------------------------------
@@ -342,7 +334,12 @@ def test_slow_elements_at_the_start_are_handed_back(
 
 def test_everything_slow_is_shared_out(cluster: Connection, rests: list[Any]) -> None:
     """300 elements of 10 ms: each worker hands back what it was given, and both go on with it."""
-    assert list(parallel(unsized(300)).map(slow_from(0, 300))) == [-x for x in range(300)]
+
+    def slow(x: int) -> int:  # the first of each worker tells nothing until others are sent
+        time.sleep(0.4 if x < 2 else 0.01)
+        return -x
+
+    assert list(parallel(unsized(300)).map(slow)) == [-x for x in range(300)]
     assert rests[0][0] + rests[0][1] == sizing.START_STREAM
 
 

@@ -91,6 +91,21 @@ def test_where_only_results_are_large_they_come_too(monkeypatch: pytest.MonkeyPa
         assert evaluate() == [50_000] * 50
 
 
+def test_a_program_that_workers_cannot_read_there_comes_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tasks begin nothing, and are sent once more; and so do processes beside the worker."""
+    monkeypatch.setattr(Segment, "renew", renewed_as("self"))
+    data = os.urandom(2**20)
+
+    def evaluate(**settings: Any) -> list[int]:
+        return list(parallel(range(20), partition_size=3, **settings).map(lambda n: data[n]))
+
+    with connect(n_workers=2), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert evaluate() == list(data[:20])
+        assert evaluate(timeout=60) == list(data[:20])
+    assert ["shared memory" in str(warning.message) for warning in caught] == [True]
+
+
 # No trace -----------------------------------------------------------------------------------------
 
 

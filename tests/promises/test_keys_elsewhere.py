@@ -269,3 +269,15 @@ def test_few_large_groups_are_here_at_a_time() -> None:
         rounds = [(list(firsts), len(values)) for firsts, _, values in ordering._rounds(kept, waiting)]
     assert [at for firsts, _ in rounds for at in firsts] == list(range(40))
     assert max(held for _, held in rounds) <= ordering.OPEN_BYTES // 2**20 + 1
+
+
+def test_large_groups_of_several_blocks_come_in_order() -> None:
+    """None before what is first in a block that is not open yet."""
+    with store.Store("group_by") as kept:
+        waiting = []
+        for at in range(0, 40, 2):
+            own = array("Q", [at, at + 21])
+            block = store.framed((own, list(own), [bytes(2**20)] * 2))
+            waiting.append(ordering._Waiting(at, kept.add(block)))
+        found = [at for _, keys, _ in ordering._rounds(kept, waiting) for at in keys]
+    assert found == sorted([*range(0, 40, 2), *range(21, 61, 2)])

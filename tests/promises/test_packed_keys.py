@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -307,3 +308,23 @@ def test_what_elements_of_a_partition_share_they_share_there(cluster: Connection
         [(), *[(x,) for x in range(9000)]],
     ):
         assert list(parallel(source, partition_size=9001)) == source
+
+
+def test_classes_that_only_the_script_has(cluster: Connection) -> None:
+    """Of keys, of elements, and of one of both: they travel by value beside what any pickler packs alike."""
+
+    @functools.total_ordering
+    class Mine:
+        def __init__(self, x: int) -> None:
+            self.x = x
+
+        def __lt__(self, other: Any) -> bool:
+            return bool(self.x % 7 < other.x % 7)
+
+    numbers = parallel(range(200), partition_size=30)
+    mine = numbers.map(Mine)
+    in_order = sorted(range(200), key=Mine)
+    assert list(numbers.sorted(Mine)) == in_order
+    assert [one.x for one in mine.sorted(lambda one: one.x % 7)] == in_order
+    assert [one.x for one in mine.sorted()] == in_order
+    assert [one.x for one in mine.distinct(lambda one: one.x % 7)] == list(range(7))

@@ -20,6 +20,7 @@ from parcoll.watch.recorder import Recorder
 
 # Clusters that may be started for one that a call counts as lost: one may die before anything is sent to it.
 STARTED = 2
+SENDING = 10.0  # seconds: one element may take twice as long
 
 
 class Part:
@@ -159,10 +160,15 @@ def check_held(story: Any) -> None:
 
 
 def check_accounts(story: Any) -> None:
-    """Compare what entered each step with what left it, or was left out there."""
+    """Compare what entered each step with what left it, or was left out there; and what was waited for."""
     stats = story.work.stats
     if stats is None or not chains.OPERATIONS.isdisjoint(story.work.steps):
         return
+    waits = vars(stats.waited).values()
+    assert min(waits) >= 0, f"the evaluation is said to have waited {stats.waited}"
+    if len(story.clusters) == 1 and story.other is None and story.together is None:
+        left = stats.seconds - sum(waits)  # beside it, time passes where tasks are sent alone
+        assert -0.01 < left < SENDING, f"{stats.waited}, of {stats.seconds} seconds"
     assert stats.elements_in == story.work.count, f"{stats.elements_in} elements were run"
     entered = stats.elements_in
     for step in stats.steps:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import Scripts, lines
+from scripts import Scripts, eventually, lines
 from ways import HERE, One
 
-from parcoll import parallel
+from parcoll import Connection, parallel
+from parcoll.cluster.session import DistributedSession
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
@@ -184,6 +185,29 @@ def test_each_record_comes_once_whatever_becomes_of_the_results(way: str, kept: 
     kept.records.clear()
     chain.foreach(log)
     assert sorted(kept.messages) == sorted(f"at {n}" for n in [*range(200)] * 2)
+
+
+def test_records_of_tasks_whose_results_nobody_takes(
+    cluster: Connection, monkeypatch: pytest.MonkeyPatch, kept: Kept
+) -> None:
+    """An iterator that is left has run them all the same."""
+    close = DistributedSession.close
+
+    def close_late(session: DistributedSession) -> None:
+        assert eventually(lambda: not session._receiving.keys(), 30)
+        close(session)
+
+    def log(x: int) -> int:
+        LOGGER.info("at %d", x)
+        return x
+
+    monkeypatch.setattr(DistributedSession, "close", close_late)
+    chain = parallel(range(200), partition_size=2).map(log)
+    stream = iter(chain)
+    assert next(stream) == 0
+    stream.close()  # type: ignore[attr-defined]
+    assert len(kept.messages) >= 2 * chain.stats.window > 2
+    assert sorted(kept.messages) == sorted(f"at {n}" for n in range(len(kept.messages)))
 
 
 def test_records_before_an_error(one: One, kept: Kept) -> None:

@@ -427,3 +427,23 @@ def test_an_error_of_the_source_comes_after_what_is_saved_behind_what_is_not(
     with pytest.raises(OSError, match="the disk is gone"):
         next(results)
     assert again.stats.resumed == 10
+
+
+def test_what_a_function_does_to_its_elements_is_not_what_the_source_gave(tmp_path: Path):
+    """They stay in this process here, and a partition is saved up to the element that failed."""
+    mended = tmp_path / "mended"
+
+    def first(element: list[int]) -> int:
+        if element == [25] and not mended.exists():
+            raise ValueError(25)
+        element.append(1)
+        return element[0]
+
+    numbers = parallel(lambda: ([x] for x in range(40)), partition_size=10, checkpoint=tmp_path / "run")
+    with connect("inline", copies=False):
+        with pytest.raises(ValueError, match="25"):
+            list(numbers.map(first))
+        mended.touch()
+        again = numbers.map(first)
+        assert list(again) == list(range(40))
+    assert again.stats.resumed == 25

@@ -447,3 +447,23 @@ def test_what_a_function_does_to_its_elements_is_not_what_the_source_gave(tmp_pa
         again = numbers.map(first)
         assert list(again) == list(range(40))
     assert again.stats.resumed == 25
+
+
+def test_each_step_has_the_counts_of_a_run_that_was_never_left(inline: Connection, tmp_path: Path):
+    """The element that ended the first run had gone through steps, and had been tried three times."""
+    mended = tmp_path / "mended"
+
+    def bad(x: int) -> int:
+        if x == 25 and not mended.exists():
+            raise ValueError(x)
+        return x
+
+    numbers = parallel(range(40), partition_size=10, checkpoint=tmp_path / "run", retries=2)
+    numbers = numbers.map(abs).filter(lambda x: x != 24).map(bad).map(str)
+    with pytest.raises(ValueError, match="25"):
+        list(numbers)
+    mended.touch()
+    assert list(numbers) == [str(x) for x in range(40) if x != 24]
+    stats = numbers.stats
+    assert (stats.resumed, stats.retries) == (25, 0)
+    assert [(step.entered, step.left) for step in stats.steps] == [(40, 40), (40, 39), (39, 39), (39, 39)]

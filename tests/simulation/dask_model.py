@@ -37,7 +37,6 @@ from parcoll.worker import outcome as outcomes
 
 ALLOWED_FAILURES = 3
 ASK_AGAIN = 0.5  # seconds, where a worker that has a result does not answer
-PACES = (1.0, 1.0, 0.3, 0.02)  # times as long as usual, that a task takes: its machine is busy, or not
 LATE = (0.5, 1.0, 1.0, 3.0, 20.0)  # times as long as most messages take
 
 
@@ -125,7 +124,6 @@ class Scheduler:
         self.speed = rng.choice([0.0002, 0.002, 0.05])  # seconds that a message takes, about
         self.at_once = rng.choice([1, 2, 2, 64])  # tasks that a worker is given before it has done others
         self.tells = True  # of lost workers: a scheduler may refuse the plugin
-        self.pacing: random.Random | None = None  # of each attempt, which may be another one then
         self._numbers = 0
         self.most_workers = 0  # at a time
         self.most_held = 0  # results, at a time
@@ -369,13 +367,12 @@ class Scheduler:
         started = clock.now + self.delay()
         self.tell(f"{worker.name} begins {task.key}")
         before, running_now.task = running_now.task, (worker, self, started, task.key, attempt)
-        local, clock.local = clock.local, started
-        pace, clock.pace = clock.pace, self.pacing.choice(PACES) if self.pacing is not None else 1.0
+        local = clock.begin(started)
         try:
             result = task.run(values)
             ended = clock.local
         finally:
-            running_now.task, clock.local, clock.pace = before, local, pace
+            running_now.task, clock.local = before, local
         topic, told = outcomes.mailbox.pop(task.key, ("", None))
         dies, running_now.ends = running_now.ends, None
         if dies is not None:

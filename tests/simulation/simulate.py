@@ -188,13 +188,14 @@ class Simulation:
         self.doomed = self.hosts.random() < 0.01  # no cluster lasts
         self.elsewhere = random.Random(f"{seed} remote")
         self.remote = self.elsewhere.random() < 0.2  # workers do not send outcomes: they are asked for
-        self.pacing = random.Random(f"{seed} paces")
-        self.uneven = self.pacing.random() < 0.15  # a task that runs again takes another time
+        pacing = random.Random(f"{seed} paces")
+        self.uneven = pacing.random() < 0.15
         self.threads = random.Random(f"{seed} threads").choice([1, 1, 1, 1, 1, 2, 3])  # of each worker
         self.others = random.Random(f"{seed} others")
         self.other: Other | None = None
         self.together: Together | None = None
         self.clock = chains.now().clock = Clock()
+        self.clock.pacing = pacing if self.uneven else None
         self.work = works.Work.of(seed)
         self.said: list[tuple[float, str]] = []
         self.n_workers = self.rng.choice([1, 2, 2, 3, 5])
@@ -233,7 +234,6 @@ class Simulation:
         link = Link(Client(scheduler), direct=True)
         link.token = f"{self.seed}-{len(self.clusters)}"
         engine = SimulatedEngine(link, reporting=not self.remote, worker_memory=lambda: math.inf)
-        scheduler.pacing = self.pacing if self.uneven else None
         scheduler.tells = not self.remote or self.elsewhere.random() < 0.85
         self.engines.append(engine)
         self.clock.until(self.clock.now + 1.0)

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import itertools
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from types import CoroutineType, ModuleType
 from typing import Any
 
 SILENCE = 3_600.0  # virtual seconds without an event, after which what waits waits for ever
+PACES = (1.0, 1.0, 0.3, 0.02)  # times as long as usual, that a task takes: its machine is busy, or not
 EPOCH = 1.7e9  # of the wall clock, when the virtual one says 0
 
 
@@ -52,7 +54,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.local: float | None = None  # the time within a task, which runs in no time at all
-        self.pace = 1.0  # times as long as usual, that work in this task takes
+        self.pacing: random.Random | None = None  # of tasks: one that runs again takes another time
+        self._pace = 1.0  # of the task that runs
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self.aio = Loop()
@@ -166,7 +169,13 @@ class Clock:
 
     def spend(self, seconds: float) -> None:
         """Let the time pass that work takes, which a task may do faster or slower."""
-        self.sleep(seconds if self.local is None else seconds * self.pace)
+        self.sleep(seconds if self.local is None else seconds * self._pace)
+
+    def begin(self, started: float) -> float | None:
+        """Be in the time of a task that begins then; return in which this was."""
+        self._pace = 1.0 if self.pacing is None else self.pacing.choice(PACES)
+        before, self.local = self.local, started
+        return before
 
     @contextmanager
     def task(self, started: float) -> Iterator[None]:

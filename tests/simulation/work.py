@@ -228,6 +228,7 @@ def resumed(work: Work, made: Any) -> Any:
     first = list(made) if work.ordered else []
     second = list(made)
     assert not work.ordered or first == second, f"{first} and then {second}"
+    work.stats, work.results = made.stats, second  # as of a run that was never left
     return second
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keyed import make_tasks_small
 
 from parcoll import Connection, WorkerLostError, connect, parallel
-from parcoll.keys import exchange
+from parcoll.keys import exchange, runs
 
 first = itemgetter(0)
 
@@ -328,3 +329,20 @@ def test_classes_that_only_the_script_has(cluster: Connection) -> None:
     assert [one.x for one in mine.sorted(lambda one: one.x % 7)] == in_order
     assert [one.x for one in mine.sorted()] == in_order
     assert [one.x for one in mine.distinct(lambda one: one.x % 7)] == list(range(7))
+
+
+def test_each_task_that_sorts_has_its_part(inline: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the first one all."""
+    make_tasks_small(monkeypatch)
+    sizes: list[int] = []
+    begin = runs.Range.__post_init__
+
+    def noted(self: runs.Range) -> None:
+        begin(self)
+        sizes.append(self.nbytes)
+
+    monkeypatch.setattr(runs.Range, "__post_init__", noted)
+    values = [x * 7_919 % 100_003 for x in range(3_000)]
+    assert list(parallel(values, partition_size=100).sorted()) == sorted(values)
+    assert len(sizes) > 5
+    assert max(sizes) < 12_000, "some times what a task costs here, since blocks are read whole"

@@ -13,7 +13,8 @@ import threading
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import EnumMeta
 from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
     """Return cloudpickle's reduction of a class, with what it leaves out; `at` is its name in the script."""
     make, arguments, (members, slots), *rest = reduction
     if make is not make_skeleton_class:
-        return make, (*arguments[:-1], {"at": at}), (members, slots), *rest
+        return make, *_reduced_enum(kind, arguments, members, at), *rest
     metaclass, name, bases, first, number, _ = arguments
     first = dict(first)
     if metaclass is type(_Typed) and "__orig_bases__" not in vars(kind):  # of a call, `TypedDict("T", {...})`
@@ -53,6 +54,19 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
     else:
         extra["keywords"] = _keywords(kind)
     return make, (metaclass, name, bases, first, number, extra), (members, slots), *rest
+
+
+def _reduced_enum(kind: Any, arguments: Any, members: dict[str, Any], at: str | None) -> Any:
+    """Return arguments and state of an enum, with other names of its members, and what these have."""
+    bases, name, qualname, _, *of_class, _ = arguments
+    values = {alias: member.value for alias, member in kind._member_map_.items()}
+    state = {attribute: value for attribute, value in members.items() if attribute not in values}
+    attributes = {member.name: _of_member(member) for member in kind._member_map_.values()}
+    return (bases, name, qualname, values, *of_class, {"at": at}), (state, attributes)
+
+
+def _of_member(member: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(member).items() if not name[0] == "_" == name[-1]}
 
 
 def _keywords(kind: type) -> dict[str, Any]:
@@ -161,7 +175,8 @@ def made_class(
                 raise
             with _passing_on(owners, on=False):
                 made = make()
-    return track_class(number, made)
+        # Within: what a module keeps may have this class, and would make another one of that number.
+        return track_class(number, made)
 
 
 class _Brought(NamedTuple):
@@ -209,8 +224,22 @@ def become(kind: Any, state: tuple[dict[str, Any], Any]) -> Any:
             if name[:2] != "__":
                 delattr(kind, name)
     set_class_state(kind, state)
+    if isinstance(kind, EnumMeta):
+        for name, attributes in state[1].items():
+            found = vars(kind._member_map_[name])
+            for attribute in _of_member(kind._member_map_[name]).keys() - attributes.keys():
+                del found[attribute]
+            found.update(attributes)
     _names[kind] = members, set(vars(kind))
     return kind
+
+
+def rebase(kind: Any, arguments: Sequence[Any]) -> None:
+    """Have a class that was made here have the bases that it has in the script now."""
+    bases = types.resolve_bases(arguments[2])
+    if not isinstance(kind, EnumMeta) and kind.__bases__ != bases:
+        with contextlib.suppress(TypeError):  # `Generic` and the like stand for others
+            kind.__bases__ = bases
 
 
 def show() -> None:

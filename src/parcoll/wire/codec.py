@@ -22,7 +22,7 @@ import cloudpickle
 
 from parcoll.text import short_repr
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import become, has_come, is_news, made_class, reduced_class
+from parcoll.wire.classes import become, has_come, is_news, made_class, rebase, reduced_class
 from parcoll.wire.named import WITH_NAME, reduced_by_name
 from parcoll.wire.reducers import (
     REDUCED,
@@ -108,10 +108,9 @@ def prefers_value() -> bool:
 def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = False) -> Any:
     """Unpickle. Classes that this process already has stay as they are, unless `refresh_classes`.
 
-    cloudpickle sends a class of `__main__` with its attributes and methods. Each load sets them on the
-    class, also where the process has that class already. This would undo whatever the program has done
-    to the class since: in the process that defined it, and in a worker with every partition. So a worker
-    sets them once for each program.
+    cloudpickle sends a class of `__main__` with attributes and methods, and each load sets them. This would
+    undo what the program has done to the class since: in the process that defined it, and in a worker with
+    every partition. So a worker sets them once for each program.
     """
     if b"_class_setstate" not in pickled:
         return pickle.loads(pickled, buffers=buffers)
@@ -335,11 +334,12 @@ class _Loader(pickle.Unpickler):
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
         *_, number, extra = arguments
         made, news = class_of_number(number), is_news(number)
-        if made is not None:
-            if not self._refresh and not (news and has_come(made)):
-                self._here_before.add(made)
-        else:
+        if made is None:
             made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
+        elif not self._refresh and not (news and has_come(made)):
+            self._here_before.add(made)
+        elif has_come(made):
+            rebase(made, arguments)
         script.add_class(made, (extra or {}).get("at"))
         return made
 
@@ -354,9 +354,9 @@ class _OtherClassError(Exception):
 class _SavedLoader(_Loader):
     """An unpickler that gives objects of another process's `__main__` this process's classes.
 
-    A class is known by its name. But a class within a function or another class may have the name of one
-    at the top of the module, and its pickle does not say where it stands. So members are compared too. A
-    class that this process does not have, or has with other members, is made from the pickle.
+    A class is known by its name. But one within a function or a class may have the name of one at the top,
+    and its pickle does not say where it stands. So members are compared too. One that is not here, or has
+    other members, is made from the pickle.
     """
 
     def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], others: Iterable[str] = ()) -> None:

@@ -155,6 +155,23 @@ def test_filters_names_of_levels_and_factories(one: One, kept: Kept, monkeypatch
     ]  # type: ignore[attr-defined]
 
 
+def test_whether_a_logger_hands_on(one: One, kept: Kept) -> None:
+    below = logging.getLogger(f"{LOGGER.name}.below")
+
+    def look(_: object) -> tuple[bool, bool, bool]:
+        return below.propagate, below.hasHandlers(), below.disabled
+
+    assert one(look) == (True, True, False)
+    below.propagate = False
+    try:
+        assert [one(look) for _ in range(3)] == [(False, False, False)] * 3
+        below.disabled = True
+        assert one(look) == (False, False, True)
+    finally:
+        below.propagate, below.disabled = True, False
+    assert [one(look) for _ in range(3)] == [(True, True, False)] * 3
+
+
 def test_loggers_of_a_class_of_the_user_s_own(one: One, kept: Kept) -> None:
     class Loud(logging.Logger):
         def shout(self, text: str) -> None:

@@ -38,10 +38,16 @@ def read_settings() -> list[Any]:
     root, names = logging.root, logging._levelToName
     loggers: Any = root.manager.loggerDict.values()
     found = [
-        (logger.level, logger.disabled, type(logger), *logger.handlers)
+        (logger.level, logger.disabled, logger.propagate, type(logger), *logger.handlers)
         for logger in loggers
         if type(logger) is not PLACEHOLDER
-        and (logger.level or logger.handlers or logger.disabled or type(logger) is not logging.Logger)
+        and (
+            logger.level
+            or logger.handlers
+            or logger.disabled
+            or not logger.propagate
+            or type(logger) is not logging.Logger
+        )
     ]
     captures = getattr(logging, "_warnings_showwarning", None) is not None
     return [
@@ -58,13 +64,14 @@ def read_settings() -> list[Any]:
 def pack_settings(found: list[Any]) -> dict[str, Any]:
     """Return what travels of it."""
     disable, _, _, names, captures, factory, _ = found
-    loggers: dict[str, tuple[int, bool, list[Any], bytes | None]] = {}
+    loggers: dict[str, tuple[int, bool, bool, list[Any], bytes | None]] = {}
     for name, found_here in [("", logging.root), *list(logging.root.manager.loggerDict.items())]:
         if isinstance(found_here, logging.Logger) and not _is_of(name, DASK):
             handlers = [_described(handler) for handler in found_here.handlers]
             kind = _packed_kind(type(found_here))
-            if not name or found_here.level or found_here.disabled or handlers or kind:
-                loggers[name] = found_here.level, found_here.disabled, handlers, kind
+            disabled, propagate = found_here.disabled, bool(found_here.propagate)
+            if not name or found_here.level or disabled or not propagate or handlers or kind:
+                loggers[name] = found_here.level, disabled, propagate, handlers, kind
     try:
         made_by = by_value(factory) if factory is not logging.LogRecord else None
     except Exception:
@@ -89,16 +96,16 @@ def set_settings(wanted: dict[str, Any]) -> None:
     loggers = wanted["loggers"]
     for name in [name for name in _twins if name not in loggers]:
         logging.getLogger(name).setLevel(logging.NOTSET)
-        logging.getLogger(name).disabled = False
+        logging.getLogger(name).disabled, logging.getLogger(name).propagate = False, True
         logging.getLogger(name).removeHandler(_IN_SCRIPT)
     _twins.clear()
-    for name, (level, disabled, handlers, kind) in loggers.items():
+    for name, (level, disabled, propagate, handlers, kind) in loggers.items():
         logger = logging.getLogger(name or None)
         if kind is not None and type(logger) is logging.Logger:
             logger.__class__ = loads(kind)
         if logger.level != level:
             logger.setLevel(level)
-        logger.disabled = disabled
+        logger.disabled, logger.propagate = disabled, propagate
         _twins[name] = handlers
         if handlers and not logger.handlers:
             logger.addHandler(_IN_SCRIPT)

@@ -24,7 +24,7 @@ from ways import HERE, WAYS, One, connected
 
 from parcoll import connect, parallel
 from parcoll.wire.payload import Packed
-from parcoll.world import own_state
+from parcoll.world import boot
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
@@ -233,18 +233,18 @@ def test_a_script_run_by_runpy(scripts: Scripts) -> None:
 
 
 def test_installed_packages_are_none_of_these() -> None:
-    own_state.look_for_lost()
-    before = set(own_state.made_code)  # of other tests
+    boot.look_for_lost()
+    before = set(boot.made_code)  # of other tests
     for name in ("numpy", "pandas", "pyarrow", "IPython", "aiohttp", "lxml.etree"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    own_state.look_for_lost()
-    assert own_state.made_code <= before
+    boot.look_for_lost()
+    assert boot.made_code <= before
 
 
 def pickles(value: Any) -> bool:
     """Tell whether a value goes by what is in it, rather than by its names."""
-    own_state.look_for_lost()
+    boot.look_for_lost()
     head = Packed.pack(value).head
     return b"_make_skeleton_class" in head or b"make_function" in head
 
@@ -255,7 +255,7 @@ def test_only_what_is_of_a_made_module_goes_by_value(made: Make, monkeypatch: py
     elements: list[Any] = [numbers, {"x": functools.partial(int, base=7)}, Path, "of l_made"]
     before = Packed.pack(elements).head
     module = made("l_made", TEXT)
-    own_state.look_for_lost()
+    boot.look_for_lost()
     monkeypatch.delitem(sys.modules, "numpy.rec", raising=False)  # numpy imports it where it is asked for
     assert Packed.pack(elements).head == before
     assert pickles(module.times)

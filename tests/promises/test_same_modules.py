@@ -224,6 +224,22 @@ def test_what_functions_keep_in_a_module_stays(way: str, make: Make) -> None:
     assert list(parallel(range(12), partition_size=1).map(use)).count(False) <= 1
 
 
+def test_what_functions_keep_of_a_name_stays_where_the_script_changes_another(way: str, make: Make) -> None:
+    module = make("w_kept", "kept = {}\nmodel = {'a': 1}\nfactor = 1\n")
+
+    def keep(n: int) -> tuple[int, int, int]:
+        module.kept[n] = module.model
+        return os.getpid(), len(module.kept), module.factor
+
+    first = list(parallel(range(12), partition_size=1).map(keep))
+    most = {pid: max(n for p, n, _ in first if p == pid) for pid, *_ in first}
+    module.factor = 2
+    second = list(parallel(range(12, 24), partition_size=1).map(keep))
+    assert {factor for *_, factor in second} == {2}
+    for pid in {pid for pid, *_ in second} & most.keys():
+        assert min(n for p, n, _ in second if p == pid) == most[pid] + 1
+
+
 def test_a_module_that_only_the_function_imports(one: One, make: Make) -> None:
     make("w_lazily", "value = 1\n")
     sys.modules["w_lazily"].value = 5
@@ -313,6 +329,44 @@ def test_a_script_that_changes_its_settings_first(scripts: Scripts) -> None:
     print(*parallel([1], timeout=30).map(look))
     """
     assert scripts.run_file(text) == "(10, {'a': 1}, True, None)\n" * 2
+
+
+def test_a_base_of_a_module_knows_each_class_of_the_script_once(scripts: Scripts) -> None:
+    """Also one that notes them, whose note travels with the module."""
+    scripts.write(
+        "w_base.py",
+        """
+        class Base:
+            known = {}
+            def __init_subclass__(cls):
+                Base.known[cls.__name__] = cls
+        class First(Base): pass
+        """,
+    )
+    out = scripts.run_file(
+        """
+        from w_base import Base
+        from parcoll import parallel
+
+        def look(_):
+            names = [kind.__name__ for kind in Base.__subclasses__()]
+            return names, sorted(Base.known), [Base.known[name] is globals().get(name) for name in names]
+
+        def ask():
+            right = look(0)
+            got = [*parallel(range(4), partition_size=1).map(look), *parallel([0], timeout=60).map(look)]
+            assert got == [right] * 5, (got, right)
+
+        ask()
+        class Second(Base): pass
+        ask()
+        class Third(Second): pass
+        class Fourth(Base): pass
+        ask()
+        print(*look(0)[0])
+        """
+    )
+    assert out == "First Second Fourth\n"
 
 
 def test_evaluations_at_the_top_of_a_module_that_is_being_imported(scripts: Scripts) -> None:

@@ -148,6 +148,33 @@ def test_methods_of_each_kind(one: One, make: Make) -> None:
     assert one(look) == look(0) == ("real", 3, "real", "real", False, "real")
 
 
+def test_the_setter_of_a_property(one: One, make: Make) -> None:
+    module = make(
+        "w_setter",
+        """
+        class Client:
+            @property
+            def timeout(self):
+                return self._timeout
+            @timeout.setter
+            def timeout(self, seconds):
+                self._timeout = seconds
+        """,
+    )
+
+    def look(_: object) -> int:
+        client = module.Client()
+        client.timeout = 3
+        return int(client.timeout)
+
+    assert one(look) == 3
+    original = module.Client.timeout
+    module.Client.timeout = original.setter(lambda self, seconds: setattr(self, "_timeout", 10 * seconds))
+    assert [one(look) for _ in range(3)] == [30] * 3
+    module.Client.timeout = original
+    assert [one(look) for _ in range(3)] == [3] * 3
+
+
 def test_mocks_that_do_more(one: One, make: Make) -> None:
     module = make("w_mocked", "class Client:\n    pass\ndef twice(x):\n    return 2 * x\nsize = len\n")
     with mock.patch.object(module, "Client") as client:

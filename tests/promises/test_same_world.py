@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,25 @@ def test_recursion_limit(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
         sys.setrecursionlimit(before)
     with pytest.raises(RecursionError):
         one(lambda _: deep(3_000))
+
+
+def test_the_length_of_tracebacks(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    def within() -> str:
+        try:
+            raise ValueError("no")
+        except ValueError:
+            return traceback.format_exc()
+
+    def look(_: object) -> bool:
+        return "within" in within()
+
+    assert one(look) is True
+    monkeypatch.setattr(sys, "tracebacklimit", 0, raising=False)
+    assert one(look) is look(0) is False
+    monkeypatch.setattr(sys, "tracebacklimit", 1)
+    assert one(look) is look(0) is True
+    monkeypatch.undo()
+    assert [one(lambda _: hasattr(sys, "tracebacklimit")) for _ in range(3)] == [False] * 3
 
 
 def test_warnings_filters(one: One, capfd: pytest.CaptureFixture[str]) -> None:

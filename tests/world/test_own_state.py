@@ -14,10 +14,10 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from parcoll.world import content, own_state
+from parcoll.world import boot, content, own_state
 
 TEXT = """
-import functools, math
+import enum, functools, math, random, threading
 from w_other import imported
 
 limit = 1
@@ -27,7 +27,24 @@ def named(x):
     return x
 
 class Kept:
+    limit = 1
+    class Inner:
+        limit = 1
+    def method(self, x=1, *, y=[1]):
+        return x
+    @staticmethod
+    def static(x=1):
+        return x
+
+class Other(Kept):
     pass
+
+class Cache:
+    def __init__(self):
+        self.lock, self.found = threading.Lock(), {}
+
+class Color(enum.Enum):
+    RED = 1
 
 def made(start, *, step=1):
     total = [start]
@@ -41,6 +58,10 @@ def made(start, *, step=1):
 def cached(x):
     return x
 
+@functools.singledispatch
+def dispatching(x):
+    return x
+
 table = {
     "cached": cached,
     "lambda": lambda x: x + limit,
@@ -51,6 +72,9 @@ table = {
     "text": "text",
 }
 alone = made(5)
+cache = Cache()
+numbers = random.Random(7)
+same_rows = {"rows": rows}
 """
 OTHER = "def imported(x):\n    return x\nfactor = 1\n"
 
@@ -117,6 +141,21 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "what a name of its own leads to": lambda own: setattr(own, "named", len),
     "cached one for another": lambda own: setattr(own, "cached", functools.lru_cache(own.named)),
     "class": lambda own: setattr(own, "Kept", int),
+    "default of a function": lambda own: setattr(own.named, "__defaults__", (1,)),
+    "default of a method": lambda own: setattr(own.Kept.method, "__defaults__", (2,)),
+    "within a keyword of a method": lambda own: own.Kept.method.__kwdefaults__["y"].append(2),
+    "default of a static method": lambda own: setattr(own.Kept.static, "__defaults__", (2,)),
+    "code of a function": lambda own: setattr(own.named, "__code__", (lambda x: -x).__code__),
+    "attribute of a method": lambda own: setattr(own.Kept.method, "seen", 1),
+    "attribute of a function": lambda own: setattr(own.named, "seen", 1),
+    "bases": lambda own: setattr(own.Other, "__bases__", (own.Kept.Inner,)),
+    "of a class within a class": lambda own: setattr(own.Kept.Inner, "limit", 2),
+    "deleted from a class": lambda own: delattr(own.Kept, "limit"),
+    "attribute of a member": lambda own: setattr(own.Color.RED, "note", 1),
+    "of an object with a lock": lambda own: own.cache.found.update(a=1),
+    "what is registered": lambda own: own.dispatching.register(int, lambda x: -x),
+    "a draw": lambda own: own.numbers.random(),
+    "the same for another": lambda own: setattr(own, "same_rows", {"rows": [*own.rows]}),
     "nothing travels any more": lambda own: own.table.update(lock=sys.stdout),
 }
 
@@ -129,7 +168,7 @@ def test_a_change_is_noticed(modules: tuple[ModuleType, ModuleType], change: str
     CHANGES[change](own)
     after = digest()
     assert after != before
-    if change != "nothing travels any more":
+    if change not in ("nothing travels any more", "code of a function"):
         assert own_state._modules[True].modules["w_own"].state.contents["table"].is_of(own.table)
 
 
@@ -142,13 +181,14 @@ def test_what_is_the_same_is_not_pickled_again(
         made = ModuleType("w_made")
         monkeypatch.setitem(sys.modules, "w_made", made)
         exec("def made(x): return x", vars(made))
-        own_state.look_for_lost()
-        assert any(b"w_made" in name for name in own_state.made_code)
-    before, by_value = digest(), content.by_value
+        boot.look_for_lost()
+        assert any(b"w_made" in name for name in boot.made_code)
+    before, with_locks = digest(), content.with_locks
     pickled: list[Any] = []  # also of modules that other tests have loaded
-    monkeypatch.setattr(content, "by_value", lambda value: [pickled.append(value), by_value(value)][1])
+    monkeypatch.setattr(content, "with_locks", lambda value: [pickled.append(value), with_locks(value)][1])
     assert digest() == before
     assert not [value for value in pickled if any(value is one for one in vars(own).values())]
+    assert own_state._modules[True].modules["w_own"]._names.unchanged()
 
 
 def test_a_module_that_is_to_be_pickled_by_value(modules: tuple[ModuleType, ModuleType]) -> None:

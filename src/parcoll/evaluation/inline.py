@@ -19,7 +19,7 @@ from parcoll.wire.script import owned_by
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
 from parcoll.worker.tasks import join_here, joined, run
-from parcoll.world import own_state
+from parcoll.world import boot
 
 
 class InlineEngine:
@@ -46,7 +46,7 @@ class InlineEngine:
     def open(self, program: Program, words: str, keep: bool) -> InlineSession:
         """Start an evaluation."""
         objects.end_dropped()
-        own_state.look_for_lost()
+        boot.look_for_lost()
         if not self._copies:
             return InlineSession(in_process(program), keep, Plain, self._owner)
         with memmaps.sent(here=True):

@@ -6,6 +6,9 @@ imports and which `main` it runs. Its command line has nothing but numbers of de
 Processes of one family tell one process, the tracker of `multiprocessing`, which shared memory and semaphores
 they have, so that what is left is removed. Their key, with which they speak to each other's managers, comes
 with the first message.
+
+Modules of this process that another one would not find travel otherwise: what has a file as text, what has
+none by value with the functions that use it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,20 @@ import multiprocessing
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Sequence
+from operator import is_
+from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
+from parcoll.errors import SerializationError
 from parcoll.wire import modules
+from parcoll.wire.modules import ModuleText
+from parcoll.wire.named import text_in_pickles
+from parcoll.wire.own_modules import NOT_OWN, is_own, is_own_module, package_sources, stamp_of, text_of
+from parcoll.wire.reducers import made_code, made_modules
+from parcoll.world import own_state
 
 LENGTH_BYTES = 8  # before each message
 # The variable of the hash seed. All processes that cut keys by their hashes (`keys.slots`) should have one
@@ -194,3 +207,137 @@ def remove_semaphore(name: str) -> None:
 
     with contextlib.suppress(OSError):
         _multiprocessing.sem_unlink(name)
+
+
+# Modules that others do not find ------------------------------------------------------------------
+
+
+class _Lost:
+    """The modules of this process that another one with the same search path would not find."""
+
+    def __init__(self) -> None:
+        self._seen: list[Any] = []  # the modules, in their order
+        self._path: tuple[str, ...] = ()
+        self._known: dict[str, tuple[Any, bool]] = {}
+        self.names: list[str] = []  # those that have a file
+
+    def look(self) -> None:
+        """Look at the modules that are new; those without a file go by value from now on."""
+        loaded, seen, path = sys.modules, self._seen, tuple(sys.path)
+        # One may have been put in the place of another (11 us for 1000 modules).
+        if len(loaded) == len(seen) and all(map(is_, loaded.values(), seen)) and path == self._path:
+            return
+        known, self._known = self._known if path == self._path else {}, {}
+        modules = dict(loaded)
+        for name, module in modules.items():
+            of = known.get(name)
+            if of is None or of[0] is not module:
+                of = module, type(module) is ModuleType and _is_lost(name, module)
+            self._known[name] = of
+        lost = {name: module for name, (module, is_one) in self._known.items() if is_one}
+        self.names = [
+            name
+            for name, module in lost.items()
+            if is_own_module(name, module)
+            and all(parent in loaded for parent in _parents(name))
+            and name.partition(".")[0] not in sys.stdlib_module_names  # the worker needs its own
+        ]
+        made = lost.keys() - set(self.names)
+        code = {text_in_pickles(name) for name in made if _has_own_code(lost[name])}
+        made_modules.update(made)  # and only then without the others: other threads pickle meanwhile
+        made_modules.intersection_update(made)
+        made_code.update(code)
+        made_code.intersection_update(code)
+        self._seen, self._path = [*modules.values()], path
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _has_own_code(module: ModuleType) -> bool:
+    """Tell whether what a module defines is written in Python, and not in a file that was installed."""
+    found = [
+        value for value in list(vars(module).values()) if getattr(value, "__module__", "") == module.__name__
+    ]
+    kinds = [kind for kind in found if isinstance(kind, type)]
+    parts = [*found, *(part for kind in kinds for part in list(vars(kind).values()))]
+    codes = [value.__code__ for value in parts if type(value) is FunctionType]
+    if not codes:  # classes without a method: those of a `class` statement begin so, and C's do not
+        return any(next(iter(vars(kind)), "") == "__module__" for kind in kinds)
+    return any(is_own(Path(code.co_filename)) for code in codes)
+
+
+def _is_lost(name: str, module: ModuleType) -> bool:
+    """Tell whether others would find no module of this name, or another one."""
+    spec = vars(module).get("__spec__")
+    top, _, below = name.partition(".")
+    is_own_one = is_own_module(name, module)
+    if top in NOT_OWN or (top in sys.stdlib_module_names and not is_own_one):
+        return False
+    if vars(module).get("__name__") != name:
+        return False
+    if not is_own_one and (below or getattr(spec, "origin", None) is not None):
+        return bool(below) and top in sys.modules and _is_lost(top, sys.modules[top])
+    parent = sys.modules.get(name.rpartition(".")[0])
+    if below and parent is None:
+        return True
+    found = _found(name, getattr(parent, "__path__", None) if below else None)
+    if found is None:
+        return True
+    file = getattr(spec, "origin", None) or vars(module).get("__file__")
+    return isinstance(file, str) and _real(found.origin) != _real(file)
+
+
+def _found(name: str, path: Any) -> Any:
+    """Return the spec that the finders give which other processes have too."""
+    for finder in sys.meta_path:
+        home = getattr(finder if isinstance(finder, type) else type(finder), "__module__", "")
+        if home == "__main__" or is_own_module(home, sys.modules.get(home)):
+            continue
+        with contextlib.suppress(Exception):
+            spec = finder.find_spec(name, path)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _real(path: str | None) -> str:
+    return os.path.realpath(path or "")
+
+
+_lost = _Lost()
+_lock = threading.RLock()
+
+
+def look_for_lost() -> None:
+    """Note which modules others would not find; in a worker they were noted in the script."""
+    if own_state.given is None:
+        with _lock:
+            _lost.look()
+
+
+def lost_sources() -> dict[str, ModuleText]:
+    """Return the texts of the modules that have files and that others would not find, as noted last."""
+    found: dict[str, ModuleText] = {}
+    for name in _lost.names:
+        spec: Any = sys.modules[name].__spec__ if name in sys.modules else None
+        if spec is None:
+            continue
+        with contextlib.suppress(OSError, SerializationError):
+            if spec.submodule_search_locations:
+                found |= package_sources(name, map(Path, spec.submodule_search_locations))
+            else:
+                path = Path(spec.origin)
+                found[name] = ModuleText(False, str(path), text_of(path, stamp_of(path)))
+    return found
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -8,43 +8,51 @@ else has no content, and stays in each process what the import there gave.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import io
 import marshal
+import os
 import sys
-from collections import defaultdict, deque
-from collections.abc import Set
-from enum import Enum
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from collections.abc import Callable
+from enum import Enum, EnumMeta
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 from parcoll.wire import memmaps
-from parcoll.wire.codec import by_value, loads
+from parcoll.wire.codec import loads, modules_in
 from parcoll.wire.own_modules import is_own_module
 from parcoll.wire.reducers import is_made, names_made
-from parcoll.world.outlines import ATOMS, CONTAINERS, TOLD, Mock, mock_of, outline_of, take, told_of, walked
+from parcoll.world import libraries
+from parcoll.world.libraries import (
+    CONTAINERS,
+    Mock,
+    belongs_to_process,
+    is_data,
+    is_part_of_class,
+    mock_of,
+    with_locks,
+)
+from parcoll.world.outlines import (
+    ATOMS,
+    CODE,
+    TOLD,
+    WRAPPED,
+    fill,
+    outline_of,
+    reference_to,
+    referred,
+    take,
+    told_of,
+    turn,
+)
 
 LOOKED_AT = 64 * 1024  # bytes of content that are compared before each evaluation; of more, the length
 CARRIED = 2**20  # bytes that travel, whether the script has changed them or not
 MOST = 16 * 2**20  # bytes that travel where it has
 
 PLAIN = {*ATOMS, CodeType, type(...)}  # what marshal knows beside containers
-WRAPPED = (staticmethod, classmethod, property)
-# Whose instances are data, beside the user's own classes.
-DATA_MODULES = {
-    "argparse",
-    "array",
-    "collections",
-    "configparser",
-    "datetime",
-    "decimal",
-    "fractions",
-    "uuid",
-}
-DATA_MODULES |= {"functools", "ipaddress", "numpy", "operator", "pandas", "pathlib", "re", "string", "types"}
-DATA_MODULES |= {"unittest", "zoneinfo"}  # of mocks: sentinels
-CODE = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
+
+FILLED = ("plain", "pickle")  # kinds of content that an object can be filled with
 
 
 class Content:
@@ -97,7 +105,9 @@ class Content:
         if self.kind == "module":
             return importlib.import_module(self.data.decode())
         if self.kind == "reference":
-            return _referred(self.data.decode())
+            return referred(self.data.decode())
+        if self.kind == "bases":
+            return tuple(map(referred, self.data.decode().split("\n")))
         found = loads(self.data)
         return found.make() if isinstance(found, Mock) else found
 
@@ -110,11 +120,13 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
     in_class = "." in path
     try:
         kind = type(value)
+        if path.endswith(PARTS):
+            return _part(value, module)
         if kind in ATOMS:
             return Content("plain", marshal.dumps(value, 2))
         mocked = mock_of(value)  # which may say that it is of any class
         if mocked is not None:
-            return Content("pickle", by_value(mocked), may_change=True)
+            return Content("pickle", with_locks(mocked), may_change=True)
         if isinstance(value, ModuleType):
             name = value.__name__
             return Content("module", name.encode()) if sys.modules.get(name) is value else None
@@ -128,15 +140,28 @@ def content_of(value: Any, module: str, path: str) -> Content | None:
                 return _code(value)
             return _wrapped(value, path) if _is_patched(value, module, path) else None
         if kind in WRAPPED:
-            inner = value.fget if isinstance(value, property) else value.__func__
-            return None if is_own_function(inner, module, path) else Content("pickle", by_value(value))
+            funcs = [value.fget, value.fset, value.fdel] if kind is property else [value.__func__]
+            is_own = all(func is None or is_own_function(func, module, path) for func in funcs)
+            return None if is_own else Content("pickle", with_locks(value))
         if (plain := _plain(value)) is not None:
             return plain
-        if not _is_data(kind) or (in_class and _is_part_of_class(kind)):
+        if not is_data(kind) and (belongs_to_process(kind) or outline_of(sys.modules[module]).gives(path)):
             return None
-        return _pickled_data(value, CARRIED)
+        if in_class and is_part_of_class(kind):
+            return None
+        data = _pickled_data(value, CARRIED)
+        if kind in libraries.generators() and path in outline_of(sys.modules[module]).unseeded:
+            data.travels = False  # each process has numbers of its own
+        return data
     except Exception:  # it cannot be pickled, or raises when it is looked at
         return None
+
+
+def given_content(value: Any) -> Content | None:
+    """Return the content of an object that the script has put in the place of another; None without any."""
+    with contextlib.suppress(Exception):  # it cannot be pickled
+        return None if belongs_to_process(type(value)) else _pickled_data(value, CARRIED)
+    return None
 
 
 def is_own_function(value: Any, module: str, path: str) -> bool:
@@ -177,16 +202,78 @@ def _wrapped(value: Any, path: str) -> Content:
     )
     copy.__qualname__ = f"<locals>.{path}"  # else it would travel by its name
     copy.__kwdefaults__ = value.__kwdefaults__
-    return Content("pickle", by_value(copy))
+    return Content("pickle", with_locks(copy))
+
+
+# What a function or class has that does not stand in its `__dict__`.
+PARTS = (".__defaults__", ".__kwdefaults__", ".__code__", ".__bases__")
+ABSENT = object()
+
+
+class _Named(NamedTuple):
+    """Stands for what a module has under a name: a sentinel, say, which is compared by `is`."""
+
+    module: str
+    name: str
+
+    @staticmethod
+    def of(value: Any, module: str) -> Any:
+        """Return what stands for a value that has a name in a module, or in that of its class."""
+        if not isinstance(value, ATOMS):
+            for home in (module, type(value).__module__):
+                for name, found in list(vars(sys.modules[home]).items()) if home in sys.modules else ():
+                    if found is value:
+                        return _Named(home, name)
+        return value
+
+    def found(self) -> Any:
+        """Return what this process has there."""
+        return vars(importlib.import_module(self.module))[self.name]
+
+
+def _part(value: Any, module: str) -> Content | None:
+    if type(value) is tuple and value and all(issubclass(type(base), type) for base in value):
+        bases = [reference_to(base) for base in value]
+        return Content("bases", "\n".join(filter(None, bases)).encode()) if all(bases) else None
+    if (plain := _plain(value)) is not None:
+        return plain
+    # Only what the script has given a function since the first look travels.
+    return Content("pickle", _pickled(_each(value, lambda one: _Named.of(one, module))), travels=False)
+
+
+def _each(parts: Any, func: Callable[[Any], Any]) -> Any:
+    is_dict = isinstance(parts, dict)
+    return dict(zip(parts, map(func, parts.values()), strict=True)) if is_dict else tuple(map(func, parts))
+
+
+def bare(value: Any) -> Any:
+    """Return the function that a static method, a class method or a property is made of."""
+    kind = type(value)
+    return value.fget if kind is property else value.__func__ if kind in WRAPPED else value
+
+
+def has_code_of_another(func: FunctionType) -> bool:
+    """Tell whether the code of a function is that of another one, and not because a decorator made it."""
+    code = func.__code__
+    other = code.co_qualname != func.__qualname__ and code.co_filename[:1] != "<"
+    return other and "__wrapped__" not in vars(func)
 
 
 def resolved(module: ModuleType, path: str) -> tuple[Any, str]:
     """Return what has the name at the end of a path, and the name; None for what where it is not there."""
-    owner, _, name = path.rpartition(".")
-    if not owner:
-        return module, name
-    found = vars(module).get(owner)
-    return (found if isinstance(found, (type, FunctionType)) else None), name
+    owner: Any = module
+    *parents, name = path.split(".")
+    for parent in parents:
+        names = owner._member_map_ if isinstance(owner, EnumMeta) else {}
+        owner = bare(names.get(parent) or vars(owner).get(parent))
+        if not isinstance(owner, (type, FunctionType, Enum)):
+            return None, name
+    return owner, name
+
+
+def held(owner: Any, name: str) -> Any:
+    """Return what an owner has itself under a name; ABSENT for nothing."""
+    return getattr(owner, name) if f".{name}" in PARTS else vars(owner).get(name, ABSENT)
 
 
 def put(owner: Any, name: str, content: Content, anew: bool = False) -> bool:
@@ -194,20 +281,33 @@ def put(owner: Any, name: str, content: Content, anew: bool = False) -> bool:
 
     A container stays the object that it is, since other modules may have it as well; unless `anew`.
     """
-    here = vars(owner).get(name)
+    here = held(owner, name)
     if content.kind in TOLD:
         take(here, content.kind, content.data)
         return False
     value = content.load()
+    if f".{name}" in PARTS and content.kind == "pickle":
+        value = _each(value, lambda one: one.found() if isinstance(one, _Named) else one)
     alone = object()
     in_cycle = sys.getrefcount(value) > sys.getrefcount(alone)
-    may_fill = content.kind in ("plain", "pickle") and type(here) is type(value) and not anew
-    if may_fill and _fill(here, value):
+    may_fill = content.kind in FILLED and type(here) is type(value) and not anew and f".{name}" not in PARTS
+    if may_fill and fill(here, value):
         if in_cycle and here is not value:  # a tree's root, say, to which its branches refer
-            _turn(here, value, here)
+            turn(here, value, here)
         return False
     setattr(owner, name, value)
     return True
+
+
+def names_folder(folder: str, data: bytes, value: Any) -> bool:
+    """Tell whether the data of a value has all parts of a folder's path."""
+    parts = [part.encode(errors="surrogateescape") for part in folder.split(os.sep)]
+    if not all(part in data for part in parts):
+        return False
+    # The code of a function that travels by value names its file, which may stand in the same folder.
+    for file in {code.co_filename.encode(errors="surrogateescape") for code in modules_in(value)[1]}:
+        data = data.replace(file, b"")
+    return all(part in data for part in parts)
 
 
 # Kinds --------------------------------------------------------------------------------------------
@@ -241,35 +341,8 @@ def _is_built_in(value: Any) -> bool:
 
 
 def _code(value: Any) -> Content:
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module and name and not is_made(module) and "<" not in name:
-        with contextlib.suppress(AttributeError, KeyError):
-            if walked(sys.modules[module], name) is value:
-                return Content("reference", f"{module}:{name}".encode())
-    return Content("pickle", by_value(value), may_change=True)
-
-
-def _referred(text: str) -> Any:
-    module, _, name = text.partition(":")
-    return walked(importlib.import_module(module), name)
-
-
-def _is_data(kind: type) -> bool:
-    if issubclass(kind, (Enum, BaseException)) or kind in CONTAINERS or kind in (bytearray, range, slice):
-        return True
-    module = kind.__module__
-    return (
-        module.partition(".")[0] in DATA_MODULES
-        or module == "__main__"
-        or is_own_module(module, sys.modules.get(module))
-    )
-
-
-def _is_part_of_class(kind: type) -> bool:
-    """Tell whether objects of a class say how another one works, rather than being its data."""
-    return issubclass(kind, (Enum, BaseException)) or any(
-        hasattr(kind, name) for name in ("__get__", "__set__", "__set_name__")
-    )
+    name = reference_to(value)
+    return Content("reference", name.encode()) if name else Content("pickle", with_locks(value), True)
 
 
 class _TooLargeError(Exception):
@@ -301,9 +374,9 @@ def _pickled_data(value: Any, most: int) -> Content:
             raise
         return Content("pickle", _tag(value), True, False, value)
     except Exception:  # it holds a function that only pickling by value can send
-        data = by_value(value)
+        data = with_locks(value)
     else:
-        data = by_value(value) if names_made(data) else data
+        data = with_locks(value) if names_made(data) else data
     if len(data) > most:
         return Content("pickle", _tag(value), True, False, value)
     return Content("pickle", data, len(data) <= LOOKED_AT)
@@ -312,82 +385,16 @@ def _pickled_data(value: Any, most: int) -> Content:
 def _pickled(value: Any) -> bytes:
     mocked = mock_of(value)
     if mocked is not None:
-        return by_value(mocked)
+        return with_locks(mocked)
     with contextlib.suppress(Exception):
         file = io.BytesIO()
         if not isinstance(value, CODE):
             memmaps.dump(value, file)
             if not names_made(file.getvalue()):
                 return file.getvalue()
-    return by_value(value)
+    return with_locks(value)
 
 
 def _tag(value: Any) -> bytes:
     length = len(value) if hasattr(value, "__len__") else 0
     return f"{type(value).__qualname__} {id(value)} {length}".encode()
-
-
-def _fill(here: Any, value: Any) -> bool:
-    """Give an object what another of its class holds; tells whether that can be done."""
-    if here is value:  # of a class that makes one object and no more: it has what was unpickled
-        return True
-    if isinstance(here, dict):
-        here.clear()
-        here.update(value)
-        if isinstance(here, defaultdict):
-            here.default_factory = value.default_factory
-    elif isinstance(here, (list, bytearray)):
-        here[:] = value
-    elif isinstance(here, set):
-        here.clear()
-        here |= value
-    elif isinstance(here, deque) and here.maxlen == value.maxlen:
-        here.clear()
-        here.extend(value)
-    elif not _is_record(here):
-        return False
-    if type(getattr(here, "__dict__", None)) is dict:
-        vars(here).clear()
-        vars(here).update(vars(value))
-    return True
-
-
-def _turn(holder: Any, old: Any, new: Any) -> None:
-    """Have all that an object holds refer to another one, where it refers to the object itself."""
-    left, seen = [holder], set()
-    while left:
-        part = left.pop()
-        if id(part) in seen or isinstance(part, (*ATOMS, *CODE, type, ModuleType)):
-            continue
-        seen.add(id(part))
-        if isinstance(part, dict):
-            for key, value in list(part.items()):
-                if value is old:
-                    part[key] = new
-            left += [*part, *part.values()]
-        elif isinstance(part, (list, deque)):
-            for at, value in enumerate(part):
-                if value is old:
-                    part[at] = new
-            left += part
-        elif isinstance(part, set) and any(value is old for value in part):
-            part.remove(old)
-            part.add(new)
-        if isinstance(part, (tuple, set, frozenset)):
-            left += part
-        if type(getattr(part, "__dict__", None)) is dict:
-            left.append(vars(part))
-
-
-_PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-
-
-def _is_record(value: Any) -> bool:
-    """Tell whether all that an object is stands in its `__dict__`, and may change."""
-    kind = type(value)
-    other = (type, *CODE, *WRAPPED, Set, tuple, Enum, BaseException)
-    if isinstance(value, other) or hasattr(kind, "__setstate__"):
-        return False
-    own_pickle = any(name in vars(base) for base in kind.__mro__[:-1] for name in _PICKLE_METHODS)
-    is_value = "__hash__" in vars(kind) and kind.__hash__ is not None
-    return type(getattr(value, "__dict__", None)) is dict and not own_pickle and not is_value

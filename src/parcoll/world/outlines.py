@@ -2,28 +2,35 @@
 
 Told is, of objects in modules that cannot travel themselves: of a mock of `unittest.mock` what it does, of a
 function of `functools.singledispatch` which classes others have registered with it, and of a context variable
-what it has.
+what it has. An object that can be filled stays the one that other modules have.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import functools
-import os
+import importlib
 import sys
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Set
 from contextvars import ContextVar
+from enum import Enum
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
-from parcoll.wire.codec import by_value, loads, modules_in, prefers_value
+from parcoll.wire.codec import LOCKS, by_value, loads, prefers_value
 from parcoll.wire.named import of_modules, value_of
 from parcoll.wire.own_modules import stamp_of, text_of
 from parcoll.wire.reducers import is_dispatching, is_made
+from parcoll.world import libraries
+from parcoll.world.libraries import CONTAINERS
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
-CONTAINERS = (dict, list, set, frozenset, tuple)
+CODE = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
+WRAPPED = (staticmethod, classmethod, property)
 CACHED: type = functools._lru_cache_wrapper
 HEAP = 1 << 9  # a flag that C's own classes lack (Py_TPFLAGS_HEAPTYPE): nothing can be set there
 
@@ -34,24 +41,54 @@ class Outline(NamedTuple):
     literals: frozenset[str]  # names to which it gives plain values, and no others
     computed: frozenset[str]  # names to which it gives what it makes
     undecorated: frozenset[str]  # functions and methods that are what their `def` makes
+    unseeded: frozenset[str]  # names to which it gives what a call without arguments makes
+    others: frozenset[str]  # names that it has but for plain values, and "*" where it may have any
+
+    def gives(self, path: str) -> bool:
+        """Tell whether an import gives a name more than a plain value; not, where only the script can."""
+        return path not in self.literals if "." in path else not self.others.isdisjoint((path, "*"))
 
 
 @functools.lru_cache(maxsize=256)
 def _outline(text: str) -> Outline:
     literals: dict[str, bool] = {}
     undecorated: set[str] = set()
+    unseeded: set[str] = set()
+    others: set[str] = set()
     for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name):
                 value = getattr(node, "value", None)
                 literals[target.id] = _is_plain(value) and literals.get(target.id, True)
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            others.update(_bound_by(node))
         inside = [(f"{node.name}.", inner) for inner in node.body] if isinstance(node, ast.ClassDef) else []
         for prefix, inner in [("", node), *inside]:
             if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inner.decorator_list:
                 undecorated.add(prefix + inner.name)
+            value = getattr(inner, "value", None)
+            if prefix and isinstance(inner, (ast.Assign, ast.AnnAssign)) and isinstance(value, ast.Constant):
+                literals.update((prefix + name, True) for name in _bound_by(inner))
+            if isinstance(value, ast.Call) and not value.args and not value.keywords:
+                of = inner.targets if isinstance(inner, ast.Assign) else [getattr(inner, "target", None)]
+                unseeded.update(prefix + target.id for target in of if isinstance(target, ast.Name))
     plain = frozenset(name for name, is_one in literals.items() if is_one)
-    return Outline(plain, frozenset(literals.keys() - plain), frozenset(undecorated))
+    computed = frozenset(literals.keys() - plain)
+    return Outline(plain, computed, frozenset(undecorated), frozenset(unseeded), computed | others)
+
+
+def _bound_by(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a statement gives something, but for what functions do in it."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield node.name
+        return
+    if isinstance(node, ast.alias):
+        yield (node.asname or node.name).partition(".")[0]
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    for inner in ast.iter_child_nodes(node):
+        yield from _bound_by(inner)
 
 
 def _is_plain(value: ast.expr | None) -> bool:
@@ -70,18 +107,8 @@ def outline_of(module: ModuleType) -> Outline:
         path = Path(module.__file__ or "")
         return _outline(text_of(path, stamp_of(path)))
     except (OSError, SyntaxError, ValueError, AttributeError):
-        return Outline(frozenset(), frozenset(), frozenset())
-
-
-def names_folder(folder: str, data: bytes, value: Any) -> bool:
-    """Tell whether the data of a value has all parts of a folder's path."""
-    parts = [part.encode(errors="surrogateescape") for part in folder.split(os.sep)]
-    if not all(part in data for part in parts):
-        return False
-    # The code of a function that travels by value names its file, which may stand in the same folder.
-    for file in {code.co_filename.encode(errors="surrogateescape") for code in modules_in(value)[1]}:
-        data = data.replace(file, b"")
-    return all(part in data for part in parts)
+        none = frozenset[str]()
+        return Outline(none, none, none, none, frozenset("*"))
 
 
 def walked(module: Any, name: str) -> Any:
@@ -89,6 +116,22 @@ def walked(module: Any, name: str) -> Any:
     for part in name.split("."):
         module = getattr(module, part)
     return module
+
+
+def reference_to(value: Any) -> str | None:
+    """Return by which name every process has a function or class; None where it has none."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if module and name and not is_made(module) and "<" not in name:
+        with contextlib.suppress(AttributeError, KeyError):
+            if walked(sys.modules[module], name) is value:
+                return f"{module}:{name}"
+    return None
+
+
+def referred(text: str) -> Any:
+    """Return what has such a name."""
+    module, _, name = text.partition(":")
+    return walked(importlib.import_module(module), name)
 
 
 # Shapes -------------------------------------------------------------------------------------------
@@ -124,6 +167,11 @@ def _add(value: Any, parts: list[Any], seen: set[int]) -> bool:
         inner = [value.__self__]
     elif kind is CACHED:  # what it has kept is not pickled
         return _is_by_name(value)
+    elif kind in LOCKS:
+        return True
+    elif is_record(value) and not hasattr(kind, "__slots__"):
+        parts.append(kind)
+        inner = [*vars(value), *vars(value).values()]
     elif kind is FunctionType or kind is type:
         by_name = _is_by_name(value) or (kind is type and not value.__flags__ & HEAP)
         parts.append(by_name)
@@ -191,65 +239,143 @@ def take(here: Any, kind: str, data: bytes) -> None:
             here.register(of, func)  # type: ignore[attr-defined]
 
 
-class Mock(NamedTuple):
-    """What a mock does, of `unittest.mock`, which cannot be pickled; the calls that it has had stay here."""
-
-    number: int  # in the order in which they are met: one may return itself
-    kind: str  # of its class; none where it has been met
-    returns: Any
-    effect: Any
-    attributes: dict[str, Any]
-    wraps: Any = None
-
-    @staticmethod
-    def is_one(value: Any) -> bool:
-        """Tell whether a value is a mock."""
-        mock = sys.modules.get("unittest.mock")
-        return mock is not None and isinstance(value, mock.NonCallableMock)
-
-    @classmethod
-    def of(cls, value: Any, met: dict[int, int] | None = None) -> Mock:
-        """Describe a mock."""
-        met = {} if met is None else met
-        if id(value) in met:
-            return cls(met[id(value)], "", None, None, {})
-        number = met[id(value)] = len(met)
-        mock = sys.modules["unittest.mock"]
-        state = vars(value)
-        found = {n: part for n, part in state["_mock_children"].items() if n[:2] != "__" or cls.is_one(part)}
-        found |= {
-            k: v for k, v in state.items() if not k.startswith(("_mock", "_spec")) and k != "method_calls"
-        }
-        attributes = {name: cls.of(part, met) if cls.is_one(part) else part for name, part in found.items()}
-        func = state.get("_mock_delegate")  # that `create_autospec` has made: what is set is set there
-        returns = state.get("_mock_return_value", mock.DEFAULT) if func is None else func.return_value
-        returns = (
-            cls.of(returns, met) if cls.is_one(returns) else None if returns is mock.DEFAULT else (returns,)
-        )
-        effect = state.get("_mock_side_effect") if func is None else func.side_effect
-        if getattr(effect, "__module__", None) == mock.__name__:  # a mock's own of `__iter__`, say
-            effect = None
-        name = type(value).__mro__[1].__name__
-        return cls(number, name, returns, effect, attributes, state.get("_mock_wraps"))
-
-    def make(self, made_ones: dict[int, Any] | None = None) -> Any:
-        """Make a mock that does the same."""
-        from unittest import mock
-
-        ones = {} if made_ones is None else made_ones
-        if not self.kind:
-            return ones[self.number]
-        made = ones[self.number] = getattr(mock, self.kind)(wraps=self.wraps)
-        for name, part in self.attributes.items():
-            setattr(made, name, part.make(ones) if isinstance(part, Mock) else part)
-        if self.returns is not None:
-            made.return_value = self.returns.make(ones) if isinstance(self.returns, Mock) else self.returns[0]
-        if self.effect is not None:
-            made.side_effect = self.effect
-        return made
+# Objects that are filled --------------------------------------------------------------------------
 
 
-def mock_of(value: Any) -> Mock | None:
-    """Describe a mock, or a function that `create_autospec` has made; None for anything else."""
-    found = value.__dict__.get("mock") if type(value) is FunctionType else value
-    return Mock.of(found) if Mock.is_one(found) else None
+def fill(here: Any, value: Any) -> bool:
+    """Give an object what another of its class holds; tells whether that can be done."""
+    if here is value:  # of a class that makes one object and no more: it has what was unpickled
+        return True
+    if isinstance(here, dict):
+        here.clear()
+        here.update(value)
+        if isinstance(here, defaultdict):
+            here.default_factory = value.default_factory
+    elif isinstance(here, (list, bytearray)):
+        here[:] = value
+    elif isinstance(here, set):
+        here.clear()
+        here |= value
+    elif isinstance(here, deque) and here.maxlen == value.maxlen:
+        here.clear()
+        here.extend(value)
+    elif type(here) in libraries.generators():
+        return libraries.draw_as(here, value)
+    elif not is_record(here):
+        return False
+    if type(getattr(here, "__dict__", None)) is dict:
+        vars(here).clear()
+        vars(here).update(vars(value))
+    return True
+
+
+def is_shared(value: Any) -> bool:
+    """Tell whether it matters that two names have the same object."""
+    kind = type(value)
+    if kind is dict or kind is list or kind in _ATOMS:  # most are, and to ask `isinstance` takes 0.4 us
+        return kind not in _ATOMS
+    return not isinstance(value, (*ATOMS, *CODE, tuple, frozenset, type, ModuleType))
+
+
+def inside(value: Any) -> Iterator[tuple[bool, Any, Any]]:
+    """Yield what an object holds that may have another name: whether as an item, its key or name, and it."""
+    if isinstance(value, (dict, list, deque)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        kinds = set(map(type, value.values() if isinstance(value, dict) else value))
+        if not kinds <= _ATOMS:
+            yield from (
+                (True, key, part) for key, part in list(items) if is_shared(part) and type(key) in _ATOMS
+            )
+    if type(getattr(value, "__dict__", None)) is dict:
+        yield from ((False, name, part) for name, part in list(vars(value).items()) if is_shared(part))
+
+
+def put_inside(value: Any, route: Iterable[tuple[bool, Any]], part: Any) -> None:
+    """Put an object at a place within another one."""
+    *steps, (is_item, key) = route
+    for by_item, name in steps:
+        value = value[name] if by_item else vars(value)[name]
+    holder = value if is_item else vars(value)
+    if type(holder[key]) is type(part):
+        holder[key] = part
+
+
+_ATOMS = set(ATOMS)
+
+
+class Link(NamedTuple):
+    """A place in what one name has, where the object is that another name has: `STATE["tree"] is TREE`."""
+
+    path: str
+    route: tuple[tuple[bool, Any], ...]  # from that name's object: whether it is an item, and its key or name
+    module: str
+    target: str
+
+
+MOST_PARTS = 1_000  # containers of one module that are looked through for links, which takes 2 ms
+
+
+def links_of(values: dict[str, Any], targets: dict[int, tuple[str, str]], module: str) -> frozenset[Link]:
+    """Return where values of a module, by path, hold objects that other names have; `targets` has these."""
+    found: set[Link] = set()
+    left, seen = deque[tuple[str, Any, Any]](), set[int]()
+    for path, value in values.items():
+        own = targets.get(id(value), (module, path))
+        if own != (module, path):
+            found.add(Link(path, (), *own))
+        else:
+            left.append((path, (), value))
+    while left and len(seen) < MOST_PARTS:
+        path, route, value = left.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        for is_item, key, part in inside(value):
+            target = targets.get(id(part))
+            if target is None:
+                if len(left) < MOST_PARTS:
+                    left.append((path, (*route, (is_item, key)), part))
+            elif target != (module, path):  # else it leads back to itself
+                found.add(Link(path, (*route, (is_item, key)), *target))
+    return frozenset(found)
+
+
+def turn(holder: Any, old: Any, new: Any) -> None:
+    """Have all that an object holds refer to another one, where it refers to the object itself."""
+    left, seen = [holder], set()
+    while left:
+        part = left.pop()
+        if id(part) in seen or isinstance(part, (*ATOMS, *CODE, type, ModuleType)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            for key, value in list(part.items()):
+                if value is old:
+                    part[key] = new
+            left += [*part, *part.values()]
+        elif isinstance(part, (list, deque)):
+            for at, value in enumerate(part):
+                if value is old:
+                    part[at] = new
+            left += part
+        elif isinstance(part, set) and any(value is old for value in part):
+            part.remove(old)
+            part.add(new)
+        if isinstance(part, (tuple, set, frozenset)):
+            left += part
+        if type(getattr(part, "__dict__", None)) is dict:
+            left.append(vars(part))
+
+
+_PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+
+
+def is_record(value: Any) -> bool:
+    """Tell whether all that an object is stands in its `__dict__`, and may change."""
+    kind = type(value)
+    other = (type, *CODE, *WRAPPED, Set, tuple, Enum, BaseException)
+    if isinstance(value, other) or hasattr(kind, "__setstate__"):
+        return False
+    own_pickle = any(name in vars(base) for base in kind.__mro__[:-1] for name in _PICKLE_METHODS)
+    is_value = "__hash__" in vars(kind) and kind.__hash__ is not None
+    return type(getattr(value, "__dict__", None)) is dict and not own_pickle and not is_value

@@ -26,8 +26,8 @@ from parcoll.wire import classes
 from parcoll.wire.codec import loads
 from parcoll.wire.own_modules import NOT_OWN, is_own_spec, stamp_of
 from parcoll.world import own_state
-from parcoll.world.content import Content, content_of, put, resolved
-from parcoll.world.outlines import ATOMS
+from parcoll.world.content import ABSENT, FILLED, Content, content_of, held, put, resolved
+from parcoll.world.outlines import ATOMS, Link, is_shared, links_of, put_inside
 from parcoll.world.own_state import ModuleState, OwnState
 
 LATE_SECONDS = 1.0  # that an imported module waits for another thread to take over
@@ -37,7 +37,6 @@ _states: dict[str, ModuleState] = {}
 _stamps: dict[str, tuple[str, Any]] = {}  # files of own modules that were imported here, as they were
 _edited: set[str] = set()
 _taking = threading.RLock()
-_ABSENT = object()  # what a name was that the script gave a module, and the import does not
 
 
 class _Taken:
@@ -49,39 +48,78 @@ class _Taken:
         self.replaced: dict[str, Any] = {}  # what the import gave
         self.filled: dict[str, Content | None] = {}  # and what was in it, where it is the same object still
         self.removed: dict[str, Any] = {}  # and what it gave that the script has deleted
+        self.links = self._apart = frozenset[Link]()
 
     def take(self, state: ModuleState) -> None:
         """Set what differs from what the import gave, or what the script has changed since."""
         name = self.module.__name__
+        apart = self._apart = (self._links(state) | self.links) - state.links
+        self.links = state.links
+        # Names whose object is at another place here, and in the script no longer.
+        alone = {at.target for at in apart if at.module == name} | {at.path for at in apart if not at.route}
         for path in [path for path in self.contents if path not in state.contents]:
             del self.contents[path]
             self._restore(path)  # first: what is in a class is set when the class is here again
-        for attribute in self.removed.keys() - state.removed:
-            vars(self.module).setdefault(attribute, self.removed.pop(attribute))
+        for path in sorted(self.removed.keys() - state.removed):
+            owner, attribute = resolved(self.module, path)
+            before = self.removed.pop(path)
+            if owner is not None and attribute not in vars(owner):
+                setattr(owner, attribute, before)
         for path, content in state.contents.items():
             before = self.contents.get(path)
             owner, attribute = resolved(self.module, path)
             if before == content or owner is None:
                 continue
             self.contents[path] = content
-            here = vars(owner).get(attribute, _ABSENT)
+            here = held(owner, attribute)
             is_first = path not in self.replaced and path not in self.filled
             was = content_of(here, name, path) if is_first or before is None else None
             if before is None and was == content:
                 continue
             try:
-                kept = put(owner, attribute, content, anew=_is_another_s(here, content))
+                kept = put(owner, attribute, content, anew=path in alone or _is_another_s(here, content))
             except Exception as error:
                 logger.info("a worker leaves %s.%s as its import gives it: %s", name, path, message_of(error))
                 self._restore(path)
                 continue
             if is_first and not kept:
                 self.filled[path] = was
-            if kept and path not in self.replaced and attribute in vars(owner):
+            if kept and path not in self.replaced:
                 self.replaced[path] = here
-        for attribute in state.removed & vars(self.module).keys():
-            if not isinstance(vars(self.module)[attribute], ModuleType):
-                self.removed[attribute] = vars(self.module).pop(attribute)
+        for path in sorted(state.removed):
+            owner, attribute = resolved(self.module, path)
+            here = held(owner, attribute) if owner is not None else ABSENT
+            if here is not ABSENT and not isinstance(here, ModuleType):
+                self.removed[path] = here
+                delattr(owner, attribute)
+
+    def _links(self, state: ModuleState) -> frozenset[Link]:
+        """Return which places here have the object of another name of the module."""
+        name, values = self.module.__name__, {}
+        for path, content in state.contents.items():
+            owner, attribute = resolved(self.module, path)
+            here = held(owner, attribute) if owner is not None else ABSENT
+            if content.kind in FILLED and here is not ABSENT and is_shared(here):
+                values[path] = here
+        return links_of(values, {id(here): (name, path) for path, here in reversed(values.items())}, name)
+
+    def link(self) -> None:
+        """Have two places have one object where the script has it so, and two objects where not."""
+        for path in {at.path for at in self._apart if at.module != self.module.__name__ and at.route}:
+            owner, attribute = resolved(self.module, path)
+            with contextlib.suppress(Exception):  # another module has given what was there to the other name
+                put(owner, attribute, self.contents[path])
+        self._apart = frozenset()
+        for link in sorted(self.links, key=lambda link: len(link.route)):
+            with contextlib.suppress(Exception):  # a function has changed what leads there
+                target = held(*resolved(sys.modules[link.module], link.target))
+                owner, attribute = resolved(self.module, link.path)
+                here = held(owner, attribute)
+                if link.route:
+                    put_inside(here, link.route, target)
+                elif here is not target and type(here) is type(target):
+                    self.replaced.setdefault(link.path, here)
+                    setattr(owner, attribute, target)
 
     def _restore(self, path: str) -> None:
         owner, attribute = resolved(self.module, path)
@@ -89,12 +127,12 @@ class _Taken:
             return
         if path in self.replaced:
             before = self.replaced.pop(path)
-            if before is not _ABSENT:
+            if before is not ABSENT:
                 setattr(owner, attribute, before)
             elif attribute in vars(owner):
                 delattr(owner, attribute)
         was = self.filled.pop(path, None)
-        if was is not None and was.value is None and attribute in vars(owner):
+        if was is not None and was.value is None and held(owner, attribute) is not ABSENT:
             put(owner, attribute, was)
 
     def now(self) -> dict[str, Content | None]:
@@ -102,8 +140,8 @@ class _Taken:
         found = {}
         for path, content in self.contents.items():
             owner, attribute = resolved(self.module, path)
-            if owner is not None and content.kind in ("plain", "pickle"):
-                here = vars(owner).get(attribute, _ABSENT)
+            if owner is not None and content.kind in FILLED:
+                here = held(owner, attribute)
                 found[path] = content_of(here, self.module.__name__, path)
         return found
 
@@ -118,7 +156,7 @@ class _Taken:
 
 def _is_another_s(here: Any, content: Content) -> bool:
     """Tell whether another name has the same object here, and in the script one of other content."""
-    if type(here) in ATOMS or content.kind not in ("plain", "pickle"):
+    if type(here) in ATOMS or content.kind not in FILLED:
         return False
     for name, state in _states.items():
         for attribute, value in vars(sys.modules[name]).items() if name in sys.modules else ():
@@ -151,10 +189,12 @@ def take_over(state: OwnState | None) -> None:
         for name in changed | gone:
             _states[name] = loads(packed[name]) if name in packed else ModuleState({}, frozenset())
         watch_imports()
-        for name in changed | gone:
+        taken = changed | gone
+        for name in taken:
             module = sys.modules.get(name)
             if module is not None and not getattr(module.__spec__, "_initializing", False):
                 _take(module)
+        _link(taken)
         own_state.given = state  # not before: until then, other threads that need it wait
     _take_late()
 
@@ -187,7 +227,9 @@ def _take_late() -> None:
     while _late and _taking.acquire(timeout=LATE_SECONDS):
         try:
             with contextlib.suppress(IndexError):  # another thread has
-                _take(_late.popleft())
+                module = _late.popleft()
+                _take(module)
+                _link({module.__name__})
         finally:
             _taking.release()
 
@@ -199,6 +241,13 @@ def _take(module: ModuleType) -> None:
         if taken is None or taken.module is not module:
             taken = _taken[module.__name__] = _Taken(module)
         taken.take(state)
+
+
+def _link(names: set[str]) -> None:
+    """Have places of these modules, and of those that have something of theirs, be as the script's."""
+    for name, taken in _taken.items():
+        if name in names or any(link.module in names for link in taken.links):
+            taken.link()
 
 
 class _Imports(MetaPathFinder):
@@ -276,7 +325,7 @@ def import_edited() -> None:
     """Import those modules anew whose files have changed since they were imported here.
 
     So are those that the search path leads elsewhere now (what the script has imported before comes with the
-    program: `own_state.lost_sources`), and those that import one of them, directly or through others. What
+    program: `boot.lost_sources`), and those that import one of them, directly or through others. What
     runs already keeps what it has.
     """
     watch_imports()

@@ -165,6 +165,7 @@ THINGS: tuple[Thing, ...] = (
     Thing("the warnings filters", lambda: tuple(warnings.filters), _set_filters),
     Thing("sys.warnoptions", lambda: tuple(sys.warnoptions), _set_list(sys.warnoptions), of_machine=True),
     Thing("the recursion limit", _read_limit, sys.setrecursionlimit),
+    Thing("sys.tracebacklimit", libraries.read_traceback_limit, libraries.set_traceback_limit),
     Thing("the limit of an int's digits", _read_digits, _set_digits),
     Thing("the locale", libraries.read_locale, libraries.set_locale),
     Thing("decimal.DefaultContext", libraries.read_default_context, libraries.set_default_context),

@@ -30,6 +30,7 @@ WITHIN = {
     "it would become …",  # parts of messages of columns
     "there are values that are … and …",
     "the segment of this partition has been given to another one",  # sent again
+    "cannot pickle a thread",  # then the value stays as the import made it
     "another run of this task has put its results here",
     "cannot pickle a worker",  # of the object that stands for dask's
     "it closed the connection",

@@ -66,6 +66,15 @@ def test_at_the_start_a_worker_gives_back_soon_and_little_is_read() -> None:
     assert (sizer.budget(), sizer.max_bytes(2)) == (1.0, 8 * MIB)
 
 
+@pytest.mark.parametrize(("pace", "size"), [(None, 1), (1.0, 1), (0.1, 5), (1e-6, 16)])
+def test_what_cannot_be_handed_back_begins_as_small_as_it_is_known_to_take(
+    pace: float | None, size: int
+) -> None:
+    """A kept partition of a stream, behind the first ones."""
+    sizer = Adaptive(lasting=True, pace=pace)
+    assert [sizer.next_size(None, 2) for _ in range(4)] == [1, 1, size, size]
+
+
 @pytest.mark.parametrize(("limit", "size"), [(1, 64), (100, 100), (10**6, 2048), (None, 2048)])
 def test_where_few_results_are_wanted_few_elements_go_out(limit: int | None, size: int) -> None:
     assert Adaptive(limit).next_size(None, 2) == 1
@@ -90,7 +99,9 @@ def test_where_few_results_are_wanted_the_next_partitions_are_small_too() -> Non
         (1e-3, 99, [50, 50]),
         (1e-3, 400, [160, 160, 40, 40]),  # what is left evens out what the first ones have taken longer
         (1e-3, 1500, [600, 600, 120, 120]),
-        (1e-3, 5000, [1, 1, 624]),  # as if nothing were known
+        (1e-3, 4000, [1, 1, 499]),  # as if nothing were known
+        (1e-3, 5000, [1, 1, 500]),  # but no longer than is aimed at
+        (1.0, 50, [1, 1, 1]),
         (1.0, 2, [1, 1]),
     ],
 )

@@ -169,9 +169,10 @@ class Adaptive:
                 return self._batch
             if known or (self._begun <= min(threads, START_ALONE) and not short):
                 return known or 1
+            start = min(self._start, max(1, int(self._target / (self._pace or SMALLEST_TIME))))
             if remaining is None:
-                return min(self._start, START_STREAM)
-            start = self._start if self._batch <= START_BATCH or short else START_BATCH
+                return min(start, START_STREAM)
+            start = start if self._batch <= START_BATCH or short else START_BATCH
             return self._whole(min(start, remaining // (START_SHARE * threads)), threads)
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:

@@ -85,7 +85,7 @@ def test_a_resource_that_no_worker_has_is_told(
     assert "dask worker --resources" in caplog.text
     worker = bare.add_worker("--resources", "GPU=1 TPU=2")
     assert result() == list(range(10))
-    worker.terminate()
+    worker.kill()  # dask's own way to end may take longer than a test
     worker.wait(20)
     assert "waits" not in str(collection.stats)
     assert "10/10" in capfd.readouterr().err

@@ -54,7 +54,10 @@ REPEATED = {
     "promises/test_same_modules.py": r"\[bare--timeout\]|each_state\[bare-\]|\[bare-not reloaded\]",
     "promises/test_same_world.py": r"\[bare--timeout\]|\[no_debug_ranges\]",
     "promises/test_same_logging.py": r"\[bare--timeout\]",
-    "promises/test_same_parts.py": r"\[bare--timeout\]",
+    **dict.fromkeys(
+        ("promises/test_same_parts.py", "promises/test_same_entries.py", "promises/test_lost_modules.py"),
+        r"\[bare--timeout",
+    ),
     "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]"
     r"|beside_it\[remote-clients_task\]|killed\[local-clients_task\]",
     "promises/test_script_classes.py": r"\[(-c|-m|stdin)-(world|classes)\]|\[timeout-classes\]",

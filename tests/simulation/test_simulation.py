@@ -25,7 +25,7 @@ from parcoll.cluster.receiving import Receiving, ReportReader
 from parcoll.evaluation.engine import Job
 from parcoll.worker.outcome import Outcome
 
-SECONDS = 15.0  # of fresh numbers: with the oldest and the newest Python, half a minute
+SECONDS = 30.0  # of fresh numbers: with the oldest and the newest Python, a minute
 # Numbers that failed once, and why. They tell other stories where `work` has changed since.
 FAILED = {
     505: "another evaluation was there when no cluster lasted",

@@ -358,16 +358,20 @@ def test_generators_of_random_numbers_go_on_where_the_script_s_are(one: One, mak
         shared = other.seeded is module.seeded, other.old is module.old
         return states, module.made.bit_generator.state, str(module.old.get_state()), shared
 
-    same(one, look)
-    module.seeded.random()
-    module.made.random()
-    module.old.normal()
-    module.Model.numbers.random()
-    same(one, look)
+    seeded, of_class = random.Random(7), random.Random(3)
+    states, *_, shared = same(one, look)
+    assert (states, shared) == ([seeded.getstate(), of_class.getstate()], (True, True))
+    drawn = [module.seeded.random(), module.Model.numbers.random(), module.made.random(), module.old.normal()]
+    assert drawn[:2] == [seeded.random(), of_class.random()]
+    states, *_, shared = same(one, look)
+    assert (states, shared) == ([seeded.getstate(), of_class.getstate()], (True, True))
     module.seeded.seed(1)
     module.made.bit_generator.state = np.random.default_rng(3).bit_generator.state
     module.old.seed(1)
-    same(one, look)
+    states, made, old, shared = same(one, look)
+    assert (states[0], shared) == (random.Random(1).getstate(), (True, True))
+    assert made == np.random.default_rng(3).bit_generator.state
+    assert old == str(np.random.RandomState(1).get_state())
 
 
 @pytest.mark.parametrize("name", ["own", "own_too", "Model.own"])
@@ -423,25 +427,34 @@ def test_an_object_that_two_names_lead_to(one: One, make: Make) -> None:
         )
 
     module.tree = module.Node(2)  # before the first evaluation: the others have the first one still
-    same(one, look)
+    in_state, in_class, alias, _, of_other = same(one, look)
+    assert in_state == (False, 1, 2, True, [1], [1])
+    assert (in_class, alias, of_other) == ((False, 1), (False, None, 5), (False, 1, False, None))
     module.state["tree"] = module.tree
     module.rows.append(2)
-    same(one, look)
+    assert same(one, look)[0] == (True, 2, 2, True, [1, 2], [1, 2])
     module.tree.n = 3
     module.alias = module.Registry.last
     module.one.other, module.two.other = module.two, module.one
-    same(one, look)
+    in_state, in_class, alias, pair, _ = same(one, look)
+    assert in_state == (True, 3, 3, True, [1, 2], [1, 2])
+    assert (in_class, alias, pair) == ((False, 1), (True, 5, 5), (True, True, 2))
     module.alias.n = 6
     other.held["tree"] = module.tree
     module.rows = [7]
     module.two = module.Node(9)
-    same(one, look)
+    in_state, _, alias, pair, of_other = same(one, look)
+    assert in_state == (True, 3, 3, False, [1, 2], [7])
+    assert (alias, pair, of_other) == ((True, 6, 6), (False, False, 9), (False, 1, True, 3))
     module.tree = module.Node(4)
     module.alias = module.Node(8)
-    same(one, look)
+    in_state, _, alias, _, of_other = same(one, look)
+    assert (in_state[:3], alias, of_other) == ((False, 3, 4), (False, 8, 6), (False, 1, False, 3))
     other.tree = module.tree
     module.Registry.seen[0] = module.tree
     module.Registry.last.n = 10
-    same(one, look)
+    _, in_class, alias, _, of_other = same(one, look)
+    assert (in_class, alias, of_other) == ((True, 4), (False, 8, 10), (True, 4, False, 3))
     module.tree.n = 11
-    same(one, look)
+    in_state, in_class, *_, of_other = same(one, look)
+    assert (in_state[:3], in_class, of_other) == ((False, 3, 11), (True, 11), (True, 11, False, 3))

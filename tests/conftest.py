@@ -121,7 +121,8 @@ ALIKE_NEWEST = (
     *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_tables.py"),
     *("faults/test_written_files.py", "promises/test_written_and_read.py", "promises/test_files_meant.py"),
     *("promises/test_reading_formats.py", "promises/test_reading_goes_wrong.py"),
-    *("promises/test_keys_elsewhere.py", "promises/test_broken_lines.py"),
+    *("promises/test_keys_elsewhere.py", "promises/test_groups_that_go_on.py"),
+    "promises/test_broken_lines.py",
 )
 
 

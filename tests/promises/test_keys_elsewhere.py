@@ -268,9 +268,9 @@ def test_few_large_groups_are_here_at_a_time() -> None:
         for at in [*range(1, 40, 2), *range(0, 40, 2)]:  # two slots
             block = store.framed((array("Q", [at]), [at], [bytes(2**20)]))
             waiting.append(ordering._Waiting(at, kept.add(block)))
-        rounds = [(list(firsts), len(values)) for firsts, _, values in ordering._rounds(kept, waiting)]
-    assert [at for firsts, _ in rounds for at in firsts] == list(range(40))
-    assert max(held for _, held in rounds) <= ordering.OPEN_BYTES // 2**20 + 1
+        rounds = [[key for key, _ in found] for found in ordering._rounds(kept, waiting)]
+    assert [at for found in rounds for at in found] == list(range(40))
+    assert max(map(len, rounds)) <= ordering.OPEN_BYTES // 2**20 + 1
 
 
 def test_large_groups_of_several_blocks_come_in_order() -> None:
@@ -281,5 +281,5 @@ def test_large_groups_of_several_blocks_come_in_order() -> None:
             own = array("Q", [at, at + 21])
             block = store.framed((own, list(own), [bytes(2**20)] * 2))
             waiting.append(ordering._Waiting(at, kept.add(block)))
-        found = [at for _, keys, _ in ordering._rounds(kept, waiting) for at in keys]
+        found = [key for some in ordering._rounds(kept, waiting) for key, _ in some]
     assert found == sorted([*range(0, 40, 2), *range(21, 61, 2)])

@@ -177,6 +177,8 @@ def test_four_times_as_much_as_the_cluster_may_hold_is_grouped_and_sorted(keys: 
             number += len(elements)
         assert number == count
         assert groups.stats.bytes_spilled > 2 * 2 * LITTLE
+        sizes = [(key, len(range(key * pow(7919, -1, keys) % keys, count, keys))) for key in range(keys)]
+        assert sorted(groups.map(lambda group: (group[0], len(group[1])))) == sizes, "which go out again"
         expected = sorted((x * 7919 % keys, x) for x in range(count))
         assert [element[:2] for element in chain.sorted(itemgetter(0))] == expected
     assert max(takes for pid, takes in peaks.items() if pid != os.getpid()) < 2 * LITTLE

@@ -17,12 +17,12 @@ from parcoll.chain.steps import Step
 from parcoll.chain.timing import remember, remembered
 from parcoll.checkpoint import values
 from parcoll.evaluation.engine import Job, Join, Session, Sole
-from parcoll.evaluation.run import Run, loaded
+from parcoll.evaluation.run import Run
 from parcoll.text import UNSET, function_name, function_words
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.fold import Fold, is_neutral, packed_initial
-from parcoll.worker.outcome import Handle, Kept, Outcome
+from parcoll.worker.outcome import Handle, Kept, Outcome, loaded
 from parcoll.worker.program import Program, with_culprit
 
 LOST_VALUE = "has no value: what it had folded was on that cluster"

@@ -18,7 +18,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.sinks import Count, Results, Sink, saving
 from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
-from parcoll.errors import CheckpointError, ClusterLostError, SerializationError, WorkerSetupError
+from parcoll.errors import CheckpointError, ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Losses, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
 from parcoll.evaluation.plan import Derived, Node, Read
@@ -32,14 +32,12 @@ from parcoll.keys.gathering import Gathering
 from parcoll.keys.store import Scratch
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
-from parcoll.system import without_collections
-from parcoll.text import describe, line_of
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire import script
-from parcoll.wire.payload import Payload, Plain
-from parcoll.worker.outcome import Handle, Outcome
+from parcoll.wire.payload import Plain
+from parcoll.worker.outcome import Handle, Outcome, loaded
 from parcoll.worker.program import Program
 
 if TYPE_CHECKING:
@@ -52,6 +50,8 @@ MOST_AT_ONCE = 256  # elements that are made of other chains and go through no s
 
 class Run:
     """One evaluation: its engine, its plan, and the numbers that it fills."""
+
+    unopened = False  # its elements go out to workers again
 
     def __init__(self, node: Node, options: Options, choose: Callable[[], Engine], stats: Stats) -> None:
         """`choose` returns the engine; its first call may start a local cluster."""
@@ -120,7 +120,7 @@ class Run:
 
     def _derived(self, origin: Derived, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
         """Give what is made of other chains and goes through no step: it is here."""
-        reader, recorder, yielded = self._opened(origin), Recorder(self.stats), 0
+        reader, recorder, yielded = self._opened(origin, here=True), Recorder(self.stats), 0
         try:
             while not reader.ended and (limit is None or yielded < limit):
                 place, started = Place(reader.position), time.perf_counter()
@@ -137,33 +137,41 @@ class Run:
         finally:
             reader.close()
 
-    def _opened(self, source: Source, lasting: bool = False) -> Reader:
+    def _opened(self, source: Source, lasting: bool = False, here: bool = False) -> Reader:
         """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
             return Recorder(self.stats).opened(source.open())
         self.stats._reads = len(source.reads)
-        streams, row = [], 0
+        streams, row, operation = [], 0, source.operation
+        unopened = operation.unopened and self.engine.in_background and not here
         # What is lasting may be needed again when the reader has been closed, which removes the scratch.
         scratch = self.engine.scratch() if source.goes_on and self.engine.scratch and not lasting else None
         for read in source.reads:
-            streams.append(self._counted(read) if read.is_alone else self._evaluated(read, row, scratch))
+            streams.append(
+                self._counted(read) if read.is_alone else self._evaluated(read, row, scratch, unopened)
+            )
             row += len(read.labels())
-        operation = source.operation.within(self._around(scratch))
+        operation = operation.within(self._around(scratch))
         return DerivedReader(operation, streams, closed=None if scratch is None else scratch.remove)
 
-    def _evaluated(self, read: Read, row: int, scratch: Scratch | None) -> Generator[Any, None, None]:
+    def _evaluated(
+        self, read: Read, row: int, scratch: Scratch | None, unopened: bool
+    ) -> Generator[Any, None, None]:
         """Evaluate a chain that the source is made of; its steps begin at `row` of the numbers."""
         below = Stats()
         below._above, below._row = self.stats, row
         self.stats._below.append(below)
-        yield from self._reading(read, below)._elements(read.sink and read.sink.within(scratch))
+        run = self._reading(read, below)
+        run.unopened = unopened
+        yield from run._elements(read.sink and read.sink.within(scratch))
 
     def _around(self, scratch: Scratch | None) -> Around:
         """Return what the operation that makes the source may ask for."""
         import dask  # lazy: start-up
 
         folder, spill = dask.config.get("temporary-directory", None), Recorder(self.stats).spill
-        return Around(self.engine.threads, self.engine.memory_limit, self.evaluate, folder, spill, scratch)
+        known = self.engine.threads, self.engine.memory_limit, self.evaluate
+        return Around(*known, folder, spill, scratch, self.unopened)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
@@ -351,20 +359,6 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
         else:
             error._tell(f"{yielded:,} of the first {limit:,} had come, and take() gives all or none")
         raise
-
-
-def loaded(payload: Payload, what: str, count: int) -> list[Any]:
-    """Unpickle so many values that came back from a worker; `what` names them for the error if that fails."""
-    try:
-        with without_collections():
-            found = payload.load()
-    except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
-        raise SerializationError(
-            f"{what} came back from the worker but cannot be unpickled here: {line_of(error)}"
-        ) from error
-    if type(found) is not list or len(found) != count:
-        raise WorkerSetupError(f"{what} are not {count:,}, as the worker says, but {describe(found)}")
-    return found
 
 
 def count(run: Run) -> int:

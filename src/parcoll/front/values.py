@@ -14,14 +14,14 @@ from parcoll.chain.sinks import Part, Parts
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.plan import Node
-from parcoll.evaluation.run import Run, loaded
+from parcoll.evaluation.run import Run
 from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
 from parcoll.text import UNSET, describe, function_name, short_repr
-from parcoll.worker.outcome import Outcome
+from parcoll.worker.outcome import Outcome, loaded
 from parcoll.world import handlers
 
 T_co = TypeVar("T_co", covariant=True)

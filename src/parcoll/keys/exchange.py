@@ -40,6 +40,7 @@ class Around(NamedTuple):
     folder: str | None = None  # for files
     spilled: Callable[[int], object] = int  # is told how many bytes go into one
     scratch: Scratch | None = None  # where workers put what they send to each other
+    unopened: bool = False  # what is made goes out to workers again
 
 
 def _evaluate_here(elements: Iterable[Any], step: Step) -> Iterator[Any]:
@@ -69,7 +70,7 @@ class Collective(Operation):
 
     def store(self) -> Store:
         """Return where bytes of one evaluation wait."""
-        return Store(self.name, *self.around[3:])
+        return Store(self.name, self.around.folder, self.around.spilled, self.around.scratch)
 
     @property
     def most(self) -> int:
@@ -102,6 +103,7 @@ class _Shelf:
     def __init__(self, store: Store, level: int) -> None:
         self.level = level
         self.rows: list[_Row] = []
+        self.plain = True  # keys and values are of no class of users'
         self.mixed = False  # they come from processes with several hash seeds
         self.costs = [0] * SLOTS
         self.single = [True] * SLOTS  # whether no piece has more than one key there
@@ -112,7 +114,7 @@ class _Shelf:
         """Take a piece."""
         spot, piece.data = self._store.add(piece.data), b""
         self.rows.append(_Row(number, spot, piece))
-        first = self.rows[0].piece
+        first, self.plain = self.rows[0].piece, self.plain and piece.plain
         self._others = self._others or bool(piece.other)
         self._other_nones = self._other_nones or piece.none != first.none
         self.mixed = self.mixed or piece.seed != first.seed or (self._others and self._other_nones)
@@ -180,10 +182,9 @@ class Exchange(Collective):
         Workers would unpickle and pickle them once more. Code of users runs there, as that of their keys.
         What lies in a scratch is gone when this process wants it.
         """
-        few = self.kind.later and self.around.scratch is None and self.around.threads() <= FEW_THREADS
-        return (
-            few and all(row.piece.plain for row in shelf.rows) and sum(shelf.costs) <= FEW_TASKS * self.most
-        )
+        here = self.around.scratch is None and not self.around.unopened
+        few = self.kind.later and here and self.around.threads() <= FEW_THREADS
+        return few and shelf.plain and sum(shelf.costs) <= FEW_TASKS * self.most
 
     def _all_of(self, shelf: _Shelf) -> Iterator[Slots]:
         for start in range(0, SLOTS, SLOTS_LATER):
@@ -223,7 +224,7 @@ class Exchange(Collective):
     def _task(self, shelf: _Shelf, start: int, stop: int) -> Iterator[Slots]:
         parts = [part for part, _ in shelf.parts(start, stop)] if start < stop else []
         if parts:
-            yield Slots(parts, label=self.name, level=shelf.level)
+            yield Slots(parts, label=self.name, level=shelf.level, plain=shelf.plain)
 
     def _large(self, shelf: _Shelf, store: Store, slot: int) -> Iterator[Slots]:
         """Give the tasks of a slot that is too large for one."""

@@ -19,6 +19,8 @@ from parcoll.text import short_repr
 BLOCK_BYTES = 16 * 1024  # of keys and values that go back together, about
 BLOCK_KEYS = 4096  # of all keys that go back at once
 MOST_BYTES = 2**20  # of a block with more than one key
+ELEMENTS_EACH = 6  # of a group, on average, for each to be packed by itself
+EACH = 16  # groups that are packed one by one between two looks at how many bytes they are
 SHIFT = 32  # bits for the position of a key in its piece
 
 
@@ -40,6 +42,7 @@ class Slots:
     level: int = 0  # at which they were cut, or are to be cut again
     written: bool = False
     later: bool = False  # they go on as they are
+    plain: bool = False  # keys and values are of no class of users'
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class Block(NamedTuple):
     """Some keys with their values, in the order of their positions."""
 
     first: int  # the position of the first key
-    data: bytes  # framed: positions, keys, values
+    data: bytes  # framed: positions, keys, values; or positions, and keys with values, each packed
 
 
 def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
@@ -140,9 +143,14 @@ class Merging(FlatMap):
     kind = "merge"
     by_user = False
 
-    def __init__(self, name: str, kind: Values, together: bool = False) -> None:
-        super().__init__(Merger(kind, together))
+    def __init__(self, name: str, kind: Values, together: bool = False, unopened: bool = False) -> None:
+        super().__init__(Merger(kind, together, unopened))
         self.name = name
+
+    def prepared(self, evaluation: Any) -> Merging:
+        """Return the step for what goes out to workers again, or comes to the user."""
+        func: Any = self.func
+        return Merging(self.name, func.kind, func.together, evaluation.unopened)
 
     @property
     def label(self) -> str:
@@ -162,9 +170,10 @@ class Merger:
 
     __name__ = "merge"
 
-    def __init__(self, kind: Values, together: bool = False) -> None:
+    def __init__(self, kind: Values, together: bool = False, unopened: bool = False) -> None:
         self.kind = kind
         self.together = together  # all keys of a task are wanted at once
+        self.unopened = unopened  # groups go on to other workers as they are packed here
 
     def __call__(self, slots: Slots) -> Iterator[Block | Slots]:
         """Give the blocks."""
@@ -175,11 +184,13 @@ class Merger:
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))
             yield Block(found.firsts[0], b"".join(_frames_of(found)))
-        elif slots.level:
-            yield from self._blocks(self._final(in_order(merged(self.kind, slots))))
         else:
-            for found in merged(self.kind, slots):
-                yield from self._blocks(self._final(found))
+            parts = merged(self.kind, slots)
+            for found in [in_order(parts)] if slots.level else parts:
+                if self.unopened and self.kind.later and _are_many(found.values):
+                    yield from _each_packed(found, slots.plain)
+                else:
+                    yield from self._blocks(self._final(found))
 
     def _blocks(self, found: Merged) -> Iterator[Block]:
         (firsts, keys, values), at, size, framer = found, 0, 1, Framer()
@@ -206,6 +217,25 @@ class Merger:
             error.add_note(f"for the key {short_repr(key)}")
             raise
         return found
+
+
+def _are_many(groups: Sequence[Sequence[Any]]) -> bool:
+    """Tell whether groups have so many elements that to pack each of them by itself costs little more."""
+    return sum(map(len, groups)) >= ELEMENTS_EACH * len(groups)
+
+
+def _each_packed(found: Merged, plain: bool) -> Iterator[Block]:
+    """Give blocks of keys with their groups, each of which is packed by itself."""
+    (firsts, keys, groups), framer, at = found, Framer(), 0
+    while at < len(keys):
+        to, packed, nbytes = at, [], 0
+        while to < len(keys) and nbytes < BLOCK_BYTES:
+            more = slice(to, to + (EACH if nbytes else 1))  # the first may be large
+            packed += framer.each(list(zip(keys[more], groups[more], strict=True)), plain)
+            groups[more] = [None] * len(groups[more])
+            to, nbytes = at + len(packed), sum(map(len, packed))
+        yield Block(firsts[at], framed((array("Q", firsts[at:to]), packed), True))
+        at = to
 
 
 def _frames_of(found: Merged) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from parcoll.keys.exchange import Collective
 from parcoll.keys.gathering import Gatherer, Merged, Values
 from parcoll.keys.merging import BLOCK_KEYS, Block, Slots, in_order, merged
 from parcoll.keys.slots import PLAINEST, one_nan, slots_of
-from parcoll.keys.store import Spot, Store, framed, is_flat, unframed
+from parcoll.keys.store import Spot, Store, Unopened, framed, is_flat, unframed
 from parcoll.keys.streams import Operation
 from parcoll.system import without_collections
 
@@ -27,6 +27,8 @@ class _Waiting(NamedTuple):
 
 class InOrder(Collective):
     """The keys with their values. Unless `ordered`, as they come."""
+
+    unopened = True
 
     def __init__(
         self, name: str, ordered: bool = True, together: bool = False, kind: Values | None = None
@@ -70,18 +72,16 @@ class InOrder(Collective):
         blocks = chain([] if first is None else [first], blocks)
         if not self.ordered:
             for block in blocks:
-                for _, keys, values in unframed(block.data):
-                    yield list(zip(keys, values, strict=True))
+                yield from (_entries(*columns[1:]) for columns in unframed(block.data))
             return
         with self.store() as store:
             rounds = _rounds(store, [_Waiting(block.first, store.add(block.data)) for block in blocks])
             while True:
                 with without_collections():
                     found = next(rounds, None)
-                    pairs = [] if found is None else list(zip(*found[1:], strict=True))
                 if found is None:
                     return
-                yield pairs
+                yield found
 
     def _merged(self, tasks: Iterator[Slots]) -> Iterator[list[tuple[Any, Any]]]:
         assert self.kind is not None
@@ -108,6 +108,11 @@ def _some(found: Iterator[Merged]) -> list[Merged]:
         return list(islice(found, 4))
 
 
+def _entries(*columns: list[Any]) -> list[Any]:
+    """Return pairs of keys and values, or what was packed as pairs."""
+    return list(zip(*columns, strict=True)) if len(columns) > 1 else list(map(Unopened, columns[0]))
+
+
 _Columns = tuple[list[int], list[Any], list[Any]]  # positions, keys and values
 
 
@@ -115,27 +120,29 @@ PAIRS = 2**14  # of keys and values that are made at once
 OPEN_BYTES = 2**22  # of blocks that are opened together: some of each slot, where groups are small
 
 
-def _rounds(store: Store, waiting: list[_Waiting]) -> Iterator[_Columns]:
+def _rounds(store: Store, waiting: list[_Waiting]) -> Iterator[list[Any]]:
     """Give the entries of all blocks in one order, so many at a time as are known to be next.
 
     Blocks are opened by the positions of their first keys. What stands before the first key of those that are
     not open yet comes next: so of large groups, few are here at a time.
     """
     blocks = deque(sorted(waiting, key=itemgetter(0)))
-    columns: _Columns = [], [], []
+    firsts: list[int] = []
+    entries: list[Any] = []
     while blocks:
         opened = 0
         while blocks and opened < OPEN_BYTES:
             _, spot = blocks.popleft()
             opened += spot.size
-            for column, more in zip(columns, next(unframed(store.read(spot))), strict=True):
-                column += more
-        order = sorted(range(len(columns[0])), key=columns[0].__getitem__)
-        firsts, keys, values = ([column[at] for at in order] for column in columns)
+            more, *columns = next(unframed(store.read(spot)))
+            firsts += more
+            entries += _entries(*columns)
+        order = sorted(range(len(firsts)), key=firsts.__getitem__)
+        firsts, entries = [firsts[at] for at in order], [entries[at] for at in order]
         to = bisect_left(firsts, blocks[0].first) if blocks else len(firsts)
-        columns = firsts[to:], keys[to:], values[to:]
-        del firsts[to:], keys[to:], values[to:]
-        yield firsts, keys, values
+        found = entries[:to]
+        del firsts[:to], entries[:to]
+        yield found
 
 
 class Firsts(Gatherer):

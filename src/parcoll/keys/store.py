@@ -36,6 +36,7 @@ LENGTH = 8  # bytes of a number that says how many bytes follow
 TEXTS, NUMBERS = {str}, {int}
 BETWEEN = "\0"  # texts that are joined
 LONG = 256  # characters of a text: many that are one object would take much more room if they were joined
+FRAME = b"frame"  # begins what no pickle begins with
 FLAT = frozenset((str, bytes, int, float, complex, bool, type(None)))
 
 
@@ -246,6 +247,32 @@ class Store:
         self.close()
 
 
+class Unopened:
+    """An element as a worker has packed it: whoever unpickles it gets the element itself."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (opened if self.data.startswith(FRAME) else pickle.loads), (self.data,)
+
+    def __repr__(self) -> str:
+        return short_repr(pickle.loads(pickle.dumps(self)))
+
+
+def opened(data: bytes) -> Any:
+    """Return what is in a frame, for who unpickles it."""
+    (element,) = unframed(data[len(FRAME) :])
+    return element
+
+
 class UnsentError(Exception):
     """A value that cannot be sent between processes: what it is, and why."""
 
@@ -298,6 +325,20 @@ class Framer:
         """Pack columns that were joined as far as they can be."""
         parts = (pickle.dumps(columns, PROTOCOL),) if flat else self._pickled(columns)
         return b"".join((struct.pack(f"<{1 + len(parts)}Q", len(parts), *map(len, parts)), *parts))
+
+    def each(self, elements: Sequence[Any], plain: bool) -> list[bytes]:
+        """Pack tuples one by one, as `Unopened` has them; `plain` ones hold nothing of users' classes."""
+        if plain:
+            return [pickle.dumps(element, PROTOCOL) for element in elements]
+        if self._many is not None:
+            try:
+                found = list(map(self._many.pickled, elements))
+                if not names_made(b"".join(found)):
+                    return found
+            except Exception:  # by value it may be possible
+                pass
+            self._many, self.by_value = None, True
+        return [FRAME + self.packed(element, False) for element in elements]
 
     def _pickled(self, columns: tuple[Any, ...]) -> Sequence[bytes]:
         if self._many is not None:

@@ -24,6 +24,7 @@ class Operation:
 
     name: ClassVar[str]  # the method of the collection that makes it
     filters: ClassVar[bool] = False  # leaves elements out
+    unopened: ClassVar[bool] = False  # may give elements as workers have packed them
     asks: ClassVar[bool] = False  # has a step of its own before it, which calls the function
     skips = 0  # elements of the first chain, from the first on, that it does not look at
 

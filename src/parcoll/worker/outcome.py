@@ -20,7 +20,8 @@ from parcoll.chain.apart import Made
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
 from parcoll.errors import SerializationError, WorkerLostError, WorkerSetupError
-from parcoll.text import line_of, message_of
+from parcoll.system import without_collections
+from parcoll.text import describe, line_of, message_of
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Payload, Shared
 from parcoll.worker.this_worker import named
@@ -354,3 +355,17 @@ def _loader(traceback: TracebackType | None) -> str:
             return traceback.tb_frame.f_code.co_qualname
         traceback = traceback.tb_next
     return "?"
+
+
+def loaded(payload: Payload, what: str, count: int) -> list[Any]:
+    """Unpickle so many values that came back from a worker; `what` names them for the error if that fails."""
+    try:
+        with without_collections():
+            found = payload.load()
+    except (Exception, SystemExit) as error:  # a user's `__setstate__` may call sys.exit()
+        raise SerializationError(
+            f"{what} came back from the worker but cannot be unpickled here: {line_of(error)}"
+        ) from error
+    if type(found) is not list or len(found) != count:
+        raise WorkerSetupError(f"{what} are not {count:,}, as the worker says, but {describe(found)}")
+    return found

@@ -144,9 +144,14 @@ def contenders_for(bench: Bench, workload: str, shares: dict[str, int], **parame
 
 
 def compare(bench: Bench, workload: str, contenders: list[Contender], **parameters: Any) -> str:
-    """Fill in the contenders' times, in turns, and return the workload's title."""
+    """Fill in the contenders' times, in turns, and return the workload's title.
+
+    Each run has processes of its own. A process can be 15 % slower than its neighbour at the same loop for as
+    long as it lives, by where its memory came to lie: drawn once, that would decide who is ahead.
+    """
     title = ""
     for run in range(bench.runs):
+        bench.end_drivers()
         for contender in in_turn(contenders, run):
             if contender.note:
                 continue

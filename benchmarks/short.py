@@ -25,7 +25,9 @@ def measure(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
         seconds, milliseconds, stream = ROWS[row]
         contenders = contenders_for(bench, "job", {}, length=seconds, milliseconds=milliseconds)
         parameters = {"length": seconds, "milliseconds": milliseconds, "stream": stream}
-        title = compare(bench, "job", contenders, scale=bench.scale, speed=bench.speed, **parameters)
+        title = compare(
+            bench, "job", contenders, rehearsed=True, scale=bench.scale, speed=bench.speed, **parameters
+        )
         yield (
             row,
             {"title": title, "about": about(bench), "contenders": [c.as_result() for c in contenders]},

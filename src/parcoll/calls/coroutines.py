@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from parcoll.world import ending
+from parcoll import ending
 
 NAME = "parcoll-coroutines"  # of the thread
 END_SECONDS = 0.2  # for what runs in the loop to be cancelled, where the process ends

@@ -24,7 +24,7 @@ from parcoll.chain.guard import Guard
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import Policy
 from parcoll.chain.steps import SKIP, WHOLE, Filter, FlatMap, Foreach, Map, Share, Step
-from parcoll.world.ending import ProcessEnds
+from parcoll.ending import ProcessEnds
 
 COROUTINES = 64  # calls that each task makes at the same time, where a step was not told otherwise
 MAX_CONTEXTS = 10  # exceptions that are followed

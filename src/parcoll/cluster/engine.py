@@ -23,7 +23,7 @@ from parcoll.wire.own_modules import shipped_sources, sources_for
 from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.reducers import sentinels
 from parcoll.worker.program import Program, packed_program
-from parcoll.world import boot, own_state
+from parcoll.world import boot, own_state, patches
 
 END_SECONDS = 5.0  # that workers have to end objects; some may be busy, and end theirs later
 
@@ -94,6 +94,7 @@ class DistributedEngine:
             self._watch_objects()
         of_machine = self.link.sharing is not None
         boot.look_for_lost()
+        patches.read()  # to pickle a function that was replaced
         with memmaps.sent(here=of_machine or bool(memmaps.of_machine)):
             packed, script = packed_program(program, copies=keep or not of_machine)
         world = current_world(of_machine=of_machine)
@@ -127,11 +128,8 @@ class DistributedEngine:
         """Return the sources to send along; within a task those that came with it; else what is not found."""
         if self._ship is None:
             return modules.packed({**shipped_sources(), **boot.lost_sources()})
-        return modules.packed(
-            sources_for(
-                (program, *program.origins), self._ship, own_state.homes(self.link.sharing is not None)
-            )
-        )
+        homes, ship = own_state.homes(self.link.sharing is not None), [*self._ship, *patches.homes()]
+        return modules.packed(sources_for((program, *program.origins), ship, homes))
 
     def pack(self, value: Any, lasting: bool = False) -> Payload:
         """Pickle the value; into shared memory, if there is some and the value is large and needed once."""

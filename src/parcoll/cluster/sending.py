@@ -28,7 +28,7 @@ from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed
 from parcoll.wire.reducers import names_made
 from parcoll.worker.tasks import Awaited, Body
-from parcoll.world import handlers, own_state
+from parcoll.world import handlers, own_state, patches
 from parcoll.world import world as worlds
 from parcoll.world.world import THINGS, World
 
@@ -151,8 +151,8 @@ class _WorldReader:
         self._refused: list[tuple[str, str]] = []
 
     def read(self) -> World:
+        own = own_state.read(self._of_machine)  # first: patches are looked for in what it names
         found = [thing.read() for thing in self._things]
-        own = own_state.read(self._of_machine)
         world = self._world
         if world is None or found != self._last:
             self._last, self._packed = found, self._pack(found)
@@ -170,6 +170,8 @@ class _WorldReader:
             except Exception as error:  # a handler or a warning's class that cannot travel
                 handlers.look()
                 self._refused.append((thing.name, message_of(error)))
+        self._refused += patches.refused
+        patches.refused.clear()
         return by_reference(parts)
 
     def tell(self) -> None:

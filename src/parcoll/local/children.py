@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from parcoll import ending
 from parcoll.local import dashboard, limits
 from parcoll.local.credentials import Credentials
-from parcoll.world import ending
 
 if TYPE_CHECKING:
     from distributed.diagnostics.plugin import SchedulerPlugin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from json import dumps, loads
 from typing import Any
 
 from parcoll.errors import ClusterStartError
@@ -73,7 +73,7 @@ class HostProcess:
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one line to the host."""
-        self._write(json.dumps(message).encode() + b"\n")
+        self._write(dumps(message).encode() + b"\n")
 
     def _write(self, content: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # it is gone already, which `wait_ready` tells
@@ -174,7 +174,7 @@ class HostProcess:
             chunk = self._chunks[taken]
             *lines, rest = (self._taken[1] + chunk).split(b"\n")
             for line in lines:
-                self.status.update(json.loads(line))
+                self.status.update(loads(line))
             self.ended = self.ended or not chunk
             self._taken = taken + 1, rest
 

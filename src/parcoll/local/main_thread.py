@@ -28,9 +28,9 @@ from distributed.threadpoolexecutor import rejoin as rejoin_pool
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker_state_machine import RescheduleEvent, SecedeEvent
 
+from parcoll import ending
 from parcoll.local.levels import Running, level_of
 from parcoll.system import Inbox
-from parcoll.world import ending
 
 T = TypeVar("T")
 

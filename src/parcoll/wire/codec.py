@@ -23,7 +23,7 @@ import cloudpickle
 from parcoll.text import short_repr
 from parcoll.wire import memmaps, reducers, script
 from parcoll.wire.classes import become, has_come, is_news, made_class, rebase, reduced_class
-from parcoll.wire.named import WITH_NAME, reduced_by_name
+from parcoll.wire.named import WITH_NAME, reduced_by_name, reduced_original
 from parcoll.wire.reducers import (
     REDUCED,
     WITHOUT_NAME,
@@ -195,7 +195,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if not issubclass(kind, REDUCED):  # not `isinstance`, which asks the object: it may raise
             of_script = kind.__module__ == "__main__" and kind not in self.dispatch_table
             return self._of_script(value) if of_script else NotImplemented
-        reduction = reduced(value)
+        reduction = reduced(value) if (found := reduced_original(value)) is None else found
         if reduction is not NotImplemented:
             return reduction
         made = reducers.made_modules

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import pickle
 import sys
 import types
@@ -206,3 +207,36 @@ def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> 
 
 
 WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable
+
+
+# What a program has replaced in libraries ---------------------------------------------------------
+
+Place = tuple[str, str]  # a module, and the path of a name in it
+replaced: set[Place] = set()  # where a program has put something of its own (`world.patches`)
+originals: dict[Place, Any] = {}  # in a worker that has it: what was there
+
+
+def reduced_original(value: Any) -> Any:
+    """Return the reduction of a library's function or class that was replaced there; None of others."""
+    place = place_of(value)
+    return (original, place) if place in replaced and not is_named(value) and not claims(value) else None
+
+
+def place_of(value: Any) -> Any:
+    """Return where a function or class says that it stands."""
+    return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+
+
+def claims(value: Any) -> bool:
+    """Tell whether a function wraps another one, and says that it is that one."""
+    return type(value) is types.FunctionType and value.__globals__.get("__name__") != value.__module__
+
+
+def original(module: str, path: str) -> Any:
+    """Return what a library has at a place, or had there."""
+    if (module, path) in originals:
+        return originals[module, path]
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found

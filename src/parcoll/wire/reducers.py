@@ -146,7 +146,7 @@ def reduced_of_made(pickler: Any, value: Any) -> Any:
 # Nothing else needs more than pickle and a dispatch table: most objects are told apart by this alone.
 REDUCED = (
     *(type, FunctionType, CodeType, ModuleType, functools.cached_property, functools._lru_cache_wrapper),
-    functools.singledispatchmethod,
+    *(functools.singledispatchmethod, types.BuiltinFunctionType),
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parcoll import ending
 from parcoll.calls import broadcasts, objects
 from parcoll.chain.failures import Ledger
 from parcoll.chain.sinks import Results, Sink
@@ -27,7 +28,7 @@ from parcoll.wire.payload import sharing_beside as sharing
 from parcoll.wire.script import Script, arrived, loading, running
 from parcoll.worker.fold import Fold
 from parcoll.worker.outcome import Outcome, UnreadError
-from parcoll.world import ending, takeover
+from parcoll.world import takeover
 from parcoll.world.namespace import CODEC, pack_program
 from parcoll.world.world import World, enter
 

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from parcoll import ending
 from parcoll.calls import objects
 from parcoll.chain.marks import SETTING_UP, Marks
 from parcoll.errors import WorkerSetupError
@@ -27,7 +28,7 @@ from parcoll.wire.payload import free_beside
 from parcoll.worker.outcome import Kept, Outcome
 from parcoll.worker.process import LONGEST_LOOK, Died, Process
 from parcoll.worker.this_worker import Answers, Slot, threads
-from parcoll.world import boot, ending, records
+from parcoll.world import boot, records
 
 IDLE_SECONDS = 10.0  # to wait for the next partition; a process holds 20 MB, and what functions load
 KEEPING_SECONDS = 600.0  # the same for one that has objects of `per_worker`, which are dear to make
@@ -53,8 +54,7 @@ class Subworker:
         self.unstarted = ""  # how it ended, where that was not its work's doing
         self.keeps: set[str] = set()  # names of the objects of `per_worker` that it has
         self.since = 0.0  # when it was given back last; below that if it is to end then
-        self.lent = True
-        self.unsure = False  # another lane may be to blame for its end
+        self.lent, self.unsure = True, False  # unsure: another lane may be to blame for its end
         self._is_over, self.is_main = False, process is None
         self.answers = Answers()
         descriptors = (theirs.fileno(), memory, self.answers.theirs.fileno())

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
 
+from parcoll import ending
 from parcoll.calls import objects, per_workers
 from parcoll.chain import apart
 from parcoll.chain.loop import Chain
@@ -39,7 +40,7 @@ from parcoll.worker.fold import Fold, join
 from parcoll.worker.outcome import Kept, Outcome, broken, unloadable_chain, unloadable_partition
 from parcoll.worker.program import Program, SharedProgram
 from parcoll.worker.tasks import as_sequence, run_elements
-from parcoll.world import ending, records
+from parcoll.world import records
 from parcoll.world.boot import LENGTH_BYTES, track_with
 from parcoll.world.world import in_own_context
 

@@ -41,6 +41,7 @@ from parcoll.world.outlines import (
     outline_of,
     reference_to,
     referred,
+    renamed,
     take,
     told_of,
     turn,
@@ -197,12 +198,7 @@ def _is_patched(value: Any, module: str, path: str) -> bool:
 
 
 def _wrapped(value: Any, path: str) -> Content:
-    copy = FunctionType(
-        value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__
-    )
-    copy.__qualname__ = f"<locals>.{path}"  # else it would travel by its name
-    copy.__kwdefaults__ = value.__kwdefaults__
-    return Content("pickle", with_locks(copy))
+    return Content("pickle", with_locks(renamed(value, path)))
 
 
 # What a function or class has that does not stand in its `__dict__`.

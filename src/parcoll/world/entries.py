@@ -24,10 +24,10 @@ from parcoll.wire import script
 from parcoll.wire.codec import dumps, loads
 from parcoll.wire.own_modules import is_own_module
 
-_PACKED = 64 * 1024  # bytes of an entry, at most
+MOST_BYTES = 64 * 1024  # bytes of an entry, at most
 
 
-def _is_own(value: Any) -> bool:
+def is_own(value: Any) -> bool:
     """Tell whether a function, class or object is the script's, or comes from a module of the user's own."""
     name = _home(value)
     return name == "__main__" or (name is not None and is_own_module(name, sys.modules.get(name)))
@@ -47,13 +47,13 @@ def packed(entries: dict[Any, Any]) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     for key, value in entries.items():
         try:
-            found[len(found)] = dumps((key, value), _PACKED)
+            found[len(found)] = dumps((key, value), MOST_BYTES)
         except Exception:  # it finds a lock, say, or is too large: it stays the script's
             continue
     return found
 
 
-class _Entries:
+class Entries:
     """The entries of one table of Python's own, as the script has them, on a worker."""
 
     def __init__(self, put: Any, drop: Any) -> None:
@@ -88,14 +88,14 @@ def read_reducers() -> dict[type, Any]:
     table = copyreg.dispatch_table
     seen = [*table, *table.values()]
     if seen != _reducers[0]:
-        _reducers[:] = seen, {kind: reduce for kind, reduce in list(table.items()) if _is_own(reduce)}
+        _reducers[:] = seen, {kind: reduce for kind, reduce in list(table.items()) if is_own(reduce)}
     return dict(_reducers[1])
 
 
 _reducers: list[Any] = [None, {}]  # the table as it was seen last, and what of it is the program's
 
 
-set_reducers = _Entries(
+set_reducers = Entries(
     lambda kind, reduce: copyreg.pickle(kind, reduce), lambda kind: copyreg.dispatch_table.pop(kind, None)
 )
 
@@ -119,7 +119,7 @@ def _register_dialect(name: str, parts: tuple[Any, ...]) -> None:
     importlib.import_module("csv").register_dialect(name, **dict(zip(_DIALECT, parts, strict=True)))
 
 
-set_dialects = _Entries(
+set_dialects = Entries(
     _register_dialect, lambda name: importlib.import_module("csv").unregister_dialect(name)
 )
 
@@ -130,10 +130,10 @@ def read_adapters() -> dict[Any, Any]:
     if module is None:
         return {}
     adapters = {
-        ("adapter", kind): adapt for (kind, _), adapt in list(module.adapters.items()) if _is_own(adapt)
+        ("adapter", kind): adapt for (kind, _), adapt in list(module.adapters.items()) if is_own(adapt)
     }
     converters = list(module.converters.items())
-    return adapters | {("converter", name): convert for name, convert in converters if _is_own(convert)}
+    return adapters | {("converter", name): convert for name, convert in converters if is_own(convert)}
 
 
 def _register_adapter(key: tuple[str, Any], func: Any) -> None:
@@ -147,7 +147,7 @@ def _drop_adapter(key: tuple[str, Any]) -> None:
         del table[known]
 
 
-set_adapters = _Entries(_register_adapter, _drop_adapter)
+set_adapters = Entries(_register_adapter, _drop_adapter)
 
 
 def read_builtins() -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _told_of(value: Any) -> Any:
     try:
         if issubclass(kind, (FunctionType, MethodType, type)):
             return weakref.ref(value)
-        return value if kind is BuiltinFunctionType else dumps(value, _PACKED)  # it may change in place
+        return value if kind is BuiltinFunctionType else dumps(value, MOST_BYTES)  # it may change in place
     except Exception:  # it cannot travel
         return None
 
@@ -193,7 +193,7 @@ def _is_added(name: str, value: Any) -> bool:
         return False
     if name in ("True", "False", "None"):
         return False
-    if type(value) in (*_SCALARS, *_CONTAINERS) or _is_own(value):
+    if type(value) in (*_SCALARS, *_CONTAINERS) or is_own(value):
         return True
     home = _home(value) or str(type(value).__module__)
     return home.partition(".")[0] in sys.stdlib_module_names and home not in _OF_START
@@ -209,13 +209,13 @@ def _drop_name(name: str) -> None:
         vars(builtins).pop(name, None)
 
 
-set_builtins = _Entries(_add_name, _drop_name)
+set_builtins = Entries(_add_name, _drop_name)
 
 
 def read_shown_warnings() -> dict[str, Any]:
     """Return the functions of its own that the program has put in the place of those that show warnings."""
     names = ("showwarning", "formatwarning")
-    return {name: value for name in names if _is_own(value := getattr(warnings, name))}
+    return {name: value for name in names if is_own(value := getattr(warnings, name))}
 
 
 _shown: dict[str, Any] = {}
@@ -226,7 +226,7 @@ def _show(name: str, func: Any) -> None:
     setattr(warnings, name, func)
 
 
-set_shown_warnings = _Entries(_show, lambda name: setattr(warnings, name, _shown.pop(name)))
+set_shown_warnings = Entries(_show, lambda name: setattr(warnings, name, _shown.pop(name)))
 
 
 def read_logging_names() -> dict[tuple[str, str], Any]:
@@ -249,31 +249,31 @@ def read_logging_names() -> dict[tuple[str, str], Any]:
 _set_in_logging: list[Any] = [None, {}]
 _NUMBERS = {"CRITICAL": 50, "FATAL": 50, "ERROR": 40, "WARNING": 30, "WARN": 30, "INFO": 20, "DEBUG": 10}
 _NUMBERS |= {"NOTSET": 0}  # and what is `True` there: `raiseExceptions`, `logThreads` and the like
-_ABSENT = object()
+ABSENT = object()
 _replaced_in_logging: dict[tuple[str, str], Any] = {}
 
 
 def _is_set(value: Any) -> bool:
     return isinstance(value, (functools.partial, functools.partialmethod)) or (
-        type(value) is FunctionType and _is_own(value)
+        type(value) is FunctionType and is_own(value)
     )
 
 
 def _set_in(key: tuple[str, str], value: Any) -> None:
     owner = logging.Logger if key[0] else logging
-    _replaced_in_logging.setdefault(key, vars(owner).get(key[1], _ABSENT))
+    _replaced_in_logging.setdefault(key, vars(owner).get(key[1], ABSENT))
     setattr(owner, key[1], value)
 
 
 def _drop_from(key: tuple[str, str]) -> None:
-    owner, before = logging.Logger if key[0] else logging, _replaced_in_logging.pop(key, _ABSENT)
-    if before is not _ABSENT:
+    owner, before = logging.Logger if key[0] else logging, _replaced_in_logging.pop(key, ABSENT)
+    if before is not ABSENT:
         setattr(owner, key[1], before)
     elif key[1] in vars(owner):
         delattr(owner, key[1])
 
 
-set_logging_names = _Entries(_set_in, _drop_from)
+set_logging_names = Entries(_set_in, _drop_from)
 
 
 def read_subclasses() -> list[tuple[Any, Any]]:
@@ -307,7 +307,7 @@ def _abstract_ones() -> Iterator[abc.ABCMeta]:
 def _pairs_of(kind: abc.ABCMeta) -> Iterator[tuple[Any, Any]]:
     with contextlib.suppress(AttributeError, TypeError):  # it is no class of C's
         found = [reference() for reference in vars(abc)["_get_dump"](kind)[0]]
-        yield from ((kind, one) for one in found if one is not None and _is_own(one))
+        yield from ((kind, one) for one in found if one is not None and is_own(one))
 
 
-set_subclasses = _Entries(lambda pair, _: pair[0].register(pair[1]), lambda pair: None)
+set_subclasses = Entries(lambda pair, _: pair[0].register(pair[1]), lambda pair: None)

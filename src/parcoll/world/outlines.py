@@ -11,7 +11,6 @@ import ast
 import contextlib
 import dis
 import functools
-import importlib
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Set
@@ -22,7 +21,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any, NamedTuple
 
 from parcoll.wire.codec import LOCKS, by_value, loads, prefers_value
-from parcoll.wire.named import of_modules, value_of
+from parcoll.wire.named import claims, of_modules, original, replaced, value_of
 from parcoll.wire.own_modules import stamp_of, text_of
 from parcoll.wire.reducers import is_dispatching, is_made
 from parcoll.world import libraries
@@ -123,6 +122,8 @@ def reference_to(value: Any) -> str | None:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module and name and not is_made(module) and "<" not in name:
         with contextlib.suppress(AttributeError, KeyError):
+            if (module, name) in replaced:  # the name is the original's
+                return None if claims(value) else f"{module}:{name}"
             if walked(sys.modules[module], name) is value:
                 return f"{module}:{name}"
     return None
@@ -131,7 +132,7 @@ def reference_to(value: Any) -> str | None:
 def referred(text: str) -> Any:
     """Return what has such a name."""
     module, _, name = text.partition(":")
-    return walked(importlib.import_module(module), name)
+    return original(module, name)
 
 
 # Shapes -------------------------------------------------------------------------------------------
@@ -237,6 +238,14 @@ def take(here: Any, kind: str, data: bytes) -> None:
     elif kind == "registry" and type(here) is FunctionType and is_dispatching(here):
         for of, func in found:
             here.register(of, func)  # type: ignore[attr-defined]
+
+
+def renamed(func: FunctionType, path: str) -> FunctionType:
+    """Return a function that travels as it is, and not by the name of the one that it stands for."""
+    made = FunctionType(func.__code__, func.__globals__, func.__name__, func.__defaults__, func.__closure__)
+    made.__qualname__ = f"<locals>.{path}"
+    made.__kwdefaults__ = func.__kwdefaults__
+    return made
 
 
 # Objects that are filled --------------------------------------------------------------------------

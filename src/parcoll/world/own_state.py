@@ -356,6 +356,11 @@ def read(of_machine: bool) -> OwnState | None:
         return _modules[of_machine].read()
 
 
+def modules() -> dict[str, ModuleType]:
+    """Return the user's own modules, as they were at the last reading."""
+    return {name: one.module for reader in _modules.values() for name, one in list(reader.modules.items())}
+
+
 def homes(of_machine: bool) -> dict[str, set[str]]:
     """Return where what modules refer to was defined, by top-level module; as it was at the last reading."""
     found: dict[str, set[str]] = {}

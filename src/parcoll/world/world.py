@@ -29,7 +29,7 @@ from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
 from parcoll.wire.named import set_variables
-from parcoll.world import entries, libraries, own_state, records
+from parcoll.world import entries, libraries, own_state, patches, records
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -54,6 +54,7 @@ class Thing(NamedTuple):
     once: bool = False  # set where the script's has changed, not where a function has changed the worker's
     pack: Callable[[Any], Any] = lambda value: value
     late: bool = False  # set when the modules are here that the program needs
+    for_task: bool = False  # removed at the end of a task: dask, too, would call what a test has put there
 
 
 # Machine ------------------------------------------------------------------------------------------
@@ -191,6 +192,8 @@ THINGS += tuple(
         ("how warnings are shown", entries.read_shown_warnings, entries.packed, entries.set_shown_warnings),
     )
 )
+_PATCHES = patches.read, patches.set_
+THINGS += (Thing("patches of libraries", *_PATCHES, pack=patches.pack, late=True, for_task=True),)
 _BY_NAME = {thing.name: thing for thing in THINGS}
 
 
@@ -295,6 +298,8 @@ def enter(world: World, anew: bool = False, late: bool = True) -> None:
             thing = _BY_NAME[name]
             if thing.late:  # it sees itself what has changed
                 if not late:
+                    if thing.for_task:  # what is imported now finds what is the library's
+                        thing.set({})
                     continue
             elif thing.once:
                 if not anew and name in _set_once and _set_once[name] == value:
@@ -303,6 +308,8 @@ def enter(world: World, anew: bool = False, late: bool = True) -> None:
                 continue
             if not world.of_machine:
                 _remember(thing)
+            elif thing.for_task and value:
+                _before.setdefault(name, {})
             _set(thing, value, world.digest)
         show()
 

@@ -1,0 +1,250 @@
+"""Patches: functions, classes and mocks of the program's own in the place of a library's, read and set.
+
+A library is any module that is not the user's own. Those are looked through that the script or the user's
+modules name, or have something of, with the classes that they define; and the modules within them, where they
+are few. A worker has the patches while a task of the program runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from types import FunctionType, ModuleType
+from typing import Any
+
+from parcoll.text import message_of
+from parcoll.wire.codec import dumps
+from parcoll.wire.named import Place, originals, replaced
+from parcoll.wire.own_modules import is_own_module
+from parcoll.world import own_state
+from parcoll.world.entries import ABSENT, MOST_BYTES, Entries, is_own
+from parcoll.world.libraries import Mock, mock_of, with_locks
+from parcoll.world.outlines import renamed
+
+# Of these, `entries` and `records` carry what can be; or they are what workers run in.
+LEFT_ALONE = {"abc", "builtins", "copyreg", "logging", "sys", "warnings"}
+LEFT_ALONE |= {"cloudpickle", "dask", "distributed", "parcoll", "tornado", "unittest"}
+MOST_WITHIN = 32  # modules of a package that are looked through: numpy has 150, with 10,000 names
+
+
+class _Library:
+    """A module, with the dictionaries that its names and those of its classes are in."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self._seen: list[int] = []
+        self._tables: list[tuple[str, Callable[[], Iterable[Any]]]] = []
+        self._found: dict[
+            str, Any
+        ] = {}  # by path, weakly: no longer than the program do we hold what it has made
+
+    def patches(self) -> dict[str, Any]:
+        """Return what the program has put there, by path."""
+        seen = list(map(id, chain.from_iterable([values() for _, values in self._tables])))
+        found = {path: reference() for path, reference in self._found.items()}
+        if seen != self._seen or not seen or None in found.values():
+            found = self._look()
+        return found
+
+    def _look(self) -> dict[str, Any]:
+        top = self.module.__name__.partition(".")[0]
+        owners: list[tuple[str, Mapping[str, Any]]] = [("", vars(self.module))]
+        for name, value in list(vars(self.module).items()):
+            if isinstance(value, type) and str(value.__module__).partition(".")[0] == top:
+                owners.append((f"{name}.", vars(value)))
+        self._tables = [(path, table.values) for path, table in owners]
+        self._seen = list(map(id, chain.from_iterable([values() for _, values in self._tables])))
+        found = {
+            path + name: value
+            for path, table in owners
+            for name, value in list(table.items())
+            if _is_put(value, self.module, path + name)
+        }
+        self._found = {path: _weakly(value) for path, value in found.items()}
+        return found
+
+
+def _weakly(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:  # of a property, say
+        return lambda: value
+
+
+def _is_put(value: Any, module: ModuleType, path: str) -> bool:
+    """Tell whether a program has put this there: a function, class or mock, or what else can be called."""
+    kind = type(value)
+    for part in ("__func__", "fget", "func"):  # of methods of each kind, properties, partial functions
+        if kind.__module__ in ("builtins", "functools") and hasattr(value, part):
+            return _is_put(getattr(value, part), module, path)
+    if kind is FunctionType:
+        return _is_function_of_program(value) or mock_of(value) is not None
+    if issubclass(kind, type):
+        return is_own(value)
+    return Mock.is_one(value) or (callable(value) and is_own(kind))
+
+
+def _is_function_of_program(value: FunctionType) -> bool:
+    """Tell whether a function is the program's: one that wraps another says that it is that one."""
+    home = value.__globals__.get("__name__")
+    return is_own(value) or home == "__main__" or is_own_module(str(home), sys.modules.get(str(home)))
+
+
+def _within(module: ModuleType) -> list[ModuleType]:
+    """Return the module, and those within it that are there."""
+    found, prefix = [module], f"{module.__name__}."
+    for name, part in list(sys.modules.items()):
+        if name.startswith(prefix) and isinstance(part, ModuleType):
+            found.append(part)
+            if len(found) > MOST_WITHIN:
+                return [module]
+    return found
+
+
+def _modules_of(names: dict[str, Any]) -> Iterator[ModuleType]:
+    """Give the modules that names refer to, and those that functions and classes among them come from."""
+    for value in list(names.values()):
+        if isinstance(value, ModuleType):
+            yield value
+        elif isinstance(value, (FunctionType, type)):
+            home = sys.modules.get(str(value.__module__))
+            if isinstance(home, ModuleType):
+                yield home
+
+
+_named: dict[
+    str, tuple[int, int, list[ModuleType]]
+] = {}  # what a module names, as it was looked through last
+_libraries: dict[str, _Library] = {}
+_seen: list[Any] = []
+
+
+def _is_there(module: ModuleType) -> bool:
+    return sys.modules.get(vars(module).get("__name__", "")) is module
+
+
+def _look_for_libraries() -> None:
+    """Find the libraries that the script and modules of the user's own name."""
+    homes = own_state.modules()
+    main = sys.modules.get("__main__")
+    if main is not None:
+        homes = {**homes, "__main__": main}
+    seen: list[Any] = [len(sys.modules)]
+    for name, home in homes.items():
+        names = vars(home)
+        known = _named.get(name)
+        if known is None or known[:2] != (id(names), len(names)) or not all(map(_is_there, known[2])):
+            those = list(dict.fromkeys(_modules_of(names)))
+            _named[name] = known = id(names), len(names), those
+        seen += known[2]
+    if seen == _seen:
+        return
+    _seen[:] = seen
+    wanted: dict[str, ModuleType] = {}
+    for module in seen[1:]:
+        name = module.__name__
+        if (
+            name.partition(".")[0] not in LEFT_ALONE
+            and not is_own_module(name, module)
+            and name != "__main__"
+        ):
+            wanted |= {part.__name__: part for part in _within(module)}
+    for name in [name for name in _libraries if wanted.get(name) is not _libraries[name].module]:
+        del _libraries[name]
+    for name, module in wanted.items():
+        if sys.modules.get(name) is module and name not in _libraries:
+            _libraries[name] = _Library(module)
+
+
+def read() -> dict[Place, Any]:
+    """Return what tells whether patches are what they were, by their places."""
+    _look_for_libraries()
+    found: dict[Place, Any] = {}
+    for name, library in _libraries.items():
+        for path, value in library.patches().items():
+            found[name, path] = _told_of(value)
+    for name, path in originals:  # an evaluation within a function
+        found.setdefault((name, path), _told_of(_found_at(sys.modules[name], path)))
+    if replaced != found.keys():
+        replaced.clear()
+        replaced.update(found)
+    return found
+
+
+def homes() -> set[str]:
+    """Return the user's own modules that patches come from, as they were at the last reading."""
+    values = [found() for library in _libraries.values() for found in library._found.values()]
+    names = {str(getattr(value, "__module__", None) or type(value).__module__) for value in values}
+    return {name for name in names if is_own_module(name, sys.modules.get(name))}
+
+
+def _told_of(value: Any) -> Any:
+    mocked = mock_of(value)
+    if mocked is None and isinstance(value, (FunctionType, type)):
+        return weakref.ref(value)
+    try:
+        return with_locks(mocked or value)  # it may change in place
+    except Exception:  # it cannot travel
+        return None
+
+
+def pack(found: dict[Place, Any]) -> dict[int, bytes]:
+    """Return what travels of them, and note what cannot."""
+    sent: dict[int, bytes] = {}
+    for place in found:
+        try:
+            value = _found_at(sys.modules[place[0]], place[1])
+            sent[len(sent)] = dumps((place, _sent(value, place)), MOST_BYTES)
+        except Exception as error:
+            told = f"what the script has put into {'.'.join(place)}", message_of(error)
+            if told not in _told:
+                _told.add(told)
+                refused.append(told)
+    return sent
+
+
+refused: list[tuple[str, str]] = []  # what cannot travel, and why
+_told: set[tuple[str, str]] = set()
+
+
+def _sent(value: Any, key: Place) -> Any:
+    """Return what is sent for a value: of a mock what it does, and what wraps a function not by its name."""
+    if (mocked := mock_of(value)) is not None:
+        return mocked
+    is_wrapper = type(value) is FunctionType and (value.__module__, value.__qualname__) == key
+    return renamed(value, key[1]) if is_wrapper else value
+
+
+def _found_at(owner: Any, path: str) -> Any:
+    """Return what stands in a dictionary of a module or class: not what a descriptor makes of it."""
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    return vars(owner)[name]
+
+
+def _owner_of(key: Place) -> Any:
+    owner: Any = importlib.import_module(key[0])
+    for part in key[1].split(".")[:-1]:
+        owner = getattr(owner, part)
+    return owner
+
+
+def _put(key: Place, value: Any) -> None:
+    owner, name = _owner_of(key), key[1].rpartition(".")[2]
+    originals.setdefault(key, vars(owner).get(name, ABSENT))
+    setattr(owner, name, value.make() if isinstance(value, Mock) else value)
+
+
+def _drop(key: Place) -> None:
+    owner, name, before = _owner_of(key), key[1].rpartition(".")[2], originals.pop(key, ABSENT)
+    if before is not ABSENT:
+        setattr(owner, name, before)
+    elif name in vars(owner):
+        delattr(owner, name)
+
+
+set_ = Entries(_put, _drop)

@@ -94,7 +94,6 @@ class DistributedEngine:
             self._watch_objects()
         of_machine = self.link.sharing is not None
         boot.look_for_lost()
-        patches.read()  # to pickle a function that was replaced
         with memmaps.sent(here=of_machine or bool(memmaps.of_machine)):
             packed, script = packed_program(program, copies=keep or not of_machine)
         world = current_world(of_machine=of_machine)

@@ -213,18 +213,20 @@ WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable
 
 Place = tuple[str, str]  # a module, and the path of a name in it
 replaced: set[Place] = set()  # where a program has put something of its own (`world.patches`)
+looks: list[Callable[[], object]] = []  # called to know that
 originals: dict[Place, Any] = {}  # in a worker that has it: what was there
 
 
 def reduced_original(value: Any) -> Any:
     """Return the reduction of a library's function or class that was replaced there; None of others."""
-    place = place_of(value)
-    return (original, place) if place in replaced and not is_named(value) and not claims(value) else None
-
-
-def place_of(value: Any) -> Any:
-    """Return where a function or class says that it stands."""
-    return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or is_made(module) or not isinstance(path, str) or "<" in path:
+        return None
+    if is_named(value) or claims(value):
+        return None
+    for look in looks:
+        look()
+    return (original, (module, path)) if (module, path) in replaced else None
 
 
 def claims(value: Any) -> bool:

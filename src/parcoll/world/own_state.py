@@ -344,7 +344,7 @@ class _Modules:
 
 # As workers on this machine get it, and as others do, who have no files of this one.
 _modules = {of_machine: _Modules(of_machine) for of_machine in (False, True)}
-_lock = threading.RLock()
+lock = threading.RLock()
 given: OwnState | None = None  # what a worker has taken over
 
 
@@ -352,7 +352,7 @@ def read(of_machine: bool) -> OwnState | None:
     """Return what the script has; in a worker what it was given, without what functions left there."""
     if given is not None:
         return given
-    with _lock, memmaps.sent(here=of_machine):
+    with lock, memmaps.sent(here=of_machine):
         return _modules[of_machine].read()
 
 
@@ -373,8 +373,8 @@ def homes(of_machine: bool) -> dict[str, set[str]]:
 
 
 def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
+    global lock
+    lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from parcoll.text import message_of
 from parcoll.wire.codec import dumps
-from parcoll.wire.named import Place, originals, replaced
+from parcoll.wire.named import Place, looks, originals, replaced
 from parcoll.wire.own_modules import is_own_module
 from parcoll.world import own_state
 from parcoll.world.entries import ABSENT, MOST_BYTES, Entries, is_own
@@ -161,11 +161,24 @@ def _look_for_libraries() -> None:
 
 def read() -> dict[Place, Any]:
     """Return what tells whether patches are what they were, by their places."""
+    with own_state.lock:
+        _reading.append(True)
+        try:
+            return _read()
+        finally:
+            _reading.pop()
+
+
+_reading: list[bool] = []  # by whoever has the lock
+
+
+def _read() -> dict[Place, Any]:
     _look_for_libraries()
-    found: dict[Place, Any] = {}
-    for name, library in _libraries.items():
-        for path, value in library.patches().items():
-            found[name, path] = _told_of(value)
+    found = {
+        (name, path): _told_of(value)
+        for name, library in _libraries.items()
+        for path, value in library.patches().items()
+    }
     for name, path in originals:  # an evaluation within a function
         found.setdefault((name, path), _told_of(_found_at(sys.modules[name], path)))
     if replaced != found.keys():
@@ -176,7 +189,7 @@ def read() -> dict[Place, Any]:
 
 def homes() -> set[str]:
     """Return the user's own modules that patches come from, as they were at the last reading."""
-    values = [found() for library in _libraries.values() for found in library._found.values()]
+    values = [found() for library in list(_libraries.values()) for found in list(library._found.values())]
     names = {str(getattr(value, "__module__", None) or type(value).__module__) for value in values}
     return {name for name in names if is_own_module(name, sys.modules.get(name))}
 
@@ -248,3 +261,12 @@ def _drop(key: Place) -> None:
 
 
 set_ = Entries(_put, _drop)
+
+
+def _look() -> None:
+    """Read, for a pickler; unless that pickles what was read."""
+    if not _reading:
+        read()
+
+
+looks.append(_look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import fractions
 import functools
 import json
@@ -186,6 +187,28 @@ def test_what_cannot_travel_is_told(
     told = [record.getMessage() for record in caplog.records if "json.dumps" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("what the script has put into json.dumps cannot be sent to the workers: ")
+
+
+def test_what_workers_run_in_is_not_replaced_but_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker would call it, in other threads too. What is added to the built-in names travels."""
+
+    def look(_: object) -> Any:
+        added: Any = vars(builtins)["shout"]
+        return socket.create_connection.__name__, print.__name__, added(1)
+
+    with connect(n_workers=1), caplog.at_level(logging.WARNING, "parcoll"):
+        monkeypatch.setattr(socket, "create_connection", mine)
+        monkeypatch.setattr(builtins, "print", mine)
+        monkeypatch.setattr(builtins, "shout", mine, raising=False)
+        assert plain(look) == ("create_connection", "print", "mine 1")
+    told = sorted(r.getMessage() for r in caplog.records if "put into" in r.getMessage())
+    assert told == [
+        f"what the script has put into {place} cannot be sent to the workers: "
+        "workers run in that library, and would call it"
+        for place in ("builtins.print", "socket.create_connection")
+    ]
 
 
 def test_what_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:

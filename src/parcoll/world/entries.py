@@ -182,7 +182,7 @@ def _told_of(value: Any) -> Any:
 
 
 _added: list[Any] = [None, []]  # the names as they were seen last, and which of them the program has added
-_fresh = frozenset(vars(builtins))  # in a worker, which has added none
+FRESH = frozenset(vars(builtins))  # in a worker, which has added none
 _SCALARS = (str, bytes, int, float, complex, bool, NoneType)
 _CONTAINERS = (list, dict, tuple, set, frozenset, bytearray)
 _OF_START = ("builtins", "io", "_io", "_sitebuiltins")  # whose objects are there when Python starts
@@ -200,12 +200,12 @@ def _is_added(name: str, value: Any) -> bool:
 
 
 def _add_name(name: str, value: Any) -> None:
-    if name not in _fresh:
+    if name not in FRESH:
         setattr(builtins, name, value)
 
 
 def _drop_name(name: str) -> None:
-    if name not in _fresh:
+    if name not in FRESH:
         vars(builtins).pop(name, None)
 
 

@@ -7,6 +7,7 @@ are few. A worker has the patches while a task of the program runs.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
 import weakref
@@ -20,13 +21,14 @@ from parcoll.wire.codec import dumps
 from parcoll.wire.named import Place, looks, originals, replaced
 from parcoll.wire.own_modules import is_own_module
 from parcoll.world import own_state
-from parcoll.world.entries import ABSENT, MOST_BYTES, Entries, is_own
+from parcoll.world.entries import ABSENT, FRESH, MOST_BYTES, Entries, is_own
 from parcoll.world.libraries import Mock, mock_of, with_locks
 from parcoll.world.outlines import renamed
 
-# Of these, `entries` and `records` carry what can be; or they are what workers run in.
-LEFT_ALONE = {"abc", "builtins", "copyreg", "logging", "sys", "warnings"}
-LEFT_ALONE |= {"cloudpickle", "dask", "distributed", "parcoll", "tornado", "unittest"}
+LEFT_ALONE = {"abc", "copyreg", "logging", "parcoll", "sys", "unittest", "warnings"}  # `entries` has of these
+# What a worker itself runs in. It would call what was put there, in other threads too: that is told.
+RUN_IN = {"builtins", "asyncio", "concurrent", "queue", "select", "selectors", "socket", "ssl", "threading"}
+RUN_IN |= {"_thread", "cloudpickle", "dask", "distributed", "pickle", "tornado"}
 MOST_WITHIN = 32  # modules of a package that are looked through: numpy has 150, with 10,000 names
 
 
@@ -37,9 +39,7 @@ class _Library:
         self.module = module
         self._seen: list[int] = []
         self._tables: list[tuple[str, Callable[[], Iterable[Any]]]] = []
-        self._found: dict[
-            str, Any
-        ] = {}  # by path, weakly: no longer than the program do we hold what it has made
+        self._found: dict[str, Any] = {}  # by path, weakly: the program's objects are not held
 
     def patches(self) -> dict[str, Any]:
         """Return what the program has put there, by path."""
@@ -53,7 +53,11 @@ class _Library:
         top = self.module.__name__.partition(".")[0]
         owners: list[tuple[str, Mapping[str, Any]]] = [("", vars(self.module))]
         for name, value in list(vars(self.module).items()):
-            if isinstance(value, type) and str(value.__module__).partition(".")[0] == top:
+            if (
+                isinstance(value, type)
+                and top != "builtins"
+                and str(value.__module__).partition(".")[0] == top
+            ):
                 owners.append((f"{name}.", vars(value)))
         self._tables = [(path, table.values) for path, table in owners]
         self._seen = list(map(id, chain.from_iterable([values() for _, values in self._tables])))
@@ -61,8 +65,10 @@ class _Library:
             path + name: value
             for path, table in owners
             for name, value in list(table.items())
-            if _is_put(value, self.module, path + name)
+            if _is_put(value, self.module, path + name) and name != "excepthook"
         }
+        if top == "builtins":  # what was added to them travels
+            found = {path: value for path, value in found.items() if path in FRESH}
         self._found = {path: _weakly(value) for path, value in found.items()}
         return found
 
@@ -132,7 +138,7 @@ def _look_for_libraries() -> None:
     main = sys.modules.get("__main__")
     if main is not None:
         homes = {**homes, "__main__": main}
-    seen: list[Any] = [len(sys.modules)]
+    seen: list[Any] = [len(sys.modules), builtins]
     for name, home in homes.items():
         names = vars(home)
         known = _named.get(name)
@@ -209,6 +215,8 @@ def pack(found: dict[Place, Any]) -> dict[int, bytes]:
     sent: dict[int, bytes] = {}
     for place in found:
         try:
+            if place[0].partition(".")[0] in RUN_IN:
+                raise TypeError("workers run in that library, and would call it")
             value = _found_at(sys.modules[place[0]], place[1])
             sent[len(sent)] = dumps((place, _sent(value, place)), MOST_BYTES)
         except Exception as error:

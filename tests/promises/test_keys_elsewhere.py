@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
+import resource
 import shutil
 import threading
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +48,12 @@ def other_seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection
     """Evaluate on two workers of which each has a hash seed of its own."""
     with bare_cluster(tmp_path_factory.mktemp("seeds"), 2) as bare, connect(bare.address) as connection:
         yield connection
+
+
+@pytest.fixture(scope="module")
+def cluster(other_seeds: Connection, cluster: Connection) -> Connection:
+    """The local cluster is asked for behind the other one: who was asked for last evaluates."""
+    return cluster
 
 
 def test_workers_of_other_hash_seeds(other_seeds: Connection) -> None:
@@ -120,6 +129,40 @@ def test_nothing_is_left_there_whatever_ends_it(cluster: Connection, scratch: Pa
             break
     del found, chain
     assert os.listdir(scratch) == []
+
+
+@contextlib.contextmanager
+def full(pids: set[int]) -> Iterator[None]:
+    """Let no process of these write more than a few bytes into a file."""
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids}
+    for pid, (_, hard) in before.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in before.items():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process")
+def test_a_scratch_that_is_full_is_told(cluster: Connection, scratch: Path) -> None:
+    """In each phase that writes there; and once there is room again, all is as ever."""
+    elements = [(key, at + 10**200) for key, at in pairs(3000, 700)]
+    chain = parallel(elements, partition_size=700)
+    workers = set(parallel(range(20), partition_size=1).map(lambda _: time.sleep(0.05) or os.getpid()))
+    assert len(workers) == 2
+    for what, broken in (("group_by", chain.group_by(first)), ("sorted", chain.sorted(first))):
+        with full(workers), pytest.raises(WorkerSetupError) as caught:
+            list(broken)
+        text = str(caught.value)
+        assert text.startswith(
+            f"a worker cannot put pieces of {what}(itemgetter) into scratch='{scratch}' (OSError: "
+        )
+        assert text.endswith("name a place in connect() that this process and all workers can read and write")
+        del caught
+        assert os.listdir(scratch) == []
+    assert list(chain.group_by(first)) == list(grouped(elements, first).items())
+    assert list(chain.sorted(first)) == sorted(elements, key=first)
 
 
 def test_a_piece_that_is_gone_is_told(

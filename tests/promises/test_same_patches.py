@@ -6,6 +6,7 @@ import builtins
 import fractions
 import functools
 import json
+import json.decoder
 import logging
 import os
 import socket
@@ -121,6 +122,19 @@ def test_methods_and_classes(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
     assert one(lambda _: json.loads("x", cls=json.JSONDecoder)) == "X"
 
 
+def test_a_class_that_several_modules_have(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`json.JSONDecoder` is `json.decoder.JSONDecoder`: it is as it was when both have it back."""
+
+    def decoded(_: object) -> Any:
+        return json.loads("1"), json.JSONDecoder().decode("1"), json.decoder.JSONDecoder().decode("1")
+
+    for answer in ("first", "second"):
+        monkeypatch.setattr(json.decoder.JSONDecoder, "decode", lambda self, text, answer=answer: answer)
+        assert one(decoded) == (answer, answer, answer)
+    monkeypatch.undo()
+    assert one(decoded) == (1, 1, 1)
+
+
 class Called:
     """An object that can be called, and changes."""
 
@@ -222,9 +236,15 @@ def test_what_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "MOST_WITHIN", 2)
     patches._seen.clear()
     patches._libraries.clear()
+    patches._looks_through.clear()
     patches.read()
-    assert "json" in patches._libraries
-    assert not {"json.scanner", "json.encoder"} & set(patches._libraries)
+    assert {"json", "json.decoder"} <= set(patches._libraries)
+    monkeypatch.delattr(json, "encoder")
+    patches._seen.clear()
+    patches._libraries.clear()
+    patches._looks_through.clear()
+    patches.read()
+    assert "json.encoder" not in patches._libraries, "it is no attribute"
 
 
 def test_a_library_that_goes_and_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:

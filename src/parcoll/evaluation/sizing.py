@@ -171,9 +171,12 @@ class Adaptive:
                 return known or 1
             start = min(self._start, max(1, int(self._target / (self._pace or SMALLEST_TIME))))
             if remaining is None:
-                return min(start, START_STREAM)
-            start = start if self._batch <= START_BATCH or short else START_BATCH
-            return self._whole(min(start, remaining // (START_SHARE * threads)), threads)
+                size = min(start, START_STREAM)
+            else:
+                start = start if self._batch <= START_BATCH or short else START_BATCH
+                size = self._whole(min(start, remaining // (START_SHARE * threads)), threads)
+            self._expected = size * (self._pace or 0.0)
+            return size
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
         if remaining is not None:
             size = min(size, self._share(remaining, threads))

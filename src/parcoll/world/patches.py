@@ -53,11 +53,8 @@ class _Library:
         top = self.module.__name__.partition(".")[0]
         owners: list[tuple[str, Mapping[str, Any]]] = [("", vars(self.module))]
         for name, value in list(vars(self.module).items()):
-            if (
-                isinstance(value, type)
-                and top != "builtins"
-                and str(value.__module__).partition(".")[0] == top
-            ):
+            own = isinstance(value, type) and str(value.__module__).partition(".")[0] == top
+            if own and top != "builtins" and _looks_through.setdefault(id(value), (self, value))[0] is self:
                 owners.append((f"{name}.", vars(value)))
         self._tables = [(path, table.values) for path, table in owners]
         self._seen = list(map(id, chain.from_iterable([values() for _, values in self._tables])))
@@ -71,6 +68,9 @@ class _Library:
             found = {path: value for path, value in found.items() if path in FRESH}
         self._found = {path: _weakly(value) for path, value in found.items()}
         return found
+
+
+_looks_through: dict[int, tuple[_Library, Any]] = {}  # a class that several modules have is looked at once
 
 
 def _weakly(value: Any) -> Callable[[], Any]:
@@ -100,14 +100,13 @@ def _is_function_of_program(value: FunctionType) -> bool:
 
 
 def _within(module: ModuleType) -> list[ModuleType]:
-    """Return the module, and those within it that are there."""
-    found, prefix = [module], f"{module.__name__}."
-    for name, part in list(sys.modules.items()):
-        if name.startswith(prefix) and isinstance(part, ModuleType):
-            found.append(part)
-            if len(found) > MOST_WITHIN:
-                return [module]
-    return found
+    """Return the module, and those within it; if these are many, those that are its public attributes."""
+    prefix = f"{module.__name__}."
+    parts: list[Any] = [part for name, part in list(sys.modules.items()) if name.startswith(prefix)]
+    if len(parts) > MOST_WITHIN:
+        attributes = list(vars(module).items())
+        parts = [sys.modules.get(prefix + name) for name, part in attributes if name[:1] != "_"]
+    return [module, *(part for part in parts if isinstance(part, ModuleType))]
 
 
 def _modules_of(names: dict[str, Any]) -> Iterator[ModuleType]:
@@ -159,7 +158,9 @@ def _look_for_libraries() -> None:
         ):
             wanted |= {part.__name__: part for part in _within(module)}
     for name in [name for name in _libraries if wanted.get(name) is not _libraries[name].module]:
-        del _libraries[name]
+        gone = _libraries.pop(name)
+        for number in [number for number, (one, _) in _looks_through.items() if one is gone]:
+            del _looks_through[number]
     for name, module in wanted.items():
         if sys.modules.get(name) is module and name not in _libraries:
             _libraries[name] = _Library(module)

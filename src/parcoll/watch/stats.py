@@ -218,7 +218,7 @@ class Stats:
         threads: Threads of the workers, each of which runs a partition.
         worker_seconds: Time that these threads spent on partitions, and on what is in `made`, added up.
         busy_seconds: Time of that in which they worked, or had to leave a processor to others; the rest, they
-            waited for something else.
+            waited for something else. Of a call that a `timeout` has stopped all time counts as work.
         fold: What takes the results on the workers, for example `reduce(add)`, or `write_jsonl`, which
             encodes them there; None if they come back.
         fold_seconds: Time that it took there.

@@ -361,6 +361,7 @@ class _Partition:
         for step, seconds in self._stopped.items():
             merged.step_seconds[step] += seconds
             merged.seconds += seconds
+            merged.busy_seconds += seconds  # nobody can tell whether a call that was stopped had waited
         if self._failed:
             merged.failed_elements = pack_failed([one for part in self._failed for one in unpacked(part)])
         merged.failed_parts = pack_parts(self._failed_parts)

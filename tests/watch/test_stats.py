@@ -472,3 +472,14 @@ def test_files_in_fewer_parts_than_threads_are_told(tmp_path: Path) -> None:
     assert whole.count() == 1
     assert "threads" not in table.verdict(whole.stats.snapshot() | {"worker_seconds": 3.0, "threads": 2})
     assert "1 worker thread," in str(whole.stats)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_name_has_the_calls_of_a_user_and_no_phases_behind_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1\n2\n3\n", encoding="utf-8")
+    rows = read_text(tmp_path / "a.txt").map(int)
+    grouped = rows.group_by(lambda x: x % 2).map(len)
+    joined = parallel([1]).map(abs).take_while(lambda x: x > 0).join(rows, int).sorted().filter(None)
+    assert (grouped.sum(), joined.count()) == (4, 1)
+    assert grouped.stats.name == "read_text.map(int).group_by(lambda).map(len)"
+    assert joined.stats.name == "map(abs).take_while(lambda).join(int).sorted().filter(None)"

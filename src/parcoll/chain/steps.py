@@ -32,6 +32,7 @@ class Step:
 
     kind: ClassVar[str]  # the method of the collection that makes it
     by_user: ClassVar[bool] = True  # a user has written it: no phase of an operation, no part of the source
+    is_phase: ClassVar[bool] = False  # of an operation, which has a name of its own
     filters: ClassVar[bool] = False  # leaves elements out: its function tells which
     multiplies: ClassVar[bool] = False  # its function returns an iterable, whose elements go on one by one
     may_lack_function: ClassVar[bool] = False  # None is allowed: it then has a function of its own

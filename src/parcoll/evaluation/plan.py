@@ -110,6 +110,13 @@ class Read:
         steps = [node.step for node in reversed(row) if node.step]
         return [*before, *((step.title, step.filters, step.waits) for step in steps)]
 
+    def calls(self) -> list[str]:
+        """Return the calls of a user that are evaluated, without the phases that stand behind some."""
+        *row, first = self.node.back()
+        before = first.source.calls() if isinstance(first.source, Derived) else []
+        steps = [node.step for node in reversed(row) if node.step]
+        return [*before, *(step.label for step in steps if not step.is_phase)]
+
     def __str__(self) -> str:
         named = self.node if self.node.step is None else self.node.before  # without a step for the reader
         return "" if named is None else named.describe()
@@ -166,6 +173,13 @@ class Derived(Source):
             *(row for read in self.reads for row in read.labels()),
             (self.operation.label, self.operation.filters, False),
         ]
+
+    def calls(self) -> list[str]:
+        """Return the calls of these chains, and its own."""
+        if self.is_alone:
+            return []
+        own = [self.operation.label] if self.operation.describe(()) else []
+        return [*(call for read in self.reads for call in read.calls()), *own]
 
     def open(self) -> Reader:
         """Start reading, where there are no steps."""

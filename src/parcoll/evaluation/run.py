@@ -69,12 +69,12 @@ class Run:
 
         self.plan = plan_of(bag_of(node))
         steps, origin = self.plan.steps, self.plan.origin
-        before = origin.labels() if isinstance(origin, Derived) else []
+        before, calls = (origin.labels(), origin.calls()) if isinstance(origin, Derived) else ([], [])
         stats.steps[:] = [StepStats(title, filters=filters, waits=waits) for title, filters, waits in before]
         stats.steps += [StepStats(step.title, filters=step.filters, waits=step.waits) for step in steps]
         stats._first = len(before)
-        labels = [title for title, _, _ in before] + [step.label for step in steps]
-        stats.name = options.name or ".".join(labels) or "parallel"
+        calls += [step.label for step in steps if not step.is_phase]
+        stats.name = options.name or ".".join(calls) or "parallel"
         self.words = options.name or "-".join(step.words for step in steps)
 
     @functools.cached_property

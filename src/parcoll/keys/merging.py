@@ -142,6 +142,7 @@ class Merging(FlatMap):
 
     kind = "merge"
     by_user = False
+    is_phase = True
 
     def __init__(self, name: str, kind: Values, together: bool = False, unopened: bool = False) -> None:
         super().__init__(Merger(kind, together, unopened))

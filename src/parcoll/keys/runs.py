@@ -257,6 +257,7 @@ class Sorting(FlatMap):
 
     kind = "sort"
     by_user = False
+    is_phase = True
 
     def __init__(self) -> None:
         super().__init__(in_range)

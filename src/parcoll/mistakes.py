@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,7 +61,9 @@ _METHODS = {
         "flatmap(lambda element: [(element, other) for other in others])",
     ),
     **dict.fromkeys(("mean", "average"), "statistics.fmean(collection), or fold(func, initial, combine)"),
-    **dict.fromkeys(("std", "var"), "statistics.stdev(collection), or fold(func, initial, combine)"),
+    **dict.fromkeys(
+        ("std", "var"), "statistics.stdev(collection), or pstdev and pvariance, of all and not of a sample"
+    ),
     **dict.fromkeys(("columns", "dtypes", "describe", "iloc", "loc"), "to_pandas(), which makes a DataFrame"),
     **dict.fromkeys(("to_dataframe", "toPandas", "df"), "to_pandas()"),
     **dict.fromkeys(("npartitions", "num_partitions", "getNumPartitions"), "explain()"),
@@ -193,6 +196,24 @@ def no_function(method: str, given: object) -> str:
     if method == "sorted" and isinstance(given, bool):
         return f"; write sorted(reverse={given})"
     return "; other comes first, and then key" if method == "join" else ""
+
+
+def no_mapping(row: object) -> str:
+    """Return what ends the message for an element that is no row: how it becomes one, or several."""
+    if isinstance(row, type):
+        return ": a class is no row, and what a call of it returns may be one"
+    if dataclasses.is_dataclass(row):
+        return ": use map(dataclasses.asdict) before it"
+    if callable(getattr(row, "iterrows", None)):  # of pandas
+        return ': use flatmap(lambda frame: frame.to_dict("records")) before it'
+    if callable(getattr(row, "to_pylist", None)) and hasattr(row, "schema"):  # of pyarrow
+        return ": use flatmap(lambda table: table.to_pylist()) before it"
+    for name in ("_asdict", "to_dict", "model_dump"):  # a named tuple, a pandas Series, a pydantic model
+        if callable(getattr(row, name, None)):
+            return f": use map(lambda row: row.{name}()) before it"
+    if isinstance(row, list | tuple):
+        return ": use map(lambda row: dict(zip(names, row))) before it"
+    return ': make one of it before, as in map(lambda value: {"value": value})'
 
 
 def wrong_arguments(

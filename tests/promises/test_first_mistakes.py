@@ -190,6 +190,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a step's retry": (lambda: numbers.filter(abs, retry=2), TypeError, "write retries=n; to pass"),
     "a batch's size": (lambda: numbers.map_batches(list, batch_size=2), TypeError, "write size=n; to pass"),
     "a column as key": (lambda: numbers.group_by("shop"), TypeError, r"operator\.itemgetter\('shop'\)$"),
+    "a pipe": (lambda: numbers | max, TypeError, r"has no operators: write map\(func\) for each"),  # type: ignore[operator]
     "a place as key": (lambda: numbers.sorted(1), TypeError, r"operator\.itemgetter\(1\)$"),
     "initial value by another name": (
         lambda: numbers.reduce(max, initializer=0),
@@ -330,7 +331,12 @@ def nothing(x: Any) -> None:
     _ = x + 1
 
 
+async def several(x: int) -> Any:
+    yield x
+
+
 given_two: Any = two
+several_later: Any = lambda x: several(x)
 ONE = r"; {}\(\) calls its function with one argument"
 
 
@@ -350,6 +356,12 @@ ONE = r"; {}\(\) calls its function with one argument"
             lambda p: p.starmap(two),
             r"; starmap\(\) is for elements that are tuples of arguments, map\(\) for",
         ),
+        (lambda p: p.flatmap(nothing), r"; flatmap\(\) is for functions that return several elements"),
+        (
+            lambda p: p.flat_map(abs),
+            r"; flatmap\(\) is for functions that return several elements, as in a l",
+        ),
+        (lambda p: p.flatmap(several_later), r"; pass the `async def` function itself, as in flatmap"),
         (lambda p: p.map(nothing).map(abs), "; a function without `return` gives None$"),
         (lambda p: p.map(nothing).filter(lambda x: x > 2), "; a function without `return` gives None$"),
         (lambda p: parallel([None]).map(abs), r"at element 0: None$"),
@@ -469,6 +481,7 @@ def test_numbers_are_a_table_wherever_they_are_shown() -> None:
         assert repr(doubled.stats) == str(doubled.stats)
         assert "map(str)" in doubled.stats._repr_html_()
         assert "<b>" not in connection._repr_html_() + doubled._repr_html_() + doubled.stats._repr_html_()
+    assert "1 file, 1 row, 2 bytes" in parcoll.Written(["a"], 1, 2)._repr_html_()
     written = parcoll.Written([f"<{n}>" for n in range(30)], 60, 1200)._repr_html_()
     assert "&lt;0&gt;" in written
     assert "and 10 more" in written

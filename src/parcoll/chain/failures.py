@@ -57,6 +57,10 @@ def misfit(error: BaseException, label: str, element: Any) -> str:
     text, kind = message_of(error), label.partition("(")[0]
     if kind == "starmap" and "argument after * must be an iterable" in text:
         return "; starmap() is for elements that are tuples of arguments, map() for others"
+    if kind == "flatmap" and text.endswith("is not iterable"):
+        if text.startswith(("'async_generator'", "'coroutine'")):
+            return "; pass the `async def` function itself, as in flatmap(pages)"
+        return "; flatmap() is for functions that return several elements, as in a list, map() for others"
     if kind == "starmap" or not _COUNTED.search(text):
         return ""
     how = ", starmap() with the values of a tuple" if kind == "map" and isinstance(element, tuple) else ""

@@ -143,6 +143,8 @@ def tell(error: BaseException, where: str) -> None:
     """Add to an exception of reading which file it was, unless it says so."""
     if not any(where in note for note in getattr(error, "__notes__", ())):
         error.add_note(f"while reading {where}")
+        if isinstance(error, UnicodeDecodeError):
+            error.add_note('pass the encoding that the file has, as in encoding="latin-1"')
 
 
 @dataclass(frozen=True)

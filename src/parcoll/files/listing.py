@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import itertools
 import os
 import stat
@@ -157,6 +158,7 @@ class Lister:
             if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
                 raise TypeError(
                     f"{self._method}() needs a path, a URL or a list of them, got {describe(path)}"
+                    f"{_opened(path)}"
                 )
         if not paths:
             raise ValueError(f"{self._method}() needs at least one path, got an empty list")
@@ -263,6 +265,12 @@ class Lister:
         if not files:
             raise self._not_found(text)
         return files
+
+
+def _opened(given: object) -> str:
+    if isinstance(given, io.IOBase):
+        return ": pass its name, or write parallel(file) for the lines of an open file"
+    return ""
 
 
 def _elsewhere(find: Callable[[str], list[Descriptor]], texts: list[str]) -> Iterable[list[Descriptor]]:

@@ -66,9 +66,10 @@ def _no_operator(reflected: str) -> Any:
     """Return the method for an operator: what the other operand makes of a collection, or a message."""
 
     def method(self: Any, other: Any) -> Any:
-        theirs = getattr(type(other), reflected, None)
-        if theirs is not None and not isinstance(other, Described) and type(other).__module__ != "numpy":
-            found = theirs(other, self)  # of pipes, say: `collection | pipe`
+        kind = type(other)
+        has = any(reflected in vars(base) for base in kind.__mro__)  # `getattr` finds what `type` itself has
+        if has and not isinstance(other, Described) and kind.__module__ != "numpy":
+            found = getattr(kind, reflected)(other, self)  # of pipes, say: `collection | pipe`
             if found is not NotImplemented:
                 return found
         raise TypeError(

@@ -206,7 +206,9 @@ class Arrow(Tables):
             if name not in known:
                 position = next(i for i, row in enumerate(rows) if name in row)
                 raise MisfitError(
-                    f"{self.what}: a row has a column {short_repr(name)}, which is not in schema=", position
+                    f"{self.what}: a row has a column {short_repr(name)}, which is not in schema=: name it "
+                    "there, or have map() leave it out",
+                    position,
                 )
 
     def _inferred(self, pyarrow: Any, values: list[Any], name: str) -> Any:

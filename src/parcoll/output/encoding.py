@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from parcoll.mistakes import no_mapping
 from parcoll.text import describe, short_repr
 
 SAMPLE = {"a": [1, 2.5, None, True, "\u00e9", {}], "b": float("inf")}  # each kind of value that JSON has
@@ -289,7 +290,8 @@ class _CsvEncoder(RowEncoder):
     def _cells(self, element: Any) -> Sequence[Any]:
         if not isinstance(element, list | tuple):
             raise TypeError(
-                f"write_csv() writes mappings, or lists and tuples with columns=, got {describe(element)}"
+                "write_csv() writes mappings, or lists and tuples with columns=, got "
+                f"{describe(element)}{no_mapping(element)}"
             )
         if self._given is None:
             raise TypeError(
@@ -308,7 +310,7 @@ class _CsvEncoder(RowEncoder):
             name = next(name for name in element if name not in self._keys)
             raise ValueError(
                 f"write_csv(): a row has a column {short_repr(name)}, which is not in columns="
-                f"{short_repr(list(self._given))}"
+                f"{short_repr(list(self._given))}: name it there, or have map() leave it out"
             )
         self.parts()
         new = [name for name in element if name not in self._keys]

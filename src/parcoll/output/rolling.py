@@ -36,7 +36,8 @@ class Written(NamedTuple):
         if len(self.files) > len(shown):
             shown.append(f"and {len(self.files) - len(shown):,} more")
         files = "".join(f"<tr><td>{line}</td></tr>" for line in shown)
-        told = f"{len(self.files):,} files: {self.rows:,} rows, {self.bytes:,} bytes"
+        numbers = ((len(self.files), "file"), (self.rows, "row"), (self.bytes, "byte"))
+        told = ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for number, what in numbers)
         return f"<div>{told}</div><table>{files}</table>"
 
 

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from parcoll.chain import apart
+from parcoll.mistakes import no_mapping
 from parcoll.output.encoding import MisfitError
 from parcoll.text import describe
 
@@ -97,7 +98,9 @@ class Tables:
             return
         for position, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise MisfitError(f"{self.what} needs mappings, as dicts, got {describe(row)}", position)
+                raise MisfitError(
+                    f"{self.what} needs mappings, as dicts, got {describe(row)}{no_mapping(row)}", position
+                )
 
 
 def columns_of(rows: Sequence[Mapping[Any, Any]]) -> dict[Any, list[Any]]:

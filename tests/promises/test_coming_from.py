@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import re
+import statistics
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -32,6 +33,7 @@ def names() -> dict[str, Any]:
     found |= {
         "functools": functools,
         "collections": collections,
+        "statistics": statistics,
         "db": dask.bag,
         "as_completed": as_completed,
     }

@@ -55,6 +55,8 @@ class Keys(Evaluated[T_co]):
         Without `key`, it counts the elements. The workers count; nothing but keys and counts comes back. With
         a checkpoint the keys come here, are saved and then counted.
 
+        `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
+
         >>> from parcoll import parallel
         >>> parallel(["a", "bb", "c"]).count_by(len)
         Counter({1: 2, 2: 1})
@@ -95,6 +97,8 @@ class Keys(Evaluated[T_co]):
         With a checkpoint the keys with their elements come here, are saved and then folded by the workers. An
         element for which `func` or `combine` raises cannot be left out.
 
+        `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
+
         >>> from parcoll import parallel
         >>> words = parallel(["one", "two", "three"])
         >>> dict(words.fold_by(len, lambda n, word: n + 1, 0, lambda a, b: a + b))
@@ -125,6 +129,8 @@ class Keys(Evaluated[T_co]):
         temporary file. A group has to fit in a worker; MemoryError names one that does not. Where one value
         of each group is wanted, `fold_by` moves less. A checkpoint cannot save it.
 
+        `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
+
         >>> from parcoll import parallel
         >>> list(parallel(range(5)).group_by(lambda x: x % 2))
         [(0, [0, 2, 4]), (1, [1, 3])]
@@ -140,6 +146,8 @@ class Keys(Evaluated[T_co]):
         Without `key`, of the elements themselves. Workers leave out repeats within their partitions, and this
         process those between partitions, as they come: the source may be endless. It holds all keys that
         there are, about 100 bytes each. A checkpoint cannot save it.
+
+        `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
 
         >>> from parcoll import parallel
         >>> list(parallel([3, 1, 3, 2, 1]).distinct())
@@ -161,6 +169,8 @@ class Keys(Evaluated[T_co]):
         are sorted in partitions before the first one is given; then ranges of all of them are, one after the
         other. They may be more than fit in memory: they wait in a temporary file. A checkpoint cannot save
         it.
+
+        `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
 
         >>> from parcoll import parallel
         >>> list(parallel(["bb", "a", "ccc", "dd"]).sorted(len, reverse=True))

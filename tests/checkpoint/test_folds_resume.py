@@ -126,7 +126,9 @@ def test_another_fold_is_refused(inline: Connection, tmp_path: Path):
         chain("fold").fold(lambda a, x: a + x, 0, max)
     with pytest.raises(CheckpointError, match=r"the argument 'initial' of step 2, fold\(lambda\), has ch"):
         chain("fold").fold(lambda a, x: a + x, 0.0, operator.add)
-    with pytest.raises(CheckpointError, match=r"had 2 steps and has 1: fold\(\w+\) is not there any more: restore"):
+    with pytest.raises(
+        CheckpointError, match=r"had 2 steps and has 1: fold\(\w+\) is not there any more: restore"
+    ):
         list(chain("fold"))
     assert list(chain("list")) == list(range(20))
     with pytest.raises(CheckpointError, match=r"had 1 step and has 2: fold\(\w+\) was not there: restore"):

@@ -123,7 +123,10 @@ CHAINS: list[tuple[Callable[[ParallelGen[int]], ParallelGen[Any]], str]] = [
     (lambda c: c.map(lambda x: x + 2), r"the code of step 1, map\(lambda\), has changed"),
     (lambda c: c.map(times(3)), "the captured variable 'factor' of step 1"),
     (lambda c: c.map(lambda x: x + 1), r"had 2 steps and has 1: map\(str\) is not there any more"),
-    (lambda c: c.map(lambda x: x + 1).map(str).map(len), r"the chain had 2 steps and has 3: map\(len\) was not there"),
+    (
+        lambda c: c.map(lambda x: x + 1).map(str).map(len),
+        r"the chain had 2 steps and has 3: map\(len\) was not there",
+    ),
     (lambda c: c.filter(None).map(lambda x: x + 1), r"step 1 was map\(lambda\) and is filter\(None\)"),
     (
         lambda c: c.map(lambda x: x + 1).map(repr),

@@ -68,3 +68,13 @@ def test_each_call_runs_and_answers_as_theirs(page):
             found = eval(ours, known)
             if compared:
                 assert found == eval(theirs, known), (theirs, ours)
+
+
+def test_each_method_of_theirs_is_answered_with_ours():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    theirs = [row.split(" | ")[0] for row in text.splitlines() if row.startswith("| `")]
+    methods = set(re.findall(r"(?:\)|`)\.(\w+)\(", "\n".join(theirs)))
+    assert {"zipWithIndex", "map_groups", "pluck", "takeOrdered"} <= methods
+    for name in methods - set(dir(parcoll.ParallelGen)):
+        with pytest.raises(AttributeError, match=f"has no attribute {name!r}: write "):
+            getattr(parcoll.parallel([1]), name)

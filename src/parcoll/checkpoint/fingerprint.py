@@ -96,9 +96,8 @@ def difference(saved: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -
                     return f"{label}, which the function of {which}, imports, has changed"
                 return f"{label} of {which}, has changed"
     if len(saved) != len(now):
-        fewer, all_of = len(saved) > len(now), max(saved, now, key=len)
-        first = all_of[min(len(saved), len(now))]["label"]  # it may be the fold behind the steps, as users count
-        told = f"{first} is not there any more" if fewer else f"{first} was not there"
+        more = max(saved, now, key=len)[min(len(saved), len(now)) :]
+        told = f"{more[0]['label']} {'is not there any more' if len(saved) > len(now) else 'was not there'}"
         return f"the chain had {len(saved)} step{'s' * (len(saved) != 1)} and has {len(now)}: {told}"
     return None
 

@@ -303,6 +303,11 @@ def describe(value: object) -> str:
     return f"{short_repr(value)} ({article} {name})"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things, as in ``1 row`` and ``1,000 rows``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def function_name(func: Any) -> str:
     """Return the name by which a user knows a callable."""
     if func is None:

@@ -286,7 +286,7 @@ def test_a_cluster_s_start_and_end_are_logged(caplog: pytest.LogCaptureFixture) 
     with connect(n_workers=1) as connection:
         address = connection.address
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == [f"local cluster of 1 workers started, {address}", "local cluster closed"]
+    assert messages == [f"local cluster of 1 worker started, {address}", "local cluster closed"]
 
 
 def test_numbers_may_be_read_while_they_change(inline: Connection) -> None:
@@ -483,3 +483,13 @@ def test_a_name_has_the_calls_of_a_user_and_no_phases_behind_them(tmp_path: Path
     assert (grouped.sum(), joined.count()) == (4, 1)
     assert grouped.stats.name == "read_text.map(int).group_by(lambda).map(len)"
     assert joined.stats.name == "map(abs).take_while(lambda).join(int).sorted().filter(None)"
+
+
+@pytest.mark.usefixtures("inline")
+def test_one_is_no_plural() -> None:
+    one = parallel([3], partition_size=1).map(abs)
+    assert "<list of 1 element>" in repr(one)
+    assert "1 element each;" in str(one.explain())
+    assert one.count() == 1
+    assert " 1 of 1 element, " in str(one.stats)
+    assert "1 of 1 partition came back, of 1 to 1 element (median 1)" in str(one.stats)

@@ -14,6 +14,7 @@ from parcoll.local import limits
 from parcoll.local.host import Host
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
+from parcoll.text import counted
 from parcoll.wire.payload import Sharing
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class StartedHere:
 
         current_world(of_machine=True)  # looks at all modules, the first time, while the host starts
         ready = self.host.wait_ready()
-        logger.info("local cluster of %d workers started, %s", ready.n_workers, ready.address)
+        logger.info("local cluster of %s started, %s", counted(ready.n_workers, "worker"), ready.address)
         client = client_of_host(ready.address, ready.credentials.security())
         try:
             link = Link(client, direct=True, sharing=self.sharing, why_lost=self._why_lost)

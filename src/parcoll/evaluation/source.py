@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from parcoll.errors import SourceConsumedError
 from parcoll.evaluation.reader import Reader, reader_of
-from parcoll.text import describe, short_repr
+from parcoll.text import counted, describe, short_repr
 
 if TYPE_CHECKING:
     from parcoll.files.descriptors import Descriptor
@@ -275,5 +275,5 @@ def _name(given: Any) -> str:
     if type(given) is range:
         return repr(given)
     if type(given) in SIZED:  # others may have to read themselves to know their length
-        return f"<{type(given).__name__} of {len(given)} elements>"
+        return f"<{type(given).__name__} of {counted(len(given), 'element')}>"
     return f"<{type(given).__name__}>" if not isinstance(given, Iterator) else short_repr(given)

@@ -12,6 +12,7 @@ from parcoll.evaluation.run import Options
 from parcoll.evaluation.sizing import TARGET_BYTES, TARGET_SECONDS
 from parcoll.evaluation.source import OnePassSource, Source
 from parcoll.mistakes import no_attribute
+from parcoll.text import counted
 from parcoll.watch import table
 from parcoll.watch.stats import Stats
 from parcoll.world import handlers
@@ -221,4 +222,4 @@ def _describe_sizing(source: Any, options: Options) -> str:
         return (
             f"sized while it runs, up to {TARGET_SECONDS:g} s of work and {table.size(TARGET_BYTES)}; {order}"
         )
-    return f"{options.partition_size:,} elements each; {order}"
+    return f"{counted(options.partition_size, 'element')} each; {order}"

@@ -20,7 +20,7 @@ from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
 from parcoll.keys.extremes import Extreme, Ranked
 from parcoll.keys.totals import Sum, Total
-from parcoll.text import UNSET, describe, function_name, short_repr
+from parcoll.text import UNSET, counted, describe, function_name, short_repr
 from parcoll.worker.outcome import Outcome, loaded
 from parcoll.world import handlers
 
@@ -184,7 +184,7 @@ def merge(run: Run, found: Whole, empty: Part, label: str) -> None:
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()
     except ClusterLostError as error:
-        error._tell(f"{label} has no value: it had come to {run.stats.elements_out:,} elements")
+        error._tell(f"{label} has no value: it had come to {counted(run.stats.elements_out, 'element')}")
         raise
 
 

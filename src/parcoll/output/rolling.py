@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from parcoll.output.compressing import Opener
 from parcoll.output.encoding import Part, RowFormat
-from parcoll.text import short_repr
+from parcoll.text import counted, short_repr
 
 
 class Written(NamedTuple):
@@ -37,7 +37,7 @@ class Written(NamedTuple):
             shown.append(f"and {len(self.files) - len(shown):,} more")
         files = "".join(f"<tr><td>{line}</td></tr>" for line in shown)
         numbers = ((len(self.files), "file"), (self.rows, "row"), (self.bytes, "byte"))
-        told = ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for number, what in numbers)
+        told = ", ".join(counted(number, what) for number, what in numbers)
         return f"<div>{told}</div><table>{files}</table>"
 
 

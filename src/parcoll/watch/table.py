@@ -60,7 +60,7 @@ def headline(snapshot: dict[str, Any]) -> str:
         return "not evaluated yet"
     done, total, passed = snapshot["elements_in"], snapshot["total"], snapshot["seconds"]
     of = f" of {total:,}" if total is not None else ""
-    what = f"{done:,}{of} elements"
+    what = f"{done:,}{of} element{'s' * ((done if total is None else total) != 1)}"
     rate = f", {done / passed:,.0f} a second" if passed > 0 and done else ""
     if snapshot.get("bytes_total"):
         read = snapshot["bytes_read"]
@@ -180,7 +180,7 @@ def _times(seconds: float, elements: int, snapshot: dict[str, Any]) -> tuple[str
 
 def _written(written: dict[str, Any]) -> str:
     rows, nbytes, seconds = written["rows"], size(written["bytes"]), duration(written["seconds"])
-    return f"{rows:,} rows written, {nbytes} in whole files, which took {seconds}"
+    return f"{rows:,} row{'s' * (rows != 1)} written, {nbytes} in whole files, which took {seconds}"
 
 
 def _details(snapshot: dict[str, Any]) -> list[str]:
@@ -191,8 +191,9 @@ def _details(snapshot: dict[str, Any]) -> list[str]:
     spilled = snapshot.get("bytes_spilled", 0)
     return [
         *(() if written is None else [_written(written)]),
-        f"{snapshot['partitions_done']:,} of {snapshot['partitions']:,} partitions came back, of "
-        f"{sizes['smallest']:,} to {sizes['largest']:,} elements (median {sizes['median']:,})",
+        f"{snapshot['partitions_done']:,} of {snapshot['partitions']:,} "
+        f"partition{'s' * (snapshot['partitions'] != 1)} came back, of {sizes['smallest']:,} to "
+        f"{sizes['largest']:,} element{'s' * (sizes['largest'] != 1)} (median {sizes['median']:,})",
         f"{size(snapshot['bytes_sent'])} sent, {size(snapshot['bytes_received'])} received; "
         f"{f'{size(spilled)} through a temporary file; ' if spilled else ''}"
         f"{threads}, busy {snapshot['utilisation']:.0%} of the time",

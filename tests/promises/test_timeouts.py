@@ -445,7 +445,7 @@ def test_a_call_that_was_stopped_is_not_said_to_have_waited(cluster: Connection)
     """Nobody can tell; `concurrency=`, which the verdict names for calls that wait, helps none that works."""
     chain = parallel([0, 1, 2], timeout=SECONDS, on_error="skip").map(lambda x: spin() if x == 1 else x)
     assert list(chain) == [0, 2]
-    assert SECONDS <= chain.stats.busy_seconds <= chain.stats.worker_seconds
+    assert chain.stats.busy_seconds >= SECONDS
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,16 @@ _OF_CONNECT = {
     **dict.fromkeys(("cores", "n_cores"), "n_workers=n"),
     **dict.fromkeys(("memory", "mem", "max_memory"), 'memory_limit="4 GiB"'),
 }
+# What pandas, the csv module and `open` have, for what writes files.
+_OF_WRITING = {
+    **dict.fromkeys(
+        ("sep", "delimiter", "dialect", "quoting", "quotechar"), "write_text(path), of lines that map() makes"
+    ),
+    **dict.fromkeys(("index", "index_label"), "nothing: rows have no index"),
+    **dict.fromkeys(("force", "exist_ok", "replace", "mode"), "overwrite=True, or another path"),
+    **dict.fromkeys(("lines", "orient"), "nothing: each row is a line"),
+    **dict.fromkeys(("fieldnames", "usecols"), "columns="),
+}
 _OF_PARALLEL = ("partition_size", "buffersize", "client", "name", "progress", "checkpoint", "retry_failed")
 # Steps whose function says what an element is found, counted or sorted by.
 _OF_KEYS = frozenset(
@@ -248,6 +258,7 @@ def wrong_arguments(
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.7)
             own_words = _OF_CONNECT if function.__name__ == "connect" else {}
+            own_words = _OF_WRITING if function.__name__.startswith("write_") else own_words
             instead = own_words.get(name) or _SETTINGS.get(name) or "".join(f"{match}=" for match in close)
             if "initial" in known and name == "initializer":  # of a fold, and not of a Pool
                 instead = "initial="

@@ -126,3 +126,23 @@ def test_another_encoding_is_asked_for(read: Any, tmp_path: Path, inline: Connec
         list(read(path))
     assert 'pass the encoding that the file has, as in encoding="latin-1"' in caught.value.__notes__
     assert "Brötchen" in str(list(read(path, encoding="latin-1")))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda p: p.write_csv("a", sep=";"), "sep=: write write_text(path), of lines that map() makes"),
+        (
+            lambda p: p.write_csv("a", delimiter=";"),
+            "delimiter=: write write_text(path), of lines that map() makes",
+        ),
+        (lambda p: p.write_csv("a", fieldnames=["x"]), "fieldnames=: write columns="),
+        (lambda p: p.write_parquet("a", index=False), "index=: write nothing: rows have no index"),
+        (lambda p: p.write_text("a", mode="a"), "mode=: write overwrite=True, or another path"),
+        (lambda p: p.write_jsonl("a", lines=True), "lines=: write nothing: each row is a line"),
+        (lambda p: p.write_csv("a", nothing=1), "nothing=: it takes path, columns, "),
+    ],
+)
+def test_how_others_write_is_answered_with_ours(call: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"has no {said}")):
+        call(parallel([ROW]))

@@ -182,6 +182,20 @@ def test_a_delimiter_of_several_characters(
     assert list(read_text(path, linedelimiter="<end>", blocksize=blocksize)) == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("end", ["\n\n", "aba"])
+def test_a_delimiter_that_may_begin_within_itself(
+    tmp_path: Path, inline: Connection, encoding: str, end: str
+) -> None:
+    """Of three line ends, the first two are the delimiter: also where what is read at once ends there."""
+    text = "".join(f"{end}{end[0] * (n % 3)}{n}{end[:-1] * (n % 4)}" for n in range(30_000))
+    for path, content in (("a.txt", text), ("b.txt", end[0] * 200_001)):
+        (tmp_path / path).write_bytes(content.encode(encoding))
+        *ended, last = content.split(end)
+        lines = [line + end for line in ended] + [last] * bool(last)
+        assert list(read_text(tmp_path / path, encoding=encoding, linedelimiter=end)) == lines
+
+
 def test_blocks_are_read_on_the_workers_in_order(tmp_path: Path, cluster: Connection) -> None:
     path = tmp_path / "file.txt"
     path.write_text("".join(f"{number} ä\r\n" for number in range(20_000)), newline="")

@@ -51,6 +51,24 @@ def can_be_cut(encoding: str, end: str) -> bool:
     return len(decoded) == 256 and decoded[:128] == every[:128].decode("ascii")
 
 
+def overlaps(end: str | bytes) -> bool:
+    """Tell whether a delimiter may begin within itself, as one of two line ends does in three of them."""
+    return any(end[:n] == end[-n:] for n in range(1, len(end)))
+
+
+def _behind_last(content: Any, end: Any, start: int = 0, stop: int | None = None) -> int:
+    """Return where the last line ends that `content` has whole, if none ends before `start`; or 0.
+
+    Lines are told from the first one on: of three line ends, the first two may be a delimiter.
+    """
+    stop = len(content) if stop is None else stop
+    if not overlaps(end):
+        found = content.rfind(end, start, stop)
+        return found + len(end) if found >= 0 else 0
+    *ended, last = content[start:stop].split(end)
+    return stop - len(last) if ended else 0
+
+
 @dataclass(frozen=True)
 class Lines(Format):
     """The lines of a text."""
@@ -114,9 +132,9 @@ class Lines(Format):
     def _line_at(self, content: bytearray, position: int, universal: bool) -> tuple[int, int]:
         """Return where the line begins and ends that has a byte."""
         ends = [self.end.encode(), b"\r"] if universal else [self.end.encode()]
-        before = [found + len(end) for end in ends if (found := content.rfind(end, 0, position)) >= 0]
+        before = [_behind_last(content, end, 0, position) for end in ends]
         behind = [found for end in ends if (found := content.find(end, position)) >= 0]
-        return max(before, default=0), min(behind, default=len(content))
+        return max(before), min(behind, default=len(content))
 
     def _in_text(self, file: Any) -> Iterator[list[str]]:
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
@@ -125,14 +143,14 @@ class Lines(Format):
         read = _reads(file)
         while chunk := read(CHUNK):
             text = decoder.decode(chunk)
-            before = held[-1][1 - len(end) :] if held and len(end) > 1 else ""
-            found = (before + text).rfind(end)
-            if found < 0:
-                held.append(text)
+            before = "".join(held[1 - len(end) :])[1 - len(end) :] if len(end) > 1 else ""
+            found = _behind_last(before + text, end)
+            if not found:
+                held += [text] * bool(text)
                 continue
-            cut = found + len(end) - len(before)
+            cut = found - len(before)
             yield self._lines("".join([*held, text[:cut]]))
-            held = [text[cut:]]
+            held = [text[cut:]] * (cut < len(text))
         if last := "".join([*held, decoder.decode(b"", True)]):
             yield self._lines(last)
 
@@ -197,8 +215,7 @@ def _whole_lines(
         if stop is not None and at + len(held) >= stop:
             yield from _last_lines(read, held, at, stop, end)
             return
-        found = held.rfind(end, max(seen - length + 1, 0))
-        cut = found + length if found >= 0 else 0
+        cut = _behind_last(held, end, max(seen - length + 1, 0))
         if universal and not cut:  # not the last byte: what follows it may belong to it
             cut = held.rfind(b"\r", seen - (seen > 0), -1) + 1
         if cut:

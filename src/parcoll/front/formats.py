@@ -15,7 +15,7 @@ from parcoll.files import codecs
 from parcoll.files.descriptors import Descriptor, Format, Read
 from parcoll.files.listing import Cut, Lister, Listing, Ranges
 from parcoll.files.rows import dialect
-from parcoll.files.texts import can_be_cut
+from parcoll.files.texts import can_be_cut, overlaps
 from parcoll.front import arguments
 from parcoll.front.collection import ParallelGen
 from parcoll.front.sources import Settings, parallel
@@ -216,7 +216,7 @@ def check_cut(delimiter: str | None, encoding: str) -> None:
     if delimiter in _NOT_FOR_BLOCKS:
         raise ValueError(f"with blocksize, linedelimiter cannot be {short_repr(delimiter)}: use None")
     end = "\n" if delimiter is None else delimiter
-    if any(end.startswith(end[-n:]) for n in range(1, len(end))):
+    if overlaps(end):
         raise ValueError(
             f"with blocksize, linedelimiter must not overlap itself, as {short_repr(delimiter)} does: leave "
             "blocksize out"

@@ -119,6 +119,57 @@ def test_what_is_no_file_is_left_out_of_folders_and_patterns(tmp_path: Path, inl
         list(read_text(f"{tmp_path}/*.txt"))
 
 
+def test_links_that_lead_back_to_their_folder_double_nothing(tmp_path: Path, inline: Connection) -> None:
+    """`glob` gives each file forty times, and with three such links it never ends."""
+    for name in ("a", "a/b", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(f"{name}\n")
+    for link, to in (
+        ("a/self", "."),
+        ("a/b/up", ".."),
+        ("a/b/up too", tmp_path / "a"),
+        ("a/side", "../other"),
+    ):
+        (tmp_path / link).symlink_to(to)
+    assert list(read_text(tmp_path / "a" / "**" / "*.txt")) == ["a/b\n", "other\n", "a\n"]
+    assert list(read_text(tmp_path / "**" / "b" / "*")) == ["a/b\n"]
+    assert read_files(tmp_path / "a" / "**").count() == 3
+
+
+def test_a_file_url_may_be_quoted(folder: Path, inline: Connection) -> None:
+    for name in NAMES:
+        assert list(read_files((folder / name).as_uri())) == [(str(folder / name), os.fsencode(repr(name)))]
+    assert list(read_text(f"file://{folder}/two%20*.txt")) == [repr("two  spaces.txt")]
+    assert list(read_text(f"file://{folder}/run%20%5BA%5D/x.txt")) == ["in run [A]"]
+    assert list(read_text(f"file://{folder}/a%20*.txt")) == [repr("a%20b.txt")], "what exists comes first"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not look")
+def test_a_folder_that_cannot_be_looked_into_is_named(
+    tmp_path: Path, inline: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(name)
+    (tmp_path / "closed").chmod(0)
+    for above in (tmp_path, *tmp_path.parents[:3]):
+        above.chmod(above.stat().st_mode | 0o55)
+    os.seteuid(65534)
+    try:
+        for given in (tmp_path / "closed" / "*.txt", tmp_path / "c*" / "**" / "*.txt"):
+            with pytest.raises(PermissionError, match=r"/closed'"):
+                read_text(given)
+        with pytest.raises(PermissionError, match=r"/closed'"):
+            read_files(tmp_path / "closed")
+        with pytest.raises(PermissionError, match=r"/closed/x\.txt'"):
+            read_text(tmp_path / "closed" / "x.txt", blocksize=5)
+        assert list(read_text(tmp_path / "**" / "*.txt")) == ["open"]
+    finally:
+        os.seteuid(0)
+    assert "leaves out what is in " in caplog.text
+    assert "/closed': Permission denied" in caplog.text
+
+
 def test_a_pipe_that_is_named(tmp_path: Path, inline: Connection) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a\nb\n",))

@@ -6,19 +6,21 @@ It runs in the user's process, when the collection is made, and again for each e
 from __future__ import annotations
 
 import contextlib
-import glob
+import fnmatch
 import io
 import itertools
 import os
 import stat
+import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from parcoll.files import codecs
 from parcoll.files.descriptors import LOCAL, Descriptor, described, described_here
+from parcoll.log import logger
 from parcoll.text import describe, line_of, short_repr
 
 MANY = 50  # files of one folder, which is listed again rather than asked for each
@@ -183,6 +185,8 @@ class Lister:
             if not prefix and "::" in path and path.partition("::")[0] in _protocols():
                 return None
             path = path.removeprefix(prefix)
+            if prefix and not os.path.lexists(path):
+                path = self._unquoted(path)
             if not os.path.lexists(path):
                 path = os.path.expanduser(path)
         path = os.path.abspath(path)
@@ -190,11 +194,19 @@ class Lister:
             path = self._behind(text, path)
         try:
             found = os.stat(path)
-        except OSError:
-            return self._matching(text, path)
+        except OSError as error:
+            return self._matching(text, path, error)
         if stat.S_ISDIR(found.st_mode):
             return self._folder(text, path)
         return [described_here(path, found)]
+
+    @staticmethod
+    def _unquoted(path: str) -> str:
+        """Return the path of a URL that means nothing as it is: signs may be quoted, as by `as_uri`."""
+        there = os.path.abspath(path)
+        if "%" not in path or (any(sign in there for sign in _MAGIC) and _matches(there)[0]):
+            return path
+        return os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(path)))
 
     def _behind(self, text: str, path: str) -> str:
         """Return the file behind a name that is another one in each process, such as /dev/stdin."""
@@ -205,14 +217,28 @@ class Lister:
             )
         return os.path.realpath(path)
 
-    def _matching(self, text: str, path: str) -> list[Descriptor]:
+    def _matching(self, text: str, path: str, error: OSError) -> list[Descriptor]:
         if not any(sign in path for sign in _MAGIC):
+            if self._sized and isinstance(error, PermissionError):
+                raise error
             if self._sized:
                 raise FileNotFoundError(f"{self._method}() finds no file {short_repr(text)}")
             return [Descriptor(path)]  # the workers may have it
-        files = _files_of(_pattern(path))
+        return self._found(text, path, self._not_found(text))
+
+    def _found(self, text: str, pattern: str, nothing: FileNotFoundError) -> list[Descriptor]:
+        """Return the files that a pattern means here."""
+        paths, closed = _matches(pattern)
+        files = _files_of(paths)
+        if closed and not files:
+            raise closed[0]
         if not files:
-            raise self._not_found(text)
+            raise nothing
+        for error in closed:
+            logger.warning(
+                "%s(%s) leaves out what is in %s: %s",
+                *(self._method, short_repr(text), short_repr(error.filename), error.strerror),
+            )
         return files
 
     def _folder(self, text: str, path: str) -> list[Descriptor]:
@@ -222,10 +248,8 @@ class Lister:
                 f"{short_repr(text)} is a folder: write {short_repr(name)} for the files in it, or "
                 f"{short_repr(os.path.join(text, '**', self._suffix))} for those in its folders too"
             )
-        files = _files_of(os.path.join(glob.escape(path), "*"))
-        if not files:
-            raise FileNotFoundError(f"{self._method}() finds no file in the folder {short_repr(text)}")
-        return files
+        nothing = FileNotFoundError(f"{self._method}() finds no file in the folder {short_repr(text)}")
+        return self._found(text, os.path.join(path, "*"), nothing)
 
     def _not_found(self, text: str) -> FileNotFoundError:
         return FileNotFoundError(f"{self._method}() finds no file that matches {short_repr(text)}")
@@ -287,18 +311,67 @@ def _protocols() -> set[str]:
     return {*known_implementations, *registry}
 
 
-def _pattern(path: str) -> str:
-    """Return the pattern of a path in which the folders that are there mean themselves."""
-    *folders, name = path.split(os.sep)
-    literal = ""
-    while folders and os.path.isdir((literal + folders[0]) or os.sep):
-        literal += folders.pop(0) + os.sep
-    return glob.escape(literal) + os.sep.join([*folders, name])
+def _matches(path: str) -> tuple[list[str], list[OSError]]:
+    """Return the paths that a pattern means, as `glob` finds them, and why folders could not be looked into.
+
+    Folders that are there mean themselves. `**` means no folder again within itself, where links lead back
+    to it: `glob` would give the files in it some forty times.
+    """
+    folder, parts = os.sep, path.split(os.sep)[1:]
+    while len(parts) > 1 and os.path.isdir(os.path.join(folder, parts[0])):
+        folder = os.path.join(folder, parts.pop(0))
+    closed: list[OSError] = []
+    return sorted(set(_below([folder], parts, closed))), closed
 
 
-def _files_of(pattern: str) -> list[Descriptor]:
+def _below(folders: Iterable[str], parts: Sequence[str], closed: list[OSError]) -> Iterable[str]:
+    """Return what the parts of a pattern mean in these folders."""
+    part, *rest = parts
+    if part == "**" and rest:
+        return _below((inner for folder in folders for inner in _trees(folder, closed)), rest, closed)
+    if part == "**":
+        trees = (inner for folder in folders for inner in _trees(folder, closed))
+        return (path for tree in trees for path in (tree, *_below([tree], ["*"], closed)))
+    if any(sign in part for sign in _MAGIC):
+        found = (
+            os.path.join(folder, entry.name)
+            for folder in folders
+            for entry in _listed(folder, closed)
+            if fnmatch.fnmatchcase(entry.name, part) and (part[0] == "." or entry.name[0] != ".")
+        )
+    else:
+        found = (path for folder in folders if os.path.lexists(path := os.path.join(folder, part)))
+    return _below(filter(os.path.isdir, found), rest, closed) if rest else found
+
+
+def _trees(top: str, closed: list[OSError]) -> Iterator[str]:
+    """Give a folder and those in it, at any depth, but for hidden ones."""
+    real = os.path.realpath(top)
+    left = [(top, real, frozenset([real]))]  # with what it really is, and what those around it are
+    while left:
+        folder, really, around = left.pop()
+        yield folder
+        for entry in _listed(folder, closed):
+            if entry.name[0] != "." and entry.is_dir():
+                path = os.path.join(folder, entry.name)
+                real = os.path.realpath(path) if entry.is_symlink() else os.path.join(really, entry.name)
+                if real not in around:
+                    left.append((path, real, around | {real}))
+
+
+def _listed(folder: str, closed: list[OSError]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            closed.append(error)
+        return []
+
+
+def _files_of(paths: Iterable[str]) -> list[Descriptor]:
     files = []
-    for path in sorted(set(glob.glob(pattern, recursive=True))):
+    for path in paths:
         found = os.stat(path) if os.path.exists(path) else os.lstat(path)
         if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):  # a pipe would be waited for
             files.append(described_here(path, found))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parcoll import Connection, read_csv, read_jsonl, read_text
+from parcoll import Connection, read_archive, read_csv, read_jsonl, read_parquet, read_text
 
 # Ten broken lines in each file, the first of them line 8, or 9 behind the names of columns.
 LINES = {
@@ -86,3 +88,59 @@ def test_what_a_function_raises_for_it_ends_the_evaluation(tmp_path: Path, place
 
     with pytest.raises(LookupError, match="refused"):
         list(read_jsonl(path, on_error=refuse))
+
+
+def test_a_row_that_the_dialect_refuses_is_left_out_alone(tmp_path: Path, place: Connection) -> None:
+    """Its lines are passed as a whole: what stands in quotes is no row."""
+    path = tmp_path / "a.csv"
+    path.write_text('"n","s"\n1,"a"\nx,"b\n3,c\n"\n4,"d"\n"5\n",y,"\n6,e\n"\n7,"f"\n')
+    rows = read_csv(path, quoting=csv.QUOTE_NONNUMERIC, on_error="skip")
+    assert list(rows) == [{"n": 1.0, "s": "a"}, {"n": 4.0, "s": "d"}, {"n": 7.0, "s": "f"}]
+    first, second = (str(error.exception) for error in rows.errors)
+    assert first.startswith(
+        f"{str(path)!r}, line 3 is no row of the csv dialect (could not convert string to"
+    )
+    assert second.startswith(f"{str(path)!r}, line 7 is no row of the csv dialect")
+    with pytest.raises(ValueError, match=r"a\.csv', line 3 is no row of the csv dialect"):
+        list(read_csv(path, quoting=csv.QUOTE_NONNUMERIC))
+    path.write_text('n,s\n1,"a"\n"2"x,b\n3,"c\n')
+    rows = read_csv(path, strict=True, on_error="skip")
+    assert list(rows) == [{"n": "1", "s": "a"}]
+    assert ["line 3 " in str(rows.errors[0].exception), "line 4 " in str(rows.errors[1].exception)] == [
+        True
+    ] * 2
+    path.write_bytes(b'"n"\n1\nx\n2\n\xff\n3\n')
+    rows = read_csv(path, quoting=csv.QUOTE_NONNUMERIC, on_error="skip")
+    assert list(rows) == [{"n": 1.0}, {"n": 2.0}]
+    assert [type(error.exception) for error in rows.errors] == [ValueError, UnicodeDecodeError]
+    path.write_text("n\n1\n")
+    with pytest.raises(ValueError, match=r"a\.csv', line 1 is no row of the csv dialect"):
+        list(read_csv(path, quoting=csv.QUOTE_NONNUMERIC))
+
+
+def test_a_file_that_cannot_be_cut_is_left_out_alone(tmp_path: Path, place: Connection) -> None:
+    """What a zip or a parquet file says of its parts stands at its end, which may be missing."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"x": [1, 2]})
+    for name in "abc":
+        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=1)
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("one", name)
+            archive.writestr("two", name)
+    whole = {path: path.read_bytes() for path in (tmp_path / "b.parquet", tmp_path / "b.zip")}
+    for path, content in whole.items():
+        path.write_bytes(content[:-40])
+    rows = read_parquet(tmp_path / "*.parquet", on_error="skip")
+    assert list(rows) == [{"x": 1}, {"x": 2}] * 2
+    members = read_archive(tmp_path / "*.zip", on_error="skip")
+    assert list(members) == [(member, name) for name in (b"a", b"c") for member in ("one", "two")]
+    assert [error.element.path for error in (*rows.errors, *members.errors)] == list(map(str, whole))
+    assert "has no directory at its end: it was cut short" in str(members.errors[0].exception)
+    with pytest.raises(zipfile.BadZipFile, match="it was cut short"):
+        read_archive(tmp_path / "*.zip")
+    for path, content in whole.items():  # each further evaluation looks at the files anew
+        path.write_bytes(content)
+    assert (rows.count(), rows.errors) == (6, [])
+    assert (members.count(), members.errors) == (6, [])
+    with pytest.raises(ValueError, match="has no column 'y'"):
+        read_parquet(tmp_path / "*.parquet", columns=["y"], on_error="skip")

@@ -139,6 +139,18 @@ def test_a_table_can_be_cut_where_no_value_has_a_line_end(tmp_path: Path, inline
             list(read_csv(path, blocksize=size, newlines_in_values=False))
 
 
+def test_values_that_are_numbers_can_be_cut(tmp_path: Path, inline: Connection) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"a","b"\n"x",1\n"y",2.5\n')
+    for size in (None, 1, 9, 100):
+        rows = read_csv(path, newlines_in_values=False, blocksize=size, quoting=csv.QUOTE_NONNUMERIC)
+        assert list(rows) == [{"a": "x", "b": 1.0}, {"a": "y", "b": 2.5}]
+    path.write_text('a,"b\nc"\n1,2\n')
+    for size in (None, 1, 9, 100):
+        with pytest.raises(ValueError, match=r"a\.csv', line 1: a quoted value goes on over the end"):
+            list(read_csv(path, newlines_in_values=False, blocksize=size))
+
+
 def test_columns_are_picked_or_named(tmp_path: Path, inline: Connection) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b,c\n1,2,3\n")
@@ -261,6 +273,37 @@ def test_the_members_of_a_tar_file(tmp_path: Path, cluster: Connection, suffix: 
     assert list(read_archive(path, "dir/*")) == [
         (name, MEMBERS[name]) for name in ("dir/b.json", "dir/c.txt")
     ]
+
+
+def test_what_members_link_to_is_no_file(tmp_path: Path, cluster: Connection) -> None:
+    """A hard link to a symbolic one, or to a pipe, is left out as these are; so are links in zip files."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind, to in (("link", tarfile.SYMTYPE, "file"), ("pipe", tarfile.FIFOTYPE, "")):
+            for linked in (name, f"to {name}"):
+                member = tarfile.TarInfo(linked)
+                member.type, member.linkname = (kind, to) if linked == name else (tarfile.LNKTYPE, name)
+                tar.addfile(member)
+        member = tarfile.TarInfo("file")
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b"in"))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        link = zipfile.ZipInfo("link")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "file")
+        archive.writestr("file", "in")
+    assert list(read_archive([tmp_path / "a.tar", tmp_path / "b.zip"])) == [("file", b"in")] * 2
+
+
+def test_a_tar_file_that_ends_with_a_zip_file_is_a_tar_file(tmp_path: Path, inline: Connection) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("within", "1")
+    with tarfile.open(tmp_path / "backup", "w") as tar:
+        for name, content in (("a.txt", b"a"), ("b.zip", inner.getvalue())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert list(read_archive(tmp_path / "backup")) == [("a.txt", b"a"), ("b.zip", inner.getvalue())]
 
 
 def test_an_archive_that_is_damaged_is_named(tmp_path: Path, inline: Connection) -> None:

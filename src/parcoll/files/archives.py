@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import itertools
 import posixpath
+import stat
 import struct
 import tarfile
 import zipfile
@@ -25,6 +26,9 @@ from parcoll.files.descriptors import Descriptor, Format, opened, tell
 
 _TAR_SUFFIXES = {".tar": None, ".tgz": "gzip", ".tbz2": "bz2", ".tbz": "bz2", ".txz": "xz", ".tzst": "zstd"}
 _HEADER = struct.Struct("<4s5H3L2H")  # of a member, before its name
+_ZIP = b"PK\3\4"  # what a zip file begins with, as each of its members does
+_USTAR = slice(257, 262)  # where a tar file says that it is one
+_UNIX = 3  # the system of a member that has the mode of a file
 _ENCRYPTED = 0x1
 _DAMAGED = ("InvalidHeaderError", "TruncatedHeaderError")  # those that are not the end of an archive
 
@@ -60,6 +64,7 @@ class Members:
 
     systems: tuple[Any, ...]
     pattern: str
+    goes_on: bool = False  # where a file cannot be cut: its worker says why
 
     def __call__(self, file: Descriptor) -> list[Descriptor]:
         """Return a descriptor for each member whose name matches; a tar file stays whole."""
@@ -70,19 +75,30 @@ class Members:
             return [file]
         try:
             with opened(file, self.systems) as source:
-                if not zipfile.is_zipfile(source):
+                begin = source.read(_USTAR.stop)
+                is_tar = begin[_USTAR] == b"ustar"  # which may end with a zip file: that is looked for there
+                if is_tar or not zipfile.is_zipfile(source):
+                    if begin.startswith(_ZIP):
+                        raise zipfile.BadZipFile("the zip file has no directory at its end: it was cut short")
                     return [file]
                 source.seek(0)
                 with zipfile.ZipFile(source) as archive:
                     found = archive.infolist()
         except Exception as error:
+            if self.goes_on:
+                return [file]
             tell(error, repr(file.path))
             raise
         return [
             file._replace(start=one.header_offset, part=_member(one))
             for one in found
-            if not one.is_dir() and fnmatch.fnmatchcase(one.filename, self.pattern)
+            if not one.is_dir() and not _is_link(one) and fnmatch.fnmatchcase(one.filename, self.pattern)
         ]
+
+
+def _is_link(found: zipfile.ZipInfo) -> bool:
+    """Tell whether a member of a zip file, written on Unix, is a symbolic link."""
+    return found.create_system == _UNIX and stat.S_ISLNK(found.external_attr >> 16)
 
 
 def _member(found: zipfile.ZipInfo) -> Member:
@@ -101,28 +117,35 @@ class Archive(Format):
         """Give name and content of each."""
         given: str | None = None
         try:
-            if isinstance(descriptor.part, Member):
-                with opened(descriptor, self.systems) as file:
-                    content = _unpacked(file, descriptor.start, descriptor.part)
-                yield descriptor.part.name, content
-                return
-            for name, content in self._of_tar(descriptor):
-                yield name, content
-                given = name
+            parts = [descriptor]
+            if descriptor.part is None and self.goes_on:  # it could not be cut
+                parts = Members(self.systems, self.pattern)(descriptor)
+            for part in parts:
+                for name, content in self._of_zip(part) if part.part is not None else self._of_tar(part):
+                    yield name, content
+                    given = name
         except Exception as error:
             tell(error, repr(descriptor) if given is None else f"{descriptor!r} behind member {given!r}")
             raise
 
+    def _of_zip(self, descriptor: Descriptor) -> Iterator[tuple[str, bytes]]:
+        with opened(descriptor, self.systems) as file:
+            content = _unpacked(file, descriptor.start, descriptor.part)
+        yield descriptor.part.name, content
+
     def _of_tar(self, descriptor: Descriptor) -> Iterator[tuple[str, bytes]]:
-        files: dict[str, int] = {}  # the number of the member that has what is in the file of this name
+        # The number of the member that has what is in the file of this name; None for what is no file.
+        files: dict[str, int | None] = {}
         for number, (archive, member) in enumerate(self._tar(descriptor)):
             name = posixpath.normpath(member.name)
             if member.islnk():
                 target = posixpath.normpath(member.linkname)
                 if target in files:
                     files[name] = files[target]
-            elif member.isfile():
-                files[name] = number
+                else:
+                    files.pop(name, None)
+            else:
+                files[name] = number if member.isfile() else None
             if not fnmatch.fnmatchcase(member.name, self.pattern):
                 continue
             if member.islnk():
@@ -130,7 +153,8 @@ class Archive(Format):
                     raise tarfile.ReadError(
                         f"the archive has no member {member.linkname!r}, to which another one is a link"
                     )
-                yield member.name, self._linked(descriptor, files[name])
+                if (wanted := files[name]) is not None:
+                    yield member.name, self._linked(descriptor, wanted)
             elif member.isfile():
                 yield member.name, _content(archive, member)
 
@@ -186,7 +210,7 @@ def _unpacked(file: Any, at: int, member: Member) -> bytes:
             return archive.read(next(one for one in archive.infolist() if one.header_offset == at))
     file.seek(at)
     head = file.read(_HEADER.size)
-    if len(head) < _HEADER.size or not head.startswith(b"PK\3\4"):
+    if len(head) < _HEADER.size or not head.startswith(_ZIP):
         raise zipfile.BadZipFile(f"Bad magic number for file header of {member.name!r}")
     *_, name, extra = _HEADER.unpack(head)
     file.seek(at + _HEADER.size + name + extra)

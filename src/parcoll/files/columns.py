@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,18 +32,22 @@ class RowGroups:
 
     systems: tuple[Any, ...]
     columns: tuple[str, ...] | None
+    goes_on: bool = False  # where a file cannot be read: its worker says why
 
     def __call__(self, file: Descriptor) -> list[Descriptor]:
         """Return a descriptor for each row group."""
         parquet = pyarrow_parquet("read_parquet")
         try:
             with opened(file, self.systems) as source, parquet.ParquetFile(source) as opened_file:
-                leaves = [opened_file.schema.column(i).path for i in range(len(opened_file.schema))]
-                self._check(opened_file.schema_arrow.names, leaves, file.path)
+                schema, names = opened_file.schema, opened_file.schema_arrow.names
+                leaves = [schema.column(i).path for i in range(len(schema))]
                 number = opened_file.metadata.num_row_groups
         except Exception as error:
+            if self.goes_on:
+                return [file]
             tell(error, repr(file.path))
             raise
+        self._check(names, leaves, file.path)
         return [file._replace(part=f"row group {index}") for index in range(number)]
 
     def _check(self, names: list[str], leaves: list[str], path: str) -> None:
@@ -65,7 +70,10 @@ class Rows(Format):
     def elements(self, descriptor: Descriptor) -> Iterator[Any]:
         """Give rows or batches."""
         try:
-            for batch in self._batches(descriptor):
+            parts = [descriptor]
+            if descriptor.part is None:  # it could not be cut
+                parts = RowGroups(self.systems, self.columns)(descriptor)
+            for batch in itertools.chain.from_iterable(map(self._batches, parts)):
                 if self.batch_rows is None:
                     yield from batch.to_pylist()
                 elif batch.num_rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from parcoll.files.texts import Lines, place
 from parcoll.text import short_repr
 
 _ENDS = ("\n", "\r")
+_TEXTS = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONE)  # any value is a text then, and none is refused
 DIALECT = (
     *("delimiter", "doublequote", "escapechar", "lineterminator", "quotechar", "quoting"),
     *("skipinitialspace", "strict"),
@@ -62,6 +64,62 @@ def dialect(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(found, name) for name in DIALECT}
 
 
+class _Unread:
+    """A row that the dialect does not allow, where others may follow."""
+
+    def __init__(self, error: Exception, lines: list[str]) -> None:
+        self.error = error
+        self._lines = lines
+
+    def told(self, where: str) -> ValueError:
+        """Return what says so."""
+        broken = ValueError(
+            f"{where} is no row of the csv dialect ({self.error}): {short_repr(''.join(self._lines))}"
+        )
+        broken.__cause__ = self.error
+        return broken
+
+
+class _Rows:
+    """The rows that a `csv.reader` makes of lines, and behind one that it refuses those that follow."""
+
+    def __init__(self, lines: Iterator[str], dialect: Mapping[str, Any]) -> None:
+        self.line_num = 0
+        self._lines = lines
+        self._taken: list[str] = []  # of the row
+        self._ended = False  # by an error of its lines: there are none behind it
+        self._dialect = dialect
+        self._reader = csv.reader(self._drawn(), **dialect)
+
+    def _drawn(self) -> Iterator[str]:
+        try:
+            for line in self._lines:
+                self.line_num += 1
+                self._taken.append(line)
+                yield line
+        except Exception:
+            self._ended = True
+            raise
+
+    def __iter__(self) -> _Rows:
+        return self
+
+    def __next__(self) -> list[Any] | _Unread:
+        self._taken.clear()
+        try:
+            return next(self._reader)
+        except (csv.Error, ValueError) as error:
+            if self._ended or "field limit" in str(error):
+                raise
+            self._pass()
+            return _Unread(error, list(self._taken))
+
+    def _pass(self) -> None:
+        """Take what lines the row has behind the one that it was refused for: quotes tell where it ends."""
+        lines = itertools.chain(list(self._taken), self._drawn())
+        next(csv.reader(lines, **{**self._dialect, "strict": False, "quoting": csv.QUOTE_MINIMAL}), None)
+
+
 @dataclass(frozen=True)
 class Table(Format):
     """The rows of a csv file, as dicts of texts."""
@@ -77,18 +135,22 @@ class Table(Format):
         """Give the rows."""
         if self.field_limit > csv.field_size_limit():
             csv.field_size_limit(self.field_limit)
-        rows = csv.reader(_lines(self, descriptor), **self.dialect)
+        rows = self._rows(descriptor)
         before = 0  # lines before the row
         try:
             names = self._names(rows, descriptor)
             picked = self._picked(names, descriptor) if self.header and self.columns is not None else None
             before = rows.line_num
             for row in rows:
-                if not self.newlines and (rows.line_num != before + 1 or (row and row[-1][-1:] in _ENDS)):
-                    raise ValueError(
-                        f"{place(descriptor, before + 1)}: a quoted value goes on over the end of the line, "
-                        "where newlines_in_values=False says that none does"
-                    )
+                if type(row) is _Unread:
+                    broken = row.told(place(descriptor, before + 1))
+                    if not self.goes_on:
+                        raise broken
+                    yield Broken(broken)
+                    before = rows.line_num
+                    continue
+                if not self.newlines:
+                    self._check_lines(rows.line_num - before, row, descriptor, before + 1)
                 if len(row) == len(names):
                     if picked is not None:
                         row = [row[position] for position in picked]
@@ -110,14 +172,36 @@ class Table(Format):
                 )
             raise
 
+    def _rows(self, descriptor: Descriptor) -> Any:
+        lines = _lines(self, descriptor)
+        plain = self.dialect.get("quoting", csv.QUOTE_MINIMAL) in _TEXTS and not self.dialect.get("strict")
+        return csv.reader(lines, **self.dialect) if plain else _Rows(lines, self.dialect)
+
+    def _check_lines(self, lines: int, row: list[Any], descriptor: Descriptor, first: int) -> None:
+        """Refuse a row that goes on over the end of its line: where files are cut, it would be two."""
+        if lines != 1 or (row and str(row[-1])[-1:] in _ENDS):
+            raise ValueError(
+                f"{place(descriptor, first)}: a quoted value goes on over the end of the line, "
+                "where newlines_in_values=False says that none does"
+            )
+
     def _names(self, rows: Any, descriptor: Descriptor) -> list[str]:
         """Return the columns, from the row that has them."""
         if not self.header:
             return list(self.columns or ())
         if descriptor.start:
-            rows = csv.reader(_lines(self, descriptor._replace(start=0, end=1)), **self.dialect)
+            rows = self._rows(descriptor._replace(start=0, end=1))
         is_cut = bool(descriptor.start) or descriptor.end is not None
-        names: list[str] = next(rows if is_cut else filter(None, rows), [])
+        names: Any = []
+        before = 0
+        for names in rows:
+            if names or is_cut:
+                break
+            before = rows.line_num
+        if type(names) is _Unread:
+            raise names.told(place(descriptor._replace(start=0), before + 1))
+        if names and not self.newlines:
+            self._check_lines(rows.line_num - before, names, descriptor._replace(start=0), before + 1)
         if is_cut and not names:
             raise ValueError(
                 f"{descriptor.path!r} begins with an empty line, where its columns have to be named if it is "
@@ -129,7 +213,7 @@ class Table(Format):
                 f"{descriptor.path!r} has more than one column {twice!r}: name the columns with "
                 "header=False, columns=[...]"
             )
-        return names
+        return list(names)
 
     def _picked(self, names: list[str], descriptor: Descriptor) -> list[int]:
         """Return where the columns stand that were asked for."""

@@ -288,7 +288,7 @@ def read_parquet(
     format = Rows("read_parquet", (), None, False, names, batch_rows)
 
     def cut(systems: tuple[Any, ...]) -> Cut:
-        return RowGroups(systems, names)
+        return RowGroups(systems, names, settings.get("on_error", "raise") != "raise")
 
     return made(format, urlpath, storage_options, settings, "*.parquet", cut)
 
@@ -358,7 +358,8 @@ def read_archive(
     """Return a lazy collection of the members of zip and tar files: pairs of name and bytes.
 
     Workers read each member of a zip file on its own, and a tar file, packed or not, from its start to its
-    end. This call reads the directories of zip files. Folders and symbolic links are left out.
+    end. This call reads the directories of zip files. Folders and symbolic links are left out, and hard links
+    to what is no file.
 
     Args:
         urlpath: As for `read_text`, and so is `storage_options`.
@@ -381,6 +382,6 @@ def read_archive(
     format = Archive("read_archive", (), None, flag("include_path", include_path), pattern)
 
     def cut(systems: tuple[Any, ...]) -> Cut:
-        return Members(systems, pattern)
+        return Members(systems, pattern, settings.get("on_error", "raise") != "raise")
 
     return made(format, urlpath, storage_options, settings, "*.zip", cut)

@@ -224,6 +224,47 @@ class TestMisfits:
                 call()
         assert names(tmp_path) == []
 
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    def test_rows_without_columns_among_others(self, place: Connection, tmp_path: Path, size: int) -> None:
+        """They are rows of nulls, also where a partition has no others."""
+        given: list[dict[str, Any]] = [{}, {"a": 1}, {}, {}, {}, {"b": "x"}, {}]
+        expected = [{"a": row.get("a"), "b": row.get("b")} for row in given]
+        chain = parallel(given, partition_size=size)
+        assert chain.to_arrow().to_pylist() == expected
+        written = chain.write_parquet(tmp_path / "a.parquet")
+        assert parquet.read_table(written.files).to_pylist() == expected
+        assert written.rows == len(given)
+        some = parallel(given[1:5], partition_size=size).write_parquet(tmp_path / "b-*", rows_per_file=2)
+        found = [row for file in some.files for row in parquet.read_table(file).to_pylist()]
+        assert found == [{"a": 1}, {"a": None}, {"a": None}, {"a": None}]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [Decimal("1"), Decimal("1.50"), Decimal(10**20)],
+            [np.datetime64("2020-01-01T01:00:00", "s"), np.datetime64("2020-01-01T01:00:00.000000001", "ns")],
+            [[1], [Decimal("1.5")]],
+        ],
+    )
+    def test_the_first_file_has_the_types_of_its_own_rows(
+        self, inline: Connection, tmp_path: Path, values: list[Any]
+    ) -> None:
+        """Also where values of one type of Python's have columns of several of pyarrow's."""
+        for size in (1, 2, 100):
+            with pytest.raises(ValueError, match=r"row 1 has .* in column 'a'|row 2 has .* in column 'a'"):
+                parallel([{"a": value} for value in values], partition_size=size).write_parquet(
+                    tmp_path / "out-*", rows_per_file=1
+                )
+        assert names(tmp_path) == []
+
+    def test_a_column_for_which_parquet_has_no_type(self, inline: Connection, tmp_path: Path) -> None:
+        for end, limits in (("a", {}), ("a-*", {"rows_per_file": 1})):
+            with pytest.raises(
+                ValueError, match=r"write_parquet\(\): column 'x' is .*: leave it out, or make"
+            ):
+                parallel([{"n": 1, "x": {}}]).write_parquet(tmp_path / end, **limits)
+        assert names(tmp_path) == []
+
     def test_arguments(self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TypeError, match=r"pyarrow\.Schema"):
             parallel([{}]).write_parquet(tmp_path / "a", schema={"a": "int"})

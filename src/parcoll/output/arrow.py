@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from parcoll.output.kinds import (
     first_bad,
     inferred,
     lost,
-    nests,
+    of_each,
     remade,
     rooms,
     sizes_of,
@@ -50,7 +51,20 @@ class TablePart:
         self.mixed = mixed
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self.batch.num_columns:  # pyarrow pickles columns, and not how many rows there are without any
+            return _without_columns, (self.sizes,)
         return TablePart, (self.batch, self.sizes, self.first, self.mixed)
+
+
+def _without_columns(sizes: bytes) -> TablePart:
+    """Return the table of rows that have no column."""
+    batch = columnless(package("pyarrow", "a table"), len(sizes) // 8)
+    return TablePart(batch, sizes, {}, {})
+
+
+def columnless(pyarrow: Any, rows: int) -> Any:
+    """Return a batch of so many rows, none of which has a column."""
+    return pyarrow.RecordBatch.from_struct_array(made_by_pyarrow(pyarrow, [{}] * rows, pyarrow.struct([])))
 
 
 class ArrowEncoder(TableEncoder):
@@ -146,9 +160,7 @@ class Arrow(Tables):
     @staticmethod
     def _batch(pyarrow: Any, rows: int, columns: list[Any], schema: Any) -> Any:
         if not columns:
-            return pyarrow.RecordBatch.from_struct_array(
-                made_by_pyarrow(pyarrow, [{}] * rows, pyarrow.struct([]))
-            )
+            return columnless(pyarrow, rows)
         return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
     def made(self, rows: Sequence[Any]) -> Any:
@@ -196,7 +208,8 @@ class Arrow(Tables):
                         break
             for field in batch.schema:
                 values = columns[field.name]
-                if nests(pyarrow, field.type) or len(set(map(type, values)) - {type(None)}) > 1:
+                found = set(map(type, values)) - {type(None)}
+                if len(found) > 1 or not (found <= {datetime} or of_each(pyarrow, field.type)):
                     mixed[field.name] = values
         return TablePart(batch, sizes_of(pyarrow, batch), first, mixed)
 

@@ -218,6 +218,16 @@ def nests(pyarrow: Any, kind: Any) -> bool:
     return bool(pyarrow.types.is_nested(kind))
 
 
+def of_each(pyarrow: Any, kind: Any) -> bool:
+    """Tell whether a column that was inferred has the type that any of its values alone would have.
+
+    A column of decimals has the digits of the longest, and one of numpy's times the finest of their units.
+    """
+    kinds = pyarrow.types
+    exact = (kinds.is_int64, kinds.is_float64, kinds.is_string, kinds.is_binary, kinds.is_boolean)
+    return any(is_one(kind) for is_one in (*exact, kinds.is_null, kinds.is_date, kinds.is_time))
+
+
 def lost(pyarrow: Any, values: Sequence[Any], column: Any, found: set[type] | None = None) -> int | None:
     """Return the first value that is another one in the column; None if all are what they were.
 

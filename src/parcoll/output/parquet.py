@@ -10,6 +10,7 @@ from typing import Any
 from parcoll.output.arrow import Arrow, TablePart
 from parcoll.output.rolling import Cutter, Files, Limits, Rolling, ends_of
 from parcoll.output.tables import package
+from parcoll.text import line_of
 
 GROUP_ROWS = 131_072  # of a row group
 GROUP_BYTES = 64 << 20  # of its values
@@ -88,7 +89,12 @@ class ParquetFiles(Rolling):
 
     def _begin(self) -> None:
         parquet = package("pyarrow.parquet", self._tables.what)
-        self._writer = parquet.ParquetWriter(self._open(), self._schema, compression=self._compression)
+        file = self._open()
+        try:
+            self._writer = parquet.ParquetWriter(file, self._schema, compression=self._compression)
+        except Exception:
+            check_types(self._tables.what, self._schema)
+            raise
 
     def _settle(self) -> None:
         """Take the schema of what waits, and write it."""
@@ -124,6 +130,20 @@ class ParquetFiles(Rolling):
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.is_open = False  # else it would write its end when it is collected, into a closed file
+
+
+def check_types(what: str, schema: Any) -> None:
+    """Refuse a column of a type that pyarrow has, and parquet has not."""
+    pyarrow = package("pyarrow", what)
+    parquet = package("pyarrow.parquet", what)
+    for field in schema:
+        try:
+            parquet.ParquetWriter(pyarrow.BufferOutputStream(), pyarrow.schema([field])).close()
+        except pyarrow.ArrowNotImplementedError as error:
+            raise ValueError(
+                f"{what}: column {field.name!r} is {field.type}, for which parquet has no type "
+                f"({line_of(error)}): leave it out, or make other values of it"
+            ) from error
 
 
 class Waiting:

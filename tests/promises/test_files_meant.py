@@ -151,6 +151,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.txt").write_text(name)
+    assert list(read_text(tmp_path / "o*" / "*.txt")) == ["open"], "which imports what nobody may read"
     (tmp_path / "closed").chmod(0)
     for above in (tmp_path, *tmp_path.parents[:3]):
         above.chmod(above.stat().st_mode | 0o55)

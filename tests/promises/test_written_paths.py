@@ -177,6 +177,25 @@ class TestWhatIsThere:
         self.refused(tmp_path / "new" / "out", PermissionError, "may not write in the folder")
         assert names(tmp_path) == []
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not look")
+    def test_a_folder_that_nobody_may_look_into(self, inline: Connection, tmp_path: Path) -> None:
+        for overwrite in (False, True):  # which imports what nobody may read
+            parallel([0]).write_jsonl(tmp_path / "before", overwrite=overwrite)
+        (tmp_path / "box").mkdir()
+        (tmp_path / "box").chmod(0o333)
+        for above in (tmp_path, *tmp_path.parents[:3]):
+            above.chmod(above.stat().st_mode | 0o55)
+        os.seteuid(65534)
+        try:
+            assert parallel([1]).write_jsonl(tmp_path / "box" / "a").rows == 1
+            assert parallel([2]).write_jsonl(tmp_path / "box" / "a", overwrite=True).rows == 1
+            with pytest.raises(FileExistsError):
+                parallel([3]).write_jsonl(tmp_path / "box" / "a")
+        finally:
+            os.seteuid(0)
+        assert (tmp_path / "box" / "a").read_text() == "2\n"
+        assert names(tmp_path / "box") == ["a"]
+
     def test_a_codec_that_is_missing(
         self, inline: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

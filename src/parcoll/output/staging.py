@@ -242,7 +242,10 @@ def _started(pid: int) -> str:
 
 def sync(folder: str) -> None:
     """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # files may be put there, and nobody may look
+        return
     try:
         os.fsync(descriptor)
     except OSError:  # not every filesystem can, for folders

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 
 from parcoll import CheckpointError, checkpoint_info
@@ -23,10 +26,25 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        print(checkpoint_info(given.folder))
-    except CheckpointError as error:
+        told = str(checkpoint_info(given.folder))
+    except (CheckpointError, TypeError) as error:  # TypeError for an empty name
         print(error, file=sys.stderr)
         return 2
+    return _print(told)
+
+
+def _print(text: str) -> int:
+    """Write a text to the standard output, and return the exit code: 1 if that is not possible."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # elements have signs that a terminal may not have
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else the interpreter tries once more at its end
+        if not isinstance(error, BrokenPipeError):  # which means that whoever reads has seen enough
+            print(f"the standard output cannot be written: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

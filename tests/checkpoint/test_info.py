@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -244,3 +245,31 @@ def test_the_command_line(inline: Connection, tmp_path: Path):
     assert "checkpoint" in helped.stdout
     assert run("checkpoint").returncode == 2
     assert run("nosuch").returncode == 2
+
+
+def test_the_command_line_where_it_cannot_print_all(inline: Connection, tmp_path: Path):
+    """Texts of the user's have signs that a terminal lacks, and `head` reads no further."""
+    list(parallel(["é", "日本"], checkpoint=tmp_path / "run", on_error="skip").map(int))
+
+    def run(shell: str, encoding: str = "utf-8", folder: Any = tmp_path / "run") -> tuple[int, str, str]:
+        command = f'{shlex.quote(sys.executable)} -m parcoll checkpoint "$FOLDER" {shell}'
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            env={**os.environ, "FOLDER": str(folder), "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            encoding=encoding,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    for encoding, known in (("ascii", r"'\xe9'"), ("latin-1", "'é'")):
+        code, told, wrong = run("", encoding)
+        assert (code, wrong) == (0, "")
+        assert f"element 0 ({known})" in told
+        assert r"element 1 ('\u65e5\u672c')" in told
+    assert run("| true") in [(1, "", ""), (0, "", "")]
+    assert run("", folder="") == (2, "", "checkpoint_info() needs a folder's path or URL, got '' (a str)\n")
+    if os.path.exists("/dev/full"):
+        code, _, wrong = run("> /dev/full")
+        assert code == 1
+        assert re.fullmatch(r"the standard output cannot be written: [^\n]*\n", wrong)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parcoll import Connection, ParallelGen, parallel
+from parcoll import Connection, ParallelGen, parallel, read_parquet
 from parcoll.output.kinds import inferred
 from parcoll.output.tables import plain_column
 
@@ -369,6 +369,21 @@ def test_types_do_not_depend_on_which_rows_came_together(
         assert [row["a"] for row in found[0][1]] == values
     elif UTC in zones:
         assert found[0][1] == [True]
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_nanoseconds_that_were_read_can_be_written(inline: Connection, tmp_path: Path, size: int) -> None:
+    """They are times of pandas', which pyarrow takes for microseconds."""
+    pytest.importorskip("pandas")
+    moments = [10**18, None, 10**18 + 1]
+    kinds = {"a": pyarrow.timestamp("ns"), "b": pyarrow.timestamp("ns", "UTC"), "c": pyarrow.duration("ns")}
+    table = pyarrow.table({name: pyarrow.array(moments, kind) for name, kind in kinds.items()})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    rows = parallel([*read_parquet(tmp_path / "in.parquet")], partition_size=size)
+    assert parquet.read_table(rows.write_parquet(tmp_path / "out.parquet").files).equals(table)
+    assert (
+        rows.map(lambda row: {"x": [row["a"], NOON]}).to_arrow().schema.field(0).type.value_type == kinds["a"]
+    )
 
 
 def test_columns_are_those_of_pyarrow() -> None:

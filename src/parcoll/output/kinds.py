@@ -66,12 +66,22 @@ def _has_unit(kind: type) -> bool:
 def _alone(pyarrow: Any, values: Sequence[Any], found: set[type]) -> Any:
     column = _one(pyarrow, made_by_pyarrow(pyarrow, values))
     bad = lost(pyarrow, values, column, found)
+    if bad is not None and (finer := _finer(pyarrow, column.type)) is not None:
+        column = _one(pyarrow, made_by_pyarrow(pyarrow, values, finer))
+        bad = lost(pyarrow, values, column, found)
     if bad is not None:
         raise TypeError(f"{short_repr(values[bad])} would become {short_repr(column[bad].as_py())}")
     if _has_times(pyarrow, column.type) and len({time.tzinfo is None for time in _times(values)}) > 1:
         # pyarrow takes them for UTC, but in tables of other rows the two are of different types.
         raise TypeError("there are times with a zone, and without one")
     return column
+
+
+def _finer(pyarrow: Any, kind: Any) -> Any:
+    """Return the type of times with nanoseconds, which pandas' have, and pyarrow takes for microseconds."""
+    if pyarrow.types.is_timestamp(kind):
+        return pyarrow.timestamp("ns", kind.tz)
+    return pyarrow.duration("ns") if pyarrow.types.is_duration(kind) else None
 
 
 def _structs(pyarrow: Any, values: Sequence[Any]) -> Any:

@@ -42,6 +42,25 @@ print(bool(sysconfig.get_path("stdlib")), is_own_spec(json.tool.__spec__))
     assert run(tmp_path, script, helpers="") == "True False\n"
 
 
+def test_a_worker_that_had_another_parcoll_before_still_imports(tmp_path: Path) -> None:
+    """The modules of the one before are gone, and its finder of modules asks those that are there."""
+    script = """
+import sys
+for _ in range(3):
+    from parcoll.world.takeover import watch_imports
+    watch_imports()
+    before = sys.meta_path[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "parcoll"]:
+        del sys.modules[name]
+sys.meta_path.insert(0, sys.meta_path.pop())  # whichever comes first
+sys.path.insert(0, ".")
+import one
+print(one.value, [type(finder).__name__ for finder in sys.meta_path].count(type(before).__name__))
+"""
+    (tmp_path / "one.py").write_text("value = 1\n")
+    assert run(tmp_path, script, helpers="") == "1 1\n"
+
+
 def test_a_second_thread_waits_until_the_first_has_taken_over(tmp_path: Path) -> None:
     """Both have the same program; else its function would see what the import gave."""
     (tmp_path / "one.py").write_text("value = 1\n")

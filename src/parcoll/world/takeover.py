@@ -260,15 +260,17 @@ class _Imports(MetaPathFinder):
         if fullname.partition(".")[0] in NOT_OWN or fullname in sys.builtin_module_names:
             return None
         for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            if finder is self or find is None:
-                continue
-            spec: ModuleSpec | None = find(fullname, path, target)
-            if spec is not None:
+            find = None if _is_such(finder) else getattr(finder, "find_spec", None)
+            if find is not None and (spec := find(fullname, path, target)) is not None:
                 if spec.loader is not None and is_own_spec(spec):
                     spec.loader = _Importing(spec.loader)
-                return spec
+                return spec  # type: ignore[no-any-return]
         return None
+
+
+def _is_such(finder: object) -> bool:
+    """Tell whether it is that finder, or that of a parcoll that was here before: each would ask the other."""
+    return (type(finder).__module__, type(finder).__name__) == (__name__, _Imports.__name__)
 
 
 class _Importing(Loader):
@@ -316,9 +318,7 @@ def watch_imports() -> None:
         # It imports a module itself while it fills the table that tells what is the user's own: were this
         # import its first use, the finder would ask of a table half filled.
         sysconfig.get_config_vars()
-        if _imports in sys.meta_path:
-            sys.meta_path.remove(_imports)
-        sys.meta_path.insert(0, _imports)
+        sys.meta_path[:] = [_imports, *(finder for finder in sys.meta_path if not _is_such(finder))]
 
 
 def import_edited() -> None:

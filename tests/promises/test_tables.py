@@ -309,6 +309,8 @@ class TestInMemory:
             [{}, {}],
             [],
             [{1: 1, "1": 2}],
+            [{None: 1 + 2j, "b": "x"}, {"b": "y"}, {None: 3j}],
+            [{None: 3}, {None: 4, "b": "x"}, {"c": "y"}],
         ],
     )
     def test_of_pandas(self, inline: Connection, given: list[dict[Any, Any]], size: int) -> None:

@@ -202,14 +202,20 @@ class Frames(Tables):
         pandas = package("pandas", self.what)
         if not frames:
             return pandas.DataFrame([])
-        names = list(dict.fromkeys(name for frame in frames for name in frame.columns))
-        columns = {name: self._column(pandas, frames, name) for name in names}
+        those = [list(map(_name, frame.columns)) for frame in frames]
+        names = list(dict.fromkeys(chain.from_iterable(those)))
+        columns = {number: self._column(pandas, frames, those, name) for number, name in enumerate(names)}
         rows = sum(len(frame) for frame in frames)
-        return pandas.DataFrame(columns, index=pandas.RangeIndex(rows), columns=names)
+        found = pandas.DataFrame(columns, index=pandas.RangeIndex(rows))
+        found.columns = pandas.DataFrame([dict.fromkeys(names)]).columns
+        return found
 
     @staticmethod
-    def _column(pandas: Any, frames: Sequence[Any], name: Any) -> Any:
-        parts = [frame[name] if name in frame.columns else None for frame in frames]
+    def _column(pandas: Any, frames: Sequence[Any], those: Sequence[list[Any]], name: Any) -> Any:
+        parts = [
+            frame.iloc[:, names.index(name)] if name in names else None
+            for frame, names in zip(frames, those, strict=True)
+        ]
         kinds = {part.dtype if part is not None else None for part in parts}
         if len(kinds) == 1:
             return pandas.concat(parts, ignore_index=True)
@@ -217,5 +223,10 @@ class Frames(Tables):
         # in all, pandas finds out from the values.
         values: list[Any] = []
         for frame, part in zip(frames, parts, strict=True):
-            values += [{}] * len(frame) if part is None else ({name: value} for value in part.tolist())
-        return pandas.DataFrame(values, columns=[name])[name]
+            values += [{}] * len(frame) if part is None else ({"": value} for value in part.tolist())
+        return pandas.DataFrame(values, columns=[""])[""]
+
+
+def _name(name: Any) -> Any:
+    """Return the name of a column. For None, pandas may have one that is equal to none, itself neither."""
+    return None if isinstance(name, float) and name != name else name

@@ -136,7 +136,7 @@ class Table(Format):
         if self.field_limit > csv.field_size_limit():
             csv.field_size_limit(self.field_limit)
         rows = self._rows(descriptor)
-        before = 0  # lines before the row
+        before, newlines = 0, self.newlines  # lines before the row
         try:
             names = self._names(rows, descriptor)
             picked = self._picked(names, descriptor) if self.header and self.columns is not None else None
@@ -149,8 +149,8 @@ class Table(Format):
                     yield Broken(broken)
                     before = rows.line_num
                     continue
-                if not self.newlines:
-                    self._check_lines(rows.line_num - before, row, descriptor, before + 1)
+                if not newlines and (rows.line_num != before + 1 or (row and str(row[-1])[-1:] in _ENDS)):
+                    raise _goes_over(descriptor, before + 1)
                 if len(row) == len(names):
                     if picked is not None:
                         row = [row[position] for position in picked]
@@ -177,14 +177,6 @@ class Table(Format):
         plain = self.dialect.get("quoting", csv.QUOTE_MINIMAL) in _TEXTS and not self.dialect.get("strict")
         return csv.reader(lines, **self.dialect) if plain else _Rows(lines, self.dialect)
 
-    def _check_lines(self, lines: int, row: list[Any], descriptor: Descriptor, first: int) -> None:
-        """Refuse a row that goes on over the end of its line: where files are cut, it would be two."""
-        if lines != 1 or (row and str(row[-1])[-1:] in _ENDS):
-            raise ValueError(
-                f"{place(descriptor, first)}: a quoted value goes on over the end of the line, "
-                "where newlines_in_values=False says that none does"
-            )
-
     def _names(self, rows: Any, descriptor: Descriptor) -> list[str]:
         """Return the columns, from the row that has them."""
         if not self.header:
@@ -200,8 +192,9 @@ class Table(Format):
             before = rows.line_num
         if type(names) is _Unread:
             raise names.told(place(descriptor._replace(start=0), before + 1))
-        if names and not self.newlines:
-            self._check_lines(rows.line_num - before, names, descriptor._replace(start=0), before + 1)
+        over = rows.line_num != before + 1 or (names and str(names[-1])[-1:] in _ENDS)
+        if names and not self.newlines and over:
+            raise _goes_over(descriptor._replace(start=0), before + 1)
         if is_cut and not names:
             raise ValueError(
                 f"{descriptor.path!r} begins with an empty line, where its columns have to be named if it is "
@@ -225,6 +218,14 @@ class Table(Format):
                     "row of names, pass header=False"
                 )
         return [names.index(column) for column in self.columns if column in names]
+
+
+def _goes_over(descriptor: Descriptor, line: int) -> ValueError:
+    """Return what refuses a row that goes on over the end of its line: in a file that is cut, it is two."""
+    return ValueError(
+        f"{place(descriptor, line)}: a quoted value goes on over the end of the line, "
+        "where newlines_in_values=False says that none does"
+    )
 
 
 stands_between(Table.elements.__code__.co_filename)

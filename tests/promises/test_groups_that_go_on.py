@@ -107,11 +107,11 @@ def values_of(kind: str, at: int) -> Any:
 
 @pytest.mark.parametrize("kind", ["texts", "rows", "points", "arrays", "local", "functions", "mixed"])
 def test_whatever_is_in_them(cluster: Connection, kind: str) -> None:
-    def shown(group: tuple[int, list[Any]]) -> tuple[int, list[str]]:
+    def shown(group: tuple[str, list[Any]]) -> tuple[str, list[str]]:
         return group[0], [repr(one() if callable(one) else one) for _, one in group[1]]
 
-    chain = parallel(range(600), partition_size=100).map(lambda x: (x % 20, values_of(kind, x)))
-    made = [(x % 20, values_of(kind, x)) for x in range(600)]
+    chain = parallel(range(600), partition_size=100).map(lambda x: (f"{x % 20}\0", values_of(kind, x)))
+    made = [(f"{x % 20}\0", values_of(kind, x)) for x in range(600)]
     assert list(chain.group_by(first).map(shown)) == [shown(found) for found in grouped(made, first).items()]
 
 

@@ -269,7 +269,7 @@ class Unopened:
 
 def opened(data: bytes) -> Any:
     """Return what is in a frame, for who unpickles it."""
-    (element,) = unframed(data[len(FRAME) :])
+    ((element,),) = unframed(data[len(FRAME) :])
     return element
 
 
@@ -338,7 +338,7 @@ class Framer:
             except Exception:  # by value it may be possible
                 pass
             self._many, self.by_value = None, True
-        return [FRAME + self.packed(element, False) for element in elements]
+        return [FRAME + self.packed((element,), False) for element in elements]
 
     def _pickled(self, columns: tuple[Any, ...]) -> Sequence[bytes]:
         if self._many is not None:

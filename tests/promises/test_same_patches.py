@@ -22,7 +22,7 @@ from unittest import mock
 import pytest
 from ways import HERE, Make, One, plain
 
-from parcoll import connect, parallel
+from parcoll import Connection, connect, parallel
 from parcoll.world import patches
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
@@ -164,6 +164,18 @@ def test_whatever_can_be_called(one: One, make: Make, monkeypatch: pytest.Monkey
 def test_an_evaluation_within_a_function(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json, "dumps", mine)
     assert one(lambda _: list(parallel([1, 2]).map(dumped))) == ["mine 1", "mine 2"]
+
+
+def test_inline_a_patch_is_there_as_it_is(inline: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied there still calls the original."""
+    for func, expected in ((mine, "mine 1"), (wrapping, "wrapped 1"), (wrapping_twice, "twice wrapped 1")):
+        monkeypatch.setattr(json, "dumps", func)
+        assert plain(dumped) == plain(func) == expected
+    monkeypatch.setattr(time, "sleep", lambda seconds: real_sleep(seconds / 100))
+    assert plain(lambda x: time.sleep(x)) is None
+    kept = real_sleep
+    assert plain(lambda x: kept(x / 100)) is None
+    assert plain(lambda x: kept is time.sleep) is False
 
 
 def test_the_worker_has_its_own_again_behind_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ Each ends with the SHA-256 of what stands before it, so that one changed bit any
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Sequence
-from json import dumps, loads
 from typing import Any, NamedTuple, TypeGuard
 
 from parcoll.checkpoint import fingerprint
@@ -98,7 +98,7 @@ def other_format(number: int) -> str | None:
 
 def _sealed(found: dict[str, Any]) -> bytes:
     """Return the bytes of a file that says this, and ends with their checksum."""
-    body = dumps(found, indent=1).encode()[:-2]
+    body = json.dumps(found, indent=1).encode()[:-2]
     return body + _seal_of(body)
 
 
@@ -114,7 +114,7 @@ def _seal_of(body: bytes) -> bytes:
 
 def _object_in(content: bytes) -> dict[str, Any]:
     try:
-        found = loads(content, object_pairs_hook=_each_once)
+        found = json.loads(content, object_pairs_hook=_each_once)
     except RecursionError:
         raise ValueError("too many brackets") from None
     if not isinstance(found, dict):

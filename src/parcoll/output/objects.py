@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from json import dumps, loads
 from typing import Any
 
 from parcoll.log import logger
@@ -103,7 +103,7 @@ class RemoteTarget:
 
     def _listed_there(self) -> dict[str, Any]:
         try:
-            found = loads(self._system.cat_file(self._manifest))
+            found = json.loads(self._system.cat_file(self._manifest))
         except (FileNotFoundError, ValueError):
             return {}
         return found if _is_list(found) else {}
@@ -261,7 +261,7 @@ class RemoteTarget:
     # Both --------------------------------------------------------------------------------------------
 
     def _list(self, **files: Any) -> None:
-        self._system.pipe_file(self._manifest, dumps(files, indent=1).encode())
+        self._system.pipe_file(self._manifest, json.dumps(files, indent=1).encode())
 
     def _remove(self, paths: list[str], seen: bool = False) -> None:
         """Remove objects. One that can be `seen` would be read with those that count: it has to go."""

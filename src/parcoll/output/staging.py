@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import socket
 import stat
 from collections.abc import Iterator
-from json import dump, load
 from typing import Any
 
 from parcoll.log import logger
@@ -72,7 +72,7 @@ class Staging:
         names = {"moves": [list(move) for move in moves], "stale": stale}
         unfinished = os.path.join(self.path, COMMIT + "-unfinished")
         with open(unfinished, "x", encoding="ascii") as file:
-            dump(names, file)
+            json.dump(names, file)
             file.flush()
             os.fsync(file.fileno())
         os.rename(unfinished, os.path.join(self.path, COMMIT))
@@ -178,7 +178,7 @@ def _remove(path: str) -> None:
 def _finish(path: str) -> None:
     """Do what is left to be done of a commit. It may have been begun before."""
     with open(os.path.join(path, COMMIT), encoding="ascii") as file:
-        names = load(file)
+        names = json.load(file)
     folders = set()
     for source, final in names["moves"]:
         folders.add(os.path.dirname(final))

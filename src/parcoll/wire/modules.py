@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -27,7 +28,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.abc import InspectLoader, MetaPathFinder
-from json import dumps, loads  # as they are: a test may replace them in their module
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -296,7 +296,7 @@ def packed(sources: Mapping[str, tuple[bool, str, str]]) -> bytes:
     global _last_packed
     plain = {name: tuple(source) for name, source in sorted(sources.items())}
     if plain != _last_packed[0]:
-        _last_packed = plain, zlib.compress(dumps(plain).encode(), 1)
+        _last_packed = plain, zlib.compress(json.JSONEncoder().encode(plain).encode(), 1)
     return _last_packed[1]
 
 
@@ -305,7 +305,7 @@ _last_packed: tuple[dict[str, Any], bytes] = {}, b""
 
 def unpacked(content: bytes) -> dict[str, tuple[bool, str, str]]:
     """Return the sources that were packed."""
-    plain = loads(zlib.decompress(content))
+    plain = json.JSONDecoder().decode(zlib.decompress(content).decode())  # json.loads may be a mock
     return {name: (is_package, filename, text) for name, (is_package, filename, text) in plain.items()}
 
 

@@ -215,6 +215,7 @@ Place = tuple[str, str]  # a module, and the path of a name in it
 replaced: set[Place] = set()  # where a program has put something of its own (`world.patches`)
 looks: list[Callable[[], object]] = []  # called to know that
 originals: dict[Place, Any] = {}  # in a worker that has it: what was there
+_here: dict[Place, Any] = {}  # the same in the program's process, of what was pickled
 
 
 def reduced_original(value: Any) -> Any:
@@ -226,7 +227,10 @@ def reduced_original(value: Any) -> Any:
         return None
     for look in looks:
         look()
-    return (original, (module, path)) if (module, path) in replaced else None
+    if (module, path) not in replaced:
+        return None
+    _here[module, path] = value
+    return original, (module, path)
 
 
 def claims(value: Any) -> bool:
@@ -236,8 +240,9 @@ def claims(value: Any) -> bool:
 
 def original(module: str, path: str) -> Any:
     """Return what a library has at a place, or had there."""
-    if (module, path) in originals:
-        return originals[module, path]
+    for known in (originals, _here):
+        if (module, path) in known:
+            return known[module, path]
     found: Any = importlib.import_module(module)
     for name in path.split("."):
         found = getattr(found, name)

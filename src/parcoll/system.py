@@ -341,7 +341,7 @@ def busy_lately() -> float:
         return 0.0
     _looked.last = now = _look()
     _lookers[threading.get_ident()] = now.at
-    for thread, at in list(_lookers.items()):
+    for thread, at in _lookers.copy().items():
         if now.at - at > max(IDLE_SECONDS, now.at - last.at):
             _lookers.pop(thread, None)
     of_process = now.of_process - last.of_process

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 import pytest
 
 from parcoll import Connection, parallel, read_csv, read_files, read_text
+
+pa: Any = pytest.importorskip("pyarrow")
+pd: Any = pytest.importorskip("pandas")
 
 
 @dataclasses.dataclass

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
+
+from parcoll.world import entries, own_state, patches, records
 
 HELPERS = """
 import importlib, sys, threading, types, zlib
@@ -110,3 +115,33 @@ print(one.value, importing.is_alive())
 """,
     )
     assert out == "2 False\n"
+
+
+def test_what_is_looked_through_may_change_meanwhile() -> None:
+    """To make the pairs of `items` may start the collector, whose callbacks are Python's: others run then."""
+    added: list[str] = []
+
+    def add(phase: str, info: Any) -> None:
+        added.append(f"w_added_{len(added)}")
+        sys.modules[added[-1]] = types.ModuleType(added[-1])
+        setattr(types, added[-1], added[-1])
+
+    before = gc.get_threshold()
+    gc.callbacks.append(add)
+    gc.set_threshold(1)
+    try:
+        entries._registered[0] = None
+        entries.read_subclasses()
+        entries._added[0] = None
+        entries.read_builtins()
+        patches._seen.clear()
+        patches.read()
+        own_state.read(True)
+        records.pack_settings(records.read_settings())
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(add)
+        for name in added:
+            del sys.modules[name]
+            delattr(types, name)
+    assert added

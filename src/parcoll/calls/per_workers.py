@@ -166,7 +166,7 @@ class PerWorker(Generic[T]):
             return None
         if at(module, self.__qualname__) is self:
             return self.__module__, self.__qualname__
-        names = [name for name, value in list(vars(module).items()) if value is self]
+        names = [name for name, value in vars(module).copy().items() if value is self]
         return (self.__module__, names[0]) if names else None
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -123,7 +123,7 @@ def steady_process() -> None:
 
     clock = steady_clock()
     IOLoop.time = lambda self: clock()  # type: ignore[method-assign]
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if name.partition(".")[0] == "distributed" and getattr(module, "time", None) is time.time:
             module.time = clock  # type: ignore[attr-defined]
 

@@ -80,7 +80,7 @@ class ShippedModules(MetaPathFinder, InspectLoader):
 
     def write(self, top: str) -> str:
         """Write a module or package with its data files, as far as it is not there yet; return the folder."""
-        sources = {name: source for name, source in list(self.sources.items()) if _top(name) == top}
+        sources = {name: source for name, source in self.sources.copy().items() if _top(name) == top}
         texts = [(name, source.text) for name, source in sorted(sources.items()) if not is_data(name)]
         folder = os.path.join(
             self._own_folder(), hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()

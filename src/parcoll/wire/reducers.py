@@ -353,7 +353,7 @@ class _Sentinels:
     def _name_of(self, value: object) -> tuple[str, str] | None:
         """Return the module that has the object, and its name there."""
         modules: dict[str, ModuleType]
-        modules = {name: module for name, module in list(sys.modules.items()) if type(module) is ModuleType}
+        modules = {name: module for name, module in sys.modules.copy().items() if type(module) is ModuleType}
         main: ModuleType = sys.modules["__main__"]
         seen = len(modules), main, len(names_of(main))
         if seen != self._looked_at:  # 10 ms

@@ -217,7 +217,7 @@ class _Named(NamedTuple):
         """Return what stands for a value that has a name in a module, or in that of its class."""
         if not isinstance(value, ATOMS):
             for home in (module, type(value).__module__):
-                for name, found in list(vars(sys.modules[home]).items()) if home in sys.modules else ():
+                for name, found in vars(sys.modules[home]).copy().items() if home in sys.modules else ():
                     if found is value:
                         return _Named(home, name)
         return value

@@ -66,7 +66,7 @@ class Entries:
         program = script.current()
         other = self._of is None or self._of() is not program
         self._of = weakref.ref(program) if program is not None else None
-        for at, (content, key) in list(self._here.items()):
+        for at, (content, key) in self._here.copy().items():
             if wanted.get(at) != content or (other and b"__main__" in content):
                 del self._here[at]
                 self._drop(key)
@@ -88,7 +88,7 @@ def read_reducers() -> dict[type, Any]:
     table = copyreg.dispatch_table
     seen = [*table, *table.values()]
     if seen != _reducers[0]:
-        _reducers[:] = seen, {kind: reduce for kind, reduce in list(table.items()) if is_own(reduce)}
+        _reducers[:] = seen, {kind: reduce for kind, reduce in table.copy().items() if is_own(reduce)}
     return dict(_reducers[1])
 
 
@@ -130,9 +130,9 @@ def read_adapters() -> dict[Any, Any]:
     if module is None:
         return {}
     adapters = {
-        ("adapter", kind): adapt for (kind, _), adapt in list(module.adapters.items()) if is_own(adapt)
+        ("adapter", kind): adapt for (kind, _), adapt in module.adapters.copy().items() if is_own(adapt)
     }
-    converters = list(module.converters.items())
+    converters = module.converters.copy().items()
     return adapters | {("converter", name): convert for name, convert in converters if is_own(convert)}
 
 
@@ -159,7 +159,7 @@ def read_builtins() -> dict[str, Any]:
     names = vars(builtins)
     seen = [*names, *map(id, names.values())]
     if seen != _added[0]:
-        _added[:] = seen, [name for name, value in list(names.items()) if _is_added(name, value)]
+        _added[:] = seen, [name for name, value in names.copy().items() if _is_added(name, value)]
     return {name: _told_of(names[name]) for name in _added[1] if name in names}
 
 
@@ -237,10 +237,10 @@ def read_logging_names() -> dict[tuple[str, str], Any]:
     module = vars(logging)
     seen = [*module.values(), *vars(logging.Logger).values()]
     if seen != _set_in_logging[0]:
-        methods = list(vars(logging.Logger).items())
-        found: dict[tuple[str, str], Any] = {("", name): v for name, v in list(module.items()) if _is_set(v)}
+        methods = vars(logging.Logger).copy().items()
+        found: dict[tuple[str, str], Any] = {("", name): v for name, v in module.copy().items() if _is_set(v)}
         found |= {("Logger", name): value for name, value in methods if _is_set(value)}
-        numbers = [item for item in list(module.items()) if type(item[1]) in (int, bool)]
+        numbers = [item for item in module.copy().items() if type(item[1]) in (int, bool)]
         found |= {("", name): v for name, v in numbers if name[0] != "_" and _NUMBERS.get(name, True) != v}
         _set_in_logging[:] = seen, found
     return dict(_set_in_logging[1])
@@ -299,7 +299,7 @@ _WITH_ABSTRACT = ("collections.abc", "numbers", "os", "contextlib", "io")
 
 
 def _abstract_ones() -> Iterator[abc.ABCMeta]:
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if name in _WITH_ABSTRACT or is_own_module(name, module):
             yield from (kind for kind in list(vars(module).values()) if type(kind) is abc.ABCMeta)
 

@@ -133,7 +133,7 @@ def _has_begun(error: TypeError) -> bool:
 def methods_reaching(kind: type[T]) -> type[T]:
     """Decorate the methods and properties of a class that the script uses."""
     made: dict[Any, Any] = {}  # a method may have two names
-    for name, value in list(vars(kind).items()):
+    for name, value in vars(kind).copy().items():
         if name.startswith("_") and name not in ("__iter__", "__repr__", "__reduce__", "_repr_html_"):
             continue
         if isinstance(value, FunctionType):

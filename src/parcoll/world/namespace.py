@@ -92,8 +92,8 @@ def _entries(main: ModuleType, without: Collection[str]) -> Iterator[tuple[str, 
     room = ALL_BYTES
     brought = script_of(main)
     if brought is not None:  # within a task: what it has not looked for goes on as it came
-        yield from ((name, entry) for name, entry in list(brought.waiting.items()) if name not in without)
-    for name, value in list(names.items()):
+        yield from ((name, entry) for name, entry in brought.waiting.copy().items() if name not in without)
+    for name, value in names.copy().items():
         if name in without or name in hidden or (name[:2] == "__" == name[-2:] and name in _DUNDERS):
             continue
         try:

@@ -101,7 +101,7 @@ class _Names:
         self._owners.add(prefix)
         is_func = type(owner) is FunctionType
         of_python = _OF_ENUMS if issubclass(type(owner), EnumMeta) else ()
-        for name, value in list(vars(owner).items()):
+        for name, value in vars(owner).copy().items():
             if name in of_python:
                 continue
             if name[:2] == "__" and not is_set_by_users(name, value, in_class=bool(prefix)):
@@ -159,7 +159,7 @@ class _Names:
             if member._name_ == name:  # not another name of one
                 self._namespaces.append(vars(member))
                 self._owners.add(f"{prefix}{name}.")
-                for attribute, value in list(vars(member).items()):
+                for attribute, value in vars(member).copy().items():
                     if not attribute[0] == "_" == attribute[-1]:
                         self.paths.add(f"{prefix}{name}.{attribute}")
                         self._add(f"{prefix}{name}.{attribute}", value)
@@ -298,7 +298,7 @@ class _Modules:
     def read(self) -> OwnState | None:
         changed = self._changed
         self._find(changed)
-        for name, module in list(self.modules.items()):
+        for name, module in self.modules.copy().items():
             if name in changed or module.changed(changed):
                 self._packed.pop(name, None)
         if changed:
@@ -323,7 +323,7 @@ class _Modules:
         seen = len(loaded), next(reversed(loaded))
         if seen == self._seen and all(loaded.get(name) is m.module for name, m in self.modules.items()):
             return
-        for name, module in list(loaded.items()):
+        for name, module in loaded.copy().items():
             known = self.modules.get(name)
             if known is not None and known.module is module:
                 continue
@@ -358,7 +358,7 @@ def read(of_machine: bool) -> OwnState | None:
 
 def modules() -> dict[str, ModuleType]:
     """Return the user's own modules, as they were at the last reading."""
-    return {name: one.module for reader in _modules.values() for name, one in list(reader.modules.items())}
+    return {name: one.module for reader in _modules.values() for name, one in reader.modules.copy().items()}
 
 
 def homes(of_machine: bool) -> dict[str, set[str]]:

@@ -8,10 +8,11 @@ are few. A worker has the patches while a task of the program runs.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
@@ -51,9 +52,9 @@ class _Library:
 
     def _look(self) -> dict[str, Any]:
         top = self.module.__name__.partition(".")[0]
-        owners: list[tuple[str, Mapping[str, Any]]] = [("", vars(self.module))]
-        for name, value in list(vars(self.module).items()):
-            own = isinstance(value, type) and str(value.__module__).partition(".")[0] == top
+        owners: list[tuple[str, Any]] = [("", vars(self.module))]
+        for name, value in vars(self.module).copy().items():
+            own = issubclass(type(value), type) and str(value.__module__).partition(".")[0] == top
             if own and top != "builtins" and _looks_through.setdefault(id(value), (self, value))[0] is self:
                 owners.append((f"{name}.", vars(value)))
         self._tables = [(path, table.values) for path, table in owners]
@@ -61,7 +62,7 @@ class _Library:
         found = {
             path + name: value
             for path, table in owners
-            for name, value in list(table.items())
+            for name, value in table.copy().items()
             if _is_put(value, self.module, path + name) and name != "excepthook"
         }
         if top == "builtins":  # what was added to them travels
@@ -82,7 +83,7 @@ def _weakly(value: Any) -> Callable[[], Any]:
 
 def _is_put(value: Any, module: ModuleType, path: str) -> bool:
     """Tell whether a program has put this there: a function, class or mock, or what else can be called."""
-    kind = type(value)
+    kind = type(value)  # `isinstance` would ask the object, which may raise: one of a request outside of it
     for part in ("__func__", "fget", "func"):  # of methods of each kind, properties, partial functions
         if kind.__module__ in ("builtins", "functools") and hasattr(value, part):
             return _is_put(getattr(value, part), module, path)
@@ -90,7 +91,8 @@ def _is_put(value: Any, module: ModuleType, path: str) -> bool:
         return _is_function_of_program(value) or mock_of(value) is not None
     if issubclass(kind, type):
         return is_own(value)
-    return Mock.is_one(value) or (callable(value) and is_own(kind))
+    mock = sys.modules.get("unittest.mock")
+    return (mock is not None and issubclass(kind, mock.NonCallableMock)) or (callable(value) and is_own(kind))
 
 
 def _is_function_of_program(value: FunctionType) -> bool:
@@ -102,9 +104,9 @@ def _is_function_of_program(value: FunctionType) -> bool:
 def _within(module: ModuleType) -> list[ModuleType]:
     """Return the module, and those within it; if these are many, those that are its public attributes."""
     prefix = f"{module.__name__}."
-    parts: list[Any] = [part for name, part in list(sys.modules.items()) if name.startswith(prefix)]
+    parts: list[Any] = [part for name, part in sys.modules.copy().items() if name.startswith(prefix)]
     if len(parts) > MOST_WITHIN:
-        attributes = list(vars(module).items())
+        attributes = vars(module).copy().items()
         parts = [sys.modules.get(prefix + name) for name, part in attributes if name[:1] != "_"]
     return [module, *(part for part in parts if isinstance(part, ModuleType))]
 
@@ -112,11 +114,11 @@ def _within(module: ModuleType) -> list[ModuleType]:
 def _modules_of(names: dict[str, Any]) -> Iterator[ModuleType]:
     """Give the modules that names refer to, and those that functions and classes among them come from."""
     for value in list(names.values()):
-        if isinstance(value, ModuleType):
+        if issubclass(type(value), ModuleType):
             yield value
-        elif isinstance(value, (FunctionType, type)):
+        elif issubclass(type(value), (FunctionType, type)):
             home = sys.modules.get(str(value.__module__))
-            if isinstance(home, ModuleType):
+            if home is not None and issubclass(type(home), ModuleType):
                 yield home
 
 
@@ -273,9 +275,10 @@ set_ = Entries(_put, _drop)
 
 
 def _look() -> None:
-    """Read, for a pickler; unless that pickles what was read."""
+    """Read, for a pickler; unless that pickles what was read. That goes on whatever is found."""
     if not _reading:
-        read()
+        with contextlib.suppress(Exception):
+            read()
 
 
 looks.append(_look)

@@ -65,7 +65,7 @@ def pack_settings(found: list[Any]) -> dict[str, Any]:
     """Return what travels of it."""
     disable, _, _, names, captures, factory, _ = found
     loggers: dict[str, tuple[int, bool, bool, list[Any], bytes | None]] = {}
-    for name, found_here in [("", logging.root), *list(logging.root.manager.loggerDict.items())]:
+    for name, found_here in [("", logging.root), *logging.root.manager.loggerDict.copy().items()]:
         if isinstance(found_here, logging.Logger) and not _is_of(name, DASK):
             handlers = [_described(handler) for handler in found_here.handlers]
             kind = _packed_kind(type(found_here))

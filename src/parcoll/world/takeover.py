@@ -159,7 +159,7 @@ def _is_another_s(here: Any, content: Content) -> bool:
     if type(here) in ATOMS or content.kind not in FILLED:
         return False
     for name, state in _states.items():
-        for attribute, value in vars(sys.modules[name]).items() if name in sys.modules else ():
+        for attribute, value in vars(sys.modules[name]).copy().items() if name in sys.modules else ():
             if value is here and state.contents.get(attribute, content) != content:
                 return True
     return False
@@ -350,7 +350,7 @@ def import_edited() -> None:
 
 
 def _edited_now() -> Iterator[str]:
-    for name, (path, stamp) in list(_stamps.items()):
+    for name, (path, stamp) in _stamps.copy().items():
         try:
             if name in sys.modules and stamp_of(path) != stamp:
                 yield name
@@ -364,7 +364,7 @@ _path: tuple[str, ...] = ()  # by which they were looked for last
 def _moved_now() -> Iterator[str]:
     global _path
     before, _path = _path, tuple(sys.path)
-    for name, (path, _) in list(_stamps.items()) if before not in ((), _path) else ():
+    for name, (path, _) in _stamps.copy().items() if before not in ((), _path) else ():
         if "." not in name and name in sys.modules:
             spec = PathFinder.find_spec(name)
             if spec is None or os.path.realpath(spec.origin or "") != os.path.realpath(path):

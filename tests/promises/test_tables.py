@@ -250,6 +250,8 @@ class TestMisfits:
         self, inline: Connection, tmp_path: Path, values: list[Any]
     ) -> None:
         """Also where values of one type of Python's have columns of several of pyarrow's."""
+        if isinstance(values[0], np.datetime64):
+            pytest.importorskip("pandas")  # which shows nanoseconds; without it, pyarrow's error says so
         for size in (1, 2, 100):
             with pytest.raises(ValueError, match=r"row 1 has .* in column 'a'|row 2 has .* in column 'a'"):
                 parallel([{"a": value} for value in values], partition_size=size).write_parquet(

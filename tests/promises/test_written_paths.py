@@ -183,8 +183,10 @@ class TestWhatIsThere:
             parallel([0]).write_jsonl(tmp_path / "before", overwrite=overwrite)
         (tmp_path / "box").mkdir()
         (tmp_path / "box").chmod(0o333)
-        for above in (tmp_path, *tmp_path.parents[:3]):
+        for above in (tmp_path, *tmp_path.parents):
             above.chmod(above.stat().st_mode | 0o55)
+            if above == Path(tempfile.gettempdir()):  # that of this run, which others may not look into
+                break
         os.seteuid(65534)
         try:
             assert parallel([1]).write_jsonl(tmp_path / "box" / "a").rows == 1

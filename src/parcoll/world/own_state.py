@@ -320,7 +320,7 @@ class _Modules:
     def _find(self, found: set[str]) -> None:
         """Find the modules; add the names of those that are new, or gone."""
         loaded = sys.modules
-        seen = len(loaded), next(reversed(loaded))
+        seen = len(loaded), [*loaded][-1]  # an iterator may be overtaken by an import
         if seen == self._seen and all(loaded.get(name) is m.module for name, m in self.modules.items()):
             return
         for name, module in loaded.copy().items():

@@ -28,6 +28,20 @@ MIB = 2**20
 # Nothing is known ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("remaining", [None, 80])
+def test_what_is_known_to_take_long_is_not_handed_back_at_the_start(remaining: int | None) -> None:
+    """It would run behind what others have been given by then, though it is wanted first."""
+    sizer = Adaptive(pace=0.1)
+    assert [sizer.next_size(remaining, 4) for _ in range(4)] == [1] * 4
+    size = sizer.next_size(remaining, 4)
+    assert size > 1
+    assert sizer.budget() == pytest.approx(2 * size * 0.1)
+    unknown = Adaptive()
+    assert [unknown.next_size(remaining, 4) for _ in range(4)] == [1] * 4
+    assert unknown.next_size(remaining, 4) > 1
+    assert unknown.budget() == 0.05
+
+
 @pytest.mark.parametrize("remaining", [None, 10**5, 10**9])
 @pytest.mark.parametrize(("threads", "alone"), [(1, 1), (2, 2), (64, 8)])
 def test_the_first_elements_go_alone(remaining: int | None, threads: int, alone: int) -> None:

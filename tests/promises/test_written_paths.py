@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from nobody import as_nobody
 
 from parcoll import Connection, parallel
 from parcoll.output.placing import LocalTarget
@@ -183,18 +184,11 @@ class TestWhatIsThere:
             parallel([0]).write_jsonl(tmp_path / "before", overwrite=overwrite)
         (tmp_path / "box").mkdir()
         (tmp_path / "box").chmod(0o333)
-        for above in (tmp_path, *tmp_path.parents):
-            above.chmod(above.stat().st_mode | 0o55)
-            if above == Path(tempfile.gettempdir()):  # that of this run, which others may not look into
-                break
-        os.seteuid(65534)
-        try:
+        with as_nobody(tmp_path):
             assert parallel([1]).write_jsonl(tmp_path / "box" / "a").rows == 1
             assert parallel([2]).write_jsonl(tmp_path / "box" / "a", overwrite=True).rows == 1
             with pytest.raises(FileExistsError):
                 parallel([3]).write_jsonl(tmp_path / "box" / "a")
-        finally:
-            os.seteuid(0)
         assert (tmp_path / "box" / "a").read_text() == "2\n"
         assert names(tmp_path / "box") == ["a"]
 

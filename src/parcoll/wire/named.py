@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import functools
 import importlib
+import operator
 import pickle
 import sys
 import types
@@ -243,7 +244,4 @@ def original(module: str, path: str) -> Any:
     for known in (originals, _here):
         if (module, path) in known:
             return known[module, path]
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
+    return operator.attrgetter(path)(importlib.import_module(module))

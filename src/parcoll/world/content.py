@@ -33,6 +33,7 @@ from parcoll.world.libraries import (
     with_locks,
 )
 from parcoll.world.outlines import (
+    ABSENT,
     ATOMS,
     CODE,
     TOLD,
@@ -203,7 +204,6 @@ def _wrapped(value: Any, path: str) -> Content:
 
 # What a function or class has that does not stand in its `__dict__`.
 PARTS = (".__defaults__", ".__kwdefaults__", ".__code__", ".__bases__")
-ABSENT = object()
 
 
 class _Named(NamedTuple):

@@ -22,7 +22,11 @@ from typing import Any
 
 from parcoll.wire import script
 from parcoll.wire.codec import dumps, loads
+from parcoll.wire.named import Place
 from parcoll.wire.own_modules import is_own_module
+from parcoll.world.content import held, resolved
+from parcoll.world.libraries import Mock
+from parcoll.world.outlines import ABSENT, give_back
 
 MOST_BYTES = 64 * 1024  # bytes of an entry, at most
 
@@ -81,6 +85,23 @@ class Entries:
                     refused = error
         if refused is not None:
             raise refused
+
+
+def replacing(before: dict[Place, Any]) -> tuple[Any, Any]:
+    """Return what puts a value at a place, and what puts back what was there; `before` has it meanwhile."""
+
+    def found(place: Place) -> tuple[Any, str]:
+        return resolved(importlib.import_module(place[0]), place[1])
+
+    def put_in(place: Place, value: Any) -> None:
+        owner, name = found(place)
+        before.setdefault(place, held(owner, name))
+        setattr(owner, name, value.make() if isinstance(value, Mock) else value)
+
+    def drop(place: Place) -> None:
+        give_back(*found(place), before.pop(place, ABSENT))
+
+    return put_in, drop
 
 
 def read_reducers() -> dict[type, Any]:
@@ -229,7 +250,7 @@ def _show(name: str, func: Any) -> None:
 set_shown_warnings = Entries(_show, lambda name: setattr(warnings, name, _shown.pop(name)))
 
 
-def read_logging_names() -> dict[tuple[str, str], Any]:
+def read_logging_names() -> dict[Place, Any]:
     """Return what the program has set in `logging` and its `Logger`: functions of its own, and numbers.
 
     So are levels of one's own made: `logging.TRACE = 5`, `logging.Logger.trace = ...`.
@@ -238,10 +259,14 @@ def read_logging_names() -> dict[tuple[str, str], Any]:
     seen = [*module.values(), *vars(logging.Logger).values()]
     if seen != _set_in_logging[0]:
         methods = vars(logging.Logger).copy().items()
-        found: dict[tuple[str, str], Any] = {("", name): v for name, v in module.copy().items() if _is_set(v)}
-        found |= {("Logger", name): value for name, value in methods if _is_set(value)}
+        found: dict[tuple[str, str], Any] = {
+            ("logging", name): v for name, v in module.copy().items() if _is_set(v)
+        }
+        found |= {("logging", f"Logger.{name}"): value for name, value in methods if _is_set(value)}
         numbers = [item for item in module.copy().items() if type(item[1]) in (int, bool)]
-        found |= {("", name): v for name, v in numbers if name[0] != "_" and _NUMBERS.get(name, True) != v}
+        found |= {
+            ("logging", name): v for name, v in numbers if name[0] != "_" and _NUMBERS.get(name, True) != v
+        }
         _set_in_logging[:] = seen, found
     return dict(_set_in_logging[1])
 
@@ -249,8 +274,6 @@ def read_logging_names() -> dict[tuple[str, str], Any]:
 _set_in_logging: list[Any] = [None, {}]
 _NUMBERS = {"CRITICAL": 50, "FATAL": 50, "ERROR": 40, "WARNING": 30, "WARN": 30, "INFO": 20, "DEBUG": 10}
 _NUMBERS |= {"NOTSET": 0}  # and what is `True` there: `raiseExceptions`, `logThreads` and the like
-ABSENT = object()
-_replaced_in_logging: dict[tuple[str, str], Any] = {}
 
 
 def _is_set(value: Any) -> bool:
@@ -259,21 +282,7 @@ def _is_set(value: Any) -> bool:
     )
 
 
-def _set_in(key: tuple[str, str], value: Any) -> None:
-    owner = logging.Logger if key[0] else logging
-    _replaced_in_logging.setdefault(key, vars(owner).get(key[1], ABSENT))
-    setattr(owner, key[1], value)
-
-
-def _drop_from(key: tuple[str, str]) -> None:
-    owner, before = logging.Logger if key[0] else logging, _replaced_in_logging.pop(key, ABSENT)
-    if before is not ABSENT:
-        setattr(owner, key[1], before)
-    elif key[1] in vars(owner):
-        delattr(owner, key[1])
-
-
-set_logging_names = Entries(_set_in, _drop_from)
+set_logging_names = Entries(*replacing({}))
 
 
 def read_subclasses() -> list[tuple[Any, Any]]:

@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dis
 import functools
+import operator
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Set
@@ -110,11 +111,15 @@ def outline_of(module: ModuleType) -> Outline:
         return Outline(none, none, none, none, frozenset("*"))
 
 
-def walked(module: Any, name: str) -> Any:
-    """Return what a module has at the end of a dotted name."""
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
+ABSENT = object()  # stands for what no name has
+
+
+def give_back(owner: Any, name: str, before: Any) -> None:
+    """Have a name of an owner's refer to what it had before; to nothing if that is ABSENT."""
+    if before is not ABSENT:
+        setattr(owner, name, before)
+    elif name in vars(owner):
+        delattr(owner, name)
 
 
 def reference_to(value: Any) -> str | None:
@@ -124,7 +129,7 @@ def reference_to(value: Any) -> str | None:
         with contextlib.suppress(AttributeError, KeyError):
             if (module, name) in replaced:  # the name is the original's
                 return None if claims(value) else f"{module}:{name}"
-            if walked(sys.modules[module], name) is value:
+            if operator.attrgetter(name)(sys.modules[module]) is value:
                 return f"{module}:{name}"
     return None
 
@@ -190,7 +195,7 @@ def _is_by_name(value: Any) -> bool:
     if is_made(module) or module not in sys.modules:
         return False
     try:
-        return walked(sys.modules[module], value.__qualname__) is value
+        return operator.attrgetter(value.__qualname__)(sys.modules[module]) is value
     except AttributeError:
         return False
 

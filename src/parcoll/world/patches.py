@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import importlib
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -20,13 +20,14 @@ from typing import Any
 from parcoll.text import message_of
 from parcoll.wire.codec import dumps
 from parcoll.wire.named import Place, looks, originals, replaced
-from parcoll.wire.own_modules import is_own_module
+from parcoll.wire.own_modules import NOT_OWN, is_own_module
 from parcoll.world import own_state
-from parcoll.world.entries import ABSENT, FRESH, MOST_BYTES, Entries, is_own
+from parcoll.world.content import held, resolved
+from parcoll.world.entries import FRESH, MOST_BYTES, Entries, is_own, replacing
 from parcoll.world.libraries import Mock, mock_of, with_locks
 from parcoll.world.outlines import renamed
 
-LEFT_ALONE = {"abc", "copyreg", "logging", "parcoll", "sys", "unittest", "warnings"}  # `entries` has of these
+LEFT_ALONE = {"abc", "copyreg", "logging", "sys", "unittest", "warnings", *NOT_OWN}  # `entries` has of these
 # What a worker itself runs in. It would call what was put there, in other threads too: that is told.
 RUN_IN = {"builtins", "asyncio", "concurrent", "queue", "select", "selectors", "socket", "ssl", "threading"}
 RUN_IN |= {"_thread", "cloudpickle", "dask", "distributed", "pickle", "tornado"}
@@ -63,7 +64,7 @@ class _Library:
             path + name: value
             for path, table in owners
             for name, value in table.copy().items()
-            if _is_put(value, self.module, path + name) and name != "excepthook"
+            if _is_put(value) and name != "excepthook"
         }
         if top == "builtins":  # what was added to them travels
             found = {path: value for path, value in found.items() if path in FRESH}
@@ -81,18 +82,17 @@ def _weakly(value: Any) -> Callable[[], Any]:
         return lambda: value
 
 
-def _is_put(value: Any, module: ModuleType, path: str) -> bool:
+def _is_put(value: Any) -> bool:
     """Tell whether a program has put this there: a function, class or mock, or what else can be called."""
     kind = type(value)  # `isinstance` would ask the object, which may raise: one of a request outside of it
     for part in ("__func__", "fget", "func"):  # of methods of each kind, properties, partial functions
         if kind.__module__ in ("builtins", "functools") and hasattr(value, part):
-            return _is_put(getattr(value, part), module, path)
+            return _is_put(getattr(value, part))
     if kind is FunctionType:
         return _is_function_of_program(value) or mock_of(value) is not None
     if issubclass(kind, type):
         return is_own(value)
-    mock = sys.modules.get("unittest.mock")
-    return (mock is not None and issubclass(kind, mock.NonCallableMock)) or (callable(value) and is_own(kind))
+    return Mock.is_one(value) or (callable(value) and is_own(kind))
 
 
 def _is_function_of_program(value: FunctionType) -> bool:
@@ -122,9 +122,8 @@ def _modules_of(names: dict[str, Any]) -> Iterator[ModuleType]:
                 yield home
 
 
-_named: dict[
-    str, tuple[int, int, list[ModuleType]]
-] = {}  # what a module names, as it was looked through last
+# What a module names, as it was looked through last: of the dictionary of such a number, and so long.
+_named: dict[str, tuple[int, int, list[ModuleType]]] = {}
 _libraries: dict[str, _Library] = {}
 _seen: list[Any] = []
 
@@ -153,11 +152,7 @@ def _look_for_libraries() -> None:
     wanted: dict[str, ModuleType] = {}
     for module in seen[1:]:
         name = module.__name__
-        if (
-            name.partition(".")[0] not in LEFT_ALONE
-            and not is_own_module(name, module)
-            and name != "__main__"
-        ):
+        if name.partition(".")[0] not in LEFT_ALONE and not is_own_module(name, module):
             wanted |= {part.__name__: part for part in _within(module)}
     for name in [name for name in _libraries if wanted.get(name) is not _libraries[name].module]:
         gone = _libraries.pop(name)
@@ -171,25 +166,25 @@ def _look_for_libraries() -> None:
 def read() -> dict[Place, Any]:
     """Return what tells whether patches are what they were, by their places."""
     with own_state.lock:
-        _reading.append(True)
+        _reading.append(threading.get_ident())
         try:
             return _read()
         finally:
             _reading.pop()
 
 
-_reading: list[bool] = []  # by whoever has the lock
+_reading: list[int] = []  # the thread that has the lock, as often as it reads
 
 
 def _read() -> dict[Place, Any]:
     _look_for_libraries()
     found = {
         (name, path): _told_of(value)
-        for name, library in _libraries.items()
+        for name, library in _libraries.copy().items()
         for path, value in library.patches().items()
     }
-    for name, path in originals:  # an evaluation within a function
-        found.setdefault((name, path), _told_of(_found_at(sys.modules[name], path)))
+    for name, path in [*originals]:  # an evaluation within a function
+        found.setdefault((name, path), _told_of(held(*resolved(sys.modules[name], path))))
     if replaced != found.keys():
         replaced.clear()
         replaced.update(found)
@@ -220,7 +215,7 @@ def pack(found: dict[Place, Any]) -> dict[int, bytes]:
         try:
             if place[0].partition(".")[0] in RUN_IN:
                 raise TypeError("workers run in that library, and would call it")
-            value = _found_at(sys.modules[place[0]], place[1])
+            value = held(*resolved(sys.modules[place[0]], place[1]))
             sent[len(sent)] = dumps((place, _sent(value, place)), MOST_BYTES)
         except Exception as error:
             told = f"what the script has put into {'.'.join(place)}", message_of(error)
@@ -242,41 +237,12 @@ def _sent(value: Any, key: Place) -> Any:
     return renamed(value, key[1]) if is_wrapper else value
 
 
-def _found_at(owner: Any, path: str) -> Any:
-    """Return what stands in a dictionary of a module or class: not what a descriptor makes of it."""
-    *outer, name = path.split(".")
-    for part in outer:
-        owner = getattr(owner, part)
-    return vars(owner)[name]
-
-
-def _owner_of(key: Place) -> Any:
-    owner: Any = importlib.import_module(key[0])
-    for part in key[1].split(".")[:-1]:
-        owner = getattr(owner, part)
-    return owner
-
-
-def _put(key: Place, value: Any) -> None:
-    owner, name = _owner_of(key), key[1].rpartition(".")[2]
-    originals.setdefault(key, vars(owner).get(name, ABSENT))
-    setattr(owner, name, value.make() if isinstance(value, Mock) else value)
-
-
-def _drop(key: Place) -> None:
-    owner, name, before = _owner_of(key), key[1].rpartition(".")[2], originals.pop(key, ABSENT)
-    if before is not ABSENT:
-        setattr(owner, name, before)
-    elif name in vars(owner):
-        delattr(owner, name)
-
-
-set_ = Entries(_put, _drop)
+set_ = Entries(*replacing(originals))
 
 
 def _look() -> None:
     """Read, for a pickler; unless that pickles what was read. That goes on whatever is found."""
-    if not _reading:
+    if threading.get_ident() not in _reading:
         with contextlib.suppress(Exception):
             read()
 

@@ -26,8 +26,8 @@ from parcoll.wire import classes
 from parcoll.wire.codec import loads
 from parcoll.wire.own_modules import NOT_OWN, is_own_spec, stamp_of
 from parcoll.world import own_state
-from parcoll.world.content import ABSENT, FILLED, Content, content_of, held, put, resolved
-from parcoll.world.outlines import ATOMS, Link, is_shared, links_of, put_inside
+from parcoll.world.content import FILLED, Content, content_of, held, put, resolved
+from parcoll.world.outlines import ABSENT, ATOMS, Link, give_back, is_shared, links_of, put_inside
 from parcoll.world.own_state import ModuleState, OwnState
 
 LATE_SECONDS = 1.0  # that an imported module waits for another thread to take over
@@ -126,11 +126,7 @@ class _Taken:
         if owner is None:
             return
         if path in self.replaced:
-            before = self.replaced.pop(path)
-            if before is not ABSENT:
-                setattr(owner, attribute, before)
-            elif attribute in vars(owner):
-                delattr(owner, attribute)
+            give_back(owner, attribute, self.replaced.pop(path))
         was = self.filled.pop(path, None)
         if was is not None and was.value is None and held(owner, attribute) is not ABSENT:
             put(owner, attribute, was)

@@ -259,6 +259,35 @@ def test_what_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "json.encoder" not in patches._libraries, "it is no attribute"
 
 
+def test_what_is_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it holds what was replaced, and to pickle that leads here again."""
+    called, reads, read = Called(), 0, patches._read
+
+    def counted() -> Any:
+        nonlocal reads
+        reads += 1
+        return read()
+
+    called.original = real_dumps  # type: ignore[attr-defined]
+    monkeypatch.setattr(json, "dumps", called)
+    monkeypatch.setattr(patches, "_read", counted)
+    assert list(patches.read()) == [("json", "dumps")]
+    assert reads == 1
+
+
+def test_an_object_that_cannot_be_asked_is_in_the_way_of_none(
+    one: One, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> Any:
+            raise RuntimeError("outside of a request")
+
+    monkeypatch.setattr(json, "request", Proxy(), raising=False)
+    monkeypatch.setattr(json, "dumps", mine)
+    assert one(dumped) == "mine 1"
+
+
 def test_a_library_that_goes_and_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of the same name is another one."""
     for answer in ("first", "second"):

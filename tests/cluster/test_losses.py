@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import distributed
 import pytest
 from bare import bare_cluster
+from scripts import eventually
 
 from parcoll import Connection, WorkerLostError, connect, parallel
 from parcoll.cluster.losses import LossDetector
@@ -71,3 +74,32 @@ def test_the_plugin_is_installed_once_and_told_to_all(cluster: Connection):
     assert [list(result) for result in results] == [[x for x in range(1, 40) if x != 5]] * 2
     names = [name for name in plugins(cluster.engine.client) if "losses" in name]
     assert names == [LossDetector.name]
+
+
+def test_a_worker_that_is_lost_before_its_task_is_known_here(
+    cluster: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a busy machine, dask may have run the task again, and told it, when `Client.get` returns."""
+    died, ended = tmp_path / "died", tmp_path / "ended"
+
+    def once(x: str) -> str:
+        if x == "c" and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == "d" and died.exists():
+            ended.touch()
+        return x
+
+    get = distributed.Client.get
+
+    def slowly(client: Any, *arguments: Any, **settings: Any) -> Any:
+        futures = get(client, *arguments, **settings)
+        if not ended.exists():
+            assert eventually(ended.exists)
+            time.sleep(0.2)  # until its outcome has come
+        return futures
+
+    monkeypatch.setattr(distributed.Client, "get", slowly)
+    chain = parallel("abcdef", partition_size=6).map(once)
+    assert list(chain) == list("abcdef")
+    assert (chain.stats.partitions, chain.stats.recovered, chain.stats.deaths) == (1, 1, 1)

@@ -121,7 +121,8 @@ def test_every_call_says_at_once_that_its_scheduler_is_gone(tmp_path: Path, how:
         address = cluster.address
         script = subprocess.Popen([sys.executable, "-c", ALL_CALLS, address, str(over)], text=True, **pipes)
         assert script.stdout is not None
-        assert script.stdout.readline() == "begun\n"
+        if script.stdout.readline() != "begun\n":
+            pytest.fail(f"the script has not begun:\n{script.communicate()[1]}")
         if how == "shutdown":
             with cluster.client() as client:
                 client.shutdown()

@@ -21,7 +21,7 @@ from simulate import fresh, run
 from together import KINDS, Together
 
 from parcoll.chain import apart
-from parcoll.cluster.receiving import Receiving, ReportReader
+from parcoll.cluster.receiving import Lost, Receiving, ReportReader
 from parcoll.evaluation.engine import Job
 from parcoll.worker.outcome import Outcome
 
@@ -150,11 +150,49 @@ def test_what_comes_while_its_task_is_sent_is_taken_when_that_is_done() -> None:
         receiving.lose("tcp://worker", ["other"])
         assert receiving.take(block=False) is None
         futures.append(Mock(key="key"))
-    called = [call.args for call in link.client.loop.add_callback.call_args_list]
-    assert called[-1] == (receiving.lose, "tcp://worker", ["other"])
-    for function, *arguments in called[:-1]:
+    for function, *arguments in [call.args for call in link.client.loop.add_callback.call_args_list]:
         function(*arguments)
     assert [receiving.take(block=False), receiving.take(block=False)] == [(job, early), (job, outcome)]
+    assert not receiving.keys()
+    assert not receiving._lost_too_soon
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("before", [None, Outcome(read=1, early=True), Outcome(read=2)])
+def test_a_worker_that_is_lost_while_its_task_is_sent(before: Outcome | None, sent: bool) -> None:
+    """dask runs it again at once, and that may be told before the loss is looked at: it does not count.
+
+    What the task had told as a whole before counts. What it had handed back does not: all runs again.
+    """
+    link = Mock(client=Mock(scheduler_comm=None, cancel=AsyncMock()))
+    reader = ReportReader(link)
+    receiving = Receiving(link, reader)
+    job, again, key = Job(), Outcome(read=3), Mock(key="key")
+
+    def tell(outcome: Outcome) -> None:
+        """Hand on what a worker tells as the reader does: a task tells its outcome once."""
+        waiting = reader.waiting.get("key") if outcome.early else reader.waiting.pop("key", None)
+        if waiting is not None:
+            waiting.reported("key", outcome)
+
+    async def in_the_loop() -> None:
+        with receiving.expecting(["key"], [job]) as futures:
+            if before is not None:
+                tell(before)
+            receiving.lose("tcp://worker", ["key"])
+            if not sent:
+                tell(again)
+            futures.append(key)
+        if sent:
+            tell(again)
+        for function, *arguments in [call.args for call in link.client.loop.add_callback.call_args_list]:
+            function(*arguments)
+
+    asyncio.run(in_the_loop())
+    whole = before is not None and not before.early
+    assert receiving.take(block=False) == ((job, before) if whole else (job, Lost.WITH_WORKER))
+    assert receiving.take(block=False) is None
+    assert job.lost_workers == ([] if whole else ["tcp://worker"])
     assert not receiving.keys()
 
 

@@ -87,7 +87,9 @@ class Receiving:
         # collector, and wait for the loop.
         self._too_soon: dict[int, tuple[str, Outcome | None]] = {}
         self._numbers = itertools.count()
-        self._losses_too_soon: list[tuple[str, list[str]]] = []
+        # The workers of tasks that were lost while they were sent, by key; in the client's loop only. dask runs
+        # these again at once, and what comes of that may be here before `lose` is called once more.
+        self._lost_too_soon: dict[str, str] = {}
         self._sending = False
         self._looked = time.monotonic()
         self._finished: set[Any] = set()  # futures that were done at the last look, without a report
@@ -125,9 +127,8 @@ class Receiving:
         for number in _snapshot(self._too_soon):
             if (report := self._too_soon.pop(number, None)) is not None:
                 loop.add_callback(self.reported, *report)
-        with contextlib.suppress(IndexError):
-            while True:
-                loop.add_callback(self.lose, *self._losses_too_soon.pop())
+        if self._lost_too_soon:
+            loop.add_callback(self._lose_what_was_lost_too_soon)
 
     def _forget(self, keys: Sequence[str]) -> None:
         for key in keys if self._reports is not None else ():
@@ -135,6 +136,9 @@ class Receiving:
 
     def reported(self, key: str, outcome: Outcome | None) -> None:
         """Take an outcome that a worker sent, or fetch one too large for that. In the client's loop."""
+        if key in self._lost_too_soon and key in self._by_key:
+            self._lose_what_was_lost_too_soon()
+            return
         goes_on = outcome is not None and outcome.early
         future = self._by_key.get(key) if goes_on else self._by_key.pop(key, None)
         if future is None:  # not here yet; or it came just now, and then one of two threads takes the outcome
@@ -172,8 +176,10 @@ class Receiving:
         self._gathering.lose()
         self._link.spent.clear()  # else dask would run tasks again that the worker had done
         wanted = set(keys)
-        if self._sending:  # perhaps one of these
-            self._losses_too_soon.append((worker, keys))
+        if self._sending:  # perhaps some of these; but what they have reported as a whole counts
+            came = self._too_soon.copy().values()
+            whole = {key for key, outcome in came if outcome is not None and not outcome.early}
+            self._lost_too_soon |= dict.fromkeys(wanted - whole, worker)
         known = [*_snapshot(self._pending), *self._delivering]
         lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
         for future in lost:
@@ -187,6 +193,12 @@ class Receiving:
                 self.results.put((job, Lost.WITH_WORKER))
         if lost:  # a collector has the futures too, or a gather, which would have them run again
             self._keep_task(asyncio.ensure_future(self._client.cancel(lost, asynchronous=True)))
+
+    def _lose_what_was_lost_too_soon(self) -> None:
+        """Give up tasks of which a worker was lost before they were known here. In the client's loop."""
+        lost, self._lost_too_soon = self._lost_too_soon, {}
+        for worker in dict.fromkeys(lost.values()):
+            self.lose(worker, [key for key in lost if lost[key] == worker])
 
     def take(self, block: bool, seconds: float = LIVENESS_SECONDS) -> Result | None:
         """Return what has come next; None if nothing has, with `block` after these seconds, or a moment."""

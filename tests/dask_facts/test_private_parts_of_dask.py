@@ -33,6 +33,19 @@ def test_dask_s_task_still_has_the_parts_that_graph_py_reads() -> None:
     assert set(task.dependencies) == {"before"}
 
 
+def test_dask_s_task_still_says_that_it_queues_at_the_scheduler(cluster: Connection) -> None:
+    """`sending.opaque_task` says so, whatever its name has in common with others'."""
+    client = client_of(cluster)
+    tasks = {key: Task(key, abs, -1, _data_producer=key == "queues") for key in ("queues", "does-not")}
+    futures = client.get(tasks, list(tasks), sync=False)
+    assert client.gather(futures) == [1, 1]
+
+    def which(dask_scheduler: Any) -> dict[str, bool]:
+        return {key: dask_scheduler.is_rootish(dask_scheduler.tasks[key]) for key in ("queues", "does-not")}
+
+    assert client.run_on_scheduler(which) == {"queues": True, "does-not": False}
+
+
 def test_dask_s_map_partitions_still_makes_one_task_a_partition_with_our_step_as_its_function() -> None:
     step = Map(abs)
     bag = dask.bag.Bag({("base", 0): Task(("base", 0), list)}, "base", 1)

@@ -87,8 +87,8 @@ class Receiving:
         # collector, and wait for the loop.
         self._too_soon: dict[int, tuple[str, Outcome | None]] = {}
         self._numbers = itertools.count()
-        # The workers of tasks that were lost while they were sent, by key; in the client's loop only. dask runs
-        # these again at once, and what comes of that may be here before `lose` is called once more.
+        # The workers of tasks that were lost while they were sent, by key; in the client's loop only. dask
+        # runs these again at once, and what comes of that may be here before `lose` is called once more.
         self._lost_too_soon: dict[str, str] = {}
         self._sending = False
         self._looked = time.monotonic()

@@ -36,13 +36,19 @@ LARGE_BYTES = 2**20  # it takes three requests, some 5 ms, which have to pay
 WAIT_SECONDS = 2.0  # until there is a worker at all
 
 
-def opaque_task(key: str, func: Callable[..., Any], *arguments: Any) -> Task:
-    """Return the task `func(*arguments)`; other tasks make the arguments that are a `TaskRef`."""
+def opaque_task(key: str, func: Callable[..., Any], *arguments: Any, queues: bool = False) -> Task:
+    """Return the task `func(*arguments)`; other tasks make the arguments that are a `TaskRef`.
+
+    With `queues` it waits at the scheduler until a worker has room for it, wherever that is.
+    """
     awaited = [argument for argument in arguments if isinstance(argument, TaskRef)]
     positions = iter(range(len(awaited)))
     placed = tuple(Awaited(next(positions)) if isinstance(a, TaskRef) else a for a in arguments)
     call = Task(None, pickle.loads, by_reference(Body(func, placed)))
-    return Task(key, operator.call, call, *awaited)
+    # dask guesses this from how many tasks of this name there are, and of those that they need, and changes
+    # its mind where five evaluations run at once. What does not queue goes past what does, which then waits
+    # until all the others have ended. `tests/dask_facts` fails when dask has this parameter no more.
+    return Task(key, operator.call, call, *awaited, _data_producer=queues)
 
 
 class Graph(dict[Any, Any]):

@@ -215,10 +215,13 @@ class DistributedSession:
 
     def _calling(self, key: str, func: Callable[..., Any], *arguments: Any) -> Task:
         """Return the task that calls `func` with the program and these arguments."""
+        # Else it is best run where these are.
+        queues = not any(isinstance(argument, TaskRef) for argument in arguments)
         if not self._captured:
-            return opaque_task(key, func, self._program, *arguments)
+            return opaque_task(key, func, self._program, *arguments, queues=queues)
         buffers = [TaskRef(future.key) for future in self._captured]
-        return opaque_task(key, with_buffers, func, len(buffers), self._program, *buffers, *arguments)
+        captured = (len(buffers), self._program, *buffers)
+        return opaque_task(key, with_buffers, func, *captured, *arguments, queues=queues)
 
     def _keeps(self, job: Job) -> bool:
         """Tell whether the result of a job stays where it is made."""

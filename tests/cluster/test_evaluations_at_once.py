@@ -1,0 +1,75 @@
+"""Evaluations that share a cluster get on side by side: of many, none waits until the others have ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask.bag
+import pytest
+from bare import bare_cluster
+
+from parcoll import ParallelGen, connect, parallel
+
+
+@pytest.fixture(params=["local", "remote"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Give three workers."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "local":
+            stack.enter_context(connect(n_workers=3))
+        else:
+            bare = stack.enter_context(bare_cluster(tmp_path / "bare", 3))
+            stack.enter_context(connect(bare.address))
+        yield
+
+
+class OverError(Exception):
+    """The test is over."""
+
+
+@pytest.mark.usefixtures("shared")
+def test_none_waits_for_the_others(tmp_path: Path) -> None:
+    """dask takes tasks for another kind where five programs are there; these went past all that waited."""
+    over = tmp_path / "over"
+
+    def slow(x: int) -> int:
+        time.sleep(0.05)
+        if over.exists():
+            raise OverError
+        return x
+
+    numbers = parallel(range(100_000), partition_size=1).map(slow)
+    bag = parallel(dask.bag.range(5_000, npartitions=5_000)).map(slow)
+    came: list[list[int]] = [[], [], [], []]
+
+    def draw(into: list[int], collection: ParallelGen[int] = numbers) -> None:
+        for x in collection:
+            into.append(x)
+
+    def run(call: object, *arguments: object) -> None:
+        with contextlib.suppress(OverError):
+            call(*arguments)  # type: ignore[operator]
+
+    calls = [
+        *[(draw, into) for into in came[1:]],
+        (draw, came[0], bag),
+        (numbers.count,),
+        (numbers.reduce, max),
+        (numbers.fold, max, 0),
+        (parallel(range(100_000), partition_size=1).foreach, slow),
+        (parallel(iter(range(100_000))).map(slow).reduce, max),
+    ]
+    threads = [threading.Thread(target=run, args=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and any(len(found) < 20 for found in came):
+        time.sleep(0.05)
+    over.touch()
+    for thread in threads:
+        thread.join()
+    assert [found[:20] for found in came] == [list(range(20))] * len(came)

@@ -138,6 +138,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.alike)
         if name in ALIKE_NEWEST:
             item.add_marker(pytest.mark.newest)
+        # Ways to call a function: on a local cluster with both, on a bare one and beside a worker with one.
+        way = getattr(getattr(item, "callspec", None), "params", {})
+        if way.get("way") == "bare" and name not in ALIKE_NEWEST:
+            item.add_marker(pytest.mark.alike)
+        elif way.get("one") == "-timeout" and name not in ALIKE:
+            item.add_marker(pytest.mark.newest)
         if name in REPEATED and re.search(REPEATED[name], item.name):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
@@ -166,8 +172,14 @@ def leaves_no_trace(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     left = new_remains(before)
     if left:
-        left_behind.append(request.node.nodeid)
+        left_behind.append(f"{request.node.nodeid}: {left}")
     assert not left, f"left behind: {left}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end what was left behind, which no list of failed tests has."""
+    for found in left_behind:
+        terminalreporter.write_line(f"left behind by {found}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -42,7 +42,7 @@ def remains() -> dict[str, set[str]]:
     }
 
 
-def new_remains(before: dict[str, set[str]], seconds: float = 5) -> dict[str, set[str]]:
+def new_remains(before: dict[str, set[str]], seconds: float = 30) -> dict[str, set[str]]:
     """Return what is there now and was not before, once it had time to go."""
     deadline = time.monotonic() + seconds
     while True:

@@ -140,7 +140,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.newest)
         # Ways to call a function: on a local cluster with both, on a bare one and beside a worker with one.
         way = getattr(getattr(item, "callspec", None), "params", {})
-        if way.get("way") == "bare" and name not in ALIKE_NEWEST:
+        if (
+            any(value == "bare" for value in way.values() if isinstance(value, str))
+            and name not in ALIKE_NEWEST
+        ):
             item.add_marker(pytest.mark.alike)
         elif way.get("one") == "-timeout" and name not in ALIKE:
             item.add_marker(pytest.mark.newest)

@@ -477,6 +477,7 @@ with connect(address) if address else connect(n_workers=2):
     check("a comparison", lambda _: 1, right=[1] if list(with_key.sorted(descending)) == [3, 2, 1] else [])
     check("of the least", lambda _: 1, right=[1] if with_key.min(descending) == 3 else [])
     check("its keys", lambda key: key < descending(2), [descending(3), descending(1)])
+    check("what is built in", lambda name: getattr(__builtins__, name)(-1), ["abs", "str"])
 
 print(len(asked), "questions")
 """

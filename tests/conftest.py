@@ -38,6 +38,7 @@ left_behind: list[str] = []
 
 # What takes a minute and more, on two cores: that begins first where several processes share the tests out.
 LONGEST = (
+    *("promises/test_reduce_fold.py", "promises/test_same_entries.py", "promises/test_same_contexts.py"),
     *("promises/test_same_modules.py", "promises/test_second_try.py", "cluster/test_reconnect.py"),
     *("cluster/test_hosts.py", "promises/test_script_classes.py", "faults/test_faults.py"),
     *("promises/test_streaming.py", "promises/test_deadly_elements.py", "promises/test_timeouts.py"),
@@ -95,7 +96,7 @@ ALIKE = (
     *("promises/test_large_folds.py", "cluster/test_broken_workers.py", "evaluation/test_joins.py"),
     *("local/test_temporary_directories.py", "cluster/test_captured_elsewhere.py"),
     *("cluster/test_held_values.py", "cluster/test_targets.py", "cluster/test_waiting_for_a_worker.py"),
-    *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_reduce_fold.py"),
+    *("evaluation/test_sizing.py", "promises/test_streaming.py", "promises/test_nested.py"),
     "promises/test_slow_sources.py",
     *("promises/test_failing_elements.py", "promises/test_many_errors.py", "promises/test_rates.py"),
     *("cluster/test_bare_cluster.py", "cluster/test_engines.py", "local/test_work_of_a_host.py"),
@@ -104,7 +105,10 @@ ALIKE = (
     *("promises/test_timeouts.py", "promises/test_collection.py", "wire/test_shared_arrays.py"),
     *("worker/test_reports.py", "promises/test_coming_from.py", "test_messages.py"),
     *("promises/test_timeouts_in_threads.py", "promises/test_interrupted_keys.py"),
-    "promises/test_packed_keys.py",
+    *("promises/test_packed_keys.py", "promises/test_second_try.py", "promises/test_descriptions.py"),
+    *("promises/test_errors.py", "promises/test_endless_texts.py", "promises/test_security.py"),
+    *("cluster/test_bags.py", "dask_facts/test_what_a_worker_forgets.py", "watch/test_stats.py"),
+    *("wire/test_data_files.py", "wire/test_captured_data.py"),
 )
 
 # And with the newest: what is shown, files, checkpoints, random chains, what evaluations leave behind.
@@ -122,7 +126,12 @@ ALIKE_NEWEST = (
     *("faults/test_written_files.py", "promises/test_written_and_read.py", "promises/test_files_meant.py"),
     *("promises/test_reading_formats.py", "promises/test_reading_goes_wrong.py"),
     *("promises/test_keys_elsewhere.py", "promises/test_groups_that_go_on.py"),
-    "promises/test_broken_lines.py",
+    *("promises/test_broken_lines.py", "promises/test_reduce_fold.py", "promises/test_shutdown.py"),
+    *("promises/test_keyed.py", "promises/test_per_worker.py", "promises/test_per_worker_async.py"),
+    *("promises/test_names_of_the_dashboard.py", "promises/test_waiting.py", "promises/test_processes.py"),
+    *("promises/test_map_batches.py", "promises/test_reentrance.py", "promises/test_batched.py"),
+    *("promises/test_held.py", "promises/test_memory_maps.py", "promises/test_idle_workers.py"),
+    *("promises/test_persist.py", "checkpoint/test_fingerprint.py"),
 )
 
 

@@ -79,7 +79,7 @@ def oldest(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """Test it with the newest Python that is here, but for what does not depend on Python's version."""
-    run_tests(session, *group("stores"), chosen="not slow and not failing and not alike")
+    run_tests(session, *group("stores"), *group("libraries"), chosen="not slow and not failing and not alike")
 
 
 def run_tests(session: nox.Session, *more: str, chosen: str = "not slow") -> None:

@@ -69,7 +69,12 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until and any(len(found) < 20 for found in came):
         time.sleep(0.05)
+    short: list[int] = []
+    last = threading.Thread(target=run, args=(lambda: short.extend(numbers.take(20)),))
+    last.start()
+    last.join(60)
     over.touch()
-    for thread in threads:
+    for thread in [*threads, last]:
         thread.join()
+    assert short == list(range(20))
     assert [found[:20] for found in came] == [list(range(20))] * len(came)

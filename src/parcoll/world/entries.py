@@ -121,6 +121,80 @@ set_reducers = Entries(
 )
 
 
+def read_options() -> dict[tuple[str, str], Any]:
+    """Return what the program has set of pandas' options and matplotlib's parameters, by library and name."""
+    return {
+        (library, name): value
+        for library, options in _OPTIONS.items()
+        for name, (value, default) in options().items()
+        if _differ(value, default)
+    }
+
+
+def _of_pandas() -> dict[str, tuple[Any, Any]]:
+    # pandas tells what its options are by default in texts alone. `promises/test_same_options.py` fails when
+    # it has these two tables no more.
+    config = sys.modules.get("pandas._config.config")
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, option in getattr(config, "_registered_options", {}).copy().items():
+        value: Any = getattr(config, "_global_config", {})
+        for part in name.split("."):
+            value = value.get(part, option.defval) if isinstance(value, dict) else option.defval
+        found[name] = value, option.defval
+    return found
+
+
+def _of_matplotlib() -> dict[str, tuple[Any, Any]]:
+    library = sys.modules.get("matplotlib")
+    now, before = getattr(library, "rcParams", {}), getattr(library, "rcParamsOrig", {})
+    # As they are stored: to ask for the backend, as a copy does too, chooses one and imports it.
+    names = list(dict.keys(before))
+    found = {
+        name: (dict.get(now, name), dict.get(before, name)) for name in names if dict.__contains__(now, name)
+    }
+    found.pop("interactive", None)
+    # One that has windows belongs to the script's own thread and screen.
+    if str(found.get("backend", ("",))[0]).lower() not in _WITHOUT_WINDOWS:
+        found.pop("backend", None)
+    return found
+
+
+_WITHOUT_WINDOWS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+_OPTIONS = {"pandas": _of_pandas, "matplotlib": _of_matplotlib}
+
+
+def _differ(value: Any, default: Any) -> bool:
+    if value is default:
+        return False
+    try:
+        return bool(value != default)
+    except Exception:  # of objects that compare themselves otherwise, arrays say
+        return True
+
+
+def _set_option(key: tuple[str, str], value: Any) -> None:
+    library, name = key
+    module: Any = importlib.import_module(library)
+    if library == "pandas":
+        module.set_option(name, value)
+    elif name == "backend":
+        module.use(value)
+    else:
+        module.rcParams[name] = value
+
+
+def _reset_option(key: tuple[str, str]) -> None:
+    library, name = key
+    options = _OPTIONS[library]()
+    if name in options and library == "pandas":
+        _set_option(key, options[name][1])
+    elif name in options:  # before the backend was chosen it is no name
+        dict.__setitem__(sys.modules[library].rcParams, name, options[name][1])
+
+
+set_options = Entries(_set_option, _reset_option)
+
+
 def read_dialects() -> dict[str, Any]:
     """Return the dialects of `csv` that the program has registered."""
     csv: Any = sys.modules.get("_csv")

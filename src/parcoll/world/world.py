@@ -185,6 +185,7 @@ THINGS += tuple(
     for name, read, pack, set_ in (
         ("copyreg's table", entries.read_reducers, entries.packed, entries.set_reducers),
         ("the dialects of csv", entries.read_dialects, entries.packed, entries.set_dialects),
+        ("options of pandas and matplotlib", entries.read_options, entries.packed, entries.set_options),
         ("the adapters of sqlite3", entries.read_adapters, entries.packed, entries.set_adapters),
         ("the built-in names", entries.read_builtins, entries.pack_builtins, entries.set_builtins),
         ("names in logging", entries.read_logging_names, entries.packed, entries.set_logging_names),

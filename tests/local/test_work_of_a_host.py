@@ -209,8 +209,8 @@ def test_workers_that_die_young_are_replaced_ever_more_slowly(start: Any, connec
         young = time.monotonic() - killed - pause < 0.3
         if not young:  # the first, or this machine held us up: for the host it shall be old, too
             time.sleep(1.2)
-        victim.kill()
         killed = time.monotonic()
+        victim.kill()
         pause = max(0.05, 2 * pause) if young else 0.0
         assert eventually(lambda: {child.pid for child in template.children()} - known)
         assert time.monotonic() - killed >= pause

@@ -291,9 +291,7 @@ def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
         for name, value in named.items():
             func.__globals__.setdefault(name, value)
     set_function_state(func, state)
-    func.__globals__["__builtins__"] = (
-        builtins  # as `__main__` has it; cloudpickle puts the module's dict there
-    )
+    func.__globals__["__builtins__"] = builtins  # as `__main__` has it, where cloudpickle puts a dict
 
 
 def named(name: str) -> Any:

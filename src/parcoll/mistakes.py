@@ -45,7 +45,8 @@ _METHODS = {
     **dict.fromkeys(("nunique", "count_distinct", "countDistinct"), "distinct(key).count()"),
     **dict.fromkeys(("any", "all"), "any(collection) or all(collection), the builtins"),
     **dict.fromkeys(("cache", "checkpoint", "materialize"), "persist(), or parallel(..., checkpoint=folder)"),
-    **dict.fromkeys(("repartition", "coalesce", "rechunk"), "parallel(..., partition_size=n)"),
+    **dict.fromkeys(("repartition", "coalesce", "rechunk"), "nothing: partitions size themselves"),
+    **dict.fromkeys(("progress", "progress_bar", "tqdm"), "parallel(..., progress=True)"),
     **dict.fromkeys(
         ("mapPartitions", "map_partitions", "iter_torch_batches"), "map_batches(func), or map(func)"
     ),
@@ -123,7 +124,8 @@ _SETTINGS = {
     **dict.fromkeys(
         ("n_workers", "n_jobs", "max_workers", "workers", "processes", "num_workers", "nprocs"), _WORKERS
     ),
-    **dict.fromkeys(("chunksize", "chunk_size", "batch_size", "numSlices", "npartitions"), _SIZE),
+    **dict.fromkeys(("chunksize", "chunk_size", "batch_size"), _SIZE),
+    **dict.fromkeys(("numSlices", "npartitions"), "nothing: partitions size themselves"),
     **dict.fromkeys(
         ("threads", "n_threads", "nthreads"), "connect(threads_per_worker=n), or concurrency=n for one step"
     ),

@@ -94,5 +94,5 @@ def test_results_of_foreach_are_told_to_be_gone(impatient: BareCluster, noted: N
         numbers.foreach(noted)
         lose_twice(impatient, noted)
         for read in (lambda: list(numbers), lambda: list(numbers.map(abs)), lambda: numbers.reduce(max)):
-            with pytest.raises(ClusterLostError, match=f"the results of foreach.. are gone: {GIVEN_UP}"):
+            with pytest.raises(ClusterLostError, match=f"of persist.. or foreach.. are gone: {GIVEN_UP}"):
                 read()

@@ -204,7 +204,7 @@ def test_results_that_it_kept_are_gone_and_that_is_said(own: Connection) -> None
     kill(own, "host")
     assert eventually(lambda: not own.engine.way.host.alive)
     for _ in range(2):
-        with pytest.raises(ClusterLostError, match=r"the results of foreach.* are gone.*; 0 elements"):
+        with pytest.raises(ClusterLostError, match=r"of persist.* or foreach.* are gone.*; 0 elements"):
             list(stream)
         stream = iter(kept)
     with pytest.raises(ClusterLostError, match=r"are gone.*reduce.. has no value"):

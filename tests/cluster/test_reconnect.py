@@ -193,7 +193,7 @@ def test_what_cannot_be_had_again_is_told(cluster: Restarted, connection: Connec
     assert text.startswith(f"the dask scheduler {cluster.address} is gone")
     assert "reduce() has no value: what it had folded was on that cluster, and cannot begin again" in text
     assert "pass a list, or a function" in text
-    with pytest.raises(ClusterLostError, match=r"the results of foreach\(\) are gone.*; 0 elements had"):
+    with pytest.raises(ClusterLostError, match=r"of persist\(\) or foreach\(\) are gone.*; 0 elements had"):
         list(kept)
     with pytest.raises(ClusterLostError, match=r"are gone.*; reduce\(\) has no value"):
         kept.reduce(lambda a, b: a + b)

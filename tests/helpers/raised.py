@@ -14,6 +14,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "parcoll"
 FEWEST = 3  # words of a message; what has fewer is a mark within parcoll, or a part of a message
 # Functions that make an error of a text.
 MAKERS = {"lost_for_good", "refusal", "wrong", "_error", "fails", "late", "_lost", "cannot_send", "too_large"}
+MAKERS |= {"_refuse"}
 
 # What users never see: parcoll raises it for itself, catches it, or has made a mistake of its own.
 WITHIN = {

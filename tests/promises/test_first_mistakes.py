@@ -182,6 +182,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"parallel\(\.\.\., partition_size=n\); to pass it",
     ),
+    "npartitions": (lambda: given.parallel([1], npartitions=8), TypeError, "nothing: partitions size"),
+    "repartition": (lambda: numbers.repartition(8), AttributeError, ": write nothing: partitions size"),
+    "a bar": (lambda: numbers.progress(), AttributeError, r"write parallel\(\.\.\., progress=True\)$"),
     "a step's checkpoint": (
         lambda: numbers.map(abs, checkpoint="x"),
         TypeError,

@@ -150,7 +150,8 @@ def test_another_number_of_results_names_both(kind: dict[str, Any]) -> None:
     for func, message in (
         (
             lambda batch: batch[1:],
-            "returned 9 results for a batch of 10 elements: it must return one for each",
+            "returned 9 results for a batch of 10 elements: it must return one for each, unless flat=True; "
+            r"the batch begins with 0\n",
         ),
         (lambda batch: [*batch, 1], "returned 11 results for a batch of 10 elements"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -119,6 +120,10 @@ def test_what_cannot_travel_fails_alike(kind: str, request: pytest.FixtureReques
             list(parallel([1]).map(lambda x: file.read(x)))
         with pytest.raises(SerializationError, match="element 1 of the source cannot be sent"):
             list(parallel([1, file]).map(str))
+        with pytest.raises(SerializationError, match=r"\): pass what the function needs of it, as in "):
+            list(parallel(re.finditer("a", "banana")).map(str))
+        with pytest.raises(SerializationError, match=r"\): return plain data, or have the same function"):
+            list(parallel(["banana"]).map(lambda text: re.search("a", text)))
 
     def generator(x: int) -> Iterator[int]:
         yield x

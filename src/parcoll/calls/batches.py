@@ -17,7 +17,7 @@ from parcoll.chain.marks import Marked
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.timing import name_of
-from parcoll.text import describe
+from parcoll.text import describe, short_repr
 
 FIRST = 16  # elements of the first batch of size "auto"
 MOST = 65536  # elements of a batch of size "auto"
@@ -99,13 +99,13 @@ class MapBatches(Step):
                     wanted = "one result for each, in a list, or any number of them with flat=True"
                 _refuse(
                     f"{self.label} returned {describe(made)} for a batch of {_elements(len(elements))}: "
-                    f"it must return {wanted}"
+                    f"it must return {wanted}{_which(elements)}"
                 )
             results = list(made)
         if len(results) != len(elements) and not self.flat:
             _refuse(
                 f"{self.label} returned {len(results):,} result{'s' * (len(results) != 1)} for a batch of "
-                f"{_elements(len(elements))}: it must return one for each, unless flat=True"
+                f"{_elements(len(elements))}: it must return one for each, unless flat=True{_which(elements)}"
             )
         return results
 
@@ -192,6 +192,11 @@ def _is_refusal(error: Exception) -> bool:
 
 def _elements(number: int) -> str:
     return f"{number:,} element{'s' * (number != 1)}"
+
+
+def _which(elements: Sequence[Any]) -> str:
+    """Return what tells the batch: a note names its last element, which need not be the cause."""
+    return f"; the batch begins with {short_repr(elements[0])}" if len(elements) > 1 else ""
 
 
 # Formats ------------------------------------------------------------------------------------------

@@ -160,22 +160,24 @@ class Results(Sink):
         whose = f"the result of {self._place.element(position)}"
         if not tally.in_place:
             whose = f"result {position} of the partition from {self._place.element(0)} to {tally.where()}"
-        message = (
-            f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
-            f"({line_of(cause)})"
-        )
         if inspect.isgenerator(self._results[position]):
-            message += ": return a list, or write flatmap(func) for what it gives"
+            instead = "return a list, or write flatmap(func) for what it gives"
+        else:
+            instead = "return plain data, or have the same function do what needs it"
+        refusal = SerializationError(
+            f"{whose} cannot be sent back from the worker: {short_repr(self._results[position])} "
+            f"({line_of(cause)}): {instead}"
+        )
         del bad, cause  # whose traceback refers to this frame
         if inspect.iscoroutine(self._results[position]):
-            message = (
+            refusal = SerializationError(
                 f"{whose} is a coroutine, which nobody has run: pass the `async def` function itself, as in "
                 "map(fetch), or functools.partial(fetch, ...)"
             )
             for result in filter(inspect.iscoroutine, self._results):
                 result.close()  # or Python would warn that it was never awaited
         last = f"in {tally.steps[-1].label}" if tally.steps else "in a chain without steps"
-        self.failure = Failure.of(SerializationError(message), last)
+        self.failure = Failure.of(refusal, last)
         self.taken = position
         return pack(self._results[:position])
 

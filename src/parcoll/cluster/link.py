@@ -213,7 +213,7 @@ class KeptOnCluster:
 
     def recall(self) -> Kept:
         """Bring the result here, from whatever cluster keeps it. If that is gone, so is the result."""
-        gone = "the results of foreach() are gone: the cluster that kept them was closed or lost"
+        gone = "the results of persist() or foreach() are gone: the cluster that kept them was closed or lost"
         try:
             if self.future.client is None:
                 return self._ask_for()
@@ -221,7 +221,7 @@ class KeptOnCluster:
                 raise lost_for_good(gone)
             return _checked(self.future.result())
         except KilledWorker as error:
-            raise lost_for_good(f"the results of foreach() are gone: {GIVEN_UP}") from error
+            raise lost_for_good(f"the results of persist() or foreach() are gone: {GIVEN_UP}") from error
         except (OSError, RuntimeError, asyncio.CancelledError) as error:
             raise error if isinstance(error, ParcollError) else lost_for_good(gone) from error
 

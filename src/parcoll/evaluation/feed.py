@@ -312,7 +312,8 @@ def _instead_of(element: object) -> str:
         return ": pass what it was called with, and map(func) of the `async def` function"
     if inspect.isgenerator(element):
         return ": pass a list of what it gives, or what its function was called with"
-    return ": pass its path, and have the function open it" if isinstance(element, io.IOBase) else ""
+    needed = "what the function needs of it, as in parallel(x.name for x in source)"
+    return f": pass {'its path, and have the function open it' if isinstance(element, io.IOBase) else needed}"
 
 
 class PartitionFeed:

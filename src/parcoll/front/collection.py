@@ -38,9 +38,9 @@ class ParallelGen(Keys[T_co], Streams[T_co], Values[T_co], Writing[T_co]):
     """A lazy collection, made by `parallel`, or of files. Its chained functions run on worker processes.
 
     `map`, `filter`, `zip` and all else that returns a collection leave this one as it is, and run nothing.
-    Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count`, `min`, `max`,
-    `nlargest`, `nsmallest`, `sum` and `persist`: they read the source from its start and run the whole chain.
-    Only `persist` and `foreach` keep results for the next evaluation.
+    Iterating evaluates, and so do `reduce`, `fold`, `foreach`, `take`, `first`, `count`, `count_by`, `min`,
+    `max`, `nlargest`, `nsmallest`, `sum`, `persist`, and what writes files or makes tables: they read the
+    source from its start and run the whole chain. Only `persist` and `foreach` keep results for the next one.
 
     Functions may be lambdas, closures, bound methods or anything else that cloudpickle can pickle. They get a
     copy of each element in a worker process, so changes to it or to global variables are not seen by the

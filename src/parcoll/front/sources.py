@@ -105,7 +105,9 @@ def parallel(
             started again, whatever ended it, gives the saved results first and runs only the elements that
             have none. It reads the source from its start and compares its elements: another chain or source
             raises `CheckpointError`, and so does a full disk. A source that has grown at its end is the same
-            one: its new elements run. It is for all calls but `foreach` and `persist`, and not for bags.
+            one: its new elements run. Calls that it cannot resume say so at once: `foreach`, `persist`,
+            `group_by`, `distinct`, `sorted`, `take_while`, `drop_while`; and what needs elements in order,
+            such as `batched` or `zip`, if it does not come first. It is not for bags.
             Results are saved in order, a partition at a time. They come up to 0.1 s later; from 10 s after
             the start on up to a hundredth of the time so far, and 2 s at most. So about a second of each
             worker's calls runs again after a `kill -9`, and more in a long run, or behind a slow element. The

@@ -21,6 +21,7 @@ from scripts import append, eventually, lines, wait_for_file
 
 from parcoll import Connection, parallel
 from parcoll.chain import timing
+from parcoll.chain.steps import Map
 
 PATIENCE = 30.0  # seconds; who waits longer was alone
 
@@ -260,3 +261,26 @@ def test_an_error_behind_what_was_handed_back_comes_in_its_place(cluster: Connec
         given.extend(parallel(range(300)).map(failing))
     opened.join()
     assert given in ([], list(range(200)))  # `extend` may drop what it has when its source raises
+
+
+def last_first(pair: tuple[int, Path]) -> int:
+    """Return, of the first element, when the last one has begun."""
+    x, folder = pair
+    if x == 0 and not eventually((folder / "last").exists, PATIENCE):
+        raise TimeoutError("nothing went on")
+    if x == 7:
+        (folder / "last").touch()
+    return x
+
+
+@pytest.mark.parametrize("pace", [None, 1.0])
+@pytest.mark.parametrize("source", [list, iter])
+def test_elements_go_on_behind_a_slow_one(
+    cluster: Connection, tmp_path: Path, source: Callable[[Any], Iterable[Any]], pace: float | None
+) -> None:
+    """On the other worker, and as far ahead as with quick elements."""
+    timing._seconds.clear()
+    if pace is not None:
+        timing.remember([Map(last_first)], pace)
+    pairs = [(x, tmp_path) for x in range(8)]
+    assert list(parallel(source(pairs)).map(last_first)) == list(range(8))

@@ -64,7 +64,7 @@ class QuickTask:
 
     __slots__ = ("_arguments", "_func", "dependencies")
 
-    def __init__(self, key: str, func: Any, *arguments: Any) -> None:
+    def __init__(self, key: str, func: Any, *arguments: Any, queues: bool = False) -> None:
         self.dependencies = tuple(a.key for a in arguments if type(a) is TaskRef)
         self._func, self._arguments = func, [copied(argument) for argument in arguments]
 

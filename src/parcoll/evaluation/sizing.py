@@ -57,7 +57,7 @@ START_WINDOW = 16  # partitions: if there are many threads, nearly all of them c
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
 
 
-def _window(threads: int) -> int:
+def full_window(threads: int) -> int:
     # Two a thread keep the workers busy while the first result travels; as many again let them go
     # on while one slow partition holds back those behind it.
     return 4 * threads + 2
@@ -82,7 +82,7 @@ class Fixed:
 
     def window(self, threads: int) -> int:
         """Return a constant number of partitions for each thread."""
-        return _window(threads)
+        return full_window(threads)
 
     def max_bytes(self, threads: int) -> int:
         """Return no bound: the size is what was asked for."""

@@ -16,6 +16,7 @@ from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Losses, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
+from parcoll.evaluation.sizing import full_window
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
@@ -210,7 +211,10 @@ class Window:
 
     def _fill(self, session: Session) -> None:
         threads = self._count_threads()
-        window = self._stats.window = self._sizer.window(threads)
+        window = self._sizer.window(threads)
+        if self._is_held_up(threads):
+            window = max(window, full_window(threads))
+        self._stats.window = window
         # Elements that were handed back are in memory already: they need not wait for a place in the window.
         while self._rests and self._running < window and self._shares.left(threads):
             self._submit(session, self._cut_rest(threads))
@@ -242,6 +246,11 @@ class Window:
         self._submit(session, group)
         if self._may_read() and not self._shares.left(threads) and self._all_wait():
             self._feed.read_ahead(threads)
+
+    def _is_held_up(self, threads: int) -> bool:
+        """Tell whether a worker has nothing to do while the results that come next are waited for."""
+        head = self._slots[0] if self._slots else None
+        return head is not None and head.job is not None and head.outcome is None and self._running < threads
 
     def _cut_rest(self, threads: int) -> list[Job]:
         """Return a group of jobs cut from the first of the rests, and give them their places."""

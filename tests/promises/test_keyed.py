@@ -378,6 +378,16 @@ def test_what_cannot_be_compared_or_sent(inline: Connection) -> None:
     assert type(caught.value).__name__ == "SerializationError"
 
 
+@pytest.mark.parametrize("count", [1, 5_000])
+@pytest.mark.parametrize("name", ["sorted", "nlargest", "min", "sum", "fold_by"])
+def test_what_cannot_be_done_names_its_call(inline: Connection, name: str, count: int) -> None:
+    """However few elements there are, and not the phase of it that nobody has written."""
+    arguments: Any = {"nlargest": (3,), "fold_by": (lambda _: 0, add, 0)}.get(name, ())
+    with pytest.raises(TypeError) as raised:
+        list(getattr(parallel([*range(count), "text"]), name)(*arguments))
+    assert raised.value.__notes__[-1] == f"in {name}()"
+
+
 def test_a_sort_of_values_without_order_loses_none(inline: Connection, small_tasks: None) -> None:
     """NaN is before nothing and behind nothing: the order is nobody's, but each element is there once."""
     chosen = random.Random(2)

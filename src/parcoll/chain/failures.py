@@ -5,9 +5,10 @@ They are encoded where the element failed, and become `ElementError`s again wher
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, NamedTuple
@@ -72,6 +73,16 @@ def of_none(error: BaseException) -> str:
     if isinstance(error, (TypeError, AttributeError)) and "NoneType" in message_of(error):
         return "; a function without `return` gives None"
     return ""
+
+
+@contextlib.contextmanager
+def noting(label: str) -> Iterator[None]:
+    """Have an error of the block say in which call it came."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {label}{of_none(error)}")
+        raise
 
 
 def late(label: str, timeout: float | None, at: str) -> ElementTimeoutError:

@@ -220,9 +220,11 @@ class Tally:
     def _note(
         self, position: int, element: Any, attempts: int = 1, error: BaseException | None = None
     ) -> str:
-        drawn = self.under_way
+        drawn, step = self.under_way, self.steps[position]
+        if step.is_phase:  # whose elements no user knows
+            return f"in {getattr(step, 'name', step.kind)}()"
         note = (
-            f"in step {position + 1} of {len(self.steps)}, {self.steps[position].label}, "
+            f"in step {position + 1} of {len(self.steps)}, {step.label}, "
             f"at {self.where()}: {short_repr(element)}"
         )
         if position > 0 and 0 <= drawn < len(self._source):
@@ -232,7 +234,7 @@ class Tally:
             return note
         if position > 0 and element is None and (said := of_none(error)):
             return note + said
-        return note + misfit(error, self.steps[position].label, element)
+        return note + misfit(error, step.label, element)
 
 
 class _Left:

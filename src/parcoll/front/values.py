@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from parcoll.calls.around import KeyOf, KeyOfLargest, KeyOfMax, KeyOfMin, KeyOfSmallest
-from parcoll.chain.failures import of_none
+from parcoll.chain.failures import noting
 from parcoll.chain.sinks import Part, Parts
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Job
@@ -156,7 +156,8 @@ class Values(Evaluated[T_co]):
         label = f"{kind.kind}({'' if key is None else function_name(key)})"
         found = copy.deepcopy(empty)
         merge(run, found, empty, label)
-        answer: list[Any] = found.answer()
+        with noting(label):
+            answer: list[Any] = found.answer()
         return answer
 
 
@@ -176,11 +177,8 @@ def merge(run: Run, found: Whole, empty: Part, label: str) -> None:
             for job, outcome in outcomes:
                 if outcome.results is not None:
                     part = _part(run, empty, job, outcome)
-                    try:
+                    with noting(label):
                         found.merge(part)
-                    except Exception as error:
-                        error.add_note(f"in {label}{of_none(error)}")
-                        raise
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()
     except ClusterLostError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from parcoll.chain.failures import stands_between
+from parcoll.chain.failures import noting, stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
@@ -147,8 +147,9 @@ class Ranges(Collective):
             for run in runs:
                 spot, run.data = store.add(run.data), b""
                 kept.append((run, spot))
-            before, starts = _before(self.reverse), self._starts(kept)
-            cuts = [_cuts_of(number, run, starts, before) for number, (run, _) in enumerate(kept)]
+            with noting("sorted()"):
+                before, starts = _before(self.reverse), self._starts(kept)
+                cuts = [_cuts_of(number, run, starts, before) for number, (run, _) in enumerate(kept)]
             for at in range(max(map(len, cuts), default=1) - 1):
                 segments = [
                     _segment(store, run, spot, own[at], own[at + 1])
@@ -256,6 +257,7 @@ class Sorting(FlatMap):
     """Sorts a range."""
 
     kind = "sort"
+    name = "sorted"  # of the collection's method
     by_user = False
     is_phase = True
 

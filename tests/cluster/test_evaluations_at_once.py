@@ -27,6 +27,44 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         yield
 
 
+def quick(x: int) -> int:
+    return x
+
+
+def busy(x: int) -> int:
+    time.sleep(0.01)
+    return x
+
+
+@pytest.mark.usefixtures("shared")
+def test_short_ones_that_come_again_and_again_do_not_hold_up_a_long_one() -> None:
+    over = threading.Event()
+
+    def short() -> None:
+        while not over.is_set():
+            parallel(range(100), partition_size=1).map(busy).count()
+
+    others = [threading.Thread(target=short) for _ in range(6)]
+    came: list[int] = []
+
+    def draw() -> None:
+        for x in parallel(range(100_000), partition_size=1).map(busy):
+            came.append(x)
+            if len(came) == 1:
+                for other in others:
+                    other.start()
+            if len(came) == 400 or over.is_set():
+                break
+
+    long = threading.Thread(target=draw)
+    long.start()
+    long.join(60)
+    over.set()
+    for thread in (long, *others):
+        thread.join()
+    assert came == list(range(400))
+
+
 class OverError(Exception):
     """The test is over."""
 
@@ -44,11 +82,20 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
 
     numbers = parallel(range(100_000), partition_size=1).map(slow)
     bag = parallel(dask.bag.range(5_000, npartitions=5_000)).map(slow)
+    wide = parallel(range(10_000_000), partition_size=50_000).map(quick)
     came: list[list[int]] = [[], [], [], []]
+    firsts: list[int] = []
 
     def draw(into: list[int], collection: ParallelGen[int] = numbers) -> None:
         for x in collection:
             into.append(x)
+
+    def draw_few() -> None:
+        for x in wide:
+            if x % 50_000 == 0:
+                firsts.append(x)
+            if over.exists():
+                break
 
     def run(call: object, *arguments: object) -> None:
         with contextlib.suppress(OverError):
@@ -57,6 +104,7 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     calls = [
         *[(draw, into) for into in came[1:]],
         (draw, came[0], bag),
+        (draw_few,),
         (numbers.count,),
         (numbers.reduce, max),
         (numbers.fold, max, 0),
@@ -67,7 +115,7 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     until = time.monotonic() + 60
-    while time.monotonic() < until and any(len(found) < 20 for found in came):
+    while time.monotonic() < until and any(len(found) < 20 for found in (*came, firsts)):
         time.sleep(0.05)
     short: list[int] = []
     last = threading.Thread(target=run, args=(lambda: short.extend(numbers.take(20)),))
@@ -77,4 +125,5 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     for thread in [*threads, last]:
         thread.join()
     assert short == list(range(20))
+    assert firsts[:20] == list(range(0, 1_000_000, 50_000))
     assert [found[:20] for found in came] == [list(range(20))] * len(came)

@@ -91,8 +91,8 @@ def _begun_is_forgotten(rest_of: Any) -> Any:
 
 def _lost_jobs_are_forgotten(lose: Any) -> Any:
     def lost(self: Receiving, worker: str, keys: list[str]) -> None:
-        for future in [future for future in self._pending if future.key in keys]:
-            self._pending.pop(future)
+        for future in [future for future in self.pending if future.key in keys]:
+            self.pending.pop(future)
 
     return lost
 
@@ -100,7 +100,7 @@ def _lost_jobs_are_forgotten(lose: Any) -> Any:
 def _reported_twice(reported: Any) -> Any:
     def twice(self: Receiving, key: str, outcome: Any) -> None:
         future = self._by_key.get(key)
-        job = self._pending.get(future)
+        job = self.pending.get(future)
         reported(self, key, outcome)
         if outcome is not None and not outcome.early and job is not None and job.lost_workers:
             self.results.put((job, outcome))
@@ -151,7 +151,7 @@ def _lost_is_done(again: Any) -> Any:
 def _nothing_is_cancelled(close: Any) -> Any:
     def closed(self: Receiving) -> bool:
         self.closed = True
-        kept.append(dict(self._pending))
+        kept.append(dict(self.pending))
         return False
 
     return closed

@@ -13,7 +13,7 @@ import distributed
 from dask._task_spec import TaskRef
 from distributed.scheduler import KilledWorker
 
-from parcoll.cluster.sending import SentBuffers
+from parcoll.cluster.sending import SentBuffers, Turns
 from parcoll.errors import ClusterLostError, ConnectError, ParcollError, WorkerSetupError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.text import describe, line_of
@@ -54,6 +54,7 @@ class Link:
         self.sharing = sharing
         self.captured = SentBuffers(client)
         self.spent = Spent(client)
+        self.turns = Turns()
         self.interrupted = False  # by Ctrl-C: workers may be busy with what nobody waits for
         self.address: str = getattr(client.scheduler, "address", "of this client")
         # Digits only: dask groups keys by their leading words of letters, and two clients of one

@@ -77,7 +77,7 @@ class Receiving:
         self.closed = False
         # None wakes whoever waits.
         self.results: Inbox[Result | BaseException | None] = Inbox()
-        self._pending: dict[Any, Job] = {}  # by the future whose value is the job's outcome
+        self.pending: dict[Any, Job] = {}  # those whose outcome has not come, by its future
         # The jobs whose outcome is being fetched; in the client's loop only.
         self._delivering: dict[Any, Job] = {}
         self._gathering = Gathering(self._client)
@@ -110,7 +110,7 @@ class Receiving:
         try:
             yield futures
             for job, key, future in zip(jobs, keys, futures, strict=True):
-                self._pending[future] = job
+                self.pending[future] = job
                 if self._reports is not None:
                     self._by_key[key] = future
         except BaseException:
@@ -152,12 +152,12 @@ class Receiving:
         if outcome is None:
             self._fetch([future])
         elif goes_on:
-            if (job := self._pending.get(future)) is not None:
+            if (job := self.pending.get(future)) is not None:
                 self.results.put((job, outcome))
-        elif (job := self._pending.pop(future, None)) is not None:
+        elif (job := self.pending.pop(future, None)) is not None:
             self.results.put((job, outcome))
             if job.handle is None:  # a kept result's future is its handle too
-                self._link.spent.add(future, last=not self._pending)
+                self._link.spent.add(future, last=not self.pending)
 
     def _fetch(self, futures: list[Any]) -> None:
         self._keep_task(asyncio.ensure_future(self.deliver(futures)))
@@ -180,13 +180,13 @@ class Receiving:
             came = self._too_soon.copy().values()
             whole = {key for key, outcome in came if outcome is not None and not outcome.early}
             self._lost_too_soon |= dict.fromkeys(wanted - whole, worker)
-        known = [*_snapshot(self._pending), *self._delivering]
+        known = [*_snapshot(self.pending), *self._delivering]
         lost = [future for future in known if future.key.removeprefix(REPORT) in wanted]
         for future in lost:
             self._by_key.pop(future.key, None)
         self._forget([future.key for future in lost])
         for future in lost:
-            job = self._pending.pop(future, None) or self._delivering.pop(future, None)
+            job = self.pending.pop(future, None) or self._delivering.pop(future, None)
             if job is not None:
                 job.lost_workers.append(worker)
                 job.handle = None  # without its future, dask does not run the task again as it is
@@ -216,7 +216,7 @@ class Receiving:
 
     def keys(self) -> list[str]:
         """Return the keys of tasks whose outcome has not come."""
-        return [future.key for future in list(self._pending)]
+        return [future.key for future in list(self.pending)]
 
     def fail(self, error: BaseException) -> None:
         """Have the consumer raise an error, after what has come."""
@@ -245,22 +245,22 @@ class Receiving:
         """Release all futures, which cancels tasks that have not begun; tell whether any were under way."""
         self.closed = True
         losses.unregister(self._client, self.lose)
-        any_left = bool(self._pending)
+        any_left = bool(self.pending)
         if self._collector is not None:
             self._collector.stop()
         self._forget(list(self._by_key))
         self._by_key.clear()
         self._link.spent.end()
-        while self._pending:
+        while self.pending:
             with contextlib.suppress(KeyError):  # the collector may take one meanwhile
-                self._pending.popitem()[0].release()
+                self.pending.popitem()[0].release()
         return any_left
 
     async def deliver(self, futures: list[Any]) -> None:
         """Bring the outcomes of finished tasks here, all with one request if that goes well."""
-        taken = [future for future in futures if future in self._pending]
+        taken = [future for future in futures if future in self.pending]
         for future in taken:
-            if (job := self._pending.pop(future, None)) is not None:
+            if (job := self.pending.pop(future, None)) is not None:
                 self._delivering[future] = job
         finished = [future for future in taken if future.status == "finished"]
         try:
@@ -280,10 +280,6 @@ class Receiving:
             if outcome is Lost.WITH_WORKER:
                 job.lost_workers.append("")
             self.results.put((job, outcome))
-
-    def lost(self) -> BaseException:
-        """Return the error for a scheduler that is gone."""
-        return self._link.lost()
 
     async def _one_outcome(self, future: Any, job: Job) -> Outcome | Lost:
         """Return what became of a job."""
@@ -381,7 +377,7 @@ class _Collector:
         except asyncio.CancelledError:
             # At its own end it is not raised again: the task would keep it, with frames and what they hold.
             if not receiving.closed:  # the client's loop ends, and nobody else tells the consumer
-                receiving.fail(receiving.lost())
+                receiving.fail(receiving._link.lost())
                 raise
 
 

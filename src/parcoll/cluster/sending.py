@@ -15,6 +15,7 @@ import operator
 import os
 import pickle
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -218,3 +219,67 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+# Turns --------------------------------------------------------------------------------------------
+
+KEPT = 2048  # turns that are remembered, for rests and for what is sent again: more than are under way
+
+
+class Turns:
+    """Whose tasks go first where several evaluations of one client run at once.
+
+    Each gets on by as many tasks as the others: start-time fair queuing (Goyal, Vin and Cheng 1996) with
+    tasks of equal cost. One that begins later, or had nothing under way, goes on where that is which has got
+    on least. So its results come soon, and it does not go past all that the others still have to do.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, OwnTurns] = {}
+
+    def begin(self, pending: dict[Any, Job]) -> OwnTurns:
+        """Return the turns of another one, whose jobs are in `pending` until they have come back."""
+        own = OwnTurns(self, pending)
+        self._running[id(own)] = own
+        return own
+
+    def end(self, own: OwnTurns) -> None:
+        """Count one no more among those that run."""
+        self._running.pop(id(own), None)
+
+    def reached(self) -> int:
+        """Return the turn that has come: the first of what is under way; 1 if nothing is."""
+        firsts = (other.first() for other in self._running.copy().values())
+        return min((first for first in firsts if first is not None), default=1)
+
+
+class OwnTurns:
+    """Those of one evaluation."""
+
+    def __init__(self, turns: Turns, pending: dict[Any, Job]) -> None:
+        self._turns = turns
+        self._pending = pending
+        self._last = 0
+        self._orders: list[int] = []  # of jobs, ascending
+        self._numbers: list[int] = []  # their turns
+
+    def of(self, order: int) -> int:
+        """Return the turn of a job. One that is cut from another, or sent again, goes where that did."""
+        if self._orders and order <= self._orders[-1]:
+            return self._known(order)
+        if not self._pending:
+            self._last = max(self._last, self._turns.reached() - 1)
+        self._last += 1
+        self._numbers.append(self._last)  # first, since another evaluation may look
+        self._orders.append(order)
+        if len(self._orders) > 2 * KEPT:
+            del self._orders[:KEPT], self._numbers[:KEPT]
+        return self._last
+
+    def first(self) -> int | None:
+        """Return the least turn of what is under way."""
+        orders = [job.order for job in self._pending.copy().values()]
+        return self._known(min(orders)) if orders and self._orders else None
+
+    def _known(self, order: int) -> int:
+        return self._numbers[max(bisect_right(self._orders, order) - 1, 0)]

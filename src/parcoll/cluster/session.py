@@ -98,6 +98,7 @@ class DistributedSession:
             self._send_captured(packed)
         self._level = level()
         self._receiving = Receiving(link, reports)
+        self._turns = link.turns.begin(self._receiving.pending)
         self._placement = Placement(self._client, self._words, starts_workers=link.sharing is not None)
         self._entered = enter_task()
 
@@ -131,7 +132,7 @@ class DistributedSession:
                     key = f"{REPORT}{key}"
             outcome_keys.append(key)
             # Without a priority for each, the last task of a group runs first.
-            priority |= dict.fromkeys(graph.keys() - before, -float(job.order))
+            priority |= dict.fromkeys(graph.keys() - before, -float(self._turns.of(job.order)))
         nbytes = sum(job.message_bytes for job in jobs)  # at most
         at = "" if dask.get_annotations() else next((job.at for job in jobs if isinstance(job, Join)), "")
         with handlers.postponed, self._receiving.expecting(outcome_keys, jobs) as expected:
@@ -361,6 +362,7 @@ class DistributedSession:
         self._closed = True
         with handlers.postponed:
             any_left = self._receiving.close()
+        self._link.turns.end(self._turns)
         if any_left and was_interrupted():
             self._link.interrupted = True
         self._replay_left()

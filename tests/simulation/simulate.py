@@ -286,6 +286,8 @@ class Simulation:
         """Evaluate, and compare."""
         chains.now().clock = self.clock
         expected = works.expected(self.work)
+        if self.work.store is not None:
+            self.work.store.lost = lambda: sum(cluster.lost for cluster in self.clusters)
         engine = self.engine()
         chance = random.Random(f"{self.seed} together")
         if chance.random() < TOGETHER and self.work.disk is None and self.work.store is None:

@@ -42,6 +42,7 @@ FAILED = {
     795988491435: "a fold's checkpoint had elements of a partition that failed beside a worker",
     1300018171: "a step failed in a partition, and the fold was to refuse an element before that",
     1300002535: "slots were shared out at a moment at which there was no worker",
+    9144508: "a worker was lost when all was written, and what dask made of that again lay in the bucket",
     1710038492: "elements that a worker handed back ran twice: it was lost before the window had taken them",
     1710008892: "calls of a worker that was given up, and died then, counted up to its death",
     1410002685: "a worker of the model that asked again for what a task needs began an attempt that was over",

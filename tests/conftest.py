@@ -107,7 +107,8 @@ ALIKE = (
     *("promises/test_timeouts_in_threads.py", "promises/test_interrupted_keys.py"),
     *("promises/test_packed_keys.py", "promises/test_second_try.py", "promises/test_descriptions.py"),
     *("promises/test_errors.py", "promises/test_endless_texts.py", "promises/test_security.py"),
-    *("cluster/test_bags.py", "dask_facts/test_what_a_worker_forgets.py", "watch/test_stats.py"),
+    *("cluster/test_bags.py", "cluster/test_evaluations_at_once.py"),
+    *("dask_facts/test_what_a_worker_forgets.py", "watch/test_stats.py"),
     *("wire/test_data_files.py", "wire/test_captured_data.py"),
 )
 

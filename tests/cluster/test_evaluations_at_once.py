@@ -53,7 +53,7 @@ def test_short_ones_that_come_again_and_again_do_not_hold_up_a_long_one() -> Non
             if len(came) == 1:
                 for other in others:
                     other.start()
-            if len(came) == 400 or over.is_set():
+            if len(came) == 200 or over.is_set():
                 break
 
     long = threading.Thread(target=draw)
@@ -62,7 +62,7 @@ def test_short_ones_that_come_again_and_again_do_not_hold_up_a_long_one() -> Non
     over.set()
     for thread in (long, *others):
         thread.join()
-    assert came == list(range(400))
+    assert came == list(range(200))
 
 
 class OverError(Exception):
@@ -115,7 +115,7 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     until = time.monotonic() + 60
-    while time.monotonic() < until and any(len(found) < 20 for found in (*came, firsts)):
+    while time.monotonic() < until and any(len(found) < 10 for found in (*came, firsts)):
         time.sleep(0.05)
     short: list[int] = []
     last = threading.Thread(target=run, args=(lambda: short.extend(numbers.take(20)),))
@@ -125,5 +125,5 @@ def test_none_waits_for_the_others(tmp_path: Path) -> None:
     for thread in [*threads, last]:
         thread.join()
     assert short == list(range(20))
-    assert firsts[:20] == list(range(0, 1_000_000, 50_000))
-    assert [found[:20] for found in came] == [list(range(20))] * len(came)
+    assert firsts[:10] == list(range(0, 500_000, 50_000))
+    assert [found[:10] for found in came] == [list(range(10))] * len(came)

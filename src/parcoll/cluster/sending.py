@@ -230,56 +230,44 @@ class Turns:
     """Whose tasks go first where several evaluations of one client run at once.
 
     Each gets on by as many tasks as the others: start-time fair queuing (Goyal, Vin and Cheng 1996) with
-    tasks of equal cost. One that begins later, or had nothing under way, goes on where that is which has got
-    on least. So its results come soon, and it does not go past all that the others still have to do.
+    tasks of equal cost. A task is never given an earlier turn than the last one that has come back. So one
+    that begins, or goes on, does not go past all that the others still have to do, nor they past it.
     """
 
     def __init__(self) -> None:
-        self._running: dict[int, OwnTurns] = {}
+        self.reached = 0
+        self._running: set[int] = set()
 
-    def begin(self, pending: dict[Any, Job]) -> OwnTurns:
-        """Return the turns of another one, whose jobs are in `pending` until they have come back."""
-        own = OwnTurns(self, pending)
-        self._running[id(own)] = own
+    def begin(self) -> OwnTurns:
+        """Return the turns of one more evaluation."""
+        own = OwnTurns(self)
+        self._running.add(id(own))
         return own
 
     def end(self, own: OwnTurns) -> None:
-        """Count one no more among those that run."""
-        self._running.pop(id(own), None)
-
-    def reached(self) -> int:
-        """Return the turn that has come: the first of what is under way; 1 if nothing is."""
-        firsts = (other.first() for other in self._running.copy().values())
-        return min((first for first in firsts if first is not None), default=1)
+        """Count one no more among those that run. Behind the last one, turns are as for a new client."""
+        self._running.discard(id(own))
+        if not self._running:
+            self.reached = 0
 
 
 class OwnTurns:
     """Those of one evaluation."""
 
-    def __init__(self, turns: Turns, pending: dict[Any, Job]) -> None:
+    def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._pending = pending
-        self._last = 0
         self._orders: list[int] = []  # of jobs, ascending
-        self._numbers: list[int] = []  # their turns
+        self._numbers: list[int] = [0]  # their turns, behind that of none
 
     def of(self, order: int) -> int:
         """Return the turn of a job. One that is cut from another, or sent again, goes where that did."""
-        if self._orders and order <= self._orders[-1]:
-            return self._known(order)
-        if not self._pending:
-            self._last = max(self._last, self._turns.reached() - 1)
-        self._last += 1
-        self._numbers.append(self._last)  # first, since another evaluation may look
-        self._orders.append(order)
-        if len(self._orders) > 2 * KEPT:
-            del self._orders[:KEPT], self._numbers[:KEPT]
-        return self._last
+        if not self._orders or order > self._orders[-1]:
+            self._orders.append(order)
+            self._numbers.append(max(self._numbers[-1] + 1, self._turns.reached))
+            if len(self._orders) > 2 * KEPT:
+                del self._orders[:KEPT], self._numbers[:KEPT]
+        return self._numbers[max(bisect_right(self._orders, order), 1)]
 
-    def first(self) -> int | None:
-        """Return the least turn of what is under way."""
-        orders = [job.order for job in self._pending.copy().values()]
-        return self._known(min(orders)) if orders and self._orders else None
-
-    def _known(self, order: int) -> int:
-        return self._numbers[max(bisect_right(self._orders, order) - 1, 0)]
+    def came(self, order: int) -> None:
+        """Note that a job has come back."""
+        self._turns.reached = max(self._turns.reached, self.of(order))

@@ -98,7 +98,7 @@ class DistributedSession:
             self._send_captured(packed)
         self._level = level()
         self._receiving = Receiving(link, reports)
-        self._turns = link.turns.begin(self._receiving.pending)
+        self._turns = link.turns.begin()
         self._placement = Placement(self._client, self._words, starts_workers=link.sharing is not None)
         self._entered = enter_task()
 
@@ -264,6 +264,7 @@ class DistributedSession:
                 continue
             self._placement.came()
             job, outcome = item
+            self._turns.came(job.order)
             if not isinstance(outcome, Lost):
                 outcome = self._checked(job, outcome)
             if isinstance(outcome, Outcome) and outcome.early:

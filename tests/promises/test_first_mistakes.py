@@ -119,12 +119,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "mode of open": (lambda: given.read_text("x", mode="rb"), TypeError, r"write read_files\(path\)"),
     "a setting of files": (lambda: given.read_text("x", block_size=9), TypeError, "write blocksize=$"),
-    "calls of the source": (
-        lambda: given.parallel([1], concurrency=2),
-        TypeError,
-        r"map\(func, concurrency=n\)",
-    ),
+    "calls of the source": (lambda: given.parallel([1], concurrency=2), TypeError, r"map\(func, concurr"),
     "resume": (lambda: given.parallel([1], resume=True), TypeError, "write checkpoint=folder"),
+    "threads, in a word": (lambda: given.connect("threads"), TypeError, r"write connect\(\), or nothing"),
+    "dask's other word": (lambda: given.connect("synchronous"), TypeError, r'write connect\("inline"\)$'),
+    "a lambda's": (lambda: given.parallel([1]).map(lambda x: x, retry=3), TypeError, r"partial\(func, ret"),
     "an address by name": (lambda: given.connect(address="tcp://x:1"), TypeError, "write it without a name$"),
     "gigabytes": (lambda: given.connect(memory_limit=4), ValueError, r'write memory_limit="4 GiB"$'),
     "less than a worker takes": (

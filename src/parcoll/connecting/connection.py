@@ -254,13 +254,20 @@ def _place(given: Any) -> Place:
     return place
 
 
+# What dask and joblib call these.
+_LOCAL = ("local", "processes", "threads", "threading", "multiprocessing", "distributed", "loky", "auto")
+_INSTEAD = dict.fromkeys(_LOCAL, ": write connect(), or nothing, for a local cluster")
+_INSTEAD |= dict.fromkeys(("sync", "synchronous", "single-threaded"), ': write connect("inline")')
+
+
 def _way_to_address(target: str, security: Any, ship: Sequence[Any], reconnect: float | None) -> Way:
     address = lambda: target  # noqa: E731
     if _HOST_AND_PORT.fullmatch(target) and not os.path.exists(target):
         target = f"{'tcp' if security is None else 'tls'}://{target}"
     elif "://" not in target:
         if not target.endswith(".json") and os.sep not in target and not os.path.exists(target):
-            raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}")
+            instead = _INSTEAD.get(target.lower(), "")
+            raise TypeError(f"connect() needs {ALLOWED}; got {describe(target)}{instead}")
         address = functools.partial(address_in, target)
     return AtAddress(address, security, ship, reconnect)
 

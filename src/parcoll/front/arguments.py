@@ -353,7 +353,7 @@ def step_policy(
         return of_chain
     for given in settings:
         if given not in known:
-            name = "func" if func is None else function_name(func)
+            name = "func" if func is None or function_name(func) == "lambda" else function_name(func)
             raise TypeError(
                 f"{method}() has no setting {given!r}{no_setting(method, given, known)}; to pass it to the "
                 f"function, use functools.partial({name}, {given}=...)"

@@ -231,8 +231,11 @@ class Sizer(Protocol):
     def patience(self) -> float:
         """Return the seconds after which a worker hands back the partitions that wait behind this one."""
 
-    def window(self, threads: int) -> int:
-        """Return how many partitions may be at the workers, or wait for the consumer."""
+    def window(self, threads: int, held_up: bool = False) -> int:
+        """Return how many partitions may be at the workers, or wait for the consumer.
+
+        `held_up` if a worker has nothing to do while the first of them goes on.
+        """
 
     def refill(self, threads: int) -> int:
         """Return how many places in the window should be free before more are filled, all at once."""

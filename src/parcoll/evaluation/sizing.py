@@ -57,9 +57,8 @@ START_WINDOW = 16  # partitions: if there are many threads, nearly all of them c
 MOST_AT_ONCE = 64  # partitions submitted together: while a scheduler takes them in it answers nobody
 
 
-def full_window(threads: int) -> int:
-    # Two a thread keep the workers busy while the first result travels; as many again let them go
-    # on while one slow partition holds back those behind it.
+def _window(threads: int) -> int:
+    # Two a thread while the first result travels; as many again while one slow partition is waited for.
     return 4 * threads + 2
 
 
@@ -80,9 +79,9 @@ class Fixed:
         """Return 0: the size does not depend on what is left."""
         return 0
 
-    def window(self, threads: int) -> int:
+    def window(self, threads: int, held_up: bool = False) -> int:
         """Return a constant number of partitions for each thread."""
-        return full_window(threads)
+        return _window(threads)
 
     def max_bytes(self, threads: int) -> int:
         """Return no bound: the size is what was asked for."""
@@ -278,11 +277,12 @@ class Adaptive:
         least = BUDGET_TARGETS * BATCH_SECONDS if self._has_short_batches else START_SECONDS
         return BUDGET_TARGETS * self._target if self._largest else max(least, BUDGET_TARGETS * self._expected)
 
-    def window(self, threads: int) -> int:
+    def window(self, threads: int, held_up: bool = False) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
         if not self._largest:
             return min(2 * threads, START_WINDOW)
-        growing = self._largest * GROWTH < self._wanted(threads) or self._largest == 1 < self._batch
+        small = self._largest * GROWTH < self._wanted(threads) or self._largest == 1 < self._batch
+        growing = small and not (held_up and self._limit is None)
         return 2 * threads if growing else self._full_window(threads)
 
     def refill(self, threads: int) -> int:

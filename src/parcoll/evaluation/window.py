@@ -16,7 +16,6 @@ from parcoll.chain.timing import remember
 from parcoll.errors import ClusterLostError
 from parcoll.evaluation.engine import Engine, Job, Losses, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
-from parcoll.evaluation.sizing import full_window
 from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
@@ -211,10 +210,7 @@ class Window:
 
     def _fill(self, session: Session) -> None:
         threads = self._count_threads()
-        window = self._sizer.window(threads)
-        if self._is_held_up(threads):
-            window = max(window, full_window(threads))
-        self._stats.window = window
+        window = self._stats.window = self._sizer.window(threads, self._is_held_up(threads))
         # Elements that were handed back are in memory already: they need not wait for a place in the window.
         while self._rests and self._running < window and self._shares.left(threads):
             self._submit(session, self._cut_rest(threads))

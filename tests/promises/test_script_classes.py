@@ -166,3 +166,32 @@ def test_subclasses_are_found_that_nothing_names(scripts: Scripts) -> None:
         """
     )
     assert out == "(['First', 'Second', 'Third'], ['Csv', 'Json'])\n"
+
+
+@pytest.mark.parametrize("options", ["", "timeout=30"])
+def test_a_worker_that_comes_later_has_the_classes_that_the_evaluation_began_with(
+    scripts: Scripts, options: str
+) -> None:
+    """Its first elements were pickled when the script had changed their class."""
+    out = scripts.run_file(
+        f"""
+        import os, signal
+        from parcoll import connect, parallel
+
+        class Setting:
+            limit = 1
+
+        class Inner(Setting): ...
+
+        with connect(n_workers=1):
+            settings = parallel([Inner()] * 8, partition_size=1, buffersize=2, {options})
+            stream = iter(settings.map(lambda s: (s.limit, os.getpid())))
+            found = [next(stream)]
+            Setting.limit = 2
+            os.kill(found[0][1], signal.SIGKILL)
+            found += stream
+            print([limit for limit, _ in found], len({{process for _, process in found}}))
+            print(list(parallel([Inner()] * 3, {options}).map(lambda s: s.limit)))
+        """
+    )
+    assert out == "[1, 1, 1, 1, 1, 1, 1, 1] 2\n[2, 2, 2]\n"

@@ -196,11 +196,17 @@ _shown: weakref.ref[script.Script] | None = None  # the program whose classes th
 _names: weakref.WeakKeyDictionary[Any, tuple[set[str], set[str]]] = weakref.WeakKeyDictionary()
 
 
-def is_news(number: str) -> bool:
-    """Tell whether the program that runs here has brought a class for the first time, and note it."""
+def is_news(number: str, at: str | None) -> bool:
+    """Tell whether the program that runs here has brought a class for the first time, and note it.
+
+    What the program has of that name in the script comes first: an element may have been pickled later, when
+    the script had changed its class.
+    """
     program = script.current()
     if program is None or not program.travelled:
         return False
+    if at is not None:
+        program.find_all([at])
     numbers = _brought_by(program).numbers
     news = number not in numbers
     numbers.add(number)

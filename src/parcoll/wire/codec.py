@@ -333,7 +333,7 @@ class _Loader(pickle.Unpickler):
 
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
         *_, number, extra = arguments
-        made, news = class_of_number(number), is_news(number)
+        news, made = is_news(number, (extra or {}).get("at")), class_of_number(number)
         if made is None:
             made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
         elif not self._refresh and not (news and has_come(made)):

@@ -133,6 +133,7 @@ ALIKE_NEWEST = (
     *("promises/test_map_batches.py", "promises/test_reentrance.py", "promises/test_batched.py"),
     *("promises/test_held.py", "promises/test_memory_maps.py", "promises/test_idle_workers.py"),
     *("promises/test_persist.py", "checkpoint/test_fingerprint.py", "promises/test_same_options.py"),
+    "promises/test_keys_of_lists.py",
 )
 
 

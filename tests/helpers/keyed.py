@@ -63,7 +63,8 @@ def of_python(elements: list[tuple[int, int]]) -> dict[str, list[Any]]:
 
 
 def make_tasks_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have little data be much: many tasks, slots that are cut again, and a file instead of memory."""
+    """Have little data be much: many tasks on workers, slots that are cut again, and a file for memory."""
+    monkeypatch.setattr(exchange, "FEW_THREADS", 0)
     monkeypatch.setattr(exchange, "MOST_COST", 2000)
     monkeypatch.setattr(exchange, "LEAST_COST", 2000)
     monkeypatch.setattr(store, "MEMORY_BYTES", 1000)

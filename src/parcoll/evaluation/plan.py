@@ -98,6 +98,13 @@ class Read:
         return isinstance(source, Source) and not (isinstance(source, Derived) and not source.is_alone)
 
     @property
+    def refers(self) -> bool:
+        """Whether the workers may send positions of elements: these are in memory, and all reach the sink."""
+        node = self.node.before
+        source, step = node and node.source, self.node.step
+        return type(source) is Source and source.listed and step is not None and step.policy == PLAIN
+
+    @property
     def one_pass(self) -> bool:
         """Whether its source can be read once."""
         *_, first = self.node.back()

@@ -24,6 +24,7 @@ class Reader:
 
     ends: Sequence[int] | None = None  # of each element's bytes among those of all, where they are files
     at_hand = 0  # elements that were read ahead, which `read` gives first
+    listed: list[Any] | None = None  # is to have all elements that were read, where they are in memory
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -119,6 +120,8 @@ class SliceReader(Reader):
             elements = elements[: _fitting(elements, max_bytes)]
         self.position += len(elements)
         self.ended = not len(elements)
+        if self.listed is not None:
+            self.listed += elements
         return elements
 
 
@@ -161,6 +164,12 @@ class StreamReader(Reader):
     def stream(self) -> Iterator[Any]:
         """Iterate over it. What cannot be iterated raises when it is drawn from."""
         yield from self._iterable
+
+    def first(self) -> Any:
+        """Return what `read` gives next, and leave it there; None if there is nothing."""
+        if not self._ahead:
+            self._draw(self._ahead, 1, MAX_READ_BYTES, exact=True)
+        return self._ahead[0] if self._ahead else None
 
     def remaining(self) -> int | None:
         """Return what is left once the source has ended, or if it has a length (a set, a dict's items)."""

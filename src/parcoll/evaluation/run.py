@@ -1,6 +1,6 @@
 """Run: one evaluating call. It reads the bag back as a plan, and runs the plan through a window into a sink.
 
-The functions below it are the calls themselves: iterating, `count` and what `foreach` keeps.
+The functions below it are the calls themselves that give results: all, one by one, or the first ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from parcoll.calls import looping
 from parcoll.calls.broadcasts import Broadcast, broadcast, too_large
 from parcoll.chain.place import Place
-from parcoll.chain.sinks import Count, Results, Sink, saving
+from parcoll.chain.sinks import Results, Sink, saving
 from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
 from parcoll.errors import CheckpointError, ClusterLostError
@@ -29,7 +29,9 @@ from parcoll.evaluation.source import Source
 from parcoll.evaluation.window import Window
 from parcoll.keys.exchange import Around
 from parcoll.keys.gathering import Gathering
+from parcoll.keys.pieces import Listed
 from parcoll.keys.store import Scratch
+from parcoll.keys.streams import Done
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.watch.around import Watch
@@ -37,7 +39,7 @@ from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats
 from parcoll.wire import script
 from parcoll.wire.payload import Plain
-from parcoll.worker.outcome import Handle, Outcome, loaded
+from parcoll.worker.outcome import Outcome, loaded
 from parcoll.worker.program import Program
 
 if TYPE_CHECKING:
@@ -45,13 +47,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TABLE = 0.25  # of what a worker may hold, at most, is a table of another chain
-MOST_AT_ONCE = 256  # elements that are made of other chains and go through no step
+MOST_AT_ONCE = 2048  # elements that are made of other chains and go through no step
 
 
 class Run:
     """One evaluation: its engine, its plan, and the numbers that it fills."""
 
     unopened = False  # its elements go out to workers again
+    is_last = False  # what its only step makes of what an operation gives comes here
+    listed: list[Any] | None = None  # has the elements that were read, of which workers send positions
+    _reader: Reader | None = None  # of the source, if that was opened before the window
 
     def __init__(self, node: Node, options: Options, choose: Callable[[], Engine], stats: Stats) -> None:
         """`choose` returns the engine; its first call may start a local cluster."""
@@ -94,7 +99,11 @@ class Run:
         if self.options.checkpoint is None:
             origin = self.plan.origin
             if isinstance(origin, Derived) and self.gives_elements and sink.resumes:
-                return self._derived(origin, sink.limit)
+                return self._given(self._opened(origin, here=True), sink.limit)
+            if len(self.plan.steps) == 1 and isinstance(origin, Derived) and isinstance(sink, Results):
+                self.is_last = origin.operation.may_be_done(sink.limit) and not self.unopened
+                if self.is_last:
+                    return self._done(origin, sink)
             return self.window(sink).outcomes()
         if not sink.resumes:
             name, given = sink.label or type(sink).__name__, self.options.checkpoint
@@ -118,29 +127,46 @@ class Run:
         here = isinstance(self.plan.origin, Derived) and not self.plan.steps
         return here or self.options.checkpoint is not None
 
-    def _derived(self, origin: Derived, limit: int | None) -> Iterator[tuple[Job, Outcome]]:
+    def _given(
+        self, reader: Reader, limit: int | None, are_done: bool = False
+    ) -> Iterator[tuple[Job, Outcome]]:
         """Give what is made of other chains and goes through no step: it is here."""
-        reader, recorder, yielded = self._opened(origin, here=True), Recorder(self.stats), 0
-        try:
+        recorder, yielded = Recorder(self.stats), 0
+        with closing(reader):
             while not reader.ended and (limit is None or yielded < limit):
                 place, started = Place(reader.position), time.perf_counter()
-                read = reader.read(MOST_AT_ONCE if limit is None else limit - yielded)
+                most = MOST_AT_ONCE if limit is None else limit - yielded
+                results = read = reader.read(1 if are_done else most)
                 self.stats.waited.source += time.perf_counter() - started
                 if len(read):
-                    yielded += len(read)
-                    outcome = Outcome(read=len(read), produced=len(read), results=Plain(read))
+                    outcome = Outcome(len(read))
+                    if are_done:
+                        results = read[0].elements
+                        outcome.flows = [(1, len(results))]
+                    yielded += len(results)
+                    outcome.produced, outcome.results = len(results), Plain(results)
                     recorder.sent(1, 0)
                     recorder.add(outcome)
                     yield Job(place=place), outcome
             if reader.error is not None:
                 raise reader.take_error()  # type: ignore[misc]
-        finally:
-            reader.close()
+
+    def _done(self, origin: Derived, sink: Results) -> Iterator[tuple[Job, Outcome]]:
+        """Give what the step behind an operation makes, unless that has done it already."""
+        with closing(self._opened(origin)) as reader:
+            assert isinstance(reader, DerivedReader)
+            started = time.perf_counter()
+            is_done = isinstance(reader.first(), Done)
+            self.stats.waited.source += time.perf_counter() - started
+            self._reader = None if is_done else reader
+            yield from self._given(reader, None, True) if is_done else self.window(sink).outcomes()
 
     def _opened(self, source: Source, lasting: bool = False, here: bool = False) -> Reader:
         """Start reading a source; the chains that it is made of are evaluated while it is read."""
         if not isinstance(source, Derived) or source.is_alone:
-            return Recorder(self.stats).opened(source.open())
+            reader = Recorder(self.stats).opened(source.open())
+            reader.listed = self.listed
+            return reader
         self.stats._reads = len(source.reads)
         streams, row, operation = [], 0, source.operation
         unopened = operation.unopened and self.engine.in_background and not here
@@ -163,7 +189,13 @@ class Run:
         self.stats._below.append(below)
         run = self._reading(read, below)
         run.unopened = unopened
-        yield from run._elements(read.sink and read.sink.within(scratch))
+        sink, engine, origin = read.sink, self.engine, self.plan.origin
+        if sink is not None:
+            if read.refers and scratch is None and engine.in_background and isinstance(origin, Derived):
+                refers = origin.operation.may_refer(self.is_last, engine.threads())
+                run.listed = [] if refers else None
+            sink = sink.within(scratch, run.listed is not None)
+        yield from run._elements(sink)
 
     def _around(self, scratch: Scratch | None) -> Around:
         """Return what the operation that makes the source may ask for."""
@@ -171,7 +203,7 @@ class Run:
 
         folder, spill = dask.config.get("temporary-directory", None), Recorder(self.stats).spill
         known = self.engine.threads, self.engine.memory_limit, self.evaluate
-        return Around(*known, folder, spill, scratch, self.unopened)
+        return Around(*known, folder, spill, scratch, self.is_last)
 
     def evaluate(self, elements: Iterable[Any], step: Step) -> Iterator[Any]:
         """Give what a step makes of each element, on the workers."""
@@ -238,6 +270,8 @@ class Run:
                     what = f"the results of the partition at {job.place.element(0)}"
                     count = outcome.produced if gathering is None else 1
                     results, outcome.results = loaded(outcome.results, what, count), None
+                    if self.listed is not None:
+                        results[0].listed = Listed(self.listed, job.place.base)
                     yield from results
                 if outcome.failure is not None:
                     raise outcome.failure.rebuild()
@@ -287,7 +321,7 @@ class Run:
 
             return ResumingFeed(reader, self.steps, *settings)
         if isinstance(origin, Source):
-            return StreamFeed(self._opened(origin, lasting), *settings, sole)
+            return StreamFeed(self._reader or self._opened(origin, lasting), *settings, sole)
         return partitions_of(origin, engine.persist)
 
     def restarting(self, name: str, lost: str, attempt: Callable[[], T]) -> T:
@@ -359,36 +393,3 @@ def _parts(start: Callable[[], Run], limit: int | None) -> Generator[list[Any], 
         else:
             error._tell(f"{yielded:,} of the first {limit:,} had come, and take() gives all or none")
         raise
-
-
-def count(run: Run) -> int:
-    """Return how many results there are. None of them travels."""
-    total = 0
-    try:
-        with run.watched(), closing(run.outcomes(Count())) as outcomes:  # type: ignore[type-var]
-            for _, outcome in outcomes:
-                if outcome.failure is not None:
-                    raise outcome.failure.rebuild()
-                total += outcome.produced
-    except ClusterLostError as error:
-        error._tell(f"count() had come to {total:,}")
-        raise
-    return total
-
-
-def keep_results(run: Run, name: str) -> list[Handle]:
-    """Run everything for the method `name`, and return handles of the results, which stay on the workers."""
-    with run.watched():
-        lost = "kept nothing: its results were on that cluster"
-        return run.restarting(name, lost, lambda: _kept(run.window(Results(), keep=True)))
-
-
-def _kept(window: Window) -> list[Handle]:
-    handles: list[Handle] = []
-    with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
-        for job, outcome in outcomes:
-            if outcome.failure is not None:
-                raise outcome.failure.rebuild()
-            assert job.handle is not None
-            handles.append(job.handle)
-    return handles

@@ -32,9 +32,13 @@ class Source:
         """Whether it can be read once."""
         return False
 
-    def __init__(self, open_stream: Callable[[], Iterable[Any]], description: str) -> None:
+    def __init__(
+        self, open_stream: Callable[[], Iterable[Any]], description: str, listed: bool = False
+    ) -> None:
+        """`listed` says that the elements are in memory for as long as there is this."""
         self._open = open_stream
         self._description = description
+        self.listed = listed
 
     def open(self) -> Reader:
         """Start reading from the first element."""
@@ -146,7 +150,7 @@ def source_of(given: Any, method: str = "parallel") -> Source:
     if isinstance(given, Iterator):
         return OnePassSource(given, _name(given))
     if _is_iterable(given):
-        return Source(lambda: given, _name(given))
+        return Source(lambda: given, _name(given), listed=type(given) in (list, tuple))
     if callable(given) and not isinstance(given, type):
         return _source_of_function(given, method)
     number = type(given) is int and method == "parallel"  # of elements, or of processes, as of a Pool

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import closing
 from types import FunctionType
 from typing import Any, Generic, Self, TypeVar, overload
 
+from parcoll.chain.sinks import Count, Results
 from parcoll.connecting.current import engine_for
+from parcoll.errors import ClusterLostError
 from parcoll.evaluation import folding
 from parcoll.evaluation import run as evaluation
 from parcoll.evaluation.plan import Node
 from parcoll.evaluation.run import Options, Run
+from parcoll.evaluation.window import Window
 from parcoll.front import arguments
 from parcoll.front.explain import Described
 from parcoll.local.shutdown import note_evaluation
 from parcoll.text import UNSET, describe
 from parcoll.watch.stats import Stats
+from parcoll.worker.outcome import Handle
 from parcoll.world import handlers
 
 T_co = TypeVar("T_co", covariant=True)
@@ -160,7 +165,7 @@ class Evaluated(Described, Generic[T_co]):
         >>> parallel(range(10)).filter(lambda x: x > 6).count()
         3
         """
-        return evaluation.count(self._run())
+        return _count(self._run())
 
     def persist(self) -> Self:
         """Evaluate now, and return a new collection of the results, which stay in the workers' memory.
@@ -185,4 +190,37 @@ def kept(run: Run, name: str) -> Node:
     """Run everything for the method `name`, and return a node of the results, which the engine keeps."""
     from parcoll.evaluation.bag import bag_of_kept  # lazy: dask.bag
 
-    return Node(source=bag_of_kept(evaluation.keep_results(run, name)))
+    return Node(source=bag_of_kept(_keep_results(run, name)))
+
+
+def _keep_results(run: Run, name: str) -> list[Handle]:
+    """Run everything for the method `name`, and return handles of the results, which stay on the workers."""
+    with run.watched():
+        lost = "kept nothing: its results were on that cluster"
+        return run.restarting(name, lost, lambda: _kept(run.window(Results(), keep=True)))
+
+
+def _kept(window: Window) -> list[Handle]:
+    handles: list[Handle] = []
+    with closing(window.outcomes()) as outcomes:  # type: ignore[type-var]
+        for job, outcome in outcomes:
+            if outcome.failure is not None:
+                raise outcome.failure.rebuild()
+            assert job.handle is not None
+            handles.append(job.handle)
+    return handles
+
+
+def _count(run: Run) -> int:
+    """Return how many results there are. None of them travels."""
+    total = 0
+    try:
+        with run.watched(), closing(run.outcomes(Count())) as outcomes:  # type: ignore[type-var]
+            for _, outcome in outcomes:
+                if outcome.failure is not None:
+                    raise outcome.failure.rebuild()
+                total += outcome.produced
+    except ClusterLostError as error:
+        error._tell(f"count() had come to {total:,}")
+        raise
+    return total

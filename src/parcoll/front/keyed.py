@@ -129,6 +129,10 @@ class Keys(Evaluated[T_co]):
         temporary file. A group has to fit in a worker; MemoryError names one that does not. Where one value
         of each group is wanted, `fold_by` moves less. A checkpoint cannot save it.
 
+        Of few workers, this process joins what they send, if that is little. Numbers, texts and tuples of
+        these that stand in a list, with no step before this one, do not come back: the groups have the very
+        elements of the list.
+
         `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
 
         >>> from parcoll import parallel
@@ -145,7 +149,8 @@ class Keys(Evaluated[T_co]):
 
         Without `key`, of the elements themselves. Workers leave out repeats within their partitions, and this
         process those between partitions, as they come: the source may be endless. It holds all keys that
-        there are, about 100 bytes each. A checkpoint cannot save it.
+        there are, about 100 bytes each. Elements of a list need not come back, as in `group_by`. A checkpoint
+        cannot save it.
 
         `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
 
@@ -169,6 +174,9 @@ class Keys(Evaluated[T_co]):
         are sorted in partitions before the first one is given; then ranges of all of them are, one after the
         other. They may be more than fit in memory: they wait in a temporary file. A checkpoint cannot save
         it.
+
+        Of few workers, this process merges the partitions, if they are little, and numbers, texts or tuples
+        of these; elements of a list need not come back, as in `group_by`.
 
         `settings` are `on_error`, `retries`, `retry_on` and `timeout`, as in `map`, for the calls of `key`.
 

@@ -18,8 +18,7 @@ from parcoll.evaluation.run import Run
 from parcoll.front import arguments
 from parcoll.front.arguments import KeySettings
 from parcoll.front.evaluating import Evaluated
-from parcoll.keys.extremes import Extreme, Ranked
-from parcoll.keys.totals import Sum, Total
+from parcoll.keys.answers import Extreme, Ranked, Sum, Total
 from parcoll.text import UNSET, counted, describe, function_name, short_repr
 from parcoll.worker.outcome import Outcome, loaded
 from parcoll.world import handlers

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from parcoll.chain.steps import Step
 from parcoll.keys.gathering import Values
 from parcoll.keys.merging import FirstKey, FoldingOn, Part, Regrouping, Slots
-from parcoll.keys.slots import LEVELS, SLOTS, Piece, SeedError
+from parcoll.keys.pieces import Piece
+from parcoll.keys.slots import LEVELS, SLOTS, SeedError
 from parcoll.keys.store import Scratch, Spot, Store
-from parcoll.keys.streams import Operation
+from parcoll.keys.streams import Done, Operation
 
 # What a task costs in memory, about: three times the packed bytes, and so much for each element.
 BYTE_COST, ELEMENT_COST = 3, 64
@@ -40,7 +41,7 @@ class Around(NamedTuple):
     folder: str | None = None  # for files
     spilled: Callable[[int], object] = int  # is told how many bytes go into one
     scratch: Scratch | None = None  # where workers put what they send to each other
-    unopened: bool = False  # what is made goes out to workers again
+    is_last: bool = False  # what the only step behind it makes comes here
 
 
 def _evaluate_here(elements: Iterable[Any], step: Step) -> Iterator[Any]:
@@ -71,6 +72,20 @@ class Collective(Operation):
     def store(self) -> Store:
         """Return where bytes of one evaluation wait."""
         return Store(self.name, self.around.folder, self.around.spilled, self.around.scratch)
+
+    def may_refer(self, is_last: bool, threads: int) -> bool:
+        """Say so where this process may have to do the rest."""
+        return is_last and threads <= FEW_THREADS
+
+    def ends_here(self, cost: int, refers: bool) -> bool:
+        """Tell whether this process does the rest: what comes here is opened here, and workers are few.
+
+        They would unpickle and pickle all once more. What lies in a scratch is gone when this process wants
+        it.
+        """
+        around = self.around
+        here = around.is_last and around.scratch is None and around.threads() <= FEW_THREADS
+        return here and (refers or cost <= FEW_TASKS * self.most)
 
     @property
     def most(self) -> int:
@@ -109,12 +124,14 @@ class _Shelf:
         self.single = [True] * SLOTS  # whether no piece has more than one key there
         self._store = store
         self._others = self._other_nones = False
+        self.carries = False  # some values have come with a piece
 
     def add(self, number: int | None, piece: Piece) -> None:
         """Take a piece."""
         spot, piece.data = self._store.add(piece.data), b""
         self.rows.append(_Row(number, spot, piece))
         first, self.plain = self.rows[0].piece, self.plain and piece.plain
+        self.carries = self.carries or piece.carries
         self._others = self._others or bool(piece.other)
         self._other_nones = self._other_nones or piece.none != first.none
         self.mixed = self.mixed or piece.seed != first.seed or (self._others and self._other_nones)
@@ -132,7 +149,7 @@ class _Shelf:
             begin, end = row.part(start, stop)
             if begin < end:
                 values = sum(row.piece.values[start:stop])
-                part = Part(row.number, self._store.read(row.spot, begin, end), values)
+                part = Part(row.number, self._store.read(row.spot, begin, end), values, row.piece.listed)
                 yield part, BYTE_COST * (end - begin) + ELEMENT_COST * values
 
     def chunks(self, start: int, stop: int, most: int) -> Iterator[list[Part]]:
@@ -162,33 +179,43 @@ class Exchange(Collective):
         """What it does, for tables."""
         return "exchange()"
 
-    def made(self, *streams: Iterator[Any]) -> Iterator[Slots]:
-        """Give the tasks."""
+    def may_be_done(self, limit: int | None) -> bool:
+        """Say so where who wants the values can join them."""
+        return self.kind.later
+
+    def may_refer(self, is_last: bool, threads: int) -> bool:
+        """Say so where values are the elements."""
+        return self.kind.later and super().may_refer(is_last, threads)
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Slots | Done]:
+        """Give the tasks; or all at once, for who joins their values."""
         (pieces,) = streams
         with self.store() as store:
             shelf = _Shelf(store, 0)
             for number, piece in enumerate(pieces):
                 shelf.add(number, piece)
             if shelf.mixed:
-                shelf = self._cut_alike(shelf, store)
-            later = self._is_merged_later(shelf)
-            for slots in self._all_of(shelf) if later else self._tasks(shelf, store):
-                slots.later = later
-                yield slots
+                shelf = self._cut_alike(self._filled(shelf, store), store)
+            if self._is_joined_here(shelf):
+                for start in range(0, SLOTS, SLOTS_LATER):
+                    yield Done(list(self._task(shelf, start, min(start + SLOTS_LATER, SLOTS))))
+            else:
+                yield from self._tasks(self._filled(shelf, store), store)
 
-    def _is_merged_later(self, shelf: _Shelf) -> bool:
-        """Tell whether this process merges: it unpickles the elements anyway, and has few workers.
+    def _is_joined_here(self, shelf: _Shelf) -> bool:
+        """Tell whether this process joins the values. Code of users, as that of keys, runs on workers."""
+        joins = self.kind.later and shelf.plain
+        return joins and self.ends_here(sum(shelf.costs), not shelf.carries)
 
-        Workers would unpickle and pickle them once more. Code of users runs there, as that of their keys.
-        What lies in a scratch is gone when this process wants it.
-        """
-        here = self.around.scratch is None and not self.around.unopened
-        few = self.kind.later and here and self.around.threads() <= FEW_THREADS
-        return few and shelf.plain and sum(shelf.costs) <= FEW_TASKS * self.most
-
-    def _all_of(self, shelf: _Shelf) -> Iterator[Slots]:
-        for start in range(0, SLOTS, SLOTS_LATER):
-            yield from self._task(shelf, start, min(start + SLOTS_LATER, SLOTS))
+    def _filled(self, shelf: _Shelf, store: Store) -> _Shelf:
+        """Return the pieces with the values that did not come back: they go to workers after all."""
+        if not any(row.piece.listed for row in shelf.rows):
+            return shelf
+        found = _Shelf(store, shelf.level)
+        for number, spot, piece in shelf.rows:
+            piece.data = store.read(spot)
+            found.add(number, piece.filled() if piece.listed else piece)
+        return found
 
     def _cut_alike(self, shelf: _Shelf, store: Store) -> _Shelf:
         """Have pieces of processes with several hash seeds cut again, by what is written in the keys.

@@ -10,15 +10,17 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.sinks import Pack, Sink
 from parcoll.errors import SerializationError
-from parcoll.keys.slots import PLAINEST, TOGETHER, Cutter, Piece
+from parcoll.keys.pieces import MANY_TOGETHER, TOGETHER, Cutter, Piece
+from parcoll.keys.slots import PLAINEST
 from parcoll.keys.store import Scratch, UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.reducers import of_atoms
 
 IMMUTABLE = (int, float, complex, bool, str, bytes, type(None))
 
@@ -28,6 +30,7 @@ class Gatherer:
 
     current: Any = None  # the element that is being taken, where a user's function gets it
     condenses = False  # it makes one value of all elements with one key
+    refers = False  # elements that nobody can write into stay where they lie: their positions go back
     goes_on = False  # its piece has bytes that go on to other workers
 
     def begin(self) -> Self:
@@ -130,14 +133,6 @@ class Values(Gatherer):
         return cutter.piece()
 
 
-class Merged(NamedTuple):
-    """Keys in the order of their positions, with these and their values."""
-
-    firsts: list[int]
-    keys: list[Any]
-    values: list[Any]
-
-
 class Counts(Values):
     """How many elements there are."""
 
@@ -208,16 +203,19 @@ class Groups(Values):
         """Keep them, and cut where they are some thousand."""
         self._keys += keys
         self._elements += elements
-        if len(self._keys) >= self._cutter.together:
+        if len(self._keys) >= (MANY_TOGETHER if self.refers else self._cutter.together):
             self._flush()
 
     def _flush(self) -> None:
         keys, elements = self._keys, self._elements
         self._keys, self._elements = [], []
-        if not PLAINEST.issuperset(map(type, keys)):
+        if not (is_plain := PLAINEST.issuperset(map(type, keys))):
             known: dict[Any, Any] = {}  # for equal keys one object, which is packed once
             keys = list(map(known.setdefault, keys, keys))
-        self._cutter.add(range(self._cut, self._cut + len(keys)), keys, elements)
+        positions = range(self._cut, self._cut + len(keys))
+        self._cutter.add(
+            positions, keys, None if self.refers and is_plain and of_atoms(elements) else elements
+        )
         self._cut += len(keys)
 
     def piece(self) -> Piece:
@@ -361,10 +359,13 @@ class Gathering(Sink):
         except Exception as error:
             raise SerializationError(f"{self.label} cannot send {unsent(piece, error)}") from error
 
-    def within(self, scratch: Scratch | None) -> Gathering:
-        """Return it for a scratch."""
+    def within(self, scratch: Scratch | None, refers: bool = False) -> Gathering:
+        """Return it for a scratch; or for elements that lie in the user's process and may stay there."""
         found = copy.copy(self)
         found.scratch = scratch
+        if refers:
+            found.gatherer = copy.copy(self.gatherer)
+            found.gatherer.refers = True
         return found
 
     def _unsent(self, error: UnsentError) -> SerializationError:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
-from parcoll.keys.gathering import Merged, Values
-from parcoll.keys.slots import Cutter, Piece, one_nan
+from parcoll.keys.gathering import Values
+from parcoll.keys.pieces import Cutter, Listed, Piece, positions_of
+from parcoll.keys.slots import one_nan
 from parcoll.keys.store import Framer, Scratch, fetched, framed, is_flat, unframed
 from parcoll.system import without_collections
 from parcoll.text import short_repr
@@ -30,6 +31,7 @@ class Part(NamedTuple):
     number: int | None  # of the piece; None if its positions are among all already
     data: Any  # bytes, or where they lie
     values: int
+    listed: Listed | None = None  # where the values are that did not come back
 
 
 @dataclass
@@ -41,7 +43,6 @@ class Slots:
     label: str = ""
     level: int = 0  # at which they were cut, or are to be cut again
     written: bool = False
-    later: bool = False  # they go on as they are
     plain: bool = False  # keys and values are of no class of users'
     nbytes: int = field(init=False)
 
@@ -51,6 +52,14 @@ class Slots:
     def __repr__(self) -> str:
         values = sum(part.values for part in self.parts)
         return f"<{values:,} elements or parts of values for {self.label}>"
+
+
+class Merged(NamedTuple):
+    """Keys in the order of their positions, with these and their values."""
+
+    firsts: list[int]
+    keys: list[Any]
+    values: list[Any]
 
 
 class Block(NamedTuple):
@@ -89,6 +98,7 @@ class _Frames:
 
     def __init__(self, part: Part) -> None:
         self.base = 0 if part.number is None else part.number << SHIFT
+        self.listed = part.listed
         self._frames = unframed(part.data)
         self.frame = next(self._frames, None)
 
@@ -99,7 +109,7 @@ class _Frames:
 
     def taken(self) -> _Columns:
         """Return what this slot has, and open what comes next."""
-        start, *_ = found = _columns(self.frame)
+        start, *_ = found = _columns(self.frame, self.listed)
         self.frame = next(self._frames, None)
         return (self.base + start, *found[1:])
 
@@ -108,17 +118,13 @@ class _Frames:
 _Columns = tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]
 
 
-def _positions_of(where: tuple[str, int, bytes]) -> tuple[int, array[int]]:
-    """Return the positions in a frame, and from where on they count."""
-    code, base, packed = where
-    positions: array[int] = array(code)
-    positions.frombytes(packed)
-    return base, positions
-
-
-def _columns(frame: Any) -> _Columns:
+def _columns(frame: Any, listed: Listed | None = None) -> _Columns:
     _, plain, where, keys, values = frame
-    return (*_positions_of(where), keys if plain else one_nan(keys), values)
+    base, positions = positions_of(where)
+    if values is None:
+        assert listed is not None
+        values = listed.at(base, positions)
+    return base, positions, keys if plain else one_nan(keys), values
 
 
 def in_order(slots: Iterator[Merged]) -> Merged:
@@ -176,11 +182,9 @@ class Merger:
         self.together = together  # all keys of a task are wanted at once
         self.unopened = unopened  # groups go on to other workers as they are packed here
 
-    def __call__(self, slots: Slots) -> Iterator[Block | Slots]:
+    def __call__(self, slots: Slots) -> Iterator[Block]:
         """Give the blocks."""
-        if slots.later:
-            yield slots
-        elif slots.state:
+        if slots.state:
             yield from self._blocks(Merged(*map(list, next(unframed(slots.state)))))
         elif self.together:
             found = self._final(in_order(merged(self.kind, slots)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, compress, islice
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from parcoll.keys.exchange import Collective
-from parcoll.keys.gathering import Gatherer, Merged, Values
-from parcoll.keys.merging import BLOCK_KEYS, Block, Slots, in_order, merged
+from parcoll.keys.gathering import Gatherer, Values
+from parcoll.keys.merging import BLOCK_KEYS, Block, Merged, Slots, in_order, merged
+from parcoll.keys.pieces import Listed
 from parcoll.keys.slots import PLAINEST, one_nan, slots_of
 from parcoll.keys.store import Spot, Store, Unopened, framed, is_flat, unframed
 from parcoll.keys.streams import Operation
 from parcoll.system import without_collections
+from parcoll.wire.reducers import of_atoms
 
 
 class _Waiting(NamedTuple):
@@ -145,6 +149,14 @@ def _rounds(store: Store, waiting: list[_Waiting]) -> Iterator[list[Any]]:
         yield found
 
 
+@dataclass
+class Found:
+    """Keys in frames, each with its element unless that is the key, or with where these stand."""
+
+    data: bytes
+    listed: Listed | None = None  # where the elements are that did not come back
+
+
 class Firsts(Gatherer):
     """The first element of each key in a partition; without keys, each element is its own.
 
@@ -158,8 +170,10 @@ class Firsts(Gatherer):
 
     def start(self) -> None:
         """Begin with none."""
-        self._firsts: dict[Any, Any] = {}
+        self._firsts: dict[Any, Any] = {}  # by key; of elements that may stay where they lie, the positions
+        self._elements: list[Any] = []  # all of those
         self._taken = 0
+        self.refers = self.refers and self.keyed
 
     def take(self, elements: Iterator[Any]) -> int:
         """Keep those whose keys are new."""
@@ -170,12 +184,18 @@ class Firsts(Gatherer):
         firsts, taken = self._firsts, 0
         for key, element in elements:
             taken += 1
-            if key not in firsts:
+            if self.refers:
+                self.add((key,), (element,))
+            elif key not in firsts:
                 firsts[key] = element
         return taken
 
     def add(self, keys: Sequence[Any], elements: Sequence[Any]) -> None:
         """Keep those whose keys are new."""
+        if self.refers:
+            positions = range(len(self._elements), len(self._elements) + len(elements))
+            self._elements += elements
+            elements = positions
         deque(map(self._firsts.setdefault, keys, elements), 0)
 
     def _counted(self, elements: Iterator[Any]) -> Iterator[Any]:
@@ -187,15 +207,22 @@ class Firsts(Gatherer):
         finally:
             self._taken = taken
 
-    def piece(self) -> bytes:
-        """Return the keys, and their elements if these are others, in frames."""
-        keys, elements = list(self._firsts), list(self._firsts.values())
+    def piece(self) -> Found:
+        """Return the keys, and their elements if these are others."""
+        keys, found = list(self._firsts), list(self._firsts.values())
         slots_of(keys)  # raises for keys that would never be equal to others
         frames = []
         for at in range(0, len(keys), BLOCK_KEYS):
-            some, those = keys[at : at + BLOCK_KEYS], elements[at : at + BLOCK_KEYS] if self.keyed else None
-            frames.append(framed((some, those), is_flat(some) and (those is None or is_flat(those))))
-        return b"".join(frames)
+            some, those = keys[at : at + BLOCK_KEYS], found[at : at + BLOCK_KEYS]
+            flat = is_flat(some)
+            if self.refers:
+                elements = [self._elements[position] for position in those]
+                if of_atoms(elements):
+                    frames.append(framed((some, array("Q", those)), flat))
+                    continue
+                those = elements
+            frames.append(framed((some, those if self.keyed else None), flat and is_flat(those)))
+        return Found(b"".join(frames))
 
 
 class Saved(Operation):
@@ -226,13 +253,16 @@ class Distinct(Operation):
         """Return nothing: the step before is what a user wrote."""
         return ""
 
+    def may_refer(self, is_last: bool, threads: int) -> bool:
+        """Say so."""
+        return True
+
     def made(self, *streams: Iterator[Any]) -> Iterator[Any]:
         """Give them as they come."""
         (pieces,) = streams
         seen: set[Any] = set()
         add = seen.add
-        for keys, elements in chain.from_iterable(map(unframed, pieces)):
-            those = keys if elements is None else elements
+        for keys, those in chain.from_iterable(map(_opened, pieces)):
             if PLAINEST.issuperset(map(type, keys)):  # those of a piece are distinct
                 new = [key not in seen for key in keys]
                 seen.update(compress(keys, new))
@@ -242,3 +272,12 @@ class Distinct(Operation):
                 if key not in seen:
                     add(key)
                     yield element
+
+
+def _opened(found: Found) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+    """Give keys with their elements."""
+    for keys, those in unframed(found.data):
+        if isinstance(those, array):
+            assert found.listed is not None
+            those = found.listed.at(0, those)
+        yield keys, keys if those is None else those

@@ -10,13 +10,18 @@ import functools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import noting, stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
+from parcoll.keys.pieces import TOGETHER, Listed
 from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
+from parcoll.keys.streams import Done
+from parcoll.system import without_collections
+from parcoll.wire.reducers import ROWS, of_atoms
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
 
@@ -28,12 +33,32 @@ class Run:
     firsts: list[Any]  # the key of the first element of each block
     ends: array[int]  # where each block ends in the bytes
     sizes: array[int]  # elements of each block
-    data: Any  # bytes, or where they lie
+    data: Any  # bytes, or where they lie: for each block, keys and elements; or the positions of these
+    plain: bool = False  # keys and elements are of no class of users'
+    carries: bool = True  # the elements are in the bytes
+    listed: Listed | None = None  # where they are that did not come back
 
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
         return len(self.data)
+
+    def blocks(self) -> Iterator[tuple[Sequence[Any] | None, Sequence[Any]]]:
+        """Give the keys and the elements of each block."""
+        for keys, elements in unframed(self.data):
+            if not self.carries:
+                assert self.listed is not None
+                elements = self.listed.at(0, elements)
+            yield keys, elements
+
+    def filled(self) -> None:
+        """Put the elements in that did not come back."""
+        if self.listed is not None and not self.carries:
+            framer, parts = Framer(), []
+            for keys, elements in self.blocks():
+                parts.append(framer.framed((keys, elements)))
+            self.ends, self.data = array("Q", accumulate(map(len, parts))), b"".join(parts)
+            self.carries = True
 
 
 class Runs(Gatherer):
@@ -71,18 +96,23 @@ class Runs(Gatherer):
     def piece(self) -> Run:
         """Sort, and cut into blocks."""
         keys: list[Any] | None = None
-        elements = self._elements
+        elements: Sequence[Any] = self._elements
+        refers = self.refers and self.keyed and of_atoms(elements)
+        plain = refers or of_atoms(elements, ROWS)
         if self.keyed:
             order = sorted(range(len(elements)), key=self._keys.__getitem__, reverse=self.reverse)
-            keys, elements = [self._keys[at] for at in order], [elements[at] for at in order]
+            keys = [self._keys[at] for at in order]
+            elements = array("Q", order) if refers else [elements[at] for at in order]
+            plain = plain and of_atoms(keys)
         else:
             elements = sorted(elements, reverse=self.reverse)
-        run = Run([], array("Q"), array("Q"), b"")
+        run = Run([], array("Q"), array("Q"), b"", plain, not refers)
         parts, at, size, end, framer = [], 0, 1, 0, Framer()  # the first may be large
         while at < len(elements):
             block = elements[at : at + size]
             some = None if keys is None else keys[at : at + size]
-            parts.append(framer.framed((some, block), is_flat(block) and (some is None or is_flat(some))))
+            flat = (refers or is_flat(block)) and (some is None or is_flat(some))
+            parts.append(framer.framed((some, block), flat))
             end += len(parts[-1])
             run.firsts.append((elements if keys is None else keys)[at])
             run.ends.append(end)
@@ -139,14 +169,26 @@ class Ranges(Collective):
         """What it does, for tables."""
         return "exchange()"
 
-    def made(self, *streams: Iterator[Any]) -> Iterator[Range]:
-        """Give the tasks, in order."""
+    def may_be_done(self, limit: int | None) -> bool:
+        """Say so where all are wanted: of few, no more is sorted than these need."""
+        return limit is None
+
+    def made(self, *streams: Iterator[Any]) -> Iterator[Range | Done]:
+        """Give the tasks, in order; or what is sorted, some after the other."""
         (runs,) = streams
         with self.store() as store:
             kept: list[tuple[Run, Spot]] = []
             for run in runs:
                 spot, run.data = store.add(run.data), b""
                 kept.append((run, spot))
+            if self._is_sorted_here([run for run, _ in kept]):
+                yield from self._sorted(kept, store)
+                return
+            for number, (run, spot) in enumerate(kept):
+                if run.listed is not None:
+                    run.data = store.read(spot)
+                    run.filled()
+                    kept[number], run.data = (run, store.add(run.data)), b""
             with noting("sorted()"):
                 before, starts = _before(self.reverse), self._starts(kept)
                 cuts = [_cuts_of(number, run, starts, before) for number, (run, _) in enumerate(kept)]
@@ -157,6 +199,41 @@ class Ranges(Collective):
                 ]
                 if found := [segment for segment in segments if segment.data]:
                     yield Range(found, self.reverse)
+
+    def _is_sorted_here(self, runs: list[Run]) -> bool:
+        """Tell whether this process sorts the runs as one. Comparisons of users' classes run on workers."""
+        if not all(run.plain for run in runs):
+            return False
+        cost = sum(map(sum, map(_costs, runs)))
+        return self.ends_here(cost, not any(run.carries for run in runs))
+
+    def _sorted(self, kept: list[tuple[Run, Spot]], store: Store) -> Iterator[Done]:
+        all_keys: list[Any] = []
+        elements: list[Any] = []
+        places = array("Q")  # instead, among all that were read: an element that is far away is touched once
+        listed = kept[0][0].listed if kept and not any(run.carries for run, _ in kept) else None
+        with without_collections():
+            for run, spot in kept:
+                run.data = store.read(spot)
+                for keys, those in run.blocks() if listed is None else unframed(run.data):
+                    if listed is None:
+                        elements += those
+                    else:
+                        assert run.listed is not None
+                        places.extend(map(run.listed.start.__add__, those))
+                    all_keys += keys or ()
+                run.data = b""
+            with noting("sorted()"):
+                if all_keys:
+                    order = sorted(range(len(all_keys)), key=all_keys.__getitem__, reverse=self.reverse)
+                    if listed is None:
+                        elements = [elements[at] for at in order]
+                    else:
+                        elements = [listed.elements[places[at]] for at in order]
+                else:
+                    elements.sort(reverse=self.reverse)
+        for at in range(0, len(elements), TOGETHER):
+            yield Done(elements[at : at + TOGETHER])
 
     def _starts(self, kept: list[tuple[Run, Spot]]) -> list[tuple[Any, int, int]]:
         """Return where all ranges but the first begin: a key, the number of a run, and a block of it."""

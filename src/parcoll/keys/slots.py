@@ -3,9 +3,6 @@
 Keys that are equal in a dict get the same number. Where all processes have one hash seed, it is made of
 Python's own `hash`, which agrees with `==` for every class. Elsewhere (`dask worker --no-nanny`) it is made
 of what is written in the key, for the classes that are known here; others are refused.
-
-A `Cutter` cuts keys with their values by that number into a piece, which can be sent in parts without being
-unpickled.
 """
 
 from __future__ import annotations
@@ -21,19 +18,14 @@ import operator
 import sys
 import types
 import uuid
-from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 from zlib import crc32
 from zoneinfo import ZoneInfo
 
-from parcoll.keys.store import FLAT, Framer, joined
-from parcoll.system import without_collections
-from parcoll.wire.reducers import ROWS, of_atoms, sentinels
+from parcoll.wire.reducers import sentinels
 
 # A prime: multiples of 64, say, spread over it. Of more slots, those of one block of keys would be so small
 # that the way they are packed would cost more than what is in them.
@@ -61,10 +53,6 @@ PLAINEST = frozenset((str, bytes, int, bool))  # and any pickler packs them alik
 NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Decimal, fractions.Fraction))
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
 MASK = 2**61 - 1
-
-# Keys, or elements, that are cut at once: so few that they stay in the processor's cache from one slot to the
-# next, unless what is in a slot takes long to pack, however little it is.
-TOGETHER, MANY_TOGETHER = 2**14, 2**16
 
 
 class SeedError(TypeError):
@@ -108,15 +96,15 @@ def slots_of(keys: Sequence[Any], level: int = 0) -> tuple[list[int], str]:
     else:
         hashes = [hash(_stand_in(key)) for key in keys]
         other = next((kind.__qualname__ for kind in _within(keys) if not _is_known(kind)), "")
-    return _cut(hashes, level), other
+    return cut(hashes, level), other
 
 
 def written_slots(keys: Sequence[Any], level: int = 0) -> list[int]:
     """Return the slot of each key, for any process. Raises TypeError for classes that are not known."""
-    return _cut([written(key) for key in keys], level)
+    return cut([written(key) for key in keys], level)
 
 
-def _cut(hashes: Iterable[int], level: int) -> list[int]:
+def cut(hashes: Iterable[int], level: int) -> list[int]:
     before, prime = math.prod(LEVELS[:level]), LEVELS[level]
     return [value // before % prime for value in hashes] if level else [value % prime for value in hashes]
 
@@ -293,107 +281,3 @@ def _is_known(kind: type) -> bool:
         return True
     known = (str, bytes, enum.Enum, enum.Flag, range, datetime.date, datetime.datetime, datetime.time)
     return any(hashes is one.__hash__ for one in known) or _is_number_of_numpy(kind)
-
-
-@dataclass
-class Piece:
-    """Keys with values, cut into slots. Each has its number, positions, keys and values, in frames."""
-
-    other: str  # a class of keys whose hash may depend on more than the seed
-    ends: array[int]  # where each slot ends in the bytes
-    values: array[int]  # how many values each slot has
-    single: bytearray  # for each slot, whether all of them have one key
-    data: Any  # bytes, or where they lie
-    plain: bool = False  # keys and values are of no class of users'
-    seed: int = SEED  # of the process that has cut it
-    none: int = NONE
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return len(self.data)
-
-
-class Cutter:
-    """Cuts keys with values into slots, many at a time: of few, each slot would have next to nothing."""
-
-    def __init__(self, level: int = 0, written: bool = False) -> None:
-        self._level = level
-        self._written = written
-        self._frames: list[list[bytes]] = [[] for _ in range(SLOTS)]
-        self._values = [0] * SLOTS
-        self._keys: list[Any] = [None] * SLOTS  # the first one of each slot
-        self._single = bytearray(SLOTS)
-        self._other = ""
-        self._plain = True
-        self._framer = Framer()
-
-    @property
-    def together(self) -> int:
-        """How many are to be cut at once."""
-        return MANY_TOGETHER if self._framer.by_value else TOGETHER
-
-    def add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
-        """Take keys in. `firsts` say where each stands among all."""
-        at = 0
-        with without_collections():
-            while at < len(keys):
-                left = len(keys) - at  # a little more at the end is cut with them
-                to = at + (left if left < 1.5 * self.together else self.together)
-                self._add(firsts[at:to], keys[at:to], values[at:to])
-                at = to
-
-    def _add(self, firsts: Sequence[int], keys: Sequence[Any], values: Sequence[Any]) -> None:
-        kinds, value_kinds = set(map(type, keys)), set(map(type, values))
-        plain = kinds <= PLAINEST and not self._written
-        flat = plain and value_kinds <= FLAT
-        self._plain = self._plain and plain and of_atoms(values, ROWS)
-        if plain:
-            slots = _cut(map(hash, keys), self._level)
-        elif self._written:
-            slots = written_slots(keys, self._level)
-        else:
-            keys = one_nan(keys)
-            slots, other = slots_of(keys, self._level)
-            self._other = self._other or other
-        found: list[list[int]] = [[] for _ in range(SLOTS)]
-        add = [entries.append for entries in found]
-        for at, slot in enumerate(slots):
-            add[slot](at)
-        base = firsts.start if isinstance(firsts, range) else None  # positions are small from there on
-        for slot, entries in enumerate(found):
-            if entries:
-                pick = _pick(entries)
-                those = pick(keys)
-                positions = array("Q", pick(firsts)) if base is None else array("I", entries)
-                where = positions.typecode, base or 0, positions.tobytes()
-                columns = joined(those, kinds), joined(pick(values), value_kinds)
-                self._frames[slot].append(self._framer.packed((slot, plain, where, *columns), flat))
-                self._note(slot, those)
-
-    def _note(self, slot: int, keys: Sequence[Any]) -> None:
-        if not self._values[slot]:
-            self._keys[slot], self._single[slot] = keys[0], True
-        if self._single[slot]:
-            self._single[slot] = _are(keys, self._keys[slot])
-        self._values[slot] += len(keys)
-
-    def piece(self) -> Piece:
-        """Return the piece."""
-        parts = list(map(b"".join, self._frames))
-        ends = array("Q", accumulate(map(len, parts)))
-        return Piece(self._other, ends, array("Q", self._values), self._single, b"".join(parts), self._plain)
-
-
-def _pick(entries: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Return what picks these entries of a sequence."""
-    if len(entries) > 1:
-        return itemgetter(*entries)
-    (at,) = entries
-    return lambda given: (given[at],)
-
-
-def _are(keys: Sequence[Any], key: Any) -> bool:
-    """Tell whether all are this key. As a dict, asks `==` only where hashes are equal: it may raise."""
-    is_it = {key}.__contains__
-    return is_it(keys[0]) and is_it(keys[-1]) and all(map(is_it, keys))

@@ -19,6 +19,13 @@ NOTHING: Any = object()  # stands for an element that does not come
 BLOCK = 512  # numbers that are made at once
 
 
+class Done:
+    """Elements that the only step behind an operation would make, which has no more to do."""
+
+    def __init__(self, elements: list[Any]) -> None:
+        self.elements = elements
+
+
 class Operation:
     """What makes elements of the elements of one chain, or of several. It pickles, and holds no state."""
 
@@ -39,6 +46,17 @@ class Operation:
     def within(self, around: Any) -> Operation:
         """Return the operation for one evaluation, of which it may ask more than the streams (`exchange`)."""
         return self
+
+    def may_be_done(self, limit: int | None) -> bool:
+        """Tell whether it may give `Done`, where so many results are wanted."""
+        return False
+
+    def may_refer(self, is_last: bool, threads: int) -> bool:
+        """Tell whether it knows what to do with positions of elements that lie in this process.
+
+        `is_last` if what the only step behind it makes comes here.
+        """
+        return False
 
     def length(self, *lengths: int) -> int | None:
         """Return how many elements are made of streams of these lengths; None if nobody knows."""

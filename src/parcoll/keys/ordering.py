@@ -262,22 +262,13 @@ class Distinct(Operation):
         (pieces,) = streams
         seen: set[Any] = set()
         add = seen.add
-        for keys, those in chain.from_iterable(map(_opened, pieces)):
-            if PLAINEST.issuperset(map(type, keys)):  # those of a piece are distinct
-                new = [key not in seen for key in keys]
-                seen.update(compress(keys, new))
-                yield from compress(those, new)
-                continue
-            for key, element in zip(one_nan(keys), those, strict=True):
-                if key not in seen:
-                    add(key)
-                    yield element
-
-
-def _opened(found: Found) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
-    """Give keys with their elements."""
-    for keys, those in unframed(found.data):
-        if isinstance(those, array):
-            assert found.listed is not None
-            those = found.listed.at(0, those)
-        yield keys, keys if those is None else those
+        for piece in pieces:
+            for keys, those in unframed(piece.data):
+                new: list[Any]
+                if PLAINEST.issuperset(map(type, keys)):  # those of a piece are distinct
+                    new = [key not in seen for key in keys]
+                    seen.update(compress(keys, new))
+                else:
+                    new = [key not in seen and add(key) is None for key in one_nan(keys)]
+                found = compress(keys if those is None else those, new)
+                yield from piece.listed.at(0, found) if isinstance(those, array) else found

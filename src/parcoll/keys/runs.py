@@ -17,7 +17,7 @@ from parcoll.chain.failures import noting, stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.pieces import TOGETHER, Listed
+from parcoll.keys.pieces import TOGETHER, Listed, picked
 from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
 from parcoll.keys.streams import Done
 from parcoll.system import without_collections
@@ -101,8 +101,8 @@ class Runs(Gatherer):
         plain = refers or of_atoms(elements, ROWS)
         if self.keyed:
             order = sorted(range(len(elements)), key=self._keys.__getitem__, reverse=self.reverse)
-            keys = [self._keys[at] for at in order]
-            elements = array("Q", order) if refers else [elements[at] for at in order]
+            keys = list(picked(self._keys, order))
+            elements = array("Q", order) if refers else picked(elements, order)
             plain = plain and of_atoms(keys)
         else:
             elements = sorted(elements, reverse=self.reverse)
@@ -226,14 +226,12 @@ class Ranges(Collective):
             with noting("sorted()"):
                 if all_keys:
                     order = sorted(range(len(all_keys)), key=all_keys.__getitem__, reverse=self.reverse)
-                    if listed is None:
-                        elements = [elements[at] for at in order]
-                    else:
-                        elements = [listed.elements[places[at]] for at in order]
+                    elements = list(picked(elements if listed is None else places, order))
                 else:
                     elements.sort(reverse=self.reverse)
         for at in range(0, len(elements), TOGETHER):
-            yield Done(elements[at : at + TOGETHER])
+            some = elements[at : at + TOGETHER]
+            yield Done(some if listed is None else list(picked(listed.elements, some)))
 
     def _starts(self, kept: list[tuple[Run, Spot]]) -> list[tuple[Any, int, int]]:
         """Return where all ranges but the first begin: a key, the number of a run, and a block of it."""
@@ -376,7 +374,7 @@ def in_range(given: Range) -> list[Any]:
     if not all_keys:
         return sorted(elements, reverse=given.reverse)
     order = sorted(range(len(elements)), key=all_keys.__getitem__, reverse=given.reverse)
-    return [elements[at] for at in order]
+    return list(picked(elements, order))
 
 
 def _offset(block: tuple[list[Any] | None, list[Any]], cut: Cut, before: Callable[[Any, Any], bool]) -> int:

@@ -77,7 +77,17 @@ def test_at_the_start_a_worker_gives_back_soon_and_little_is_read() -> None:
     sizer = begun()
     assert (sizer.budget(), sizer.max_bytes(2), sizer.max_bytes(64)) == (0.05, MIB, MIB)
     ran(sizer, 1, 0.001)
+    sizer.next_size(None, 2)
     assert (sizer.budget(), sizer.max_bytes(2)) == (1.0, 8 * MIB)
+
+
+@pytest.mark.parametrize(("count", "budget"), [(4, 0.25), (40, 0.54), (10**6, 1.0)])
+def test_a_partition_that_should_take_little_is_not_waited_for_long(count: int, budget: float) -> None:
+    """One element of it may take as long as all others, and the next ones would wait behind it."""
+    sizer = begun()
+    ran(sizer, 100, 0.01)
+    sizer.next_size(count, 1)
+    assert sizer.budget() == pytest.approx(budget)
 
 
 @pytest.mark.parametrize(("pace", "size"), [(None, 1), (1.0, 1), (0.1, 5), (1e-6, 16)])

@@ -10,9 +10,7 @@ from parcoll.evaluation.engine import Calls, Sizer
 from parcoll.worker.outcome import Outcome
 
 TARGET_SECONDS = 0.5  # a task costs the processes around it about 10 ms of a core, 2 % of this
-# One scheduler does 1,350 tasks a second with half of its core (docs/scaling.md). From 256 threads on,
-# partitions grow with the threads, so that there are not more tasks than this.
-TASKS_A_SECOND = 512
+TASKS_A_SECOND = 512  # at most: 1,350 take half of a scheduler's core (docs/scaling.md)
 TARGETS_LONG = 3  # times as long, where what comes of a partition grows less than its elements do
 TARGET_BYTES = 8 * 2**20  # packed elements, or packed results, of one partition
 WINDOW_BYTES = 128 * 2**20  # of all partitions in the window, if that leaves `LEAST_BYTES` for each
@@ -20,21 +18,20 @@ LEAST_BYTES = 2**19
 MAX_ELEMENTS = 2**17
 GROWTH = 64  # times the largest partition that has come back: 2,048 to 131,072 in one step
 # Partitions shrink towards the end of the source, down to that part of the time aimed at: 25 ms. Two workers
-# then end 12 ms apart (25 at twice as much: a job of 0.8 s took 1.058 of its elements' time, now 1.043). A
-# task takes 2 ms.
+# then end 12 ms apart: a job of 0.8 s takes 1.043 of its elements' time (1.058 with twice as much).
 LAST_SHARE = 20
 MAX_AHEAD = 2**17  # elements of a stream that are read ahead to see whether it ends
 BATCH_SECONDS = 0.2  # a batch that takes no longer is not cut, even at the end of the source
 BATCH_TARGETS = 8  # times the time aimed at that a partition may take to fill a batch
-BUDGET_TARGETS = 2  # times the time aimed at: then a worker hands back what it has not begun
+BUDGET_TARGETS = 2  # times the time a partition should take: then a worker hands back what it has not begun
+LEAST_BUDGET = 0.25  # seconds, once the pace is known: shorter stops have many causes
 FIXED_PATIENCE = 0.2  # seconds after which partitions of a fixed size that wait go to another worker
 SMALLEST_TIME = 1e-8  # seconds an element; below it the clock says nothing
 
-# Before anything is known of a function, the first element goes alone, so that its result comes at once, and
-# so do as many more as there are idle threads. Those behind them go in partitions of START elements, and a
-# worker hands back the rest after START_SECONDS. So the next partitions have their final size one round trip
-# (15 ms) after the start. Of a stream that goes on, they have START_STREAM elements: more might last a slow
-# function for minutes.
+# Before anything is known of a function, as many elements go alone as there are idle threads, so that results
+# come at once. Those behind them go in partitions of START elements, and a worker hands back the rest after
+# START_SECONDS: so the next ones have their final size one round trip (15 ms) after the start. Of a stream
+# that goes on, they have START_STREAM elements: more might last a slow function for minutes.
 START = 2048
 START_STREAM = 16
 START_BATCH = 64  # elements of a larger batch: nobody takes any of them back while it runs
@@ -112,9 +109,8 @@ class Fixed:
 class Adaptive:
     """Sizes by time and bytes: `partition_size="auto"`.
 
-    Partitions grow as fast as results come back. Towards the end of a source they shrink, so that the
-    workers finish together (guided self-scheduling, Polychronopoulos and Kuck 1987). A stream is read ahead
-    so far that its end is seen in time.
+    Partitions grow as fast as results come back. Towards the end of a source they shrink, so that workers
+    finish together (guided self-scheduling, Polychronopoulos and Kuck 1987). A stream is read that far ahead.
 
     `limit` is how many results are wanted; if few are, the first partitions stay small too. `lasting`
     partitions are never cut short: dask runs them again when their results are lost, and then they must take
@@ -122,8 +118,8 @@ class Adaptive:
 
     `pace` is what an element took when the same functions ran last; `hands_back` tells whether a task under
     way hands back what it has not begun, if elements take longer now. `batch` is how many elements a step
-    takes in one call. Partitions are that large if they can be, also where they take some times as long as
-    is aimed at; always where a batch takes little longer than few elements do.
+    takes in one call: partitions are that large if they can be, also where they take some times as long as
+    is aimed at; always where it takes little longer than few elements do.
     """
 
     exact = False
@@ -177,11 +173,13 @@ class Adaptive:
             self._expected = size * (self._pace or 0.0)
             return size
         size = min(max(self._largest * GROWTH, self._start), self._wanted(threads))
+        ends = False  # with this partition, since else the last one would be next to nothing
         if remaining is not None:
             size = min(size, self._share(remaining, threads))
-            if remaining - size < self._least // 2 and remaining <= self._wanted(threads):
-                return max(remaining, 1)  # else the last partition would be next to nothing
-        return self._whole(size, threads)
+            ends = remaining - size < self._least // 2 and remaining <= self._wanted(threads)
+        size = max(remaining or 0, 1) if ends else self._whole(size, threads)
+        self._expected = size * self._seconds.value
+        return size
 
     def _whole(self, size: int, threads: int) -> int:
         """Return a size of whole batches; one, where less was wanted, if that should not be cut."""
@@ -275,7 +273,9 @@ class Adaptive:
     def patience(self) -> float:
         """Return as much, for any partition."""
         least = BUDGET_TARGETS * BATCH_SECONDS if self._has_short_batches else START_SECONDS
-        return BUDGET_TARGETS * self._target if self._largest else max(least, BUDGET_TARGETS * self._expected)
+        if self._largest:
+            return BUDGET_TARGETS * max(LEAST_BUDGET / 2, min(self._expected, self._target))
+        return max(least, BUDGET_TARGETS * self._expected)
 
     def window(self, threads: int, held_up: bool = False) -> int:
         """Return a smaller window while nothing is known: its partitions delay the first of the next size."""
@@ -318,9 +318,9 @@ class Adaptive:
 class Waiting(Adaptive):
     """Sizes for tasks that make several calls at the same time.
 
-    The first calls of a partition and the last ones leave room for others. So a partition takes several times
-    as many elements, however long they take, and nothing is tried out with single elements. If there is a
-    rate, it takes as many as are begun in some seconds, or in several times as long as a call takes.
+    The first calls of a partition and the last ones leave room for others: so it takes several times as many
+    elements, however long they take, and nothing is tried out with single ones. If there is a rate, it takes
+    as many as are begun in some seconds, or in several times as long as a call takes.
     """
 
     def __init__(self, limit: int | None, lasting: bool, calls: Calls, batch: int = 1) -> None:

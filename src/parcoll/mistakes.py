@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -312,3 +313,13 @@ def no_setting_of_files(name: str, known: Mapping[str, Any]) -> str:
     if instead.endswith("=") and instead[:-1] not in known:
         instead = f"read_csv(path, {instead}...)"
     return f": write {instead}" if instead else ""
+
+
+def instead_of(element: object) -> str:
+    """Return what is to be passed instead of an element that cannot be pickled."""
+    if inspect.iscoroutine(element):
+        return ": pass what it was called with, and map(func) of the `async def` function"
+    if inspect.isgenerator(element):
+        return ": pass a list of what it gives, or what its function was called with"
+    needed = "what the function needs of it, as in parallel(x.name for x in source)"
+    return f": pass {'its path, and have the function open it' if isinstance(element, io.IOBase) else needed}"

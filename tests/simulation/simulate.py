@@ -56,7 +56,8 @@ from parcoll.cluster.session import DistributedSession
 from parcoll.evaluation import folding, window
 from parcoll.keys import exchange, slots
 from parcoll.output import staging
-from parcoll.wire.payload import Packed
+from parcoll.wire.codec import by_value
+from parcoll.wire.payload import ByValue, Packed
 from parcoll.worker import outcome as outcomes
 from parcoll.worker import program
 from parcoll.worker.program import Program
@@ -88,9 +89,9 @@ class SimulatedEngine(DistributedEngine):
         """Return how many threads the workers have, as far as it is known."""
         return self._counted.threads()
 
-    def pack(self, value: Any, lasting: bool = False) -> Packed:
+    def pack(self, value: Any, lasting: bool = False, by_value: ByValue = by_value) -> Packed:
         """Pickle the value."""
-        return Packed.pack(value)
+        return Packed.pack(value, by_value)
 
     def follow(self, stats: Any) -> Nobody:  # type: ignore[override]
         """Show it to nobody."""

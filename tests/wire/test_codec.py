@@ -16,7 +16,7 @@ import pytest
 from cloudpickle import cloudpickle as internals
 
 from parcoll import SerializationError, parallel
-from parcoll.wire import codec
+from parcoll.checkpoint.saved import loads_saved
 from parcoll.wire.codec import dumps, loads
 from parcoll.wire.payload import Packed
 from parcoll.wire.reducers import NO_FILE
@@ -101,14 +101,14 @@ sys.stdout.buffer.write(dumps([Point(3), Colour.RED, Outer.Point()]))
     main = types.ModuleType("__main__")
     exec(code.rpartition("\n")[0].rpartition("\n")[0], vars(main))
     monkeypatch.setitem(sys.modules, "__main__", main)
-    point, colour, inner = codec.loads_saved(saved)
+    point, colour, inner = loads_saved(saved)
     assert type(point) is main.Point
     assert point == main.Point(3)
     assert colour is main.Colour.RED
     assert type(inner) is not main.Point  # though it has the name
     assert inner.inner() == "inner"
     del main.Point, main.Colour
-    point, colour, _ = codec.loads_saved(saved)
+    point, colour, _ = loads_saved(saved)
     assert (type(point).__name__, point.x, colour.name) == ("Point", 3, "RED")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from parcoll.checkpoint import descriptions
 from parcoll.checkpoint.descriptions import FORMAT, READ
-from parcoll.wire import codec
+from parcoll.checkpoint.saved import loads_saved
 from parcoll.wire.payload import Packed
 from parcoll.worker.outcome import Outcome
 
@@ -84,7 +84,7 @@ class SavedResults(Packed):
 
     def load(self, refresh_classes: bool = False) -> Any:
         """Return a new object that is the caller's own."""
-        return codec.loads_saved(self.head, [bytearray(buffer) for buffer in self.buffers])
+        return loads_saved(self.head, [bytearray(buffer) for buffer in self.buffers])
 
 
 def rows(records: Sequence[Record]) -> Iterator[list[Record]]:

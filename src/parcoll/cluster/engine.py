@@ -19,8 +19,9 @@ from parcoll.errors import ClusterLostError
 from parcoll.watch.publish import Publisher, add_page_now
 from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps, modules
+from parcoll.wire.codec import by_value
 from parcoll.wire.own_modules import shipped_sources, sources_for
-from parcoll.wire.payload import Packed, Payload
+from parcoll.wire.payload import ByValue, Packed, Payload
 from parcoll.wire.reducers import sentinels
 from parcoll.worker.program import Program, packed_program
 from parcoll.world import boot, own_state, patches
@@ -130,11 +131,12 @@ class DistributedEngine:
         homes, ship = own_state.homes(self.link.sharing is not None), [*self._ship, *patches.homes()]
         return modules.packed(sources_for((program, *program.origins), ship, homes))
 
-    def pack(self, value: Any, lasting: bool = False) -> Payload:
+    def pack(self, value: Any, lasting: bool = False, by_value: ByValue = by_value) -> Payload:
         """Pickle the value; into shared memory, if there is some and the value is large and needed once."""
         sharing = self.link.sharing
         with memmaps.sent(here=sharing is not None or bool(memmaps.of_machine)):
-            return Packed.pack(value) if lasting or sharing is None else sharing.pack(value)
+            packs = Packed if lasting or sharing is None else sharing
+            return packs.pack(value, by_value)
 
     def memory_limit(self) -> float:
         """Return what the largest worker may hold, in bytes."""

@@ -20,7 +20,8 @@ from parcoll.keys.store import Scratch
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.watch.around import Follower
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Payload
+from parcoll.wire.codec import by_value
+from parcoll.wire.payload import ByValue, Payload
 from parcoll.worker.program import Program
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ class RenewingEngine:
         self.way.prepare(self.connected())
         return self.connected().open(program, words, keep)
 
-    def pack(self, value: Any, lasting: bool = False) -> Payload:
+    def pack(self, value: Any, lasting: bool = False, by_value: ByValue = by_value) -> Payload:
         """Pickle the value."""
-        return (self.current or self.connected()).pack(value, lasting)
+        return (self.current or self.connected()).pack(value, lasting, by_value)
 
     def memory_limit(self) -> float:
         """Return what the largest worker may hold, in bytes."""

@@ -199,7 +199,7 @@ class DistributedSession:
         elements: Any = (self._ahead and self._ahead.reference(job)) or job.elements
         if job.begun is not None:  # its worker handed back the rest, and was lost
             assert job.elements is not None
-            elements = Packed.pack(job.elements.load()[: job.begun])
+            elements = Packed.pack(job.elements.load()[: job.begun], job.by_value)
         if job.graph is not None:
             tasks, last = job.graph
             graph.update(tasks)

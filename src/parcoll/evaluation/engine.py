@@ -14,7 +14,8 @@ from parcoll.keys.store import Scratch
 from parcoll.watch.around import Follower
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
-from parcoll.wire.payload import Payload, Shared
+from parcoll.wire.codec import by_value
+from parcoll.wire.payload import ByValue, Payload, Shared
 from parcoll.wire.segments import Segment
 from parcoll.worker.outcome import Handle, Kept, Outcome
 from parcoll.worker.program import Program, SharedProgram
@@ -38,6 +39,7 @@ class Job:
     """One task that runs the program on a partition, and what became of it so far."""
 
     elements: Payload | None = None  # the partition, if it travels with its task
+    by_value: ByValue = by_value  # pickles what is left of it
     kept: Handle | None = None  # or the partition that an engine keeps
     graph: tuple[dict[Any, Any], Any] | None = (
         None  # or the tasks of a user's bag that compute it, and the key of the last one
@@ -189,10 +191,11 @@ class Engine(Protocol):
     def open(self, program: Program, words: str, keep: bool) -> Session:
         """Start an evaluation; with `keep`, results stay where they were made, as `Job.handle`."""
 
-    def pack(self, value: Any, lasting: bool = False) -> Payload:
+    def pack(self, value: Any, lasting: bool = False, by_value: ByValue = by_value) -> Payload:
         """Make `value` ready to travel to where this engine runs tasks.
 
-        `lasting` if the task may run again after its job is done, to make a lost result anew.
+        `lasting` if the task may run again after its job is done, to make a lost result anew. `by_value`
+        pickles what plain pickle cannot.
         """
 
     def memory_limit(self) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import io
 import math
 import time
 from collections import deque
@@ -15,8 +13,10 @@ from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job, Sizer, Sole
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions
 from parcoll.evaluation.reader import FLUSH_SECONDS, Reader
+from parcoll.mistakes import instead_of
 from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import first_unpicklable
+from parcoll.wire.codec import Steady
 from parcoll.wire.payload import pickled
 from parcoll.worker.outcome import Outcome
 
@@ -106,7 +106,7 @@ class StreamFeed:
         self,
         reader: Reader,
         sizer: Sizer,
-        pack: Callable[[Any], Any],
+        pack: Callable[..., Any],
         memory_limit: Callable[[], float] = lambda: math.inf,
         buffersize: int | None = None,
         limit: int | None = None,
@@ -122,6 +122,7 @@ class StreamFeed:
         self._reader = reader
         self._sizer = sizer
         self._pack = pack
+        self._by_value = Steady().by_value
         self._memory_limit = memory_limit
         self._limit = limit
         self._sole = sole
@@ -286,12 +287,17 @@ class StreamFeed:
 
     def _job(self, elements: Any, place: Place) -> Job | None:
         try:
-            packed = self._pack(elements)
+            packed = self._pack(elements, by_value=self._by_value)
             if packed.nbytes > LARGE_BYTES and packed.nbytes > UNPACKABLE * self._memory_limit():
                 return self._too_large(elements, place)
             budget, patience = self._sizer.budget(), self._sizer.patience()
             return self.makes(
-                elements=packed, place=place, size=len(elements), budget=budget, patience=patience
+                packed,
+                self._by_value,
+                place=place,
+                size=len(elements),
+                budget=budget,
+                patience=patience,
             )
         except Exception as error:
             bad = first_unpicklable(elements)
@@ -299,21 +305,11 @@ class StreamFeed:
         self.ended = True
         self.error = SerializationError(
             f"{place.element(position)} of the source cannot be sent to the workers: "
-            f"{short_repr(elements[position])} ({line_of(cause)}){_instead_of(elements[position])}"
+            f"{short_repr(elements[position])} ({line_of(cause)}){instead_of(elements[position])}"
         )
         self.error.__cause__ = cause
         del bad, cause  # whose traceback refers to this frame
         return self._job(elements[:position], place) if position else None
-
-
-def _instead_of(element: object) -> str:
-    """Return what is to be passed instead of an element that cannot be pickled."""
-    if inspect.iscoroutine(element):
-        return ": pass what it was called with, and map(func) of the `async def` function"
-    if inspect.isgenerator(element):
-        return ": pass a list of what it gives, or what its function was called with"
-    needed = "what the function needs of it, as in parallel(x.name for x in source)"
-    return f": pass {'its path, and have the function open it' if isinstance(element, io.IOBase) else needed}"
 
 
 class PartitionFeed:

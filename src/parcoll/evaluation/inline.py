@@ -14,7 +14,8 @@ from parcoll.chain.sinks import Pack
 from parcoll.evaluation.engine import Job, Join
 from parcoll.watch.stats import Stats
 from parcoll.wire import memmaps
-from parcoll.wire.payload import Packed, Payload, Plain
+from parcoll.wire.codec import by_value
+from parcoll.wire.payload import ByValue, Packed, Payload, Plain
 from parcoll.wire.script import owned_by
 from parcoll.worker.outcome import Outcome, kept_of
 from parcoll.worker.program import Program, SharedProgram, copied, in_process
@@ -52,9 +53,9 @@ class InlineEngine:
         with memmaps.sent(here=True):
             return InlineSession(copied(program), keep, _packed, self._owner)
 
-    def pack(self, value: Any, lasting: bool = False) -> Payload:
+    def pack(self, value: Any, lasting: bool = False, by_value: ByValue = by_value) -> Payload:
         """Pickle the value, so that it is loaded as a copy; without `copies`, hold it as it is."""
-        return _packed(value) if self._copies else Plain(value)
+        return _packed(value, by_value) if self._copies else Plain(value)
 
     def memory_limit(self) -> float:
         """Return infinity: nothing is sent."""
@@ -80,9 +81,9 @@ class InlineEngine:
             coroutines.end()
 
 
-def _packed(value: Any) -> Packed:
+def _packed(value: Any, by_value: ByValue = by_value) -> Packed:
     with memmaps.sent(here=True):
-        return Packed.pack(value)
+        return Packed.pack(value, by_value)
 
 
 class InlineSession:

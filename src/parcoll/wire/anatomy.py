@@ -7,10 +7,13 @@ or two: a text that a user's class makes has a deadline and a size.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import io
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +38,8 @@ from parcoll.text import (
     short_repr,
     shortened,
 )
-from parcoll.wire.codec import TooLargeError, dumps, loads
+from parcoll.wire.codec import LOCKS, PROTOCOL, Bounded, ByValue, TooLargeError, dump, dumps, loads
+from parcoll.wire.named import reduced_by_name
 from parcoll.wire.own_modules import is_own
 from parcoll.wire.payload import Packed
 
@@ -47,6 +51,7 @@ MAX_MEMBERS = 1000  # exceptions of groups that travel whole, at 0.1 ms each; ot
 MAX_SECONDS = 1.0  # that these may take; a class of the script's is dearer
 MAX_BYTES = 16 * 2**20  # of pickles
 MAX_NESTING = 50  # of groups in groups
+MOST_OF_FINALIZED = 2**20  # bytes: an object with a finalizer that is larger is its `repr` in an exception
 
 
 @dataclass
@@ -345,3 +350,37 @@ def is_own_class(kind: type) -> bool:
         return False
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return isinstance(file, str) and is_own(Path(file))
+
+
+# What cannot travel whole --------------------------------------------------------------------------
+
+
+def dumps_in_part(value: object, limit: int | None = None) -> bytes:
+    """Pickle by value; what cannot be pickled is a lock of its own there, or its `repr`."""
+    return dump(_InPart, value, None, io.BytesIO() if limit is None else Bounded(limit))
+
+
+class _InPart(ByValue):
+    """A pickler of what is to be looked at rather than used: what an exception refers to."""
+
+    _of_script = staticmethod(lambda value: NotImplemented)  # what it reduces to may raise: below
+
+    def reducer_override(self, value: Any) -> Any:
+        """Replace what cannot be pickled."""
+        if issubclass(type(value), LOCKS):
+            return type(value) if isinstance(value, type(threading.RLock())) else threading.Lock, ()
+        reduced = super().reducer_override(value)
+        if reduced is not NotImplemented or issubclass(type(value), (type, FunctionType)):
+            return reduced
+        if type(value) in self.dispatch_table:
+            return NotImplemented
+        try:
+            # A finalizer would fail where a part is missing, as that of an HTTP response.
+            if hasattr(type(value), "__del__") and not isinstance(value, BaseException):
+                dumps(value, MOST_OF_FINALIZED)
+            named = reduced_by_name(value) if type(value).__module__ == "__main__" else NotImplemented
+            return value.__reduce_ex__(PROTOCOL) if named is NotImplemented else named
+        except Exception:
+            if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
+                return copy.copy, (value.copy(),)
+            return str, (short_repr(value),)

@@ -196,21 +196,29 @@ _shown: weakref.ref[script.Script] | None = None  # the program whose classes th
 _names: weakref.WeakKeyDictionary[Any, tuple[set[str], set[str]]] = weakref.WeakKeyDictionary()
 
 
-def is_news(number: str, at: str | None) -> bool:
-    """Tell whether the program that runs here has brought a class for the first time, and note it.
+def is_brought(number: str) -> bool:
+    """Tell whether the program that runs here has brought a class, or is in the process that has the class.
 
-    What the program has of that name in the script comes first: an element may have been pickled later, when
-    the script had changed its class.
+    What the program has of the script comes first: an element may have been pickled later, when the script
+    had changed its class.
     """
     program = script.current()
     if program is None or not program.travelled:
-        return False
-    if at is not None:
-        program.find_all([at])
+        return True
     numbers = _brought_by(program).numbers
-    news = number not in numbers
-    numbers.add(number)
-    return news
+    if number not in numbers:
+        program.find_class(number, lambda: number in numbers)
+    return number in numbers
+
+
+def is_news(number: str) -> bool:
+    """Tell whether the program that runs here has brought a class for the first time, and note it."""
+    if is_brought(number):
+        return False
+    program = script.current()
+    assert program is not None
+    _brought_by(program).numbers.add(number)
+    return True
 
 
 def has_come(kind: Any) -> bool:

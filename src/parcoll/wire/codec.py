@@ -7,26 +7,34 @@ Kept are the fields of built-in exceptions, what a program has changed in its cl
 from __future__ import annotations
 
 import contextlib
-import copy
 import copyreg
 import functools
 import io
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
 
-from parcoll.text import short_repr
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import become, has_come, is_news, made_class, rebase, reduced_class
+from parcoll.wire.classes import (
+    become,
+    has_come,
+    is_brought,
+    is_news,
+    made_class,
+    rebase,
+    reduced_class,
+)
 from parcoll.wire.named import WITH_NAME, reduced_by_name, reduced_original
 from parcoll.wire.reducers import (
     REDUCED,
     WITHOUT_NAME,
+    class_numbers,
     class_of_number,
     in_parts,
     make_skeleton_class,
@@ -38,7 +46,6 @@ from parcoll.wire.reducers import (
 )
 
 PROTOCOL = 5
-MOST_OF_FINALIZED = 2**20  # bytes: an object with a finalizer that is larger is its `repr` in an exception
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 # Tells of each large buffer whether it stays inside the pickle; with None all of them do.
@@ -47,29 +54,24 @@ KeepInside = Callable[[pickle.PickleBuffer], bool] | None
 
 def by_reference(value: object, keep_inside: KeepInside = None) -> bytes:
     """Pickle with Python's own pickler: functions and classes go by name."""
-    return _dump(_ByReference, in_parts(value) if type(value) is list else value, keep_inside)
+    return dump(_ByReference, in_parts(value) if type(value) is list else value, keep_inside)
 
 
 def by_value(value: object, keep_inside: KeepInside = None) -> bytes:
     """Pickle with cloudpickle: functions and classes that no module has go by value."""
-    return _dump(ByValue, value, keep_inside)
+    return dump(ByValue, value, keep_inside)
 
 
 def dumps(value: object, limit: int | None = None) -> bytes:
     """Pickle by value, with all buffers inside the pickle; TooLargeError for more than `limit` bytes."""
-    return by_value(value) if limit is None else _dump(ByValue, value, None, _Bounded(limit))
-
-
-def dumps_in_part(value: object, limit: int | None = None) -> bytes:
-    """Pickle by value; what cannot be pickled is a lock of its own there, or its `repr`."""
-    return _dump(_InPart, value, None, io.BytesIO() if limit is None else _Bounded(limit))
+    return by_value(value) if limit is None else dump(ByValue, value, None, Bounded(limit))
 
 
 class TooLargeError(Exception):
     """A pickle has more bytes than there is room for."""
 
 
-class _Bounded(io.BytesIO):
+class Bounded(io.BytesIO):
     """A file for a pickle of bounded size, so that what is too large is not copied to its end."""
 
     def __init__(self, limit: int) -> None:
@@ -114,19 +116,7 @@ def loads(pickled: bytes, buffers: Iterable[Any] = (), refresh_classes: bool = F
     """
     if b"_class_setstate" not in pickled:
         return pickle.loads(pickled, buffers=buffers)
-    return _Loader(io.BytesIO(pickled), buffers=buffers, refresh=refresh_classes).load()
-
-
-def loads_saved(pickled: bytes, buffers: Iterable[Any] = ()) -> Any:
-    """Unpickle what an earlier process saved: objects of its `__main__` get this process's classes."""
-    if b"_class_setstate" not in pickled:
-        return pickle.loads(pickled, buffers=buffers)
-    others: list[str] = []
-    while True:
-        try:
-            return _SavedLoader(io.BytesIO(pickled), buffers=buffers, others=others).load()
-        except _OtherClassError as other:
-            others.append(other.args[0])
+    return Loader(io.BytesIO(pickled), buffers=buffers, refresh=refresh_classes).load()
 
 
 def modules_in(value: object) -> tuple[set[str], list[CodeType]]:
@@ -137,7 +127,7 @@ def modules_in(value: object) -> tuple[set[str], list[CodeType]]:
     return recorder.modules, recorder.codes
 
 
-def _dump(
+def dump(
     kind: type[_ByReference | ByValue], value: object, keep_inside: KeepInside, file: io.BytesIO | None = None
 ) -> bytes:
     file = file or io.BytesIO()
@@ -227,6 +217,79 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         """Note a function of the script."""
 
 
+class Steady:
+    """Pickles the elements of an evaluation by value, each class as it was when one of them brought it first.
+
+    The script may change a class of its own while the evaluation goes on. A worker keeps a class as it came
+    first. So one that joins late would have another one, if it came anew with each partition.
+    """
+
+    def __init__(self) -> None:
+        self._went: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()
+
+    def by_value(self, value: object, keep_inside: KeepInside = None) -> bytes:
+        """Pickle a value."""
+        file = io.BytesIO()
+        _SteadyPickler(file, keep_inside, self).dump(value)
+        return file.getvalue()
+
+    def content_of(self, kind: type) -> bytes | None:
+        """Return the pickle that a class has gone in."""
+        return self._went.get(kind)
+
+    def keep(self, kind: type) -> bytes:
+        """Pickle a class, and with it those that it consists of and that have not gone yet."""
+        file = io.BytesIO()
+        pickler = _SteadyPickler(file, None, self, whole=True)
+        pickler.dump((kind, _Others(pickler.kinds)))
+        content = file.getvalue()
+        self._went.update(dict.fromkeys(pickler.kinds, content))
+        return content
+
+
+class _Others:
+    """The classes that were pickled before this: who unpickles them has each, whatever holds it."""
+
+    def __init__(self, kinds: list[type]) -> None:
+        self._kinds = kinds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self._kinds),)
+
+
+class _SteadyPickler(ByValue):
+    def __init__(
+        self, file: io.BytesIO, keep_inside: KeepInside, steady: Steady, whole: bool = False
+    ) -> None:
+        super().__init__(file, keep_inside)
+        self._steady = steady
+        self._whole = whole  # classes that have not gone yet are pickled here
+        self.kinds: list[type] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Have a class that goes by value be as it went."""
+        if not issubclass(type(value), type):
+            return super().reducer_override(value)
+        content = self._steady.content_of(value)
+        if content is None:
+            reduction = super().reducer_override(value)
+            if reduction is NotImplemented or len(reduction) != 6:
+                return reduction
+            if self._whole:
+                self.kinds.append(value)
+                return reduction
+            content = self._steady.keep(value)
+        return _as_it_went, (content, class_numbers[value])
+
+
+def _as_it_went(content: bytes, number: str) -> Any:
+    """Return the class of this number, which is in a pickle of its own where it is not here."""
+    if is_brought(number) and (known := class_of_number(number)) is not None:
+        return known
+    loaded = loads(content)  # held, until the class is
+    return loaded and class_of_number(number)
+
+
 class _NamingPickler(ByValue):
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
         super().__init__(file, keep_inside)
@@ -265,32 +328,6 @@ def _script_names() -> dict[str, Any]:
     return names_of(sys.modules["__main__"])
 
 
-class _InPart(ByValue):
-    """A pickler of what is to be looked at rather than used: what an exception refers to."""
-
-    _of_script = staticmethod(lambda value: NotImplemented)  # what it reduces to may raise: below
-
-    def reducer_override(self, value: Any) -> Any:
-        """Replace what cannot be pickled."""
-        if issubclass(type(value), LOCKS):
-            return type(value) if isinstance(value, type(threading.RLock())) else threading.Lock, ()
-        reduced = super().reducer_override(value)
-        if reduced is not NotImplemented or issubclass(type(value), (type, FunctionType)):
-            return reduced
-        if type(value) in self.dispatch_table:
-            return NotImplemented
-        try:
-            # A finalizer would fail where a part is missing, as that of an HTTP response.
-            if hasattr(type(value), "__del__") and not isinstance(value, BaseException):
-                dumps(value, MOST_OF_FINALIZED)
-            named = reduced_by_name(value) if type(value).__module__ == "__main__" else NotImplemented
-            return value.__reduce_ex__(PROTOCOL) if named is NotImplemented else named
-        except Exception:
-            if isinstance(value, Mapping) and hasattr(value, "copy"):  # another's, that cannot be written to
-                return copy.copy, (value.copy(),)
-            return str, (short_repr(value),)
-
-
 class _Recorder(ByValue):
     """A pickler that notes what its pickle refers to; the pickle itself is not used."""
 
@@ -308,7 +345,7 @@ class _Recorder(ByValue):
         return super().reducer_override(value)
 
 
-class _Loader(pickle.Unpickler):
+class Loader(pickle.Unpickler):
     """An unpickler that makes no class again which this process has, and leaves it alone unless `refresh`."""
 
     def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], refresh: bool = False) -> None:
@@ -333,7 +370,7 @@ class _Loader(pickle.Unpickler):
 
     def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
         *_, number, extra = arguments
-        news, made = is_news(number, (extra or {}).get("at")), class_of_number(number)
+        news, made = is_news(number), class_of_number(number)
         if made is None:
             made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
         elif not self._refresh and not (news and has_come(made)):
@@ -345,56 +382,3 @@ class _Loader(pickle.Unpickler):
 
     def _set_state(self, kind: Any, state: Any) -> Any:
         return kind if kind in self._here_before else become(kind, state)
-
-
-class _OtherClassError(Exception):
-    """A class of this process has the name of a saved class, but other members."""
-
-
-class _SavedLoader(_Loader):
-    """An unpickler that gives objects of another process's `__main__` this process's classes.
-
-    A class is known by its name. But one within a function or a class may have the name of one at the top,
-    and its pickle does not say where it stands. So members are compared too. One that is not here, or has
-    other members, is made from the pickle.
-    """
-
-    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], others: Iterable[str] = ()) -> None:
-        super().__init__(file, buffers=buffers)
-        self._others = others  # cloudpickle's ids of saved classes that this process does not have
-        self._id_of: dict[Any, str] = {}
-
-    def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        number = arguments[-2]
-        known = _class_of_name(*_module_and_name(make, arguments)) if number not in self._others else None
-        if known is None:
-            return super()._make_class(make, *arguments)
-        self._here_before.add(known)
-        self._id_of[known] = number
-        return known
-
-    def _set_state(self, kind: Any, state: Any) -> Any:
-        if kind in self._id_of and _members(state[0]) != _members(vars(kind)):
-            raise _OtherClassError(self._id_of[kind])
-        return super()._set_state(kind, state)
-
-
-def _members(attributes: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return the names of a class's methods and of its annotated attributes.
-
-    Methods that begin with "_" do not count: an enum gets some of its own.
-    """
-    kinds = (FunctionType, staticmethod, classmethod, property)
-    methods = {name for name, value in attributes.items() if isinstance(value, kinds) and name[0] != "_"}
-    return methods, set(attributes.get("__annotations__", ()))
-
-
-def _module_and_name(make: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
-    if make is make_skeleton_class:
-        return arguments[3].get("__module__"), arguments[1]
-    return arguments[4], arguments[1]  # of an enum
-
-
-def _class_of_name(module: Any, name: str) -> Any:
-    found = getattr(sys.modules.get(module), name, None)
-    return found if isinstance(found, type) and found.__qualname__ == name else None

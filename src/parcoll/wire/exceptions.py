@@ -22,6 +22,7 @@ from parcoll.wire.anatomy import (
     PLAIN,
     Room,
     add_notes,
+    dumps_in_part,
     fields_of,
     frames_of,
     members_of,
@@ -31,7 +32,7 @@ from parcoll.wire.anatomy import (
     summary_of,
     traceback_of,
 )
-from parcoll.wire.codec import TooLargeError, by_reference, dumps, dumps_in_part, loads
+from parcoll.wire.codec import TooLargeError, by_reference, dumps, loads
 
 # A value that belongs to an exception: True with its pickle, or with what it is encoded as where it is an
 # exception itself; False with its `repr`.

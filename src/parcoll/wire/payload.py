@@ -87,9 +87,9 @@ class Packed:
         self.buffers = buffers
 
     @classmethod
-    def pack(cls, value: object) -> Packed:
+    def pack(cls, value: object, by_value: ByValue = by_value) -> Packed:
         """Pickle `value`: by value if it is of `__main__`, or if plain pickle refuses it."""
-        return cls.copy_of(*pickled(value))
+        return cls.copy_of(*pickled(value, by_value))
 
     @classmethod
     def copy_of(cls, head: bytes, *buffers: memoryview) -> Packed:
@@ -282,9 +282,9 @@ class Sharing:
         self._captures = Captures(self._segments)
         self._works: bool | None = None  # not tried yet
 
-    def pack(self, value: object) -> Payload:
+    def pack(self, value: object, by_value: ByValue = by_value) -> Payload:
         """Pickle `value`; into a segment where it is large."""
-        parts = pickled(value)
+        parts = pickled(value, by_value)
         if sum(map(len, parts)) >= SHARED_BYTES and self._try():
             try:
                 segment = self._segments.take()

@@ -34,6 +34,7 @@ make_skeleton_enum: Callable[..., Any] = _internals._make_skeleton_enum
 set_class_state: Callable[..., Any] = _internals._class_setstate
 set_function_state: Callable[..., Any] = _internals._function_setstate
 track_class: Callable[..., Any] = _internals._lookup_class_or_track
+class_numbers: Mapping[type, str] = _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS
 make_type_var: Callable[..., Any] = _internals._make_typevar
 parts_of_type_var: Callable[..., Any] = _internals._decompose_typevar
 reduced_type_var: Callable[..., Any] = _internals._typevar_reduce
@@ -97,7 +98,7 @@ def class_of_number(number: str) -> Any:
 
 def has_number(kind: type) -> bool:
     """Tell whether a class goes, or came, by value."""
-    return kind in _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    return kind in class_numbers
 
 
 def is_made(module: str | None) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
-import importlib
 import os
 import pickle
 import sys
@@ -33,6 +32,7 @@ class Entry(NamedTuple):
     uses: tuple[str, ...] = ()  # the script's names that its functions need
     needs: tuple[str, ...] = ()  # the modules that are imported to unpickle it
     noted: bool = False  # whether a module may note that it is there: a class of plugins, say
+    classes: tuple[str, ...] = ()  # the numbers of the classes that it has
 
 
 class Brought(NamedTuple):
@@ -94,6 +94,15 @@ class Script:
         for name in names:
             with contextlib.suppress(AttributeError):
                 self.find(name)
+
+    def find_class(self, number: str, is_here: Callable[[], bool]) -> None:
+        """Have the class of this number, where a name of the script's brings it."""
+        with self._lock:
+            having = {name: entry.needs for name, entry in self.waiting.items() if number in entry.classes}
+        # What has the fewest modules imported goes first.
+        for name in sorted(having, key=lambda name: len(having[name])):
+            if not is_here():
+                self.find_all([name])
 
     def settle(self) -> None:
         """Load what may be looked for elsewhere than in the module: in functions' globals, in registries."""
@@ -287,7 +296,9 @@ def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
     named, slots["__globals__"] = slots["__globals__"], {}
     if _thread.script is not None:
         func.__globals__.update(named)
-    else:
+    else:  # an element's, which may have been pickled when the script had changed its names
+        if (program := current()) is not None:
+            program.find_all(named.keys() - func.__globals__.keys())
         for name, value in named.items():
             func.__globals__.setdefault(name, value)
     set_function_state(func, state)
@@ -298,27 +309,6 @@ def named(name: str) -> Any:
     """Return what the script has under this name."""
     script = current()
     return script.find(name) if script is not None else getattr(sys.modules["__main__"], name)
-
-
-# Modules ------------------------------------------------------------------------------------------
-
-
-class _Unimported(ModuleType):
-    """Stands for a module that the script has imported and this process has not, until it is used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":
-            raise AttributeError(name)
-        module = importlib.import_module(self.__name__)
-        with contextlib.suppress(ImportError):
-            if not hasattr(module, name):
-                importlib.import_module(f"{self.__name__}.{name}")
-        return getattr(module, name)
-
-
-def module_named(name: str) -> ModuleType:
-    """Return a module, or what stands for it until it is used."""
-    return sys.modules.get(name) or _Unimported(name)
 
 
 # Child processes ----------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ made again only where the function or class has changed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import io
 import pickle
 import re
@@ -23,7 +25,7 @@ from parcoll.wire.classes import is_noted
 from parcoll.wire.codec import ByValue, Naming, loads
 from parcoll.wire.own_modules import is_own_module
 from parcoll.wire.payload import Packed, pickled
-from parcoll.wire.reducers import globals_named, is_named, names_of, sentinels
+from parcoll.wire.reducers import class_numbers, globals_named, has_number, is_named, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, script_of
 from parcoll.world import handlers
 
@@ -150,7 +152,8 @@ def _entry(name: str, value: Any, names: dict[str, Any]) -> Entry | None:
             }
             content = pickler.file.getvalue()
             noted = issubclass(type(value), type) and (is_noted(value) or _has_own_base(value))
-            entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted)
+            classes = tuple(class_numbers[kind] for kind in pickler.kinds)
+            entry = Entry(content, tuple(sorted(uses - {name})), tuple(sorted(needs)), noted, classes)
     if stamp is not None:
         _kept[name] = _Kept(value, stamp, entry)
     return entry
@@ -164,7 +167,7 @@ def _has_own_base(kind: type) -> bool:
 @functools.lru_cache(maxsize=1000)
 def _entry_of_name(name: str) -> Entry:
     file = io.BytesIO()
-    pickle.Pickler(file, 5).dump(_Call(script.module_named, name))
+    pickle.Pickler(file, 5).dump(_Call(module_named, name))
     return Entry(file.getvalue())
 
 
@@ -179,6 +182,24 @@ class _Call:
 def _entry_of_module(module: ModuleType) -> Entry | None:
     name = module.__name__
     return _entry_of_name(name) if isinstance(name, str) and name in sys.modules else None
+
+
+class _Unimported(ModuleType):
+    """Stands for a module that the script has imported and this process has not, until it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__version__":
+            raise AttributeError(name)
+        module = importlib.import_module(self.__name__)
+        with contextlib.suppress(ImportError):
+            if not hasattr(module, name):
+                importlib.import_module(f"{self.__name__}.{name}")
+        return getattr(module, name)
+
+
+def module_named(name: str) -> ModuleType:
+    """Return a module, or what stands for it until it is used."""
+    return sys.modules.get(name) or _Unimported(name)
 
 
 _BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
@@ -284,6 +305,7 @@ class _Pickler(ByValue):
         self._value = value
         self._script = names_of(sys.modules["__main__"])
         self.needs: set[str] = set()
+        self.kinds: list[type] = []  # that go by value
         self.funcs: list[FunctionType] = []
 
     def reducer_override(self, value: Any) -> Any:
@@ -295,6 +317,8 @@ class _Pickler(ByValue):
         reduced = super().reducer_override(value)
         if reduced is NotImplemented and issubclass(type(value), (FunctionType, BuiltinFunctionType, type)):
             self.needs.add(str(value.__module__))
+        elif issubclass(type(value), type) and has_number(value):
+            self.kinds.append(value)
         return reduced
 
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:

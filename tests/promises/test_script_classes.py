@@ -195,3 +195,84 @@ def test_a_worker_that_comes_later_has_the_classes_that_the_evaluation_began_wit
         """
     )
     assert out == "[1, 1, 1, 1, 1, 1, 1, 1] 2\n[2, 2, 2]\n"
+
+
+def test_a_class_has_what_its_bases_without_a_name_have_now(scripts: Scripts) -> None:
+    """What the script has of a class is pickled again where these have changed, or its metaclass."""
+    out = scripts.run_file(
+        """
+        from parcoll import connect, parallel
+        def made():
+            class Meta(type):
+                level = 1
+            class Base(metaclass=Meta):
+                limit = 1
+            class Low(Base): ...
+            return Low
+        Low = made()
+        def look(low):
+            by_text = globals()["Low"]
+            return low.limit, type(low).level, by_text.limit, by_text.level
+        with connect(n_workers=1):
+            for timeout in (None, 30):
+                for number in (1, 2):
+                    Low.__bases__[0].limit = type(Low).level = number
+                    print(*parallel([Low()], timeout=timeout).map(look))
+        """
+    )
+    assert out == "(1, 1, 1, 1)\n(2, 2, 2, 2)\n" * 2
+
+
+def test_classes_that_refer_to_themselves_are_found_by_text(scripts: Scripts) -> None:
+    out = scripts.run_file(
+        """
+        from parcoll import connect, parallel
+        class Node:
+            limit = 1
+        Node.own = Node
+        class Parent:
+            limit = 1
+        class Child:
+            parent, limit = Parent, 1
+        Parent.child = Child
+        def made():
+            class Local:
+                limit = 1
+            Local.own = Local
+            return Local
+        Found = made()
+        names = ("Node", "Parent", "Child", "Found")
+        with connect(n_workers=1):
+            for number in (1, 2):
+                for name in names:
+                    globals()[name].limit = number
+                print(*parallel(names).map(lambda name: globals()[name].limit))
+        """
+    )
+    assert out == "1 1 1 1\n2 2 2 2\n"
+
+
+def test_an_object_that_is_all_its_name_has_what_the_script_has_set(scripts: Scripts) -> None:
+    """One whose `__reduce__` returns the name: it is one object everywhere, and may change all the same."""
+    out = scripts.run_file(
+        """
+        import typing
+        from parcoll import connect, parallel
+        class Setting:
+            def __reduce__(self):
+                return "SETTING"
+        SETTING = Setting()
+        SETTING.first = 0
+        Number = typing.NewType("Number", int)
+        def look(setting):
+            return setting is SETTING, sorted(vars(setting).items()), Number.__name__, Number(3)
+        with connect(n_workers=1):
+            for timeout in (None, 30):
+                for number in (1, 2):
+                    SETTING.limit = number
+                    vars(SETTING).pop("first", None)
+                    assert list(parallel([SETTING] * 3, timeout=timeout).map(look)) == [look(SETTING)] * 3
+        print("done")
+        """
+    )
+    assert out == "done\n"

@@ -35,12 +35,12 @@ from parcoll.wire.reducers import (
 def one_object(value: object, make: Callable[..., Any], *arguments: Any, state: Any = None) -> Any:
     """Reduce an object that is one everywhere, as a class is: each process but its own makes it once.
 
-    `state` is what it has beside that, which may refer to the object itself.
+    `state` is what it has beside that, which may refer to the object itself. Each program brings its own.
     """
     return _one, (sentinels.key_of(value), make, arguments), (state,), None, None, _complete
 
 
-_incomplete: dict[int, Any] = {}  # objects that were just made, until they have their state
+_incomplete: dict[int, Any] = {}  # objects that were just made or brought, until they have their state
 
 
 def _one(key: tuple[str, Any], make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -49,14 +49,24 @@ def _one(key: tuple[str, Any], make: Callable[..., Any], arguments: tuple[Any, .
         _incomplete[id(made)] = made
         return made
 
-    return sentinels.of_key(*key, make_and_note)
+    found = sentinels.of_key(*key, make_and_note)
+    program = script.current()
+    if program is not None and program.travelled and key[0] != sentinels.process:
+        brought: set[Any] = program.kept.setdefault("objects", set())
+        if key not in brought:
+            brought.add(key)
+            _incomplete[id(found)] = found
+    return found
 
 
 def _complete(value: Any, state: tuple[Any]) -> None:
     if _incomplete.pop(id(value), None) is None or state[0] is None:
         return
     names, slots = state[0] if isinstance(state[0], tuple) else (state[0], {})
-    for name, part in {**(names or {}), **slots}.items():
+    given = {**(names or {}), **slots}
+    for name in getattr(value, "__dict__", {}).keys() - given.keys():
+        object.__delattr__(value, name)
+    for name, part in given.items():
         object.__setattr__(value, name, part)
 
 
@@ -97,7 +107,7 @@ def _reduced_new_type(value: Any) -> Any:
     if is_named(value):
         return value.__qualname__
     names = {name: getattr(value, name) for name in ("__name__", "__qualname__", "__module__")}
-    return one_object(value, _new_type, names, state={"__supertype__": value.__supertype__})
+    return one_object(value, _new_type, names, state=names | {"__supertype__": value.__supertype__})
 
 
 def _new_type(names: Mapping[str, str]) -> Any:

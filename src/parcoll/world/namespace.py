@@ -205,8 +205,11 @@ def module_named(name: str) -> ModuleType:
 _BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
 
 
-def _stamp(value: Any, names: dict[str, Any]) -> Any:
-    """Return what tells whether a function or class has changed; None where only a new pickle tells."""
+def _stamp(value: Any, names: dict[str, Any], within: tuple[int, ...] = ()) -> Any:
+    """Return what tells whether a function or class has changed; None where only a new pickle tells.
+
+    `within` are the classes that it is part of.
+    """
     kind = type(value)
     if kind in _SCALARS or kind is BuiltinFunctionType or kind.__module__ == _BY_NAME:
         return id(value)
@@ -223,21 +226,27 @@ def _stamp(value: Any, names: dict[str, Any]) -> Any:
         return _stamp(value.__func__, names)
     if kind is property:
         return tuple(_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part) or None
-    if issubclass(type(value), type):
-        if is_named(value):
-            return id(value)
-        stamps = [id(value), value.__bases__]
-        for name, part in list(vars(value).items()):
-            if name not in ("__dict__", "__weakref__", "__slotnames__"):
-                # What Python has noted of a class is not changed in place.
-                of_python = name[:2] == "__" == name[-2:] and not callable(part)
-                of_python = of_python or type(part).__name__.endswith("_descriptor")
-                stamp = id(part) if of_python else _stamp(part, names)
-                if stamp is None:
-                    return None
-                stamps.append((name, stamp))
-        return tuple(stamps)
-    return None
+    return _stamp_of_class(value, names, within) if issubclass(type(value), type) else None
+
+
+def _stamp_of_class(kind: type, names: dict[str, Any], within: tuple[int, ...]) -> Any:
+    """Return that of a class, with those of the classes that its pickle has: its bases may have no names."""
+    has_entry = kind.__module__ == "__main__" and names.get(kind.__name__) is kind
+    if is_named(kind) or id(kind) in within or (within and has_entry):
+        return id(kind)
+    within = (*within, id(kind))
+    stamps = [id(kind), kind.__bases__]
+    parts: dict[str, Any] = {f"base {at}": base for at, base in enumerate((type(kind), *kind.__bases__))}
+    for name, part in {**parts, **vars(kind)}.items():
+        if name not in ("__dict__", "__weakref__", "__slotnames__"):
+            # What Python has noted of a class is not changed in place.
+            of_python = name[:2] == "__" == name[-2:] and not callable(part)
+            of_python = of_python or type(part).__name__.endswith("_descriptor")
+            stamp = id(part) if of_python else _stamp(part, names, within)
+            if stamp is None:
+                return None
+            stamps.append((name, stamp))
+    return tuple(stamps)
 
 
 def _are_scalars(values: Any) -> bool:

@@ -179,26 +179,29 @@ def test_a_function_s_traceback_names_its_file(cluster):
     assert str(raised.traceback[-1].path) == __file__
 
 
-class Shown:
-    def __init__(self, n):
-        self.n = n
+def shown_classes():
+    """Return classes that no module has, so that they are pickled by value."""
 
-    @functools.singledispatchmethod
-    def show(self, x):
-        return "object", self.n
+    class Shown:
+        def __init__(self, n):
+            self.n = n
 
-    @show.register
-    def _(self, x: int):
-        return "int", self.n
+        @functools.singledispatchmethod
+        def show(self, x):
+            return "object", self.n
+
+        @show.register
+        def _(self, x: int):
+            return "int", self.n
+
+    class More(Shown): ...
+
+    return Shown, More
 
 
-class More(Shown): ...
-
-
-def test_a_dispatching_method_that_was_used_travels_with_its_object(cluster, monkeypatch):
+def test_a_dispatching_method_that_was_used_travels_with_its_object(cluster):
     """Since Python 3.13 it remembers its objects by weak references."""
-    monkeypatch.setattr(Shown, "__module__", "__main__")  # so that it goes by value
-    monkeypatch.setattr(More, "__module__", "__main__")
+    Shown, More = shown_classes()
     shown, more = Shown(3), More(4)
     assert (shown.show(1), more.show("a")) == (("int", 3), ("object", 4))
     right = [("int", 3), ("object", 3)]
@@ -211,7 +214,7 @@ def test_a_dispatching_method_that_was_used_travels_with_its_object(cluster, mon
 
 
 def test_a_weak_dictionary_is_refused_since_what_it_holds_would_be_gone(cluster):
-    key = Shown(1)
+    key = shown_classes()[0](1)
     weak = weakref.WeakKeyDictionary({key: 1})
     with pytest.raises(SerializationError, match="it uses weak"):
         list(parallel([1]).map(lambda x: len(weak)))

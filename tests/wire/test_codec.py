@@ -17,8 +17,8 @@ from cloudpickle import cloudpickle as internals
 
 from parcoll import SerializationError, parallel
 from parcoll.checkpoint.saved import loads_saved
-from parcoll.wire.codec import dumps, loads
-from parcoll.wire.payload import Packed
+from parcoll.wire.codec import Steady, dumps, loads
+from parcoll.wire.payload import Packed, pickled
 from parcoll.wire.reducers import NO_FILE
 
 
@@ -245,3 +245,34 @@ def test_functions_that_have_a_variable_in_common_have_it_on_workers(cluster):
     bound = types.SimpleNamespace(add=add, get=get)
     (other,) = parallel([bound]).map(lambda x: (x.add(), x.get())[1])
     assert other == get() + 1
+
+
+def test_classes_of_elements_go_once_and_beside_them_where_they_are_large():
+    """As what each was when the first element of it went; the base of two is not in the pickles of both."""
+
+    def classes():
+        class Base:
+            text = "x" * 100_000
+            limit = 1
+
+        class One(Base): ...
+
+        class Two(Base): ...
+
+        return Base, One, Two
+
+    base, one, two = classes()
+    steady = Steady()
+    first = pickled([one()], steady.by_value)
+    base.limit = 2
+    again = pickled([two(), one(), two()], steady.by_value)
+    assert [len(parts) for parts in (first, again)] == [2, 2]
+    assert all(len(parts[0]) < 5_000 and len(parts[1]) < 110_000 for parts in (first, again))
+    assert again[1].tobytes() == first[1].tobytes()
+    for kind in (base, one, two):  # as a process has them that has none of them
+        number = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.pop(kind)
+        del internals._DYNAMIC_CLASS_TRACKER_BY_ID[number]
+    here = Packed(*again).load()
+    assert [type(element).__name__ for element in here] == ["Two", "One", "Two"]
+    assert {type(element).__base__ for element in here} == {type(here[0]).__base__} != {base}
+    assert [element.limit for element in here] == [1, 1, 1]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
-from parcoll.wire.codec import Loader
+from parcoll.wire.classes import Loader
 from parcoll.wire.reducers import make_skeleton_class
 
 

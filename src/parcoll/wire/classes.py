@@ -7,7 +7,10 @@ script has when that program brings it, and again when another program has run i
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import io
+import pickle
 import sys
 import threading
 import types
@@ -20,9 +23,11 @@ from typing import Any, NamedTuple
 
 from parcoll.wire import script
 from parcoll.wire.reducers import (
+    class_of_number,
     has_number,
     is_named,
     make_skeleton_class,
+    make_skeleton_enum,
     set_class_state,
     track_class,
 )
@@ -292,3 +297,42 @@ def _passing_on(owners: list[Any], on: bool = True) -> Iterator[None]:
     finally:
         for owner, method in kept:
             owner.__init_subclass__ = method
+
+
+class Loader(pickle.Unpickler):
+    """An unpickler that makes no class again which this process has, and leaves it alone unless `refresh`."""
+
+    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], refresh: bool = False) -> None:
+        super().__init__(file, buffers=buffers)
+        self._refresh = refresh
+        self._here_before: set[Any] = set()
+
+    def load(self) -> Any:
+        """Return the object, and let go of all that it consists of."""
+        try:
+            return super().load()
+        finally:
+            self.memo = {}  # where methods of this loader are too: a cycle
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if found is set_class_state:
+            return self._set_state
+        if found in (make_skeleton_class, make_skeleton_enum):
+            return functools.partial(self._make_class, found)
+        return found
+
+    def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        *_, number, extra = arguments
+        news, made = is_news(number), class_of_number(number)
+        if made is None:
+            made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
+        elif not self._refresh and not (news and has_come(made)):
+            self._here_before.add(made)
+        elif has_come(made):
+            rebase(made, arguments)
+        script.add_class(made, (extra or {}).get("at"))
+        return made
+
+    def _set_state(self, kind: Any, state: Any) -> Any:
+        return kind if kind in self._here_before else become(kind, state)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
-import functools
 import io
 import pickle
 import sys
@@ -21,15 +20,7 @@ from typing import Any
 import cloudpickle
 
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import (
-    become,
-    has_come,
-    is_brought,
-    is_news,
-    made_class,
-    rebase,
-    reduced_class,
-)
+from parcoll.wire.classes import Loader, is_brought, reduced_class
 from parcoll.wire.named import WITH_NAME, reduced_by_name, reduced_original
 from parcoll.wire.reducers import (
     REDUCED,
@@ -37,12 +28,9 @@ from parcoll.wire.reducers import (
     class_numbers,
     class_of_number,
     in_parts,
-    make_skeleton_class,
-    make_skeleton_enum,
     names_of,
     reduced,
     sentinel,
-    set_class_state,
 )
 
 PROTOCOL = 5
@@ -225,7 +213,7 @@ class Steady:
     """
 
     def __init__(self) -> None:
-        self._went: weakref.WeakKeyDictionary[type, bytes] = weakref.WeakKeyDictionary()
+        self._went: weakref.WeakKeyDictionary[type, _Classes] = weakref.WeakKeyDictionary()
 
     def by_value(self, value: object, keep_inside: KeepInside = None) -> bytes:
         """Pickle a value."""
@@ -233,18 +221,33 @@ class Steady:
         _SteadyPickler(file, keep_inside, self).dump(value)
         return file.getvalue()
 
-    def content_of(self, kind: type) -> bytes | None:
-        """Return the pickle that a class has gone in."""
+    def content_of(self, kind: type) -> _Classes | None:
+        """Return what a class has gone in."""
         return self._went.get(kind)
 
-    def keep(self, kind: type) -> bytes:
+    def keep(self, kind: type) -> _Classes:
         """Pickle a class, and with it those that it consists of and that have not gone yet."""
         file = io.BytesIO()
         pickler = _SteadyPickler(file, None, self, whole=True)
         pickler.dump((kind, _Others(pickler.kinds)))
-        content = file.getvalue()
+        content = _Classes(file.getvalue(), pickler.needs)
         self._went.update(dict.fromkeys(pickler.kinds, content))
         return content
+
+
+class _Classes:
+    """A pickle of classes: once in each that has it, and beside that where it is large."""
+
+    def __init__(self, pickled: bytes, needs: dict[str, _Classes]) -> None:
+        self._pickled = pickled
+        self._needs = needs  # what others have gone in that these consist of, by their numbers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _pickled_classes, (pickle.PickleBuffer(self._pickled), self._needs)
+
+
+def _pickled_classes(pickled: Any, needs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return pickled, needs
 
 
 class _Others:
@@ -265,6 +268,7 @@ class _SteadyPickler(ByValue):
         self._steady = steady
         self._whole = whole  # classes that have not gone yet are pickled here
         self.kinds: list[type] = []
+        self.needs: dict[str, _Classes] = {}
 
     def reducer_override(self, value: Any) -> Any:
         """Have a class that goes by value be as it went."""
@@ -279,15 +283,21 @@ class _SteadyPickler(ByValue):
                 self.kinds.append(value)
                 return reduction
             content = self._steady.keep(value)
-        return _as_it_went, (content, class_numbers[value])
+        number = class_numbers[value]
+        if self._whole:
+            self.needs[number] = content
+            return class_of_number, (number,)
+        return _as_it_went, (content, number)
 
 
-def _as_it_went(content: bytes, number: str) -> Any:
+def _as_it_went(content: Any, number: str) -> Any:
     """Return the class of this number, which is in a pickle of its own where it is not here."""
     if is_brought(number) and (known := class_of_number(number)) is not None:
         return known
-    loaded = loads(content)  # held, until the class is
-    return loaded and class_of_number(number)
+    pickled, needs = content
+    held = [_as_it_went(need, other) for other, need in needs.items()]  # until what consists of them is
+    held += loads(bytes(pickled))
+    return held and class_of_number(number)
 
 
 class _NamingPickler(ByValue):
@@ -343,42 +353,3 @@ class _Recorder(ByValue):
         name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         self.modules |= {found for found in (name, type(value).__module__) if isinstance(found, str)}
         return super().reducer_override(value)
-
-
-class Loader(pickle.Unpickler):
-    """An unpickler that makes no class again which this process has, and leaves it alone unless `refresh`."""
-
-    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any], refresh: bool = False) -> None:
-        super().__init__(file, buffers=buffers)
-        self._refresh = refresh
-        self._here_before: set[Any] = set()
-
-    def load(self) -> Any:
-        """Return the object, and let go of all that it consists of."""
-        try:
-            return super().load()
-        finally:
-            self.memo = {}  # where methods of this loader are too: a cycle
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
-        if found is set_class_state:
-            return self._set_state
-        if found in (make_skeleton_class, make_skeleton_enum):
-            return functools.partial(self._make_class, found)
-        return found
-
-    def _make_class(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        *_, number, extra = arguments
-        news, made = is_news(number), class_of_number(number)
-        if made is None:
-            made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
-        elif not self._refresh and not (news and has_come(made)):
-            self._here_before.add(made)
-        elif has_come(made):
-            rebase(made, arguments)
-        script.add_class(made, (extra or {}).get("at"))
-        return made
-
-    def _set_state(self, kind: Any, state: Any) -> Any:
-        return kind if kind in self._here_before else become(kind, state)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 from scripts import Scripts
@@ -161,7 +162,16 @@ def test_modules_made_by_hand(one: One) -> None:
     assert one(lambda x: (module.factor, module.times(x))) == (4, 4), "it is nobody's any more"
 
 
-def test_a_finder_of_the_user_s_own(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within", [False, True], ids=["plain", "workers were in this process"])
+def test_a_finder_of_the_user_s_own(one: One, monkeypatch: pytest.MonkeyPatch, within: bool) -> None:
+    if within:  # they leave a finder here that asks all others
+        options: dict[str, Any] = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+        with (
+            distributed.LocalCluster(**options, dashboard_address=None) as cluster,
+            cluster.get_client() as client,
+        ):
+            assert list(parallel([1], client=client).map(str)) == ["1"]
+
     class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find_spec(self, name: str, path: object, target: object = None) -> Any:
             return importlib.util.spec_from_loader(name, self) if name == "l_found" else None

@@ -296,6 +296,8 @@ def _found(name: str, path: Any) -> Any:
         home = getattr(finder if isinstance(finder, type) else type(finder), "__module__", "")
         if home == "__main__" or is_own_module(home, sys.modules.get(home)):
             continue
+        if home.startswith("parcoll."):  # asks all others, where workers run in this process
+            continue
         with contextlib.suppress(Exception):
             spec = finder.find_spec(name, path)
             if spec is not None:

@@ -70,7 +70,9 @@ REPEATED = {
     "promises/test_deadly_elements.py": r"left_out\[(abort|exit|leave|terminate)-(1|40)\]"
     r"|left_out\[segfault-1\]|ten_thousand\[(exit|segfault)\]|of_a_fold\[(reduce from 0|fold)\]",
     "promises/test_collection.py": r"3000_maps_works\[inline\]",
-    "cluster/test_lost_cluster.py": r"on_another_one\[host\]|memory_survive\[scheduler\]",
+    "cluster/test_lost_cluster.py": r"on_another_one\[host\]|memory_survive\[scheduler\]|it_dies\[host\]"
+    r"|begin_again\[scheduler\]",
+    "cluster/test_evaluations_at_once.py": r"\[remote\]",
     "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]"
     r"|\[isolate-both workers\]|says_so\[the scheduler\]",
     "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays",

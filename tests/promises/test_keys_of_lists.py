@@ -222,7 +222,7 @@ def slow_first(row: Any) -> Any:
 
 def uneven(row: Any) -> Any:
     if row[1] in (3, 41):
-        time.sleep(1.3)
+        time.sleep(0.6)
     return row[0]
 
 

@@ -198,7 +198,8 @@ class Exchange(Collective):
                 shelf = self._cut_alike(self._filled(shelf, store), store)
             if self._is_joined_here(shelf):
                 for start in range(0, SLOTS, SLOTS_LATER):
-                    yield Done(list(self._task(shelf, start, min(start + SLOTS_LATER, SLOTS))))
+                    if found := list(self._task(shelf, start, min(start + SLOTS_LATER, SLOTS))):
+                        yield Done(found)
             else:
                 yield from self._tasks(self._filled(shelf, store), store)
 

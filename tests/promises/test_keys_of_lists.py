@@ -163,6 +163,74 @@ def test_workers_that_have_become_many(
     check(way, parallel(rows, partition_size=700), rows)
 
 
+class Counted:
+    """An element of which the script counts how often it is made of bytes."""
+
+    made = 0
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Counted.again, (self.at,)
+
+    @classmethod
+    def again(cls, at: int) -> Counted:
+        cls.made += 1
+        return cls(at)
+
+
+@pytest.mark.parametrize("name", ["group_by", "sorted"])
+def test_elements_that_come_back_are_opened_once(cluster: Connection, name: str) -> None:
+    """They go on to the workers as they came."""
+    plain = [(at % 7, at) for at in range(600)]
+    rows = [Counted(at) for _, at in plain]
+    Counted.made = 0
+    call, plainly = WAYS[name]
+    found = list(call(parallel(rows, partition_size=50))(lambda row: row.at % 7))
+    elements = [one for _, group in found for one in group] if isinstance(found[0], tuple) else found
+    assert [one.at for one in elements] == [row[1] for row in flat(plainly(plain, first))]
+    assert Counted.made == len(elements)
+
+
+def test_bytes_are_not_held_beside_what_was_made_of_them(
+    cluster: Connection, way: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange.Collective, "ends_here", lambda self, cost, refers: False)
+    kept: list[Any] = []
+    add = exchange._Shelf.add
+
+    def noted(self: Any, number: Any, piece: Any) -> None:
+        kept.append(piece)
+        add(self, number, piece)
+
+    monkeypatch.setattr(exchange._Shelf, "add", noted)
+    check(way, parallel(rows_of(COUNT), partition_size=700), rows_of(COUNT))
+    assert not any(piece.data for piece in kept)
+
+
+@pytest.mark.parametrize("name", ["group_by", "sorted"])
+def test_large_keys_do_not_all_stay_here(
+    cluster: Connection, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small the elements are, of which the positions have come back."""
+    answers = []
+    ends = exchange.Collective.ends_here
+
+    def noted(self: Any, cost: int, refers: bool) -> bool:
+        answers.append(ends(self, cost, refers))
+        return answers[-1]
+
+    monkeypatch.setattr(exchange.Collective, "ends_here", noted)
+    monkeypatch.setattr(exchange, "WINDOW_COST", 2**22)
+    check(WAYS[name], parallel(list(range(600)), partition_size=50), list(range(600)), long_key)
+    assert answers == [False]
+
+
+def long_key(at: int) -> str:
+    return f"{at * 31 % 599:05}" * 1000
+
+
 def test_the_list_is_changed_when_it_was_read(cluster: Connection, way: Answer) -> None:
     rows = rows_of(COUNT)
     call, plainly = way

@@ -80,12 +80,12 @@ class Collective(Operation):
     def ends_here(self, cost: int, refers: bool) -> bool:
         """Tell whether this process does the rest: what comes here is opened here, and workers are few.
 
-        They would unpickle and pickle all once more. What lies in a scratch is gone when this process wants
-        it.
+        They would unpickle and pickle all once more. Of what `refers`, little but the keys comes here, and
+        these may be large. What lies in a scratch is gone when this process wants it.
         """
         around = self.around
         here = around.is_last and around.scratch is None and around.threads() <= FEW_THREADS
-        return here and (refers or cost <= FEW_TASKS * self.most)
+        return here and cost <= (WINDOW_COST if refers else FEW_TASKS * self.most)
 
     @property
     def most(self) -> int:
@@ -210,12 +210,13 @@ class Exchange(Collective):
 
     def _filled(self, shelf: _Shelf, store: Store) -> _Shelf:
         """Return the pieces with the values that did not come back: they go to workers after all."""
-        if not any(row.piece.listed for row in shelf.rows):
+        if not any(row.piece.lacks for row in shelf.rows):
             return shelf
         found = _Shelf(store, shelf.level)
         for number, spot, piece in shelf.rows:
             piece.data = store.read(spot)
-            found.add(number, piece.filled() if piece.listed else piece)
+            found.add(number, piece.filled() if piece.lacks else piece)
+            piece.data = b""  # else they would be held here, all of them
         return found
 
     def _cut_alike(self, shelf: _Shelf, store: Store) -> _Shelf:

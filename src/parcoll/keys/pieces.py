@@ -36,6 +36,7 @@ class Piece:
     seed: int = SEED  # of the process that has cut it
     none: int = NONE
     carries: bool = True  # some values are in the bytes
+    lacks: bool = False  # some are not
     listed: Listed | None = None  # where the elements are that are values here, and did not come back
 
     @property
@@ -55,7 +56,7 @@ class Piece:
             parts.append(b"".join(frames))
             start = end
         ends = array("Q", accumulate(map(len, parts)))
-        return replace(self, ends=ends, data=b"".join(parts), listed=None)
+        return replace(self, ends=ends, data=b"".join(parts), carries=True, lacks=False, listed=None)
 
 
 class Listed(NamedTuple):
@@ -89,7 +90,7 @@ class Cutter:
         self._single = bytearray(SLOTS)
         self._other = ""
         self._plain = True
-        self._carries = False
+        self._carries = self._lacks = False
         self._framer = Framer()
 
     @property
@@ -113,7 +114,7 @@ class Cutter:
         plain = kinds <= PLAINEST and not self._written
         flat = plain and value_kinds <= FLAT
         self._plain = self._plain and plain and of_atoms(values or (), ROWS)
-        self._carries = self._carries or values is not None
+        self._carries, self._lacks = self._carries or values is not None, self._lacks or values is None
         if plain:
             slots = cut(map(hash, keys), self._level)
         elif self._written:
@@ -148,7 +149,7 @@ class Cutter:
         parts = list(map(b"".join, self._frames))
         ends = array("Q", accumulate(map(len, parts)))
         what = array("Q", self._values), self._single, b"".join(parts), self._plain
-        return Piece(self._other, ends, *what, carries=self._carries)
+        return Piece(self._other, ends, *what, carries=self._carries, lacks=self._lacks)
 
 
 def picked(given: Sequence[Any], entries: Iterable[int]) -> Sequence[Any]:

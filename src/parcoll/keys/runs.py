@@ -185,7 +185,7 @@ class Ranges(Collective):
                 yield from self._sorted(kept, store)
                 return
             for number, (run, spot) in enumerate(kept):
-                if run.listed is not None:
+                if not run.carries:
                     run.data = store.read(spot)
                     run.filled()
                     kept[number], run.data = (run, store.add(run.data)), b""

@@ -309,3 +309,29 @@ def test_a_long_rest_is_cut_in_several_groups(cluster: Connection, monkeypatch: 
     monkeypatch.setattr(Window, "_cut_rest", cut)
     assert list(parallel(range(400_000)).map(slow_for_a_while)) == list(range(400_000))
     assert any(left), "no rest was longer than a group"
+
+
+def first_digit(text: Any) -> int:
+    return int(str(text)[0])
+
+
+# Chains that read one whose elements are tasks, or parts of files, and not those that come out of it.
+BEHIND: dict[str, Any] = {
+    "sorted and enumerate": lambda lines: parallel(range(3000)).sorted(first_digit).enumerate(),
+    "sorted and skip": lambda lines: parallel(range(3000), buffersize=900).sorted(first_digit).skip(2),
+    "sorted and distinct": lambda lines: parallel(range(3000)).sorted(first_digit).distinct(),
+    "sorted and group_by": lambda lines: parallel(range(3000)).sorted(first_digit).group_by(int),
+    "sorted again": lambda lines: parallel(range(3000)).sorted().sorted(first_digit).enumerate(),
+    "lines and enumerate": lambda lines: read_text(lines, files_per_partition=1).enumerate(),
+    "lines and distinct": lambda lines: read_text(lines, partition_size=1).distinct(),
+}
+
+
+@pytest.mark.parametrize("chain", BEHIND)
+def test_what_is_read_from_another_chain_goes_on_in_partitions_of_its_own(
+    cluster: Connection, tmp_path: Path, chain: str
+) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"{x}\n" for x in range(3000)))
+    behind = BEHIND[chain](tmp_path / "lines.txt").map(repr)
+    assert len(list(behind)) == 3000 - 2 * ("skip" in chain)
+    assert behind.stats.partitions < 1000, "one for each element"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parcoll.chain.loop import Chain
@@ -79,6 +79,16 @@ class Options:
     policy: Policy = PLAIN  # of steps that were told nothing else
     checkpoint: str | None = None
     retry_failed: bool = False
+    # Partition size and buffersize of chains that read this one, where its own elements are tasks.
+    of_readers: tuple[int | str, int | None] | None = None
+
+    @property
+    def behind(self) -> Options:
+        """The settings of a chain that reads this one."""
+        if self.of_readers is None:
+            return self
+        size, buffersize = self.of_readers
+        return replace(self, partition_size=size, buffersize=buffersize, of_readers=None)
 
 
 @dataclass(frozen=True)

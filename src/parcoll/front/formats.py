@@ -124,7 +124,8 @@ def made(
     source = parallel(FilesSource(Listing(files, systems, parts), call, together), **settings)
     policy = source._options.policy
     step = Read(replace(format, systems=systems, goes_on=policy.on_error != "raise"), policy)
-    return ParallelGen(Node(before=source._node, step=step), source._options)
+    options = replace(source._options, of_readers=("auto", None))  # whose elements are lines or rows
+    return ParallelGen(Node(before=source._node, step=step), options)
 
 
 def ranges(

@@ -160,7 +160,8 @@ class Keys(Evaluated[T_co]):
         """
         step = self._keyed("distinct", key, settings)
         read = self._gathered(step, Firsts(keyed=key is not None))
-        return self._of(Node(source=Derived((read,), Distinct())), self._options)  # type: ignore[no-any-return]
+        options = self._options.behind
+        return self._of(Node(source=Derived((read,), Distinct())), options)  # type: ignore[no-any-return]
 
     def sorted(
         self,
@@ -190,7 +191,9 @@ class Keys(Evaluated[T_co]):
         read = self._gathered(step, Runs(key is not None, reverse))
         ranges = Node(source=Derived((read,), Ranges(reverse)))
         made = Node(before=ranges, step=Sorting())
-        options = dataclasses.replace(self._options, ordered=True, **_TASKS)
+        own = self._options.behind
+        readers = own.partition_size, own.buffersize
+        options = dataclasses.replace(own, ordered=True, of_readers=readers, **_TASKS)
         return self._of(made, options)  # type: ignore[no-any-return]
 
     def _keyed(
@@ -226,7 +229,7 @@ class Keys(Evaluated[T_co]):
         plain: Any = {"policy": PLAIN, "checkpoint": None, "retry_failed": False, **_TASKS}
         options = dataclasses.replace(self._options, progress=False, ordered=False, **plain)
         in_order = InOrder(step.name, self._options.ordered, together, kind)
-        given = dataclasses.replace(self._options, checkpoint=None, retry_failed=False)
+        given = dataclasses.replace(self._options.behind, checkpoint=None, retry_failed=False)
         return self._of(Node(source=Derived((Read(merged, options),), in_order)), given)
 
     def _of(self, node: Node, options: Options) -> Any:

@@ -54,7 +54,9 @@ class Streams(Described, Generic[T_co]):
         """Return the collection of what an operation makes of this chain, or of `node`, and of others."""
         options = dataclasses.replace(self._options, progress=False)
         source = Derived((Read(node or self._node, options), *others), operation)
-        return self._made(Node(source=source), arguments.of_derived(self._options, source, size, instead))
+        return self._made(
+            Node(source=source), arguments.of_derived(self._options.behind, source, size, instead)
+        )
 
     def _made(self, node: Node, options: Options) -> ParallelGen[Any]:
         kind: Any = type(self)

@@ -276,3 +276,55 @@ def test_an_object_that_is_all_its_name_has_what_the_script_has_set(scripts: Scr
         """
     )
     assert out == "done\n"
+
+
+def test_what_the_script_has_set_in_a_class_more_than_once_is_seen(scripts: Scripts) -> None:
+    """A new value may lie where the last one lay. What is changed in place is the same object."""
+    out = scripts.run_file(
+        """
+        from collections import namedtuple
+        from dataclasses import dataclass
+        from parcoll import connect, parallel
+        class whole_descriptor:
+            def __init__(self):
+                self.own = 0
+            def __get__(self, instance, owner):
+                return self.own
+        class Meta(type):
+            count = 1000
+        class Settings(metaclass=Meta):
+            total, __limits__, at = 0.5, {"a": 0}, whole_descriptor()
+            def get(self, *, given=0):
+                return given
+            def low(self): ...
+        @dataclass
+        class Point:
+            x: int
+        Row = namedtuple("Row", "a b")
+        def look(objects):
+            settings, point, row = objects
+            kind = type(settings)
+            return (
+                settings.total, type(kind).count, settings.__limits__["a"], settings.at, settings.get(),
+                settings.low(), kind.get.__doc__, kind.get.__annotations__, type(point).__annotations__,
+                type(row)(7),
+            )
+        with connect(n_workers=1):
+            for timeout in (None, 30):
+                for number in range(6):
+                    for step in range(number % 3 + 1):
+                        Settings.total += 1.5
+                        Meta.count += 1
+                        Settings.low = eval(f"lambda self: {number + step}")
+                    Settings.__limits__["a"] = vars(Settings)["at"].own = number
+                    Settings.get.__kwdefaults__["given"] = number
+                    Settings.get.__doc__ = f"number {number}"
+                    Settings.get.__annotations__["self"] = Point.__annotations__["x"] = [int, str][number % 2]
+                    Row.__new__.__defaults__ = (number,)
+                    objects = Settings(), Point(1), Row(1, 2)
+                    (seen,) = parallel([objects], timeout=timeout).map(look)
+                    assert seen == look(objects), (timeout, number, seen, look(objects))
+        print("done")
+        """
+    )
+    assert out == "done\n"

@@ -16,7 +16,7 @@ import pickle
 import re
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -205,48 +205,84 @@ def module_named(name: str) -> ModuleType:
 _BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
 
 
-def _stamp(value: Any, names: dict[str, Any], within: tuple[int, ...] = ()) -> Any:
-    """Return what tells whether a function or class has changed; None where only a new pickle tells.
+class _Same:
+    """An object that equals itself alone. It is held: another one could get its id."""
 
-    `within` are the classes that it is part of.
-    """
+    __slots__ = ("_held",)
+
+    def __init__(self, held: object) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Same and self._held is other._held
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same_items(mapping: Mapping[str, Any] | None) -> Any:
+    return mapping and tuple((name, _Same(part)) for name, part in mapping.items())
+
+
+# What these have is not changed in place: Python and these libraries have noted it of a class.
+_NOTED = {"__module__", "__doc__", "__slots__", "__match_args__", "__orig_bases__", "__parameters__"}
+_NOTED |= {"__abstractmethods__", "__dataclass_params__", "__type_params__", "__static_attributes__"}
+_NOTED_BY = ("__attrs_", "__pydantic_", "__struct_")
+
+
+def _stamp(value: Any, names: dict[str, Any], within: tuple[int, ...] = ()) -> Any:
+    """Return what tells whether a function or class has changed; None where only a new pickle tells."""
     kind = type(value)
     if kind in _SCALARS or kind is BuiltinFunctionType or kind.__module__ == _BY_NAME:
-        return id(value)
+        return _Same(value)
     if kind is FunctionType:
-        if value.__globals__ is not names:  # a package's, or what a package made for a class
-            return id(value)
-        if value.__closure__ or vars(value) or not _are_scalars(value.__defaults__ or ()):
-            return None
-        if not _are_scalars((value.__kwdefaults__ or {}).values()):
-            return None
-        current = names.get(value.__name__) is value
-        return id(value), id(value.__code__), id(value.__defaults__), current
+        return _stamp_of_function(value, names)
     if kind in (staticmethod, classmethod):
         return _stamp(value.__func__, names)
     if kind is property:
-        return tuple(_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part) or None
+        stamps = [_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part]
+        return tuple(stamps) if stamps and None not in stamps else None
     return _stamp_of_class(value, names, within) if issubclass(type(value), type) else None
+
+
+def _stamp_of_function(func: FunctionType, names: dict[str, Any]) -> Any:
+    of_script = func.__globals__ is names  # otherwise a package's, or what a package made for a class
+    keywords = func.__kwdefaults__ or {}
+    given = (*(func.__defaults__ or ()), *keywords.values())
+    if of_script and (func.__closure__ or vars(func) or not _are_scalars(given)):
+        return None
+    parts = func, func.__code__, func.__defaults__, func.__doc__
+    try:
+        annotations = _same_items(func.__annotations__)
+    except Exception:  # they may be evaluated as late as here, and name what is not there yet
+        annotations = None
+    current = of_script and names.get(func.__name__) is func
+    return tuple(map(_Same, parts)), _same_items(keywords), annotations, current
 
 
 def _stamp_of_class(kind: type, names: dict[str, Any], within: tuple[int, ...]) -> Any:
     """Return that of a class, with those of the classes that its pickle has: its bases may have no names."""
     has_entry = kind.__module__ == "__main__" and names.get(kind.__name__) is kind
     if is_named(kind) or id(kind) in within or (within and has_entry):
-        return id(kind)
+        return _Same(kind)
     within = (*within, id(kind))
-    stamps = [id(kind), kind.__bases__]
+    stamps: list[Any] = [_Same(kind), kind.__name__, kind.__qualname__, tuple(map(_Same, kind.__bases__))]
     parts: dict[str, Any] = {f"base {at}": base for at, base in enumerate((type(kind), *kind.__bases__))}
     for name, part in {**parts, **vars(kind)}.items():
         if name not in ("__dict__", "__weakref__", "__slotnames__"):
-            # What Python has noted of a class is not changed in place.
-            of_python = name[:2] == "__" == name[-2:] and not callable(part)
-            of_python = of_python or type(part).__name__.endswith("_descriptor")
-            stamp = id(part) if of_python else _stamp(part, names, within)
+            stamp = _stamp_of_member(name, part) or _stamp(part, names, within)
             if stamp is None:
                 return None
             stamps.append((name, stamp))
     return tuple(stamps)
+
+
+def _stamp_of_member(name: str, part: Any) -> Any:
+    """Return that of what Python itself, or a library, has made in a class; None of what the script has."""
+    kind = type(part)
+    if name in ("__annotations__", "__dataclass_fields__") and kind is dict:
+        return _Same(part), _same_items(part)
+    of_python = kind.__name__.endswith("_descriptor") and kind.__module__ == "builtins"
+    return _Same(part) if of_python or name in _NOTED or name.startswith(_NOTED_BY) else None
 
 
 def _are_scalars(values: Any) -> bool:

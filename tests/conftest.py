@@ -75,7 +75,11 @@ REPEATED = {
     "cluster/test_evaluations_at_once.py": r"\[remote\]",
     "cluster/test_hosts.py": r"\[(unplug-both workers|isolate-one worker|unplug-the client|prohibit)\]"
     r"|\[isolate-both workers\]|says_so\[the scheduler\]",
-    "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays",
+    "cluster/test_reconnect.py": r"several_threads_wait|a_cluster_object_is_asked|a_user_s_client_stays"
+    r"|count_unordered_and_bags",
+    "cluster/test_restarted.py": r"with_reconnect_it_goes_on",
+    "promises/test_waiting.py": r"one_by_one\[inline\]",
+    "promises/test_clocks.py": r"is_up\[shifts1\]",
     "faults/test_faults.py": r"three-times|stopped-for-a-while.*(count|unordered|foreach)"
     r"|all-workers-at-once.*(count|unordered)|scheduler.*(count|unordered|fold|last-partition)"
     r"|the-host.*(count|unordered|reading-what|while-the-iterator)",
@@ -124,6 +128,9 @@ ALIKE_NEWEST = (
     *("checkpoint/test_walks.py", "checkpoint/test_formats.py", "checkpoint/test_growth.py"),
     *("checkpoint/test_failed_again.py", "checkpoint/test_folds_resume.py", "checkpoint/test_info.py"),
     *("promises/test_chains_in_order.py", "promises/test_joined_sides.py", "simulation/test_simulation.py"),
+    *("promises/test_ends_of_workers.py", "promises/test_scripts.py", "promises/test_children.py"),
+    *("promises/test_same_replaced.py", "promises/test_broadcast.py", "promises/test_same_contexts.py"),
+    *("world/test_takeover.py", "promises/test_ends_of_scripts.py"),
     *("promises/test_streams.py", "promises/test_values.py", "promises/test_readme.py"),
     *("promises/test_writing.py", "promises/test_written_paths.py", "promises/test_tables.py"),
     *("faults/test_written_files.py", "promises/test_written_and_read.py", "promises/test_files_meant.py"),
@@ -135,7 +142,8 @@ ALIKE_NEWEST = (
     *("promises/test_map_batches.py", "promises/test_reentrance.py", "promises/test_batched.py"),
     *("promises/test_held.py", "promises/test_memory_maps.py", "promises/test_idle_workers.py"),
     *("promises/test_persist.py", "checkpoint/test_fingerprint.py", "promises/test_same_options.py"),
-    "promises/test_keys_of_lists.py",
+    *("promises/test_keys_of_lists.py", "promises/test_same_modules.py", "promises/test_lost_modules.py"),
+    *("promises/test_same_logging.py", "promises/test_same_parts.py"),
 )
 
 

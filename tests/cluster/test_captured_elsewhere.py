@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bare import BareCluster, bare_cluster
-from scripts import append, eventually
+from scripts import append, eventually, wait_for_file
 
 from parcoll import Connection, connect, parallel
 
@@ -189,10 +189,11 @@ def test_all_workers_die_with_it(bare: BareCluster) -> None:
 
 
 def test_the_only_worker_that_has_it_dies_and_another_comes(tmp_path: Path) -> None:
-    data, told = numbers(8), tmp_path / "told"
+    data, told, taken = numbers(8), tmp_path / "told", tmp_path / "taken"
 
     def deadly(i: int) -> float:
         if i == 3 and not told.exists():
+            wait_for_file(taken)  # a first result that is not fetched yet would be lost with the worker
             append(told, "")
             os.kill(os.getpid(), signal.SIGKILL)
         return float(data[i])
@@ -200,6 +201,7 @@ def test_the_only_worker_that_has_it_dies_and_another_comes(tmp_path: Path) -> N
     with bare_cluster(tmp_path, 1, lacking=("parcoll",)) as cluster, connect(cluster.file):
         stream = iter(parallel(range(30), partition_size=1).map(deadly))
         assert next(stream) == 0.0
+        taken.touch()
         assert eventually(told.exists, 20)
         cluster.add_worker()
         assert list(stream) == list(data[1:30])

@@ -136,10 +136,12 @@ class StartedHere:
     def close(self, engine: DistributedEngine | None) -> None:
         """End the client and the cluster."""
         self._closed = True
-        self.sharing.close()
-        if engine is not None:
-            _close_client(engine)
-        self.host.close()
+        try:
+            self.sharing.close()
+            if engine is not None:
+                _close_client(engine)
+        finally:  # also where a signal's handler raises meanwhile
+            self.host.close()
         logger.info("local cluster closed")
 
     def gone(self, engine: DistributedEngine | None) -> str:
@@ -221,9 +223,11 @@ class _AtScheduler:
     def close(self, engine: DistributedEngine | None) -> None:
         """Let go of the client, and of what its workers have for our functions."""
         if engine is not None:
-            engine.link.captured.clear()
-            engine.end_objects()
-            self.leave(engine.client)
+            try:
+                engine.link.captured.clear()
+                engine.end_objects()
+            finally:
+                self.leave(engine.client)
 
     def gone(self, engine: DistributedEngine | None) -> str:
         """Say what is closed."""

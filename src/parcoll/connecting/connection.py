@@ -76,8 +76,10 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        current.leave(self)
-        self.engine.close()
+        try:
+            current.leave(self)
+        finally:
+            self.engine.close()
 
     def __enter__(self) -> Connection:
         if self._closed:

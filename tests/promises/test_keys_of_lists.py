@@ -60,35 +60,37 @@ def flat(found: list[Any]) -> list[Any]:
     return [element for _, group in found for element in group]
 
 
-def check(way: Answer, chain: ParallelGen[Any], rows: list[Any], key: Any = first, **settings: Any) -> Any:
-    call, plainly = way
-    made = call(chain)(key, **settings)
-    assert list(made) == plainly(rows, key)
-    return made
+def made_by(way: Answer, chain: ParallelGen[Any], key: Any = first, **settings: Any) -> ParallelGen[Any]:
+    return way[0](chain)(key, **settings)  # type: ignore[no-any-return]
+
+
+def plainly(way: Answer, rows: list[Any], key: Any = first) -> list[Any]:
+    return way[1](rows, key)
 
 
 @pytest.mark.parametrize("size", ["auto", 700])
 def test_what_comes_back_are_the_elements_of_the_list(cluster: Connection, way: Answer, size: Any) -> None:
     """The very objects: their bytes go to the workers, and not back."""
     rows = rows_of(COUNT)
-    call, plainly = way
+    call, plain = way
     made = call(parallel(rows, partition_size=size))(first)
     found = list(made)
-    assert found == plainly(rows, first)
+    assert found == plain(rows, first)
     assert {id(element) for element in flat(found)} <= set(map(id, rows))
     assert made.stats.bytes_received < made.stats.bytes_sent / 2
 
 
 def test_a_tuple_of_elements(cluster: Connection, way: Answer) -> None:
     rows = rows_of(COUNT)
-    check(way, parallel(tuple(rows)), rows)
+    assert list(made_by(way, parallel(tuple(rows)))) == plainly(way, rows)
 
 
 @pytest.mark.parametrize(
     "key", [lambda row: row[1] % 7, lambda row: (row[1] % 3, row[0]), lambda row: row[1] / 9]
 )
 def test_keys_of_any_type(cluster: Connection, way: Answer, key: Any) -> None:
-    check(way, parallel(rows_of(COUNT), partition_size=999), rows_of(COUNT), key)
+    made = made_by(way, parallel(rows_of(COUNT), partition_size=999), key)
+    assert list(made) == plainly(way, rows_of(COUNT), key)
 
 
 def note(row: dict[str, int]) -> int:
@@ -98,9 +100,9 @@ def note(row: dict[str, int]) -> int:
 
 def test_what_a_key_function_writes_into_an_element_comes_back(cluster: Connection, way: Answer) -> None:
     """As plain Python has it, but for the elements of the script, which a worker does not reach."""
-    call, plainly = way
+    call, plain = way
     found = list(call(parallel([{"at": at} for at in range(100)], partition_size=9))(note))
-    assert found == plainly([{"at": at} for at in range(100)], note)
+    assert found == plain([{"at": at} for at in range(100)], note)
     assert flat(found)[0]["seen"] == 1
 
 
@@ -140,18 +142,14 @@ def test_elements_of_which_some_have_to_come_back(
 ) -> None:
     monkeypatch.setattr(exchange, "FEW_THREADS", threads)
     rows = mixed(kind)
-    check(way, parallel(rows, partition_size=50), rows)
+    assert list(made_by(way, parallel(rows, partition_size=50))) == plainly(way, rows)
 
 
 def test_keys_of_which_some_are_compared_by_workers(cluster: Connection, way: Answer) -> None:
     """What has not come back goes to the workers after all."""
     rows = [(at * 31 % 10, at) for at in range(600)]
-    check(
-        way,
-        parallel(rows, partition_size=50),
-        rows,
-        lambda row: Row(row[0]) if row[1] // 50 % 3 == 1 else row[0],
-    )
+    key = lambda row: Row(row[0]) if row[1] // 50 % 3 == 1 else row[0]
+    assert list(made_by(way, parallel(rows, partition_size=50), key)) == plainly(way, rows, key)
 
 
 def test_workers_that_have_become_many(
@@ -160,7 +158,7 @@ def test_workers_that_have_become_many(
     """Between the sending of partitions and the return: what workers merge is sent to them."""
     rows = rows_of(COUNT)
     monkeypatch.setattr(exchange.Collective, "ends_here", lambda self, cost, refers: False)
-    check(way, parallel(rows, partition_size=700), rows)
+    assert list(made_by(way, parallel(rows, partition_size=700))) == plainly(way, rows)
 
 
 class Counted:
@@ -205,7 +203,8 @@ def test_bytes_are_not_held_beside_what_was_made_of_them(
         add(self, number, piece)
 
     monkeypatch.setattr(exchange._Shelf, "add", noted)
-    check(way, parallel(rows_of(COUNT), partition_size=700), rows_of(COUNT))
+    made = made_by(way, parallel(rows_of(COUNT), partition_size=700))
+    assert list(made) == plainly(way, rows_of(COUNT))
     assert not any(piece.data for piece in kept)
 
 
@@ -223,7 +222,8 @@ def test_large_keys_do_not_all_stay_here(
 
     monkeypatch.setattr(exchange.Collective, "ends_here", noted)
     monkeypatch.setattr(exchange, "WINDOW_COST", 2**22)
-    check(WAYS[name], parallel(list(range(600)), partition_size=50), list(range(600)), long_key)
+    made = made_by(WAYS[name], parallel(list(range(600)), partition_size=50), long_key)
+    assert list(made) == plainly(WAYS[name], list(range(600)), long_key)
     assert answers == [False]
 
 
@@ -233,8 +233,8 @@ def long_key(at: int) -> str:
 
 def test_the_list_is_changed_when_it_was_read(cluster: Connection, way: Answer) -> None:
     rows = rows_of(COUNT)
-    call, plainly = way
-    expected, found = plainly(list(rows), first), []
+    call, plain = way
+    expected, found = plain(list(rows), first), []
     for one in call(parallel(rows, partition_size=700))(first):
         rows.clear()
         found.append(one)
@@ -297,7 +297,7 @@ def uneven(row: Any) -> Any:
 def test_elements_that_a_worker_hands_back(cluster: Connection, way: Answer) -> None:
     """They stand where they stood, in whichever partition they come."""
     rows = [(f"key{at % 6}", at) for at in range(60)]
-    check(way, parallel(rows), rows, uneven)
+    assert list(made_by(way, parallel(rows), uneven)) == plainly(way, rows)
 
 
 def failing(row: Any) -> Any:
@@ -314,11 +314,8 @@ def test_elements_that_are_left_out(cluster: Connection, way: Answer) -> None:
 
 def test_elements_that_a_filter_leaves_out(cluster: Connection, way: Answer) -> None:
     rows = rows_of(COUNT)
-    check(
-        way,
-        parallel(rows, partition_size=700).filter(lambda row: row[1] % 3),
-        [row for row in rows if row[1] % 3],
-    )
+    kept = parallel(rows, partition_size=700).filter(lambda row: row[1] % 3)
+    assert list(made_by(way, kept)) == plainly(way, [row for row in rows if row[1] % 3])
 
 
 def test_steps_behind_it(cluster: Connection, way: Answer) -> None:
@@ -329,7 +326,8 @@ def test_steps_behind_it(cluster: Connection, way: Answer) -> None:
 
 def test_with_a_timeout(cluster: Connection, way: Answer) -> None:
     rows = rows_of(COUNT)
-    check(way, parallel(rows, partition_size=700), rows, first, timeout=60)
+    made = made_by(way, parallel(rows, partition_size=700), timeout=60)
+    assert list(made) == plainly(way, rows)
 
 
 def test_the_first_ones(cluster: Connection, way: Answer) -> None:
@@ -365,7 +363,8 @@ def deadly(folder: str) -> Callable[[Any], Any]:
 def test_a_worker_dies(way: Answer, tmp_path: Any) -> None:
     rows = rows_of(COUNT)
     with connect(n_workers=2):
-        made = check(way, parallel(rows, partition_size=700), rows, deadly(str(tmp_path)))
+        made = made_by(way, parallel(rows, partition_size=700), deadly(str(tmp_path)))
+        assert list(made) == plainly(way, rows)
         assert made.stats.recovered >= 1
 
 

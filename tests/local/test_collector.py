@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from parcoll import Connection, parallel
+from parcoll.keys import ordering
 from parcoll.system import without_collections
 
 
@@ -67,3 +71,52 @@ def _is_on() -> None:
     with without_collections():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+@pytest.fixture
+def cycles() -> Iterator[list[weakref.ref[Any]]]:
+    """Garbage that refers to itself, and that the young generation has."""
+    gc.collect()
+    gc.disable()
+    found = []
+    for _ in range(3):
+        one = _One()
+        one.itself = one
+        found.append(weakref.ref(one))
+    del one
+    yield found
+    gc.enable()
+
+
+def _groups(many: int) -> int:
+    return len(dict(parallel(range(many)).group_by(abs)))
+
+
+def test_very_many_groups_are_looked_at_by_full_collections_alone(
+    cycles: list[weakref.ref[Any]], inline: Connection
+) -> None:
+    assert _groups(ordering.VERY_MANY) == ordering.VERY_MANY
+    gc.collect(1)
+    assert all(there() is not None for there in cycles)
+    gc.collect()
+    assert all(there() is None for there in cycles)
+
+
+def test_few_groups_stay_with_the_young_objects(cycles: list[weakref.ref[Any]], inline: Connection) -> None:
+    assert _groups(100) == 100
+    gc.collect(1)
+    assert all(there() is None for there in cycles)
+
+
+def test_what_a_program_has_frozen_stays_frozen(inline: Connection) -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        assert _groups(ordering.VERY_MANY) == ordering.VERY_MANY
+        assert gc.get_freeze_count() > frozen // 2  # some of them are not needed any more, and gone
+    finally:
+        gc.unfreeze()
+
+
+class _One:
+    itself: Any = None

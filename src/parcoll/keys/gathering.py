@@ -7,9 +7,10 @@ of keys is cut into slots, so that what belongs together can be sent to one task
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import length_hint
 from typing import Any, ClassVar, Self
 
 from parcoll.chain.failures import stands_between
@@ -21,6 +22,9 @@ from parcoll.keys.store import Scratch, UnsentError, unsent
 from parcoll.text import short_repr
 from parcoll.wire.payload import Packed, Payload
 from parcoll.wire.reducers import of_atoms
+
+# Where positions count from, the positions, keys and values.
+Columns = tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]
 
 IMMUTABLE = (int, float, complex, bool, str, bytes, type(None))
 
@@ -100,16 +104,9 @@ class Values(Gatherer):
         """Join a value to that which the key has."""
         raise NotImplementedError
 
-    def join_all(
-        self,
-        into: dict[Any, Any],
-        firsts: list[int],
-        base: int,
-        positions: Sequence[int],
-        keys: Sequence[Any],
-        values: Sequence[Any],
-    ) -> None:
-        """Join the values of many keys; note in `firsts` where each new one stands, counted from `base`."""
+    def join_all(self, into: defaultdict[Any, Any], firsts: list[int], columns: Columns) -> None:
+        """Join the values of many keys; note in `firsts` where each new one stands."""
+        base, positions, keys, values = columns
         key: Any = None
         try:
             for position, key, value in zip(positions, keys, values, strict=True):
@@ -157,16 +154,9 @@ class Counts(Values):
         """Add."""
         into[key] += value
 
-    def join_all(
-        self,
-        into: dict[Any, Any],
-        firsts: list[int],
-        base: int,
-        positions: Sequence[int],
-        keys: Sequence[Any],
-        values: Sequence[Any],
-    ) -> None:
+    def join_all(self, into: defaultdict[Any, Any], firsts: list[int], columns: Columns) -> None:
         """Add without a call for each."""
+        base, positions, keys, values = columns
         add_first = firsts.append
         for position, key, value in zip(positions, keys, values, strict=True):
             if key in into:
@@ -223,24 +213,20 @@ class Groups(Values):
         self._flush()
         return self._cutter.piece()
 
-    def join_all(
-        self,
-        into: dict[Any, Any],
-        firsts: list[int],
-        base: int,
-        positions: Sequence[int],
-        keys: Sequence[Any],
-        values: Sequence[Any],
-    ) -> None:
-        """Append the elements."""
-        known, add_first = into.get, firsts.append
-        for position, key, value in zip(positions, keys, values, strict=True):
-            group = known(key)
-            if group is None:
-                into[key] = [value]
-                add_first(base + position)
-            else:
-                group.append(value)
+    def join_all(self, into: defaultdict[Any, Any], firsts: list[int], columns: Columns) -> None:
+        """Append the elements, in C: a loop in Python takes twice as long."""
+        base, positions, keys, values = columns
+        add_first, left, many = firsts.append, iter(values), len(values)
+
+        def first_of_key() -> list[Any]:
+            add_first(base + positions[many - length_hint(left)])
+            return []
+
+        into.default_factory = first_of_key
+        try:
+            deque(map(list.append, map(into.__getitem__, keys), left), 0)
+        finally:
+            into.default_factory = None
 
 
 class Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import FlatMap, Map
-from parcoll.keys.gathering import Values
+from parcoll.keys.gathering import Columns, Values
 from parcoll.keys.pieces import Cutter, Listed, Piece, positions_of
 from parcoll.keys.slots import one_nan
 from parcoll.keys.store import Framer, Scratch, fetched, framed, is_flat, unframed
@@ -79,11 +80,11 @@ def merged(kind: Values, slots: Slots) -> Iterator[Merged]:
     while parts := [part for part in parts if part.frame is not None]:
         slot = min(part.slot for part in parts)
         firsts: list[int] = []
-        values: dict[Any, Any] = {}
+        values: defaultdict[Any, Any] = defaultdict()
         with without_collections():
             for part in parts:
                 while part.slot == slot:
-                    kind.join_all(values, firsts, *part.taken())
+                    kind.join_all(values, firsts, part.taken())
         yield Merged(firsts, list(values), list(values.values()))
 
 
@@ -107,18 +108,14 @@ class _Frames:
         """The number of the slot that is open; -1 behind the last."""
         return -1 if self.frame is None else self.frame[0]
 
-    def taken(self) -> _Columns:
+    def taken(self) -> Columns:
         """Return what this slot has, and open what comes next."""
         start, *_ = found = _columns(self.frame, self.listed)
         self.frame = next(self._frames, None)
         return (self.base + start, *found[1:])
 
 
-# Where positions count from, the positions, keys and values.
-_Columns = tuple[int, Sequence[int], Sequence[Any], Sequence[Any]]
-
-
-def _columns(frame: Any, listed: Listed | None = None) -> _Columns:
+def _columns(frame: Any, listed: Listed | None = None) -> Columns:
     _, plain, where, keys, values = frame
     base, positions = positions_of(where)
     if values is None:

@@ -1,4 +1,6 @@
-"""Pieces: keys with values of one partition, cut into slots: bytes that can be sent in parts, unopened.
+"""Pieces: what comes of one partition: bytes that can be sent in parts, unopened.
+
+These are keys with values, cut into slots; or a run, which is sorted, cut into blocks.
 
 Values that are elements of a list of the user's process, and that nobody can write into, need not come back:
 where they stand says what they are.
@@ -7,14 +9,14 @@ where they stand says what they are.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from parcoll.keys.slots import NONE, PLAINEST, SEED, SLOTS, cut, one_nan, slots_of, written_slots
-from parcoll.keys.store import FLAT, Framer, joined, unframed
+from parcoll.keys.store import FLAT, Framer, Spot, Store, joined, unframed
 from parcoll.system import without_collections
 from parcoll.wire.reducers import ROWS, of_atoms
 
@@ -150,6 +152,63 @@ class Cutter:
         ends = array("Q", accumulate(map(len, parts)))
         what = array("Q", self._values), self._single, b"".join(parts), self._plain
         return Piece(self._other, ends, *what, carries=self._carries, lacks=self._lacks)
+
+
+@dataclass
+class Firsts:
+    """The keys of blocks, each packed. They wait in the store: of large elements they are much of all."""
+
+    data: bytes
+    ends: array[int]  # of each in the bytes
+    spot: Spot | None = None
+
+    def put(self, store: Store) -> None:
+        """Put them into the store."""
+        self.spot, self.data = store.add(self.data), b""
+
+    def read(self, store: Store) -> Iterator[Any]:
+        """Give one after the other."""
+        assert self.spot is not None
+        start = 0
+        for end in self.ends:
+            (((key,),),) = unframed(store.read(self.spot, start, end))
+            yield key
+            start = end
+
+
+@dataclass
+class Run:
+    """A sorted partition."""
+
+    firsts: list[Any] | Firsts  # the key of the first element of each block
+    ends: array[int]  # where each block ends in the bytes
+    sizes: array[int]  # elements of each block
+    data: Any  # bytes, or where they lie: for each block, keys and elements; or the positions of these
+    plain: bool = False  # keys and elements are of no class of users'
+    carries: bool = True  # the elements are in the bytes
+    listed: Listed | None = None  # where they are that did not come back
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return len(self.data)
+
+    def blocks(self) -> Iterator[tuple[Sequence[Any] | None, Sequence[Any]]]:
+        """Give the keys and the elements of each block."""
+        for keys, elements in unframed(self.data):
+            if not self.carries:
+                assert self.listed is not None
+                elements = self.listed.at(0, elements)
+            yield keys, elements
+
+    def filled(self) -> None:
+        """Put the elements in that did not come back."""
+        if self.listed is not None and not self.carries:
+            framer, parts = Framer(), []
+            for keys, elements in self.blocks():
+                parts.append(framer.framed((keys, elements)))
+            self.ends, self.data = array("Q", accumulate(map(len, parts))), b"".join(parts)
+            self.carries = True
 
 
 def picked(given: Sequence[Any], entries: Iterable[int]) -> Sequence[Any]:

@@ -7,58 +7,26 @@ the run and of the block: that is unique, so a range may begin between equal key
 from __future__ import annotations
 
 import functools
+import heapq
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import noting, stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.pieces import TOGETHER, Listed, picked
+from parcoll.keys.pieces import TOGETHER, Firsts, Run, picked
 from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
 from parcoll.keys.streams import Done
 from parcoll.system import without_collections
 from parcoll.wire.reducers import ROWS, of_atoms
 
 BLOCK_BYTES = 16 * 1024  # of a block, about: a range has up to two of each run that it does not need whole
-
-
-@dataclass
-class Run:
-    """A sorted partition."""
-
-    firsts: list[Any]  # the key of the first element of each block
-    ends: array[int]  # where each block ends in the bytes
-    sizes: array[int]  # elements of each block
-    data: Any  # bytes, or where they lie: for each block, keys and elements; or the positions of these
-    plain: bool = False  # keys and elements are of no class of users'
-    carries: bool = True  # the elements are in the bytes
-    listed: Listed | None = None  # where they are that did not come back
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes it takes."""
-        return len(self.data)
-
-    def blocks(self) -> Iterator[tuple[Sequence[Any] | None, Sequence[Any]]]:
-        """Give the keys and the elements of each block."""
-        for keys, elements in unframed(self.data):
-            if not self.carries:
-                assert self.listed is not None
-                elements = self.listed.at(0, elements)
-            yield keys, elements
-
-    def filled(self) -> None:
-        """Put the elements in that did not come back."""
-        if self.listed is not None and not self.carries:
-            framer, parts = Framer(), []
-            for keys, elements in self.blocks():
-                parts.append(framer.framed((keys, elements)))
-            self.ends, self.data = array("Q", accumulate(map(len, parts))), b"".join(parts)
-            self.carries = True
+SMALL = 128  # bytes of an element with its key: the keys of blocks are next to nothing of all then
+SMALL_PART = 64  # one of so many bytes: less than that need not wait in the store either
 
 
 class Runs(Gatherer):
@@ -106,7 +74,8 @@ class Runs(Gatherer):
             plain = plain and of_atoms(keys)
         else:
             elements = sorted(elements, reverse=self.reverse)
-        run = Run([], array("Q"), array("Q"), b"", plain, not refers)
+        firsts: list[Any] = []
+        run = Run(firsts, array("Q"), array("Q"), b"", plain, not refers)
         parts, at, size, end, framer = [], 0, 1, 0, Framer()  # the first may be large
         while at < len(elements):
             block = elements[at : at + size]
@@ -114,12 +83,17 @@ class Runs(Gatherer):
             flat = (refers or is_flat(block)) and (some is None or is_flat(some))
             parts.append(framer.framed((some, block), flat))
             end += len(parts[-1])
-            run.firsts.append((elements if keys is None else keys)[at])
+            firsts.append((elements if keys is None else keys)[at])
             run.ends.append(end)
             run.sizes.append(len(block))
             at += size
             size = max(1, min(size * 4, size * BLOCK_BYTES // len(parts[-1])))
         run.data = b"".join(parts)
+        if len(run.data) > SMALL * len(elements):
+            packed = [framer.framed(([key],)) for key in firsts]
+            ends = array("Q", accumulate(map(len, packed)))
+            if SMALL_PART * ends[-1] > len(run.data):
+                run.firsts = Firsts(b"".join(packed), ends)
         return run
 
 
@@ -180,6 +154,8 @@ class Ranges(Collective):
             kept: list[tuple[Run, Spot]] = []
             for run in runs:
                 spot, run.data = store.add(run.data), b""
+                if isinstance(run.firsts, Firsts):
+                    run.firsts.put(store)
                 kept.append((run, spot))
             if self._is_sorted_here([run for run, _ in kept]):
                 yield from self._sorted(kept, store)
@@ -190,8 +166,8 @@ class Ranges(Collective):
                     run.filled()
                     kept[number], run.data = (run, store.add(run.data)), b""
             with noting("sorted()"):
-                before, starts = _before(self.reverse), self._starts(kept)
-                cuts = [_cuts_of(number, run, starts, before) for number, (run, _) in enumerate(kept)]
+                before, starts = _before(self.reverse), self._starts(kept, store)
+                cuts = [_cuts_of(number, run, store, starts, before) for number, (run, _) in enumerate(kept)]
             for at in range(max(map(len, cuts), default=1) - 1):
                 segments = [
                     _segment(store, run, spot, own[at], own[at + 1])
@@ -233,22 +209,34 @@ class Ranges(Collective):
             some = elements[at : at + TOGETHER]
             yield Done(some if listed is None else list(picked(listed.elements, some)))
 
-    def _starts(self, kept: list[tuple[Run, Spot]]) -> list[tuple[Any, int, int]]:
+    def _starts(self, kept: list[tuple[Run, Spot]], store: Store) -> list[tuple[Any, int, int]]:
         """Return where all ranges but the first begin: a key, the number of a run, and a block of it."""
-        blocks = [
-            (key, number, at) for number, (run, _) in enumerate(kept) for at, key in enumerate(run.firsts)
-        ]
-        blocks.sort(key=_Comparable.of(self.reverse))
-        costs = [_costs(run) for run, _ in kept]
+        runs, comparable = [run for run, _ in kept], _Comparable.of(self.reverse)
+        found = [_numbered(_firsts_of(run, store), number) for number, run in enumerate(runs)]
+        blocks: Iterable[tuple[Any, int, int]]
+        if any(isinstance(run.firsts, Firsts) for run in runs):
+            blocks = heapq.merge(*found, key=comparable)  # one large key of each run is here
+        else:
+            blocks = sorted(chain.from_iterable(found), key=comparable)
+        costs = [_costs(run) for run in runs]
         target = self.target(sum(map(sum, costs)))
         starts, cost = [], 0
         for block in blocks:
-            more = costs[block[1]][block[2]]
+            _, number, at = block
+            more = costs[number][at]
             if cost and cost + more > target:
                 starts.append(block)
                 cost = 0
             cost += more
         return starts
+
+
+def _firsts_of(run: Run, store: Store) -> Iterable[Any]:
+    return run.firsts.read(store) if isinstance(run.firsts, Firsts) else run.firsts
+
+
+def _numbered(firsts: Iterable[Any], number: int) -> Iterator[tuple[Any, int, int]]:
+    return ((key, number, at) for at, key in enumerate(firsts))
 
 
 def _costs(run: Run) -> list[int]:
@@ -295,15 +283,19 @@ def _position(keys: Sequence[Any], key: Any, after: bool, before: Callable[[Any,
 
 
 def _cuts_of(
-    number: int, run: Run, starts: list[tuple[Any, int, int]], before: Callable[[Any, Any], bool]
+    number: int,
+    run: Run,
+    store: Store,
+    starts: list[tuple[Any, int, int]],
+    before: Callable[[Any, Any], bool],
 ) -> list[Cut]:
     """Return where each range begins in a run, and where the last one ends."""
-    cuts = [Cut(0)]
+    cuts, firsts = [Cut(0)], list(_firsts_of(run, store))
     for key, other, at in starts:
         if other == number:
             cut = Cut(at)
         else:
-            block = _position(run.firsts, key, number < other, before) - 1
+            block = _position(firsts, key, number < other, before) - 1
             if block < 0:
                 cut = Cut(0)
             elif run.sizes[block] == 1:  # it is before the range: of large elements, none goes to two of them
@@ -316,7 +308,7 @@ def _cuts_of(
         elif cut.block == last.block:
             cut = Cut(cut.block, last.keys + cut.keys)
         cuts.append(cut)
-    return [*cuts, Cut(len(run.firsts))]
+    return [*cuts, Cut(len(firsts))]
 
 
 def _segment(store: Store, run: Run, spot: Spot, begin: Cut, end: Cut) -> Segment:

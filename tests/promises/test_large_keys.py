@@ -13,7 +13,7 @@ import pytest
 
 from parcoll import Connection, connect, parallel
 from parcoll.keys.exchange import HERE
-from parcoll.keys.pieces import Firsts
+from parcoll.keys.pieces import BlockKeys
 from parcoll.keys.runs import Ranges, Runs, in_range
 
 LARGE = 20_000  # characters of a key
@@ -52,7 +52,7 @@ def unplain(runs: Iterator[Any]) -> Iterator[Any]:
 )
 def test_which_keys_of_blocks_wait_in_the_store(make: Callable[[int], Any], wait: bool) -> None:
     (run,) = runs_of(1, 2000, make)
-    assert isinstance(run.firsts, Firsts) is wait
+    assert isinstance(run.firsts, BlockKeys) is wait
 
 
 def test_small_keys_of_large_elements_are_here() -> None:

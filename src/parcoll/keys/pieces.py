@@ -155,7 +155,7 @@ class Cutter:
 
 
 @dataclass
-class Firsts:
+class BlockKeys:
     """The keys of blocks, each packed. They wait in the store: of large elements they are much of all."""
 
     data: bytes
@@ -180,7 +180,7 @@ class Firsts:
 class Run:
     """A sorted partition."""
 
-    firsts: list[Any] | Firsts  # the key of the first element of each block
+    firsts: list[Any] | BlockKeys  # the key of the first element of each block
     ends: array[int]  # where each block ends in the bytes
     sizes: array[int]  # elements of each block
     data: Any  # bytes, or where they lie: for each block, keys and elements; or the positions of these

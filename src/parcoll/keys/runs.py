@@ -18,7 +18,7 @@ from parcoll.chain.failures import noting, stands_between
 from parcoll.chain.steps import FlatMap
 from parcoll.keys.exchange import BYTE_COST, ELEMENT_COST, Collective
 from parcoll.keys.gathering import Gatherer
-from parcoll.keys.pieces import TOGETHER, Firsts, Run, picked
+from parcoll.keys.pieces import TOGETHER, BlockKeys, Run, picked
 from parcoll.keys.store import Framer, Spot, Store, fetched, is_flat, unframed
 from parcoll.keys.streams import Done
 from parcoll.system import without_collections
@@ -93,7 +93,7 @@ class Runs(Gatherer):
             packed = [framer.framed(([key],)) for key in firsts]
             ends = array("Q", accumulate(map(len, packed)))
             if SMALL_PART * ends[-1] > len(run.data):
-                run.firsts = Firsts(b"".join(packed), ends)
+                run.firsts = BlockKeys(b"".join(packed), ends)
         return run
 
 
@@ -154,7 +154,7 @@ class Ranges(Collective):
             kept: list[tuple[Run, Spot]] = []
             for run in runs:
                 spot, run.data = store.add(run.data), b""
-                if isinstance(run.firsts, Firsts):
+                if isinstance(run.firsts, BlockKeys):
                     run.firsts.put(store)
                 kept.append((run, spot))
             if self._is_sorted_here([run for run, _ in kept]):
@@ -214,7 +214,7 @@ class Ranges(Collective):
         runs, comparable = [run for run, _ in kept], _Comparable.of(self.reverse)
         found = [_numbered(_firsts_of(run, store), number) for number, run in enumerate(runs)]
         blocks: Iterable[tuple[Any, int, int]]
-        if any(isinstance(run.firsts, Firsts) for run in runs):
+        if any(isinstance(run.firsts, BlockKeys) for run in runs):
             blocks = heapq.merge(*found, key=comparable)  # one large key of each run is here
         else:
             blocks = sorted(chain.from_iterable(found), key=comparable)
@@ -232,7 +232,7 @@ class Ranges(Collective):
 
 
 def _firsts_of(run: Run, store: Store) -> Iterable[Any]:
-    return run.firsts.read(store) if isinstance(run.firsts, Firsts) else run.firsts
+    return run.firsts.read(store) if isinstance(run.firsts, BlockKeys) else run.firsts
 
 
 def _numbered(firsts: Iterable[Any], number: int) -> Iterator[tuple[Any, int, int]]:

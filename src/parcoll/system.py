@@ -61,12 +61,7 @@ def die_with_parent(parent: int) -> bool:
 def die_with(template: int, of_template: int) -> None:
     """Have this child end when the template does, ``kill -9`` included."""
     if not die_with_parent(template):
-        threading.Thread(target=_exit_at_end_of, args=(of_template,), daemon=True).start()
-
-
-def _exit_at_end_of(pipe: int) -> None:
-    os.read(pipe, 1)
-    os._exit(1)
+        threading.Thread(target=lambda: os.read(of_template, 1) or os._exit(1), daemon=True).start()
 
 
 def reap() -> tuple[list[tuple[int, int]], bool]:
@@ -386,6 +381,11 @@ def without_collections() -> Iterator[None]:
             _waits_for -= was_on
             if was_on and not _waits_for:
                 gc.enable()
+
+
+def collections_wait() -> bool:
+    """Tell whether the collector waits for such blocks, and is not off because a program wants that."""
+    return _waits_for > 0
 
 
 def _in_child() -> None:

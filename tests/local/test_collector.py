@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from parcoll import Connection, parallel
 from parcoll.keys import ordering
 from parcoll.system import without_collections
+from parcoll.wire.reducers import PART, in_parts
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +118,28 @@ def test_what_a_program_has_frozen_stays_frozen(inline: Connection) -> None:
         assert gc.get_freeze_count() > frozen // 2  # some of them are not needed any more, and gone
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize(("is_on", "looks"), [(True, 3), (False, 0)])
+def test_each_part_of_a_long_list_is_looked_at_unless_the_program_forbids_that(
+    is_on: bool, looks: int
+) -> None:
+    rows = [(number, str(number)) for number in range(3 * PART)]
+    packed = pickle.dumps(in_parts(rows))
+    seen: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        seen.append(phase)
+
+    if not is_on:
+        gc.disable()
+    with without_collections():
+        gc.callbacks.append(note)
+        try:
+            assert pickle.loads(packed) == rows
+        finally:
+            gc.callbacks.remove(note)
+    assert seen == ["start", "stop"] * looks
 
 
 class _One:

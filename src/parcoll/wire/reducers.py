@@ -26,6 +26,8 @@ from typing import Any
 
 from cloudpickle import cloudpickle as _internals
 
+from parcoll.system import collections_wait
+
 NO_FILE = "<dynamic-code>"  # cloudpickle's word for any file
 SENTINELS = 10_000  # bare objects that a process remembers, at 0.3 kB each
 
@@ -88,7 +90,12 @@ def of_atoms(values: Sequence[Any], containers: frozenset[type] = frozenset((tup
 
 def list_of(parts: list[bytes]) -> list[Any]:
     """Return the list."""
-    return list(itertools.chain.from_iterable(map(pickle.loads, parts)))
+    found: list[Any] = []
+    for part in parts:
+        found += pickle.loads(part)
+        if collections_wait():  # a look at all of them takes longer, when they are not in the cache any more
+            gc.collect(0)
+    return found
 
 
 def class_of_number(number: str) -> Any:
@@ -158,8 +165,7 @@ def reduced(value: Any) -> Any:
     if isinstance(value, functools._lru_cache_wrapper):
         if is_named(value):
             return NotImplemented
-        parameters = value.cache_parameters()
-        return _cached, (value.__wrapped__, parameters["maxsize"], parameters["typed"])
+        return _cached, (value.__wrapped__, *value.cache_parameters().values())  # maxsize, typed
     if isinstance(value, functools.singledispatchmethod):
         return _dispatching_method(value)
     if isinstance(value, CodeType):
@@ -249,12 +255,16 @@ def _dispatch_by(registry: dict[type, Any]) -> Any:
 
 
 def _reduced_comparison(value: Any) -> Any:
-    """Reduce what `functools.cmp_to_key` makes: the key function, or a key.
+    """Reduce the key function that `functools.cmp_to_key` makes, or a key.
 
     Neither tells what compares; the collector of cycles knows.
     """
     compares, *of = (part for part in gc.get_referents(value) if part is not type(value))
     return (_key_of if of else functools.cmp_to_key), (compares, *of)
+
+
+def _key_of(compares: Any, value: Any) -> Any:
+    return functools.cmp_to_key(compares)(value)
 
 
 def _reduced_method(value: types.MethodType) -> Any:
@@ -268,13 +278,9 @@ def _reduced_method(value: types.MethodType) -> Any:
     return types.MethodType, (func, of)
 
 
-def _key_of(compares: Any, value: Any) -> Any:
-    return functools.cmp_to_key(compares)(value)
-
-
 # Reducers of types that have no name, wherever their objects come from.
 WITHOUT_NAME: dict[type, Callable[[Any], Any]] = {
-    type(functools.cmp_to_key(operator.sub)): _reduced_comparison,
+    type(functools.cmp_to_key(operator.sub)): _reduced_comparison
 }
 BY_REFERENCE: dict[type, Callable[[Any], Any]] = {types.MethodType: _reduced_method}
 
@@ -293,7 +299,6 @@ def _new_dispatching_method(kind: type[functools.singledispatchmethod[Any]]) -> 
 
 
 # Bare objects -------------------------------------------------------------------------------------
-
 
 NAMED = (object, contextvars.ContextVar)  # of which a module has one under a name, that is its key
 
@@ -353,7 +358,6 @@ class _Sentinels:
 
     def _name_of(self, value: object) -> tuple[str, str] | None:
         """Return the module that has the object, and its name there."""
-        modules: dict[str, ModuleType]
         modules = {name: module for name, module in sys.modules.copy().items() if type(module) is ModuleType}
         main: ModuleType = sys.modules["__main__"]
         seen = len(modules), main, len(names_of(main))
@@ -371,8 +375,7 @@ class _Sentinels:
 
 def names_of(module: ModuleType) -> dict[str, Any]:
     """Return a module's names, without having it load those that it has for later (`script.Main`)."""
-    found: dict[str, Any] = _names.__get__(module)
-    return found
+    return _names.__get__(module)  # type: ignore[no-any-return]
 
 
 _names: Any = vars(ModuleType)["__dict__"]
@@ -380,7 +383,6 @@ sentinels = _Sentinels()
 
 
 def _start_anew() -> None:
-    global sentinels
     sentinels._lock = threading.RLock()
     sentinels.process = uuid.uuid4().hex
 

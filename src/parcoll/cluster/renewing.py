@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from parcoll.cluster.ways import Way
 from parcoll.errors import ConnectError
@@ -23,11 +23,14 @@ from parcoll.watch.stats import Stats
 from parcoll.wire.codec import by_value
 from parcoll.wire.payload import ByValue, Payload
 from parcoll.worker.program import Program
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
     from parcoll.cluster.session import DistributedSession
 
+
+T = TypeVar("T")
 
 CLOSING_SECONDS = 10.0  # that a thread which connects may take to notice that all is closed
 
@@ -52,13 +55,12 @@ def is_at_work() -> bool:
     return getattr(_at_work, "depth", 0) > 0
 
 
-@contextlib.contextmanager
-def at_work() -> Iterator[None]:
-    """Note that this thread starts or ends a cluster."""
+def at_work(work: Callable[[], T]) -> T:
+    """Return `work()`, and note meanwhile that this thread starts or ends a cluster."""
     depth = getattr(_at_work, "depth", 0)
-    try:
+    try:  # no context manager: one that a handler keeps from being left would have it at work for ever
         _at_work.depth = depth + 1
-        yield
+        return work()
     finally:
         _at_work.depth = depth
 
@@ -75,7 +77,9 @@ class RenewingEngine:
         self.current: DistributedEngine | None = None  # the last one
         self._pid = os.getpid()
         self._turns: dict[str, _Turn] = {}  # at most one; a dict, since its methods cannot be interrupted
-        self._closed = threading.Event()
+        self._is_closed = False
+        self._closed = threading.Event()  # tells whoever waits for a cluster
+        self._left = False  # it is closed, and nothing of its cluster is here any more
         self._followers: weakref.WeakSet[_RenewedFollower] = weakref.WeakSet()
 
     def connected(self) -> DistributedEngine:
@@ -83,7 +87,7 @@ class RenewingEngine:
         since, engine = time.monotonic(), self.current
         if os.getpid() != self._pid:  # a fork, which has no threads of the client
             raise lost_for_good(self.way.gone(engine))
-        if engine is not None and engine.link.connected and not self._closed.is_set():
+        if engine is not None and engine.link.connected and not self._is_closed:
             return engine
         refuse_at_end()
         while True:
@@ -93,9 +97,10 @@ class RenewingEngine:
                 if first is turn:
                     return self._connected(since)
             finally:
-                if self._turns.get("now") is turn:
-                    del self._turns["now"]
-                turn.over.set()
+                with handlers.postponed:  # else others may wait for ever
+                    if self._turns.get("now") is turn:
+                        del self._turns["now"]
+                    turn.over.set()
             if first.thread == turn.thread and not is_at_work():  # Ctrl-C has left it behind
                 self._turns.pop("now", None)
                 continue
@@ -104,24 +109,26 @@ class RenewingEngine:
             first.over.wait()
 
     def _connected(self, since: float) -> DistributedEngine:
-        if self._closed.is_set():
+        if self._is_closed:
             raise lost_for_good(self.way.gone(self.current))
         if self.current is not None and self.current.link.connected:
             return self.current
-        with at_work():
-            try:
-                found = self.way.connect(self.current, since, self._closed)
-            except Exception:
-                if self._closed.is_set():  # by another thread, which has ended what this one waited for
-                    self.way.close(None)
-                    raise lost_for_good(self.way.gone(self.current)) from None
-                raise
-            self.current = found
-            if self._closed.is_set():
-                self.way.close(found)
-                raise lost_for_good(self.way.gone(found))
-            for follower in list(self._followers):
-                follower.renew(found)
+        return at_work(functools.partial(self._connected_anew, since))
+
+    def _connected_anew(self, since: float) -> DistributedEngine:
+        try:
+            found = self.way.connect(self.current, since, self._closed)
+        except Exception:
+            if self._is_closed:  # by another thread, which has ended what this one waited for
+                self.way.close(None)
+                raise lost_for_good(self.way.gone(self.current)) from None
+            raise
+        self.current = found
+        if self._is_closed:
+            self.way.close(found)
+            raise lost_for_good(self.way.gone(found))
+        for follower in list(self._followers):
+            follower.renew(found)
         return found
 
     def _last(self) -> DistributedEngine:
@@ -134,7 +141,7 @@ class RenewingEngine:
     @property
     def usable(self) -> bool:
         """Whether this process made the engine, and has not closed it."""
-        return not self._closed.is_set() and os.getpid() == self._pid
+        return not self._is_closed and os.getpid() == self._pid
 
     @property
     def hands_back(self) -> bool:
@@ -189,15 +196,20 @@ class RenewingEngine:
         return self._last().persist(bag)
 
     def close(self) -> None:
-        """Let go of the cluster. May be called twice, and while another thread waits for a cluster."""
-        first = not self._closed.is_set()
-        self._closed.set()
-        if first and os.getpid() == self._pid:
-            with at_work():
-                self.way.close(self.current)
+        """Let go of the cluster. May be called while another thread waits for a cluster.
+
+        It may be called again. If what a signal's handler raised has ended it, it goes on then.
+        """
+        if not self._is_closed:  # not again: an event whose setting was interrupted may be locked for ever
+            self._is_closed = True
+            with handlers.postponed:
+                self._closed.set()
+        if not self._left and os.getpid() == self._pid:
+            at_work(functools.partial(self.way.close, self.current))
             turn = self._turns.get("now")
             if turn is not None and turn.thread != threading.get_ident():
                 turn.over.wait(CLOSING_SECONDS)
+            self._left = True
 
 
 class _RenewedFollower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.local import limits
-from parcoll.local.host import Host
+from parcoll.local.host import Host, Ready
 from parcoll.local.imports import import_whole
 from parcoll.log import logger
 from parcoll.text import counted
 from parcoll.wire.payload import Sharing
+from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.cluster.engine import DistributedEngine
@@ -52,7 +54,11 @@ class Way(Protocol):
 
 
 class StartedHere:
-    """A local cluster: a host process, and a client of its scheduler. If it dies, another one is started."""
+    """A local cluster: a host process, and a client of its scheduler. If it dies, another one is started.
+
+    Host process and clients are made, noted here and ended where no signal's handler comes between. So
+    whatever a handler raises, and whenever, `close` ends all of them.
+    """
 
     renews = True
     starts = True
@@ -64,25 +70,64 @@ class StartedHere:
         memory_limit: int | float | str | None = "auto",
     ) -> None:
         self._settings = (n_workers, threads_per_worker, memory_limit)
-        with limits.told():
-            self.host = Host(*self._settings)
+        self._host: Host | None = None  # not started yet
+        self._clients: list[Any] = []  # ours that are not closed
+        self._changing = threading.Lock()  # of these two; taken where no handler comes between
         self.sharing = Sharing()
         self._closed = False
 
     @property
+    def host(self) -> Host:
+        """The host, which was started."""
+        assert self._host is not None
+        return self._host
+
+    @property
     def alive(self) -> bool:
         """Whether the host runs."""
-        return self.host.alive
+        return self._host is not None and self._host.alive
+
+    def start(self) -> None:
+        """Start the host process, if that was not done yet. It is ready some tenths of a second later."""
+        if self._host is None:
+            with limits.told():
+                handlers.unbroken(self._start)
+
+    def _start(self) -> None:
+        with self._changing:
+            if self._host is None:
+                self._begin()
+
+    def _start_again(self) -> None:
+        with self._changing:
+            self._end_clients()
+            self.host.close()
+            self._begin()
+
+    def _begin(self) -> None:
+        self._check_open()
+        self._host = Host(*self._settings)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClusterStartError("the local cluster is closed")
+
+    def _end_clients(self) -> None:
+        if self._clients:
+            from parcoll.cluster.clients import close_lost  # lazy: distributed
+
+            while self._clients:
+                close_lost(self._clients[-1])
+                self._clients.pop()
 
     def connect(
         self, before: DistributedEngine | None, since: float, closed: threading.Event
     ) -> DistributedEngine:
         """Connect to the cluster when it is ready; if it died, start another one."""
+        self.start()
         if before is not None or not self.host.alive:
             logger.warning("%s; another one is started", self.host.failure or "the local cluster was lost")
-            if before is not None:
-                _close_client(before)
-            self._start_again()
+            handlers.unbroken(self._start_again)
         with limits.told():
             return self._connected()
 
@@ -94,32 +139,31 @@ class StartedHere:
                 if not self.host.was_killed:
                     raise
                 logger.warning("%s; another one is started", self.host.failure)
-            self._start_again()
+            handlers.unbroken(self._start_again)
         return self._connect()
-
-    def _start_again(self) -> None:
-        self.host.close()
-        self.host = Host(*self._settings)
 
     def _connect(self) -> DistributedEngine:
         # Imported while the host process imports the same.
         import_whole("parcoll.cluster.clients", "parcoll.cluster.engine", lean=True)
-        from parcoll.cluster.clients import client_of_host, close_lost  # lazy: distributed
-        from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
-        from parcoll.cluster.link import Link  # lazy: distributed
         from parcoll.cluster.sending import current_world  # lazy: distributed
 
         current_world(of_machine=True)  # looks at all modules, the first time, while the host starts
         ready = self.host.wait_ready()
         logger.info("local cluster of %s started, %s", counted(ready.n_workers, "worker"), ready.address)
-        client = client_of_host(ready.address, ready.credentials.security())
-        try:
-            link = Link(client, direct=True, sharing=self.sharing, why_lost=self._why_lost)
+        return handlers.unbroken(functools.partial(self._engine_on, ready))
+
+    def _engine_on(self, ready: Ready) -> DistributedEngine:
+        from parcoll.cluster.clients import client_of_host  # lazy: distributed
+        from parcoll.cluster.engine import DistributedEngine  # lazy: distributed
+        from parcoll.cluster.link import Link  # lazy: distributed
+
+        with self._changing:
+            self._check_open()
+            self._end_clients()  # of a thread that did not wait for its end
+            self._clients.append(client_of_host(ready.address, ready.credentials.security()))
+            link = Link(self._clients[-1], direct=True, sharing=self.sharing, why_lost=self._why_lost)
             memory_limit = ready.memory_limit or math.inf
             return DistributedEngine(link, reporting=True, worker_memory=lambda: memory_limit)
-        except BaseException:
-            close_lost(client)
-            raise
 
     def _why_lost(self) -> str | None:
         return "the local cluster was closed" if self._closed else self.host.failure
@@ -136,13 +180,17 @@ class StartedHere:
     def close(self, engine: DistributedEngine | None) -> None:
         """End the client and the cluster."""
         self._closed = True
-        try:
-            self.sharing.close()
-            if engine is not None:
-                _close_client(engine)
-        finally:  # also where a signal's handler raises meanwhile
-            self.host.close()
+        handlers.unbroken(self._end)
         logger.info("local cluster closed")
+
+    def _end(self) -> None:
+        with self._changing:
+            try:
+                self.sharing.close()
+                self._end_clients()
+            finally:
+                if self._host is not None:
+                    self._host.close()
 
     def gone(self, engine: DistributedEngine | None) -> str:
         """Say what is closed."""
@@ -287,9 +335,3 @@ class OfClient(_AtScheduler):
 
     def leave(self, client: Any) -> None:
         """Leave the client as it is."""
-
-
-def _close_client(engine: DistributedEngine) -> None:
-    from parcoll.cluster.clients import close_lost  # lazy: distributed
-
-    close_lost(engine.client)

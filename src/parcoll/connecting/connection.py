@@ -6,9 +6,10 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.ways import AtAddress, OfClient, StartedHere, Way
@@ -24,6 +25,8 @@ from parcoll.world import handlers
 
 if TYPE_CHECKING:
     from parcoll.connecting.scratch import Place
+
+P = ParamSpec("P")
 
 ALLOWED = (
     'None (a local cluster), a scheduler\'s address ("tcp://host:8786", "host:8786", "tls://...") or file, '
@@ -67,7 +70,6 @@ class Connection:
         link = self.engine.dashboard_link
         return None if link is None else _page_link(link)
 
-    @handlers.reaching
     def close(self) -> None:
         """End the connection: evaluations run where they ran before it. May be called twice.
 
@@ -75,11 +77,15 @@ class Connection:
         """
         if self._closed:
             return
-        self._closed = True
         try:
-            current.leave(self)
-        finally:
-            self.engine.close()
+            handlers.reached(self._end)
+        except BaseException:  # as a signal's handler raises; what it has left undone is done
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._closed = True
+        _end(self.engine)
 
     def __enter__(self) -> Connection:
         if self._closed:
@@ -92,7 +98,11 @@ class Connection:
         error: BaseException | None,
         frames: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException:  # maybe before its first line
+            self._end()
+            raise
 
     if not TYPE_CHECKING:  # so that type checkers refuse them, too
 
@@ -141,6 +151,40 @@ def dashboard_link() -> str | None:
     return None if link is None else _page_link(link)
 
 
+_made = threading.local()  # `engines`: those that a `connect` under way in this thread has made
+
+
+def _whole(connect: Callable[P, Connection]) -> Callable[P, Connection]:
+    """Decorate `connect`: what it has made ends if it does not return, whatever is raised, and wherever."""
+
+    @functools.wraps(connect)
+    def call(*arguments: P.args, **named: P.kwargs) -> Connection:
+        outer = getattr(
+            _made, "engines", None
+        )  # of the call that a signal's handler has interrupted with this
+        engines: list[Engine] = []
+        try:
+            _made.engines = engines
+            return connect(*arguments, **named)
+        except BaseException:
+            for engine in engines:
+                _end(engine)
+            raise
+        finally:
+            _made.engines = outer
+
+    return call
+
+
+def _end(engine: Engine) -> None:
+    """Let go of an engine. If this was interrupted, it may be called again."""
+    try:
+        current.leave(engine)
+    finally:
+        engine.close()
+
+
+@_whole
 @handlers.reaching
 def connect(
     target: Any = None,
@@ -238,7 +282,7 @@ def connect(
     elif isinstance(target, (str, os.PathLike)):
         target = os.fspath(target)
         if target == "inline":
-            return Connection(InlineEngine(copies))
+            return _connected(InlineEngine(copies))
         way = _way_to_address(target, security, ship, reconnect)
     else:
         way = _way_to_object(target, ship, reconnect)
@@ -274,13 +318,11 @@ def _way_to_address(target: str, security: Any, ship: Sequence[Any], reconnect: 
     return AtAddress(address, security, ship, reconnect)
 
 
-def _connected(engine: RenewingEngine) -> Connection:
+def _connected(engine: RenewingEngine | InlineEngine) -> Connection:
     """Return a connection to a cluster that is there. Raises what keeps it from starting or answering."""
-    try:
+    _made.engines.append(engine)  # which has nothing yet
+    if isinstance(engine, RenewingEngine):
         engine.connected()
-    except BaseException:
-        engine.close()
-        raise
     return Connection(engine)
 
 

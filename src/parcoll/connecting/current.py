@@ -23,10 +23,12 @@ from parcoll.local.shutdown import daemons_may_end, refuse_at_end
 from parcoll.worker import program
 from parcoll.worker.program import is_loading
 from parcoll.worker.this_worker import has_worker
+from parcoll.world.handlers import UNBROKEN
 
 # By their names: the loop of a client, and where it packs and unpacks large messages.
 LOG_S_FILE = logging.Logger.callHandlers.__code__.co_filename
 THREADS_OF_DASK = ("IO loop", "Dask-Offload")
+THREADS_WAITED_FOR = (*THREADS_OF_DASK, UNBROKEN)
 SYNCHRONOUS = ("synchronous", "sync", "single-threaded")
 
 _lock = threading.RLock()
@@ -105,10 +107,10 @@ def enter(connection: Any) -> None:
         _connected.append((os.getpid(), connection))
 
 
-def leave(connection: Any) -> None:
-    """Take a connection out, wherever it stands."""
+def leave(engine: Engine) -> None:
+    """Take the connection of an engine out, wherever it stands."""
     with _lock:
-        _connected[:] = [entry for entry in _connected if entry[1] is not connection]
+        _connected[:] = [entry for entry in _connected if entry[1].engine is not engine]
 
 
 def _dask_client() -> Any:
@@ -131,7 +133,7 @@ def _must_not_wait() -> bool:
     that bring the results: there a signal's handler or a callback of the garbage collector evaluates. It is
     also so within a handler of the log, which has a lock that any of these threads may want.
     """
-    if is_loading() or program.isolated or _is_fork_of_worker or is_at_work() or _in_thread_of_dask():
+    if is_loading() or program.isolated or _is_fork_of_worker or is_at_work() or _in_thread_waited_for():
         return True
     if _is_within(LOG_S_FILE, "callHandlers"):
         return True
@@ -144,8 +146,8 @@ def _must_not_wait() -> bool:
     return "parcoll.local.host_main" in sys.modules
 
 
-def _in_thread_of_dask() -> bool:
-    return threading.current_thread().name.startswith(THREADS_OF_DASK)
+def _in_thread_waited_for() -> bool:
+    return threading.current_thread().name.startswith(THREADS_WAITED_FOR)
 
 
 def _in_thread_of_task(client: Any) -> bool:
@@ -212,8 +214,9 @@ def local_engine() -> Engine:
         if default is None or not default.usable:
             if default is not None:
                 _abandoned.append(default)
-            with at_work():
-                default = RenewingEngine(StartedHere())
+            way = StartedHere()
+            default = RenewingEngine(way)
+            at_work(way.start)
         return default
 
 

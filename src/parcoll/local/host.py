@@ -22,7 +22,7 @@ from parcoll.local.host_process import HostProcess, forget_ended
 from parcoll.log import logger
 from parcoll.system import others_who_write
 from parcoll.text import describe, short_repr
-from parcoll.world import boot, handlers
+from parcoll.world import boot
 from parcoll.world.world import THREAD_POOLS
 
 _SIZE = re.compile(r"[0-9]{1,30}(\.[0-9]{0,30})?\s*([kmgtp]i?)?b?", re.IGNORECASE)
@@ -63,6 +63,8 @@ class Host:
     time to import what a client needs. The cluster ends with ``close``, when this object is
     garbage-collected, and when this process ends.
 
+    No signal's handler may raise in the constructor, nor in `close` (`handlers.unbroken`).
+
     Args:
         n_workers: How many worker processes; None for one for each core that this process may use.
         threads_per_worker: How many tasks a worker runs at once.
@@ -88,10 +90,10 @@ class Host:
         _check_system()
         limits.check(options["n_workers"])
         forget_ended()
-        with handlers.postponed:  # else a process may be started that nobody has
-            self._process = HostProcess(_environment(threads_per_worker))
-            weakref.finalize(self, self._process.hang_up).atexit = False
+        self._process = HostProcess(_environment(threads_per_worker))
         try:
+            self._dropped = weakref.finalize(self, self._process.hang_up)
+            self._dropped.atexit = False
             self._process.boot(with_numpy="numpy" in sys.modules)
             self._credentials = Credentials.generate()
             secret = {"certificate": self._credentials.certificate, "key": self._credentials.key}
@@ -151,6 +153,7 @@ class Host:
         nothing, since the cluster belongs to that process.
         """
         self._process.close()
+        self._dropped.detach()  # Python loses what a signal's handler raises in a finalizer
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "running" if self.alive else "ended"

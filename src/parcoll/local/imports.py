@@ -14,6 +14,7 @@ from typing import Any
 
 from parcoll.local.shutdown import refuse_at_end, registering_late
 from parcoll.system import without_collections
+from parcoll.world import handlers
 
 LEFT_OUT = "numpy"
 
@@ -59,28 +60,13 @@ def import_whole(*names: str, lean: bool = False) -> None:
     if all(name in sys.modules and not _is_under_way(sys.modules[name]) for name in names):
         return
     refuse_at_end()
-    errors: list[BaseException] = []
 
     def work() -> None:
-        try:
-            with registering_late(), lean_imports() if lean else without_collections():
-                for name in names:
-                    importlib.import_module(name)
-        except BaseException as error:
-            errors.append(error)
+        with registering_late(), lean_imports() if lean else without_collections():
+            for name in names:
+                importlib.import_module(name)
 
-    if threading.current_thread() is threading.main_thread():
-        thread = threading.Thread(target=work, name="parcoll-import", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # this process may have no more threads
-            work()
-        else:
-            thread.join()
-    else:  # signals interrupt the main thread only
-        work()
-    if errors:
-        raise errors[0]
+    handlers.unbroken(work)
 
 
 def _is_under_way(module: ModuleType) -> bool:

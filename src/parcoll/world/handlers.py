@@ -5,6 +5,8 @@ with an `except Exception` of their own, which would take the handler's exceptio
 drop it. So a handler is replaced, while parcoll works for the main thread, by one that calls it and notes
 what it raises. What was noted and did not arrive is raised in the end.
 
+What must be done whole, whatever a handler raises, is done by another thread.
+
 A handler that the script's own code caught is the script's business, and so is one that a function or a
 source has set while parcoll worked.
 """
@@ -37,6 +39,7 @@ FOREIGN = {
 # whether it is there. The second is asyncio's, does nothing, and would lose its `siginterrupt`.
 LEFT_ALONE = ("default_int_handler", "_sighandler_noop")
 FINALIZERS = ("__del__", "_remove", "_cb")  # of dask's futures, and of weak references in `weakref`
+UNBROKEN = "parcoll-unbroken"  # the name of threads that no handler reaches
 
 _numbers = [int(number) for number in signal.valid_signals()]
 _replaced: list[int] = []  # the signals whose handlers are
@@ -172,6 +175,54 @@ class _Postponed:
 
 
 postponed = _Postponed()
+
+
+# Out of reach of handlers --------------------------------------------------------------------------
+# What a handler raises may come when a process has been started and nobody has it yet, or when half of it has
+# been ended. Handlers run in the main thread alone.
+
+
+def unbroken(work: Callable[[], T]) -> T:
+    """Return `work()`, or raise what it raises: no handler comes between its steps.
+
+    A thread of its own does it, and what a handler raises ends only the wait for it. So `work` keeps what it
+    makes where whoever cleans up finds it. If a handler raises before `work` has begun, it may never begin.
+    """
+    # In the last stage of Python's end, a thread that is started never runs.
+    if not _in_main_thread() or sys.is_finalizing():
+        return work()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=UNBROKEN, daemon=True)
+    if not _started(thread):
+        return work()
+    thread.join()
+    try:
+        if errors:
+            raise errors[0]
+        return results[0]
+    finally:
+        errors.clear()  # else the exception would be in a cycle with this frame
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Start a thread; return False if this process may have no more of them."""
+    handled = sys.exception()
+    with postponed:  # else `threading` might list a thread for ever that has not begun
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if error.__context__ not in (None, handled):  # Ctrl-C, which has had `threading` fail
+                raise error.__context__ from None
+            return False
+        return True
 
 
 def _run_postponed() -> None:

@@ -95,7 +95,11 @@ def reached(call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     finally:
         _postponing = 1
         try:
-            _restore()
+            try:
+                _restore()
+            except BaseException:  # Ctrl-C, which is not replaced; else stand-ins would stay
+                _restore()
+                raise
             swallowed = None if ended is not None and not isinstance(ended, Exception) else _swallowed(ended)
             _noted.clear()
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from local_hosts import finish, processes_with, start_script
+from scripts import clean_environment
 
 from parcoll.errors import ClusterStartError
 from parcoll.local import host_process as host_processes
@@ -80,6 +81,22 @@ def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(ClusterStartError, match="'/no/such/python' could not be run"):
         Host()
+
+
+def test_a_script_without_streams_whose_numbers_files_have_since(tmp_path: Path) -> None:
+    """As a daemon's, which closes them: a child of its inherits no file in the place of a stream."""
+    script = """
+import os, sys
+files = [open(os.devnull) for _ in range(3)]
+from parcoll import connect, parallel
+assert sys.stdout is None and os.fstat(1)
+with connect(n_workers=1):
+    found = list(parallel([1, 2]).map(lambda x: (x, print(x))))
+open("found", "w").write(repr(found))
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script]
+    assert subprocess.run(command, cwd=tmp_path, env=clean_environment(), timeout=60).returncode == 0
+    assert (tmp_path / "found").read_text() == "[(1, None), (2, None)]"
 
 
 def test_ctrl_c_ends_the_wait(tmp_path: Path) -> None:

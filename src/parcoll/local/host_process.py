@@ -267,9 +267,12 @@ def _close_all_of(descriptors: list[int]) -> None:
 
 
 def _inherit_or_null(descriptor: int) -> int | None:
-    """Return None, by which a child inherits the descriptor, or the null device if it is closed here."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return subprocess.DEVNULL
-    return None
+    """Return None, by which a child inherits the descriptor, or the null device if it is no stream here.
+
+    A process that closed its streams, as a daemon does, gives their numbers to the next files that it opens.
+    These are not inherited: a child would have none, and no `sys.stdout`.
+    """
+    with contextlib.suppress(OSError):  # closed
+        if os.get_inheritable(descriptor):
+            return None
+    return subprocess.DEVNULL

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import distributed
 import forks
+import numpy
 import pytest
 import yaml
 from bare import LACKING, BareCluster, bare_cluster, tls_options
@@ -49,6 +51,14 @@ def test_the_environment_lacks_what_it_should(bare: BareCluster, name: str) -> N
     command = [sys.executable, "-S", "-c", f"import dask, distributed, {name}"]
     ended = subprocess.run(command, env=bare.environment, cwd=bare.folder, capture_output=True, text=True)
     assert f"No module named '{name}'" in ended.stderr
+
+
+def test_warnings_filters_of_what_workers_lack(bare: BareCluster) -> None:
+    with warnings.catch_warnings(), connect(bare.file):
+        warnings.filterwarnings("error", "odd", UserWarning)
+        warnings.filterwarnings("ignore", category=numpy.exceptions.ComplexWarning)
+        with pytest.raises(UserWarning, match="odd"):
+            list(parallel([1]).map(lambda _: warnings.warn("odd", stacklevel=1)))
 
 
 # Calls --------------------------------------------------------------------------------------------

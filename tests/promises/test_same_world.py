@@ -173,6 +173,15 @@ def test_warnings_filters(one: One, capfd: pytest.CaptureFixture[str]) -> None:
     assert "odd" not in "".join(capfd.readouterr())
 
 
+def test_warnings_filters_of_a_class_of_a_module_that_comes_with_the_program(one: One, make: Make) -> None:
+    odd = make("odd_warnings", "import warnings\nclass Odd(UserWarning): pass\nwarn = warnings.warn\n")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=odd.Odd)
+        for _ in range(2):
+            with pytest.raises(odd.Odd, match="odd"):
+                one(lambda _: odd.warn("odd", odd.Odd))
+
+
 def test_digits_of_an_int(one: One) -> None:
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(700)

@@ -19,17 +19,17 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from parcoll.log import logger
+from parcoll.system import genuine_open
 from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
 from parcoll.wire.named import set_variables
-from parcoll.world import entries, libraries, own_state, patches, records
+from parcoll.world import entries, filters, libraries, own_state, patches, records
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -105,7 +105,7 @@ def _read_umask() -> int | None:
         umask = os.umask(0o077)  # for a moment; files that another thread makes in it are not open to others
         os.umask(umask)
         return umask
-    with open("/proc/self/status", "rb", buffering=0) as file:
+    with genuine_open("/proc/self/status", "rb", buffering=0) as file:
         found = file.read(256)
     _, _, behind = found.partition(b"Umask:")
     return int(behind.split(None, 1)[0], 8) if behind else None
@@ -117,11 +117,6 @@ def _set_umask(umask: int | None) -> None:
 
 
 # Interpreter --------------------------------------------------------------------------------------
-
-
-def _set_filters(filters: tuple[Any, ...]) -> None:
-    warnings.resetwarnings()  # has warnings that were filtered before be looked at again
-    warnings.filters[:] = filters  # type: ignore[index]
 
 
 def _set_list(there: list[str]) -> Callable[[tuple[str, ...]], None]:
@@ -163,7 +158,7 @@ THINGS: tuple[Thing, ...] = (
     Thing("the umask", _read_umask, _set_umask, of_machine=True, once=True),
     Thing("sys.path", lambda: tuple(import_path()), _set_list(sys.path), of_machine=True),
     Thing("sys.argv", lambda: tuple(sys.argv), _set_list(sys.argv), of_machine=True),
-    Thing("the warnings filters", lambda: tuple(warnings.filters), _set_filters),
+    Thing("the warnings filters", filters.read, filters.set_, pack=filters.Filters),
     Thing("sys.warnoptions", lambda: tuple(sys.warnoptions), _set_list(sys.warnoptions), of_machine=True),
     Thing("the recursion limit", _read_limit, sys.setrecursionlimit),
     Thing("sys.tracebacklimit", libraries.read_traceback_limit, libraries.set_traceback_limit),

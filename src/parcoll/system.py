@@ -24,6 +24,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+genuine_open = open  # whatever a test puts into the built-in names: that is for its own functions
+
 IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
 
 # From <linux/prctl.h>.
@@ -124,7 +126,7 @@ def resident_bytes(pid: int) -> int:
     0 if the process is gone, or if the system does not tell.
     """
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
+        with genuine_open(f"/proc/{pid}/statm", "rb") as file:
             _, resident, shared, *_ = map(int, file.read().split())
         return (resident - shared) * os.sysconf("SC_PAGESIZE")
     except (OSError, IndexError, ValueError):

@@ -214,3 +214,27 @@ def test_errors_of_other_kinds_stay_what_they_are() -> None:
     with pytest.raises(ConnectionRefusedError), limits.told(), socket.socket() as closed:
         closed.connect(("127.0.0.1", 9))
     assert host.limits is limits
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("builtins.open", True), ("subprocess.run", True), ("glob.glob", False)]
+)
+def test_a_test_that_mocks_what_a_cluster_starts_with(name: str, told: bool) -> None:
+    """Told at once, where dask would hang, or fail without a word of it. Later such a mock is harmless."""
+    lines = run(
+        f"""
+        from unittest import mock
+        import glob, subprocess
+        with mock.patch("{name}"):
+            attempt(n_workers=1)
+        with connect(n_workers=1):
+            print(parallel([1, 2]).map(abs).count())
+            with mock.patch("{name}"):
+                print(parallel([1, 2]).map(abs).count())
+        """
+    )
+    message = (
+        f"ClusterStartError {name} is a mock in this process, and dask starts with Python's own: evaluate "
+        "something, if only parallel([1]).count(), before it is put there"
+    )
+    assert lines == [message if told else "4950", "2", "2"]

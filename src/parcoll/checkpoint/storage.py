@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from parcoll.errors import CheckpointError
 from parcoll.log import logger
-from parcoll.system import others_who_write
+from parcoll.system import genuine_open, others_who_write
 
 with contextlib.suppress(ImportError):
     import fcntl
@@ -121,7 +121,7 @@ class LocalFolder:
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """Read a file."""
-        with open(os.path.join(self._path, name), "rb", opener=_opened_if_file) as file:
+        with genuine_open(os.path.join(self._path, name), "rb", opener=_opened_if_file) as file:
             return file.read(-1 if most is None else most)
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
@@ -130,7 +130,7 @@ class LocalFolder:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            with open(temporary, "xb") as file:  # never through a link that others have put there
+            with genuine_open(temporary, "xb") as file:  # never through a link that others have put there
                 for part in parts:
                     file.write(part)
                 file.flush()

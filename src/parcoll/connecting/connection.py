@@ -20,6 +20,7 @@ from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.shutdown import refuse_at_end
 from parcoll.log import logger
 from parcoll.mistakes import not_a_collection
+from parcoll.system import genuine_open
 from parcoll.text import describe, short_repr
 from parcoll.world import handlers
 
@@ -329,7 +330,7 @@ def _connected(engine: RenewingEngine | InlineEngine) -> Connection:
 def address_in(path: str | os.PathLike[str]) -> str:
     """Return the scheduler's address from the file that `dask scheduler --scheduler-file` writes."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with genuine_open(path, encoding="utf-8") as file:
             address = json.load(file)["address"]
         if not isinstance(address, str):
             raise TypeError(f"its address is {address!r}")

@@ -12,6 +12,8 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
 
+from parcoll.errors import ClusterStartError
+from parcoll.local import limits
 from parcoll.local.shutdown import refuse_at_end, registering_late
 from parcoll.system import without_collections
 from parcoll.world import handlers
@@ -60,6 +62,8 @@ def import_whole(*names: str, lean: bool = False) -> None:
     if all(name in sys.modules and not _is_under_way(sys.modules[name]) for name in names):
         return
     refuse_at_end()
+    if why := limits.mocked():
+        raise ClusterStartError(why)
 
     def work() -> None:
         with registering_late(), lean_imports() if lean else without_collections():

@@ -21,6 +21,10 @@ _INLINE = 'or evaluate in this process with connect("inline")'
 # What gevent and eventlet put in the place of Python's own, and a client of dask cannot do with.
 _GEVENT = ("threading", "thread", "socket", "select", "subprocess", "os", "signal")
 _EVENTLET = ("thread", "socket", "select", "subprocess", "os")
+# What dask's import and client call. With a mock there they hang, or fail without a word of it.
+# `platform`, which a client asks for what it tells of this machine, starts a process.
+_CALLED = ("builtins.open", "io.open", "os.urandom", "socket.socket", "subprocess.Popen", "subprocess.run")
+_CALLED += ("subprocess.check_output", "threading.Thread", "time.monotonic")
 
 
 def check(n_workers: int | None) -> None:
@@ -55,10 +59,10 @@ def reason(error: BaseException) -> str | None:
 
 
 def patches() -> str | None:
-    """Return why this process cannot have a client of dask if gevent or eventlet has patched it."""
+    """Return why this process cannot have a client of dask: gevent or eventlet has patched it, or a test."""
     found = _patched_by_gevent() or _patched_by_eventlet()
     if found is None:
-        return None
+        return mocked()
     library, names = found
     return (
         f"{library} has patched {', '.join(names)} in this process, and dask's clients need Python's own: "
@@ -76,6 +80,22 @@ def _patched_by_eventlet() -> tuple[str, list[str]] | None:
     patcher = sys.modules.get("eventlet.patcher")
     names = [name for name in _EVENTLET if patcher is not None and patcher.is_monkey_patched(name)]
     return ("eventlet", names) if names else None
+
+
+def mocked() -> str | None:
+    """Return what dask needs to be imported and to start a client, if a test has put mocks there."""
+    names = [name for name in _CALLED if _is_mock(*name.split("."))]
+    if not names:
+        return None
+    is_, it = ("is a mock", "it is") if len(names) == 1 else ("are mocks", "they are")
+    return (
+        f"{', '.join(names)} {is_} in this process, and dask starts with Python's own: evaluate something, "
+        f"if only parallel([1]).count(), before {it} put there"
+    )
+
+
+def _is_mock(module: str, name: str) -> bool:
+    return type(getattr(sys.modules.get(module), name, None)).__module__ == "unittest.mock"
 
 
 def _files(n_workers: int) -> str | None:

@@ -20,6 +20,7 @@ from parcoll.output import staging
 from parcoll.output.parked import Made, Parking
 from parcoll.output.placing import Pattern
 from parcoll.output.staging import Staging
+from parcoll.system import genuine_open
 
 # Stores that any process reaches, show an object when all of it is there, and cannot rename.
 REACHED = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
@@ -184,7 +185,7 @@ class RemoteTarget:
         if large and not self._renames and getattr(self._system, "async_impl", False):
             self._system.put_file(source, path)  # in parts, which count when the last one is there
             return
-        with open(source, "rb") as file:
+        with genuine_open(source, "rb") as file:
             self._system.pipe_file(path, file.read())
 
     # Files that workers make -------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from parcoll.output.compressing import opener
 from parcoll.output.encoding import Part, RowFormat
 from parcoll.output.parquet import ParquetFiles
 from parcoll.output.rolling import Cutter, Files, Limits, Rolling, RowFiles, ends_of
+from parcoll.system import genuine_open
 
 AT_ONCE = 32 << 20  # bytes that are put in one call; more are put in blocks
 
@@ -48,7 +49,7 @@ class Parking:
         if self.system is not None:
             self.system.pipe_file(path, content)
         else:
-            with open(path, "xb") as file:
+            with genuine_open(path, "xb") as file:
                 file.write(content)
         # It is no element's time: the first call imports boto, say, and partitions would get one each.
         apart.spend(time.perf_counter() - started)
@@ -59,7 +60,7 @@ class Parking:
         if self.system is not None:
             found = bytes(self.system.cat_file(parked.path))
         else:
-            with open(parked.path, "rb") as file:
+            with genuine_open(parked.path, "rb") as file:
                 found = file.read()
         if _digest(found) != parked.digest:
             raise OSError(f"{parked.path!r} has been changed by somebody while files were made of it")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from parcoll.log import logger
+from parcoll.system import genuine_open
 
 with contextlib.suppress(ImportError):
     import fcntl
@@ -71,7 +72,7 @@ class Staging:
         """Rename files to where they belong, and remove others; the next run ends what was begun here."""
         names = {"moves": [list(move) for move in moves], "stale": stale}
         unfinished = os.path.join(self.path, COMMIT + "-unfinished")
-        with open(unfinished, "x", encoding="ascii") as file:
+        with genuine_open(unfinished, "x", encoding="ascii") as file:
             json.dump(names, file)
             file.flush()
             os.fsync(file.fileno())
@@ -177,7 +178,7 @@ def _remove(path: str) -> None:
 
 def _finish(path: str) -> None:
     """Do what is left to be done of a commit. It may have been begun before."""
-    with open(os.path.join(path, COMMIT), encoding="ascii") as file:
+    with genuine_open(os.path.join(path, COMMIT), encoding="ascii") as file:
         names = json.load(file)
     folders = set()
     for source, final in names["moves"]:
@@ -234,7 +235,7 @@ def alive(whose: str) -> bool:
 def _started(pid: int) -> str:
     """Return when a process began, as its system counts."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        with genuine_open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

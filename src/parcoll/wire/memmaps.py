@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from parcoll.errors import SerializationError
 from parcoll.log import logger
+from parcoll.system import genuine_open
 
 KEPT = 4  # maps that stay open here, since the next array may be of the same file
 READ, WRITE, PRIVATE = "r", "r+", "c"
@@ -188,7 +189,7 @@ def _place_of(root: Any, first: int, size: int) -> Place | None:
 
 def _asked_of_kernel(first: int, size: int) -> tuple[str, str, int] | None:
     """Return path, mode and offset of what is mapped at an address; None if it is no file's content."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+    with genuine_open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         span = next((found for found in map(_SPAN.match, file) if found and int(found[2], 16) > first), None)
     if span is None or int(span[1], 16) > first or not span[6].startswith("/"):
         return None
@@ -207,7 +208,7 @@ def _asked_of_kernel(first: int, size: int) -> tuple[str, str, int] | None:
 def _is_written(first: int, size: int) -> bool:
     """Tell whether a private map has pages of its own."""
     within = False
-    with open("/proc/self/smaps", encoding="utf-8", errors="surrogateescape") as file:
+    with genuine_open("/proc/self/smaps", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             span = _SPAN.match(line)
             if span:
@@ -263,7 +264,7 @@ _kept: deque[_Map] = deque(maxlen=KEPT)
 
 def _opened(place: Place) -> _Map:
     try:
-        with open(place.path, "r+b" if place.mode == WRITE else "rb") as file:
+        with genuine_open(place.path, "r+b" if place.mode == WRITE else "rb") as file:
             status = os.fstat(file.fileno())
             if (status.st_dev, status.st_ino) != place.file:
                 raise _lost(place, "is another one by now")

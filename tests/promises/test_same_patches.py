@@ -10,6 +10,7 @@ import json.decoder
 import logging
 import os
 import socket
+import string
 import threading
 import time
 import urllib.request
@@ -99,6 +100,70 @@ class Loud(json.JSONDecoder):
 
     def decode(self, text: str, *more: Any) -> Any:
         return text.upper()
+
+
+class Texts(json.JSONEncoder):
+    """Texts for what JSON does not have."""
+
+    def default(self, value: Any) -> str:
+        return str(value)
+
+
+def test_what_binds_arguments_or_an_object(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions are the library's: what they are bound to, and where, shows who has put them there."""
+    rows = {"b": 1, "a": fractions.Fraction(1, 2)}
+
+    def asked(_: object) -> tuple[str, str]:
+        return json.dumps({"b": 1, "a": 2}), string.Template("$a").substitute()
+
+    with pytest.raises(KeyError):
+        one(asked)
+    monkeypatch.setattr(
+        string.Template, "substitute", functools.partialmethod(string.Template.substitute, a=5)
+    )
+    for changed in (
+        functools.partial(real_dumps, sort_keys=True),
+        functools.partial(real_dumps, indent=1),
+        Texts(sort_keys=True).encode,
+    ):
+        monkeypatch.setattr(json, "dumps", changed)
+        assert one(asked) == asked(0)
+        assert one(asked)[0] != real_dumps({"b": 1, "a": 2})
+    monkeypatch.setattr(json, "dumps", functools.partial(real_dumps, cls=Texts))
+    assert one(lambda _: json.dumps(rows)) == '{"b": 1, "a": "1/2"}'
+    monkeypatch.setattr(json, "dumps", functools.lru_cache(lambda value: f"once {value}"))
+    assert one(dumped) == "once 1"
+    monkeypatch.undo()
+    assert one(dumped) == "1"
+    with pytest.raises(KeyError):
+        one(asked)
+
+
+ACCESSOR = """
+import pandas
+
+@pandas.api.extensions.register_series_accessor("loud")
+class Loudly:
+    def __init__(self, series):
+        self.series = series
+
+    def upper(self):
+        return [text.upper() for text in self.series]
+"""
+
+
+def test_an_accessor_of_pandas(one: One, make: Make) -> None:
+    """A descriptor of the library's, which has a class of the program's."""
+    pandas = pytest.importorskip("pandas")
+    make("naming_pandas", "import pandas")
+    series = pandas.Series(["a"])
+    try:
+        exec(ACCESSOR, {"__name__": "__main__"})
+        assert one(lambda _: series.loud.upper()) == ["A"]
+    finally:
+        del pandas.Series.loud
+        pandas.Series._accessors.discard("loud")
+    assert one(lambda _: hasattr(series, "loud")) is False
 
 
 def test_methods_and_classes(one: One, monkeypatch: pytest.MonkeyPatch) -> None:

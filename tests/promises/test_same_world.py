@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripts import Scripts
-from ways import HERE, One
+from ways import HERE, Make, One
 
 from parcoll import parallel
 from parcoll.connecting.current import current_connection

@@ -23,8 +23,10 @@ _GEVENT = ("threading", "thread", "socket", "select", "subprocess", "os", "signa
 _EVENTLET = ("thread", "socket", "select", "subprocess", "os")
 # What dask's import and client call. With a mock there they hang, or fail without a word of it.
 # `platform`, which a client asks for what it tells of this machine, starts a process.
-_CALLED = ("builtins.open", "io.open", "os.urandom", "socket.socket", "subprocess.Popen", "subprocess.run")
-_CALLED += ("subprocess.check_output", "threading.Thread", "time.monotonic")
+_CALLED = [
+    *("builtins.open", "io.open", "os.urandom", "socket.socket", "threading.Thread", "time.monotonic"),
+    *("subprocess.Popen", "subprocess.check_output", "subprocess.run"),
+]
 
 
 def check(n_workers: int | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import sys
 import threading
 import weakref
@@ -64,7 +65,7 @@ class _Library:
             path + name: value
             for path, table in owners
             for name, value in table.copy().items()
-            if _is_put(value) and name != "excepthook"
+            if _is_put(value, name) and name != "excepthook"
         }
         if top == "builtins":  # what was added to them travels
             found = {path: value for path, value in found.items() if path in FRESH}
@@ -82,17 +83,46 @@ def _weakly(value: Any) -> Callable[[], Any]:
         return lambda: value
 
 
-def _is_put(value: Any) -> bool:
+def _is_put(value: Any, name: str) -> bool:
     """Tell whether a program has put this there: a function, class or mock, or what else can be called."""
     kind = type(value)  # `isinstance` would ask the object, which may raise: one of a request outside of it
-    for part in ("__func__", "fget", "func"):  # of methods of each kind, properties, partial functions
+    if kind in PARTIAL:
+        given = *value.args, *value.keywords.values()
+        # What binds arguments of the function that it replaces is no library's.
+        return _is_put(value.func, "") or any(map(_is_part, given)) or _name_of(value.func) == name
+    for part in ("__func__", "fget", "func"):  # of methods of each kind, and properties
         if kind.__module__ in ("builtins", "functools") and hasattr(value, part):
-            return _is_put(getattr(value, part))
+            return _is_put(getattr(value, part), "") or is_own(type(getattr(value, "__self__", None)))
     if kind is FunctionType:
         return _is_function_of_program(value) or mock_of(value) is not None
     if issubclass(kind, type):
         return is_own(value)
-    return Mock.is_one(value) or (callable(value) and is_own(kind))
+    if Mock.is_one(value):
+        return True
+    binds = hasattr(kind, "__get__")
+    if not (binds or callable(value)):
+        return False
+    return is_own(kind) or (binds and _has_part(value))  # an accessor of pandas has the program's class
+
+
+PARTIAL = (functools.partial, functools.partialmethod)
+
+
+def _is_part(value: Any) -> bool:
+    """Tell whether what something else has is the program's: a function, a class or its object."""
+    kind = type(value)
+    return _is_function_of_program(value) if kind is FunctionType else is_own(value if kind is type else kind)
+
+
+def _has_part(value: Any) -> bool:
+    try:
+        return any(map(_is_part, [*vars(value).values()]))
+    except Exception:  # it has no dictionary, or a property of that name, which raises
+        return False
+
+
+def _name_of(func: Any) -> Any:
+    return getattr(func, "__name__", None)
 
 
 def _is_function_of_program(value: FunctionType) -> bool:

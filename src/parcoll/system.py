@@ -23,9 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
-
 genuine_open = open  # whatever a test puts into the built-in names: that is for its own functions
-
 IN_MEMORY = "/proc/self/fd/"  # before the path of a file that only this process and its forks have
 
 # From <linux/prctl.h>.

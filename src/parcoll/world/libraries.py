@@ -7,6 +7,7 @@ objects in modules of the user's own: whether they are data, or mocks of `unitte
 from __future__ import annotations
 
 import _locale
+import contextlib
 import functools
 import importlib
 import io
@@ -17,7 +18,7 @@ from enum import Enum
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from parcoll.wire.codec import LOCKS, ByValue
+from parcoll.wire.codec import LOCKS, ByValue, by_value, loads
 from parcoll.wire.own_modules import is_own_module
 
 CONTAINERS = (dict, list, set, frozenset, tuple)
@@ -37,6 +38,38 @@ DATA_MODULES |= {"types"}
 DATA_MODULES |= {"unittest", "zoneinfo"}  # of mocks: sentinels
 
 OTHERS = (bytearray, range, slice, io.StringIO, io.BytesIO, threading.Event)
+
+
+class Filters:
+    """The warnings filters, as they travel: on a worker, some are pickles, which lack their class.
+
+    That may lack the package, or get a module of the user's only with the program. So each loads for itself.
+    """
+
+    def __init__(self, found: tuple[Any, ...]) -> None:
+        self._found, self._modules = found, -1  # how many there were when missing classes were looked for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Filters, (
+            tuple(one if one[2].__module__ == "builtins" else by_value(one) for one in self._found),
+        )
+
+    def here(self) -> tuple[Any, ...]:
+        """Return those whose class is here: nothing else can be warned of."""
+        if self._modules != len(sys.modules):
+            self._found, self._modules = tuple(map(_loaded, self._found)), len(sys.modules)
+        return tuple(one for one in self._found if type(one) is not bytes)
+
+    def __eq__(self, other: object) -> bool:
+        return self.here() == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _loaded(one: Any) -> Any:
+    with contextlib.suppress(ImportError, AttributeError):
+        return loads(one) if type(one) is bytes else one
+    return one
 
 
 def _context(context: Any) -> tuple[Any, ...]:

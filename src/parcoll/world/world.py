@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
 from parcoll.wire.named import set_variables
-from parcoll.world import entries, filters, libraries, own_state, patches, records
+from parcoll.world import entries, libraries, own_state, patches, records
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -119,6 +120,11 @@ def _set_umask(umask: int | None) -> None:
 # Interpreter --------------------------------------------------------------------------------------
 
 
+def _set_filters(wanted: Any) -> None:
+    warnings.resetwarnings()  # has warnings that were filtered before be looked at again
+    warnings.filters[:] = wanted.here() if isinstance(wanted, libraries.Filters) else wanted  # type: ignore[index]
+
+
 def _set_list(there: list[str]) -> Callable[[tuple[str, ...]], None]:
     def set_(wanted: tuple[str, ...]) -> None:
         there[:] = wanted
@@ -158,7 +164,7 @@ THINGS: tuple[Thing, ...] = (
     Thing("the umask", _read_umask, _set_umask, of_machine=True, once=True),
     Thing("sys.path", lambda: tuple(import_path()), _set_list(sys.path), of_machine=True),
     Thing("sys.argv", lambda: tuple(sys.argv), _set_list(sys.argv), of_machine=True),
-    Thing("the warnings filters", filters.read, filters.set_, pack=filters.Filters),
+    Thing("the warnings filters", lambda: tuple(warnings.filters), _set_filters, pack=libraries.Filters),
     Thing("sys.warnoptions", lambda: tuple(sys.warnoptions), _set_list(sys.warnoptions), of_machine=True),
     Thing("the recursion limit", _read_limit, sys.setrecursionlimit),
     Thing("sys.tracebacklimit", libraries.read_traceback_limit, libraries.set_traceback_limit),

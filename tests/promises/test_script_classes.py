@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
+from typing import Any
 
 import pytest
 from script_texts import CLASSES, NAMES, PLUGINS, WORLD
 from scripts import Scripts, lines
+from ways import One
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
@@ -328,3 +331,48 @@ def test_what_the_script_has_set_in_a_class_more_than_once_is_seen(scripts: Scri
         """
     )
     assert out == "done\n"
+
+
+def test_classes_of_ctypes(one: One) -> None:
+    """These have made their fields, which cannot be pickled, from a description that is final."""
+
+    class Part(ctypes.Structure):
+        _pack_ = 1
+        _fields_ = (("kind", ctypes.c_char), ("size", ctypes.c_int))
+
+    class Whole(ctypes.Structure):
+        _anonymous_ = ("part",)
+        _fields_ = (("part", Part), ("three", ctypes.c_short * 3), ("bits", ctypes.c_uint, 3))
+
+        def total(self) -> int:
+            return int(self.size + sum(self.three))
+
+    class More(Whole):
+        _fields_ = (("more", ctypes.c_int),)
+
+    class Either(ctypes.Union):
+        _fields_ = (("number", ctypes.c_uint32), ("octets", ctypes.c_uint8 * 4))
+
+    class Swapped(ctypes.BigEndianStructure):
+        _fields_ = (("number", ctypes.c_uint16),)
+
+    class Linked(ctypes.Structure): ...
+
+    Linked._fields_ = [("value", ctypes.c_int), ("next", ctypes.POINTER(Linked))]
+    triple, call = ctypes.c_int * 3, ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+    whole = Whole(Part(b"q", 7), (1, 2, 3), 5)
+
+    def look(_: object) -> Any:
+        linked = Linked(1, ctypes.pointer(Linked(2)))
+        sizes = [ctypes.sizeof(kind) for kind in (Part, Whole, More, Either, Swapped, Linked)]
+        fields = whole.kind, whole.total(), list(whole.three), whole.bits, More(Part(), (4, 5, 6)).total()
+        called = list(triple(1, 2, 3)), linked.next.contents.value, call(lambda x: 2 * x)(4)
+        swapped = Swapped.from_buffer_copy(b"\1\2").number, list(Either(258).octets)
+        return sizes, fields, called, swapped, type(whole) is Whole
+
+    for _ in range(2):
+        assert one(look) == look(0)
+    Whole.total = lambda self: -1  # type: ignore[method-assign]
+    assert one(look) == look(0)
+    back = one(lambda _: (Whole(Part(b"r", 1)), triple(4, 5)))
+    assert (type(back[0]), back[0].kind, type(back[1]), list(back[1])) == (Whole, b"r", triple, [4, 5, 0])

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import io
+import operator
 import pickle
 import sys
 import threading
@@ -46,6 +47,9 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
     if metaclass is type(_Typed) and "__orig_bases__" not in vars(kind):  # of a call, `TypedDict("T", {...})`
         bases = (typing.TypedDict,)
     extra: dict[str, Any] = {"at": at}
+    if _is_of_c(kind):
+        members = {name: part for name, part in members.items() if type(part).__name__ != "CField"}
+        first |= {name: members.pop(name) for name in BEFORE_FIELDS & members.keys()}
     own = [n for n, m in vars(kind).items() if isinstance(m, MemberDescriptorType) and m.__objclass__ is kind]
     # `typing.NamedTuple` and its like are functions, which make slots themselves.
     if "__slots__" in vars(kind) and not any(isinstance(base, FunctionType) for base in bases):
@@ -59,6 +63,38 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
     else:
         extra["keywords"] = _keywords(kind)
     return make, (metaclass, name, bases, first, number, extra), (members, slots), *rest
+
+
+# What the fields of a structure are made by, and what other classes have to have from the start.
+BEFORE_FIELDS = {"_pack_", "_align_", "_anonymous_", "_layout_", "_type_", "_length_", "_flags_"}
+
+
+def _is_of_c(kind: type) -> bool:
+    """Tell whether this is a structure, a union or another class of ctypes: these make fields themselves."""
+    return any(made.__module__ == "_ctypes" for made in type(kind).__mro__)  # type: ignore[attr-defined]
+
+
+def reduced_of_c(kind: Any) -> Any:
+    """Return how ctypes has made a class of another one: an array, a pointer, a function; None of others."""
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is None or "_ctypes" not in (type(kind).__module__, kind.__module__) or is_named(kind):
+        return None
+    if issubclass(kind, type):  # a metaclass, which its module does not have
+        names = "Structure", "Union", "Array", "_SimpleCData", "_Pointer", "_CFuncPtr"
+        bases = [getattr(ctypes, name) for name in names]
+        return next(((type, (base,)) for base in bases if type(base) is kind), None)
+    metaclass = type(kind).__name__
+    of: Any = getattr(kind, "_type_", None)
+    if metaclass == "PyCArrayType" and kind.__name__ == f"{of.__name__}_Array_{kind._length_}":
+        return operator.mul, (of, kind._length_)
+    if metaclass == "PyCPointerType" and isinstance(of, type) and ctypes.POINTER(of) is kind:
+        return ctypes.POINTER, (of,)
+    if metaclass == "PyCFuncPtrType" and hasattr(kind, "_argtypes_"):
+        given = kind._restype_, *kind._argtypes_
+        return (ctypes.CFUNCTYPE, given) if ctypes.CFUNCTYPE(*given) is kind else None
+    plain = getattr(ctypes, kind.__name__[:-3], None)  # c_int of c_int_be
+    swapped = [name for name in ("__ctype_be__", "__ctype_le__") if getattr(plain, name, None) is kind]
+    return (getattr, (plain, swapped[0])) if swapped else None
 
 
 def _reduced_enum(kind: Any, arguments: Any, members: dict[str, Any], at: str | None) -> Any:
@@ -242,6 +278,8 @@ def become(kind: Any, state: tuple[dict[str, Any], Any]) -> Any:
         with contextlib.suppress(AttributeError, TypeError):
             if name[:2] != "__":
                 delattr(kind, name)
+    if "_fields_" in vars(kind) and _is_of_c(kind):  # which are final
+        state = {name: part for name, part in state[0].items() if name != "_fields_"}, state[1]
     set_class_state(kind, state)
     if isinstance(kind, EnumMeta):
         for name, attributes in state[1].items():

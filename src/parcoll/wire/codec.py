@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import Loader, is_brought, reduced_class
+from parcoll.wire.classes import Loader, is_brought, reduced_class, reduced_of_c
 from parcoll.wire.named import WITH_NAME, reduced_by_name, reduced_original
 from parcoll.wire.reducers import (
     REDUCED,
@@ -176,6 +176,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         reduction = reduced(value) if (found := reduced_original(value)) is None else found
         if reduction is not NotImplemented:
             return reduction
+        if issubclass(kind, type) and (found := reduced_of_c(value)) is not None:
+            return found
         made = reducers.made_modules
         reduction = reducers.reduced_of_made(self, value) if made else NotImplemented
         reduction = super().reducer_override(value) if reduction is NotImplemented else reduction

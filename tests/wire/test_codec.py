@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import functools
 import importlib
 import pickle
@@ -276,3 +278,49 @@ def test_classes_of_elements_go_once_and_beside_them_where_they_are_large():
     assert [type(element).__name__ for element in here] == ["Two", "One", "Two"]
     assert {type(element).__base__ for element in here} == {type(here[0]).__base__} != {base}
     assert [element.limit for element in here] == [1, 1, 1]
+
+
+def test_views_are_of_what_they_were(cluster):
+    """And not of bytes: their elements are others."""
+    numbers = memoryview(array.array("i", [1, 2, 300]))
+    table = memoryview(bytes(range(6))).cast("B", (2, 3))
+    views = [numbers, numbers[::2], memoryview(b"abc"), memoryview(bytearray(b"ab")), memoryview(b""), table]
+
+    def look(view):
+        return type(view), view.tolist(), view.format, view.shape, view.readonly
+
+    assert list(parallel(views).map(look)) == list(map(look, views))
+    assert [look(view) for view in parallel(views).map(lambda view: view)] == list(map(look, views))
+    assert list(parallel([0, 2]).map(lambda at: numbers[at])) == [1, 300]
+    assert look(loads(dumps(memoryview(Pair(1, 2.5))))) == (
+        memoryview,
+        [*bytes(Pair(1, 2.5))],
+        "B",
+        (16,),
+        False,
+    )
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("first", ctypes.c_int), ("second", ctypes.c_double))
+
+
+TOLD = ("version_info", "float_info", "hash_info", "int_info", "thread_info", "flags")
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_sys_tells(cluster, name, monkeypatch):
+    """No other object of these classes can be made, and their name means an object."""
+    told = getattr(sys, name)
+    first, second = told[:2]
+    assert list(parallel([told]).map(lambda one: (type(one).__name__, one[0], told[1]))) == [
+        (name, first, second)
+    ]
+    arrived = next(iter(parallel([1]).map(lambda _: getattr(sys, name))))
+    assert type(arrived).__name__ == name
+    assert arrived == told or name == "flags"  # a worker has some of its own
+    assert loads(dumps(told)) is told
+    sent = dumps(told)
+    monkeypatch.setattr(sys, name, None)
+    other = loads(sent)
+    assert (other, [getattr(other, field) for field in type(told).__match_args__]) == (told, [*told])

@@ -5,6 +5,7 @@ Objects of which there is one, what `typing` makes beside classes, and context v
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import functools
@@ -218,6 +219,48 @@ def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> 
 
 
 WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable
+
+
+# Views ---------------------------------------------------------------------------------------------
+# cloudpickle sends the bytes alone: a list of those is not that of a view of numbers.
+
+
+def _reduced_view(value: memoryview) -> Any:
+    return view_of, (value.tobytes(), value.format, value.shape, value.readonly)
+
+
+def view_of(content: bytes, format: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
+    """Return a view of such elements, of a copy; of bytes where no view can be made into that one."""
+    made = memoryview(content if readonly else bytearray(content))
+    if (format, shape) == (made.format, made.shape):
+        return made
+    try:
+        cast: memoryview = made.cast(format, shape) if len(shape) > 1 else made.cast(format)  # type: ignore[call-overload]
+        return cast
+    except (TypeError, ValueError):  # a record of ctypes or numpy, say, or no elements in one of several ways
+        return made
+
+
+WITHOUT_NAME[memoryview] = _reduced_view
+
+
+# What `sys` tells of a process: the name of such a class means its only object, and no other can be made.
+
+
+def _reduced_told(value: Any) -> Any:
+    kind: Any = type(value)
+    return told_by_sys, (kind.__name__, kind.__match_args__, tuple(value))
+
+
+def told_by_sys(name: str, fields: tuple[str, ...], content: tuple[Any, ...]) -> Any:
+    """Return what `sys` has here if it is the same, else a named tuple of what another process's has."""
+    here = getattr(sys, name, None)
+    same = isinstance(here, tuple) and tuple(here) == content
+    return here if same else collections.namedtuple(name, fields)(*content)
+
+
+for _name in ("version_info", "flags", "float_info", "hash_info", "int_info", "thread_info"):
+    WITHOUT_NAME[type(getattr(sys, _name))] = _reduced_told
 
 
 # What a program has replaced in libraries ---------------------------------------------------------

@@ -99,6 +99,22 @@ open("found", "w").write(repr(found))
     assert (tmp_path / "found").read_text() == "[(1, None), (2, None)]"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_numbers_of_closed_streams_are_no_files_of_the_cluster(tmp_path: Path) -> None:
+    """What a library of C prints there would go into messages, or into the data of elements."""
+    script = """
+import os
+from parcoll import connect, parallel
+with connect(n_workers=1):
+    found = list(parallel([bytes(300_000)]).map(len))
+    files = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
+open("found", "w").write(repr((found, files)))
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script]
+    assert subprocess.run(command, cwd=tmp_path, env=clean_environment(), timeout=60).returncode == 0
+    assert (tmp_path / "found").read_text() == repr(([300_000], ["/dev/null"] * 3))
+
+
 def test_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time; time.sleep(1000)")
     script = start_script(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import threading
 import time
@@ -59,6 +60,7 @@ def import_whole(*names: str, lean: bool = False) -> None:
     An interrupted import leaves modules half done, and each later import of them fails. At a prompt or in a
     notebook no evaluation would work any more.
     """
+    _hold_streams()
     if all(name in sys.modules and not _is_under_way(sys.modules[name]) for name in names):
         return
     refuse_at_end()
@@ -71,6 +73,21 @@ def import_whole(*names: str, lean: bool = False) -> None:
                 importlib.import_module(name)
 
     handlers.unbroken(work)
+
+
+def _hold_streams() -> None:
+    """Have the numbers of streams that a daemon has closed be no files of dask's or parcoll's.
+
+    What a library of C prints goes to a number: it would go into a message or into data.
+    """
+    try:
+        for number in range(3):
+            os.fstat(number)
+    except OSError:
+        with contextlib.suppress(OSError):  # there are no more descriptors, which is told elsewhere
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+                pass
+            os.close(descriptor)
 
 
 def _is_under_way(module: ModuleType) -> bool:

@@ -18,7 +18,6 @@ from typing import Any
 
 import distributed
 import forks
-import numpy
 import pytest
 import yaml
 from bare import LACKING, BareCluster, bare_cluster, tls_options
@@ -56,7 +55,7 @@ def test_the_environment_lacks_what_it_should(bare: BareCluster, name: str) -> N
 def test_warnings_filters_of_what_workers_lack(bare: BareCluster) -> None:
     with warnings.catch_warnings(), connect(bare.file):
         warnings.filterwarnings("error", "odd", UserWarning)
-        warnings.filterwarnings("ignore", category=numpy.exceptions.ComplexWarning)
+        warnings.filterwarnings("ignore", category=pytest.importorskip("numpy").exceptions.ComplexWarning)
         with pytest.raises(UserWarning, match="odd"):
             list(parallel([1]).map(lambda _: warnings.warn("odd", stacklevel=1)))
 

@@ -1,7 +1,8 @@
-"""Exceptions that parcoll itself raises. What your own functions raise keeps its own type."""
+"""Exceptions that parcoll itself raises, and its logger. What your own functions raise keeps its own type."""
 
 from __future__ import annotations
 
+import logging
 import reprlib
 from dataclasses import dataclass, fields
 from typing import Any
@@ -159,3 +160,21 @@ class VersionWarning(UserWarning):
 
     The message names the package and both versions. The same version on both sides is safer.
     """
+
+
+# The logger `parcoll`: silent until the program that uses parcoll configures logging --------------
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Keep a record in one line, whatever is in the names and texts of users that it quotes."""
+    message = record.getMessage()
+    if not message.isprintable():
+        from parcoll.text import escaped  # lazy: `import parcoll` loads this module alone
+
+        record.msg, record.args = escaped(message), ()
+    return True
+
+
+logger = logging.getLogger("parcoll")
+logger.addHandler(logging.NullHandler())
+logger.addFilter(_in_one_line)

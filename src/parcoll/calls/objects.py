@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import makes_apart
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.text import line_of
 from parcoll.wire.script import current, owner
 

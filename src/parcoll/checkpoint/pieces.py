@@ -43,8 +43,7 @@ from parcoll.checkpoint.again import Reopened
 from parcoll.checkpoint.descriptions import CHAIN, END
 from parcoll.checkpoint.records import Record, decoded, encoded, other_writer, rows
 from parcoll.checkpoint.storage import TEMPORARY, Folder, NotAFileError
-from parcoll.errors import CheckpointError
-from parcoll.log import logger
+from parcoll.errors import CheckpointError, logger
 
 PIECE_SECONDS = 0.1  # between two pieces; or a hundredth of the evaluation's time so far, if that is more
 LONGEST_SECONDS = 2.0  # between two pieces, at most

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from parcoll.errors import CheckpointError
-from parcoll.log import logger
+from parcoll.errors import CheckpointError, logger
 from parcoll.system import genuine_open, others_who_write
 
 with contextlib.suppress(ImportError):

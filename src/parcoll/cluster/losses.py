@@ -24,7 +24,7 @@ from typing import Any
 import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from parcoll.log import logger
+from parcoll.errors import logger
 
 LOST_TOPIC = "parcoll-lost-workers"
 LEAVE_TOPIC = "parcoll-leaving-clients"

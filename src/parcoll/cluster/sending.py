@@ -22,8 +22,8 @@ from typing import Any
 from dask._task_spec import Task, TaskRef
 from dask.base import normalize_token
 
+from parcoll.errors import logger
 from parcoll.evaluation.engine import Job
-from parcoll.log import logger
 from parcoll.text import message_of
 from parcoll.wire.codec import by_reference, by_value
 from parcoll.wire.payload import Packed

@@ -19,10 +19,9 @@ from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader
 from parcoll.cluster.sending import LARGE_BYTES, Ahead, Graph, opaque_task
 from parcoll.cluster.workers import Placement, was_interrupted
-from parcoll.errors import ClusterLostError, WorkerLostError
+from parcoll.errors import ClusterLostError, WorkerLostError, logger
 from parcoll.evaluation.engine import Job, Join, lost_for_good
 from parcoll.local.levels import key_of
-from parcoll.log import logger
 from parcoll.system import without_collections
 from parcoll.text import describe, key_words, line_of, message_of
 from parcoll.wire.codec import loads

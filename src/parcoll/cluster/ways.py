@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError
+from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError, logger
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.local import limits
 from parcoll.local.host import Host, Ready
 from parcoll.local.imports import import_whole
-from parcoll.log import logger
 from parcoll.text import counted
 from parcoll.wire.payload import Sharing
 from parcoll.world import handlers

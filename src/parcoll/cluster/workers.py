@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import dask
 
-from parcoll.log import logger
+from parcoll.errors import logger
 
 T = TypeVar("T")
 

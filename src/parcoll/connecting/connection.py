@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from parcoll.cluster.renewing import RenewingEngine
 from parcoll.cluster.ways import AtAddress, OfClient, StartedHere, Way
 from parcoll.connecting import current
-from parcoll.errors import ConnectError
+from parcoll.errors import ConnectError, logger
 from parcoll.evaluation.engine import Engine
 from parcoll.evaluation.inline import InlineEngine
 from parcoll.local.shutdown import refuse_at_end
-from parcoll.log import logger
 from parcoll.mistakes import not_a_collection
 from parcoll.system import genuine_open
 from parcoll.text import describe, short_repr

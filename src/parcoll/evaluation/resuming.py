@@ -28,13 +28,12 @@ from parcoll.checkpoint.again import Part, Reopened, has_grown_batch, joined, ta
 from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece
 from parcoll.checkpoint.records import Record
 from parcoll.checkpoint.storage import folder_at
-from parcoll.errors import SerializationError
+from parcoll.errors import SerializationError, logger
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.feed import Rest, StreamFeed
 from parcoll.evaluation.plan import Derived
 from parcoll.evaluation.reader import Reader
 from parcoll.keys.streams import Batches
-from parcoll.log import logger
 from parcoll.text import line_of
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats

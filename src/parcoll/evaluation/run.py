@@ -18,7 +18,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.sinks import Results, Sink, saving
 from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
-from parcoll.errors import CheckpointError, ClusterLostError
+from parcoll.errors import CheckpointError, ClusterLostError, logger
 from parcoll.evaluation.engine import Engine, Job, Losses, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of
 from parcoll.evaluation.plan import Derived, Node, Read
@@ -33,7 +33,6 @@ from parcoll.keys.pieces import Listed
 from parcoll.keys.store import Scratch
 from parcoll.keys.streams import Done
 from parcoll.local.imports import import_whole
-from parcoll.log import logger
 from parcoll.watch.around import Watch
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats, StepStats

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from parcoll.calls.rates import Shares
 from parcoll.chain.timing import remember
-from parcoll.errors import ClusterLostError
+from parcoll.errors import ClusterLostError, logger
 from parcoll.evaluation.engine import Engine, Job, Losses, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest
-from parcoll.log import logger
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 from parcoll.worker.outcome import Kept, Outcome

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from parcoll.errors import logger
 from parcoll.files import codecs
 from parcoll.files.descriptors import LOCAL, Descriptor, described, described_here
-from parcoll.log import logger
 from parcoll.text import describe, line_of, short_repr
 
 MANY = 50  # files of one folder, which is listed again rather than asked for each

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 from parcoll.chain.loop import Chain
 from parcoll.chain.place import Place, reached
 from parcoll.chain.sinks import Sink
-from parcoll.errors import ClusterLostError
+from parcoll.errors import ClusterLostError, logger
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.run import Run
 from parcoll.front import arguments
-from parcoll.log import logger
 from parcoll.output.arrow import Arrow
 from parcoll.output.encoding import Csv, Encoded, Jsonl, RowFormat, Text
 from parcoll.output.objects import RemoteTarget

@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.chain import apart
-from parcoll.errors import WorkerSetupError
-from parcoll.log import logger
+from parcoll.errors import WorkerSetupError, logger
 from parcoll.system import without_collections
 from parcoll.text import line_of, short_repr
 from parcoll.wire.anatomy import first_unpicklable

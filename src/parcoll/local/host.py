@@ -15,11 +15,10 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from parcoll.errors import ClusterStartError
+from parcoll.errors import ClusterStartError, logger
 from parcoll.local import limits
 from parcoll.local.credentials import Credentials
 from parcoll.local.host_process import HostProcess, forget_ended
-from parcoll.log import logger
 from parcoll.system import others_who_write
 from parcoll.text import describe, short_repr
 from parcoll.world import boot

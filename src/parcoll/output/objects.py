@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.output import staging
 from parcoll.output.parked import Made, Parking
 from parcoll.output.placing import Pattern

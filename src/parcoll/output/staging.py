@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.system import genuine_open
 
 with contextlib.suppress(ImportError):

@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.text import escaped, line_of
 from parcoll.watch.bar import Bar
 from parcoll.watch.progress import wanted

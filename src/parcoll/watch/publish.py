@@ -20,7 +20,7 @@ from typing import Any
 
 import cloudpickle
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.text import escaped
 from parcoll.watch import page
 from parcoll.watch.stats import Stats

@@ -24,8 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from parcoll.errors import SerializationError
-from parcoll.log import logger
+from parcoll.errors import SerializationError, logger
 from parcoll.system import genuine_open
 
 KEPT = 4  # maps that stay open here, since the next array may be of the same file

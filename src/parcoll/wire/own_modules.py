@@ -25,8 +25,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from parcoll.errors import SerializationError
-from parcoll.log import logger
+from parcoll.errors import SerializationError, logger
 from parcoll.text import describe, short_repr
 from parcoll.wire.codec import modules_in
 from parcoll.wire.modules import ModuleText, ShippedModules, finder, imported_by, is_data

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.wire.codec import KeepInside, by_reference, by_value, loads, prefers_value
 from parcoll.wire.reducers import is_made, names_made
 from parcoll.wire.segments import (

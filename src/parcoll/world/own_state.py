@@ -22,7 +22,7 @@ from operator import attrgetter, is_
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.wire import memmaps
 from parcoll.wire.codec import by_reference
 from parcoll.wire.own_modules import is_own_module, stamp_of

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.text import message_of, short_repr
 from parcoll.wire.codec import by_reference, by_value, loads
 from parcoll.wire.exceptions import Failure

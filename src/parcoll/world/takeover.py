@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import FunctionType, ModuleType
 from typing import Any
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.text import message_of
 from parcoll.wire import classes
 from parcoll.wire.codec import loads

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from parcoll.log import logger
+from parcoll.errors import logger
 from parcoll.system import genuine_open
 from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show

@@ -93,7 +93,7 @@ ROWS = [
     ("worker", ["calls", "files", "keys", "output"], "calls; formats; keys; files made"),
     ("both", ["chain", "world"], "steps and their loop; the script's state"),
     ("both", ["wire"], "objects as bytes, modules as text"),
-    ("both", ["errors", "text", "log", "system"], "what every room may import"),
+    ("both", ["errors", "text", "ordered", "system"], "what every room may import"),
 ]
 COLORS = {"script": "#2f6fde", "worker": "#2e8b57", "both": "#8a6d1d"}
 

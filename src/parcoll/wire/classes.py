@@ -10,7 +10,6 @@ import contextlib
 import functools
 import inspect
 import io
-import operator
 import pickle
 import sys
 import threading
@@ -23,6 +22,8 @@ from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple
 
 from parcoll.wire import script
+from parcoll.wire.memmaps import is_of_c
+from parcoll.wire.named import made_enum, of_member, reduced_enum
 from parcoll.wire.reducers import (
     class_of_number,
     has_number,
@@ -41,13 +42,13 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
     """Return cloudpickle's reduction of a class, with what it leaves out; `at` is its name in the script."""
     make, arguments, (members, slots), *rest = reduction
     if make is not make_skeleton_class:
-        return make, *_reduced_enum(kind, arguments, members, at), *rest
+        return make, *reduced_enum(kind, arguments, members, at), *rest
     metaclass, name, bases, first, number, _ = arguments
     first = dict(first)
     if metaclass is type(_Typed) and "__orig_bases__" not in vars(kind):  # of a call, `TypedDict("T", {...})`
         bases = (typing.TypedDict,)
     extra: dict[str, Any] = {"at": at}
-    if _is_of_c(kind):
+    if is_of_c(kind):
         members = {name: part for name, part in members.items() if type(part).__name__ != "CField"}
         first |= {name: members.pop(name) for name in BEFORE_FIELDS & members.keys()}
     own = [n for n, m in vars(kind).items() if isinstance(m, MemberDescriptorType) and m.__objclass__ is kind]
@@ -62,52 +63,13 @@ def reduced_class(kind: type, reduction: Any, at: str | None = None) -> Any:
         first["__annotations__"] = vars(kind).get("__annotations__", {})
     else:
         extra["keywords"] = _keywords(kind)
+        first.setdefault("__qualname__", kind.__qualname__)
+    members = {**members, "__name__": name, "__qualname__": kind.__qualname__}  # the script may change them
     return make, (metaclass, name, bases, first, number, extra), (members, slots), *rest
 
 
 # What the fields of a structure are made by, and what other classes have to have from the start.
 BEFORE_FIELDS = {"_pack_", "_align_", "_anonymous_", "_layout_", "_type_", "_length_", "_flags_"}
-
-
-def _is_of_c(kind: type) -> bool:
-    """Tell whether this is a structure, a union or another class of ctypes: these make fields themselves."""
-    return any(made.__module__ == "_ctypes" for made in type(kind).__mro__)  # type: ignore[attr-defined]
-
-
-def reduced_of_c(kind: Any) -> Any:
-    """Return how ctypes has made a class of another one: an array, a pointer, a function; None of others."""
-    ctypes = sys.modules.get("ctypes")
-    if ctypes is None or "_ctypes" not in (type(kind).__module__, kind.__module__) or is_named(kind):
-        return None
-    if issubclass(kind, type):  # a metaclass, which its module does not have
-        names = "Structure", "Union", "Array", "_SimpleCData", "_Pointer", "_CFuncPtr"
-        bases = [getattr(ctypes, name) for name in names]
-        return next(((type, (base,)) for base in bases if type(base) is kind), None)
-    metaclass = type(kind).__name__
-    of: Any = getattr(kind, "_type_", None)
-    if metaclass == "PyCArrayType" and kind.__name__ == f"{of.__name__}_Array_{kind._length_}":
-        return operator.mul, (of, kind._length_)
-    if metaclass == "PyCPointerType" and isinstance(of, type) and ctypes.POINTER(of) is kind:
-        return ctypes.POINTER, (of,)
-    if metaclass == "PyCFuncPtrType" and hasattr(kind, "_argtypes_"):
-        given = kind._restype_, *kind._argtypes_
-        return (ctypes.CFUNCTYPE, given) if ctypes.CFUNCTYPE(*given) is kind else None
-    plain = getattr(ctypes, kind.__name__[:-3], None)  # c_int of c_int_be
-    swapped = [name for name in ("__ctype_be__", "__ctype_le__") if getattr(plain, name, None) is kind]
-    return (getattr, (plain, swapped[0])) if swapped else None
-
-
-def _reduced_enum(kind: Any, arguments: Any, members: dict[str, Any], at: str | None) -> Any:
-    """Return arguments and state of an enum, with other names of its members, and what these have."""
-    bases, name, qualname, _, *of_class, _ = arguments
-    values = {alias: member.value for alias, member in kind._member_map_.items()}
-    state = {attribute: value for attribute, value in members.items() if attribute not in values}
-    attributes = {member.name: _of_member(member) for member in kind._member_map_.values()}
-    return (bases, name, qualname, values, *of_class, {"at": at}), (state, attributes)
-
-
-def _of_member(member: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(member).items() if not name[0] == "_" == name[-1]}
 
 
 def _keywords(kind: type) -> dict[str, Any]:
@@ -171,6 +133,43 @@ def _struct(kind: Any) -> tuple[dict[str, Any], list[tuple[Any, ...]]] | None:
 
 def _absent() -> Any:
     return sys.modules["msgspec"].NODEFAULT
+
+
+# Which a class gets first ----------------------------------------------------------------------
+
+
+def set_first(kind: Any, first: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
+    """Give a class its functions and numbers, and an empty one in the place of what is filled later."""
+    _set_members(kind, {**{name: made() for name, made in blank.items() if not hasattr(kind, name)}, **first})
+
+
+def set_names(known: Iterable[tuple[Any, ...]]) -> None:
+    """Give functions what they name, as far as it is here."""
+    for func, names, cells, defaults, keywords in known:
+        if func.__module__ == "__main__" and not script.is_bare(func):
+            continue  # it is the function that this process has
+        script.give_names(func, names)
+        for at, value in cells.items():
+            with contextlib.suppress(ValueError):
+                func.__closure__[at].cell_contents  # noqa: B018
+                continue
+            func.__closure__[at].cell_contents = value
+        func.__defaults__, func.__kwdefaults__ = (
+            func.__defaults__ or defaults,
+            func.__kwdefaults__ or keywords,
+        )
+
+
+def _set_members(kind: Any, members: Mapping[str, Any]) -> None:
+    """Set members, which a metaclass of the script's has seen when the script set them."""
+    put = type.__setattr__ if has_number(type(kind)) else setattr
+    for name, value in members.items():
+        if name != "_abc_impl":
+            put(kind, name, value)
+    if "__firstlineno__" in members:  # which goes when others are set
+        put(kind, "__firstlineno__", members["__firstlineno__"])
+    for registered in members.get("_abc_impl", ()):
+        kind.register(registered)
 
 
 _making = threading.RLock()
@@ -278,13 +277,13 @@ def become(kind: Any, state: tuple[dict[str, Any], Any]) -> Any:
         with contextlib.suppress(AttributeError, TypeError):
             if name[:2] != "__":
                 delattr(kind, name)
-    if "_fields_" in vars(kind) and _is_of_c(kind):  # which are final
+    if "_fields_" in vars(kind) and is_of_c(kind):  # which are final
         state = {name: part for name, part in state[0].items() if name != "_fields_"}, state[1]
-    set_class_state(kind, state)
+    _set_members(kind, state[0])
     if isinstance(kind, EnumMeta):
         for name, attributes in state[1].items():
             found = vars(kind._member_map_[name])
-            for attribute in _of_member(kind._member_map_[name]).keys() - attributes.keys():
+            for attribute in of_member(kind._member_map_[name]).keys() - attributes.keys():
                 del found[attribute]
             found.update(attributes)
     _names[kind] = members, set(vars(kind))
@@ -344,6 +343,7 @@ class Loader(pickle.Unpickler):
         super().__init__(file, buffers=buffers)
         self._refresh = refresh
         self._here_before: set[Any] = set()
+        self._made: set[str] = set()  # the numbers of classes that were made here
 
     def load(self) -> Any:
         """Return the object, and let go of all that it consists of."""
@@ -356,6 +356,8 @@ class Loader(pickle.Unpickler):
         found = super().find_class(module, name)
         if found is set_class_state:
             return self._set_state
+        if found is set_first:
+            return self._set_first
         if found in (make_skeleton_class, make_skeleton_enum):
             return functools.partial(self._make_class, found)
         return found
@@ -364,13 +366,20 @@ class Loader(pickle.Unpickler):
         *_, number, extra = arguments
         news, made = is_news(number), class_of_number(number)
         if made is None:
-            made = made_class(*arguments) if make is make_skeleton_class else make(*arguments)
+            made = (made_class if make is make_skeleton_class else made_enum)(*arguments)
+            self._made.add(number)
+        elif number in self._made:
+            return made
         elif not self._refresh and not (news and has_come(made)):
             self._here_before.add(made)
         elif has_come(made):
             rebase(made, arguments)
         script.add_class(made, (extra or {}).get("at"))
         return made
+
+    def _set_first(self, kind: Any, first: Any, blank: Any) -> None:
+        if kind not in self._here_before:
+            set_first(kind, first, blank)
 
     def _set_state(self, kind: Any, state: Any) -> Any:
         return kind if kind in self._here_before else become(kind, state)

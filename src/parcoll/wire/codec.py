@@ -19,9 +19,19 @@ from typing import Any
 
 import cloudpickle
 
+from parcoll.ordered import Known, Order, Path, behind_class, held_by_others, set_states, settled
 from parcoll.wire import memmaps, reducers, script
-from parcoll.wire.classes import Loader, is_brought, reduced_class, reduced_of_c
-from parcoll.wire.named import WITH_NAME, reduced_by_name, reduced_original
+from parcoll.wire.classes import Loader, is_brought, reduced_class, set_first, set_names
+from parcoll.wire.named import (
+    IN_CLASSES,
+    WITH_NAME,
+    home_of,
+    original,
+    reduced_by_name,
+    reduced_in_class,
+    reduced_mark,
+    reduced_original,
+)
 from parcoll.wire.reducers import (
     REDUCED,
     WITHOUT_NAME,
@@ -159,31 +169,60 @@ class _ByReference(pickle.Pickler):
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
 
+_KNOWN = (*REDUCED, *IN_CLASSES)
+# What most pickles call, and has a name.
+_OURS = {settled, set_first, set_names, set_states, script.make_function, script.set_state}
+_OURS |= {reducers.make_skeleton_class, reducers.set_class_state, reducers.set_function_state, behind_class}
+
+
 class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler, with what it loses (`reducers`), and with the script's functions (`script`)."""
 
     def __init__(self, file: io.BytesIO, keep_inside: KeepInside) -> None:
         self.dispatch_table = _by_value.of(cloudpickle.Pickler.dispatch_table)  # before it is read
         self._cells: dict[int, Any] = {}
+        # No cycle may lead to a pickler in C: where the collector has freed one, the process crashed later.
+        self._order = Order(set_first, set_names, self.dispatch_table, _KNOWN)
+        self._kinds: dict[type, Known] = {}  # the script's that have gone
+        self._elsewhere: dict[int, Path] = {}
+        self._marks: set[int] = set()
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:
         """Reduce what cloudpickle would lose."""
         kind = type(value)
         if not issubclass(kind, REDUCED):  # not `isinstance`, which asks the object: it may raise
-            of_script = kind.__module__ == "__main__" and kind not in self.dispatch_table
-            return self._of_script(value) if of_script else NotImplemented
+            if kind.__module__ == "__main__" and kind not in self.dispatch_table:
+                return self._of_class_of_script(value, kind)
+            of_class = self._order.depth and kind in IN_CLASSES
+            return reduced_in_class(value, kind) if of_class else NotImplemented
+        if kind is FunctionType and value in _OURS:
+            return NotImplemented
         reduction = reduced(value) if (found := reduced_original(value)) is None else found
         if reduction is not NotImplemented:
             return reduction
-        if issubclass(kind, type) and (found := reduced_of_c(value)) is not None:
+        if issubclass(kind, type) and (found := memmaps.reduced_of_c(value)) is not None:
             return found
         made = reducers.made_modules
         reduction = reducers.reduced_of_made(self, value) if made else NotImplemented
         reduction = super().reducer_override(value) if reduction is NotImplemented else reduction
         if reduction is not NotImplemented and isinstance(value, type) and len(reduction) == 6:
-            return reduced_class(value, reduction, self._name_of(value))
+            if (home := home_of(value)) is not None:
+                return original, home
+            return self._order.of_class(value, reduced_class(value, reduction, self._name_of(value)))
         return reduction
+
+    def _of_class_of_script(self, value: Any, kind: type) -> Any:
+        known = self._kinds.get(kind)
+        if known is None:  # its class goes first, which may have it: it is made when the class is whole
+            if not self._kinds:
+                self._elsewhere = held_by_others(_script_names())
+            self._kinds[kind] = Known.of(kind)
+            return behind_class, (kind, value)
+        reduction = known.reduced(value, self._elsewhere, script.named)
+        if known.is_bare and not value.__dict__ and reduction is NotImplemented:
+            reduction = reduced_mark(value, kind, _script_names(), self._marks)
+        return self._of_script(value) if reduction is NotImplemented else reduction
 
     _of_script = staticmethod(reduced_by_name)
 
@@ -197,11 +236,12 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         make, (code, names, *unset, cells), state, *rest, _ = super()._dynamic_function_reduce(func)
         if cells is not None:  # functions that have a variable in common have it there too
             cells = tuple(map(self._cells.setdefault, map(id, func.__closure__ or ()), cells))
-        if func.__globals__ is not _script_names():
-            return make, (code, names, *unset, cells), state, *rest, _
-        at = self._name_of(func) if cells is None else None
-        self.met(func, state[1])
-        return script.make_function, (code, names, cells, at), state, *rest, script.set_state
+        reduction: Any = make, (code, names, *unset, cells), state, *rest, _
+        if func.__globals__ is _script_names():
+            at = self._name_of(func) if cells is None else None
+            self.met(func, state[1])
+            reduction = script.make_function, (code, names, cells, at), state, *rest, script.set_state
+        return self._order.of_function(func, reduction)
 
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:
         """Note a function of the script."""

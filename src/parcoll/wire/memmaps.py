@@ -5,6 +5,8 @@ that has a name. As in the script's own loop, what a function writes into one th
 One that is copied on write (`mode="c"`) travels so as long as nothing was written into it. To other machines
 go copies that say so: their mode is "c", numpy's own word for an array whose changes stay in memory.
 
+Views of memory are here too, and classes that ctypes has made.
+
 This module is asked of each pickle, and must not import numpy: where that is not loaded there are no arrays.
 """
 
@@ -14,6 +16,7 @@ import contextlib
 import copyreg
 import importlib
 import mmap
+import operator
 import os
 import pickle
 import re
@@ -26,6 +29,7 @@ from typing import Any, NamedTuple
 
 from parcoll.errors import SerializationError, logger
 from parcoll.system import genuine_open
+from parcoll.wire.reducers import WITHOUT_NAME, is_named
 
 KEPT = 4  # maps that stay open here, since the next array may be of the same file
 READ, WRITE, PRIVATE = "r", "r+", "c"
@@ -336,3 +340,57 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+# Classes of C -----------------------------------------------------------------------------------
+
+
+def is_of_c(kind: type) -> bool:
+    """Tell whether this is a structure, a union or another class of ctypes: these make fields themselves."""
+    return any(made.__module__ == "_ctypes" for made in type(kind).__mro__)  # type: ignore[attr-defined]
+
+
+def reduced_of_c(kind: Any) -> Any:
+    """Return how ctypes has made a class of another one: an array, a pointer, a function; None of others."""
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is None or "_ctypes" not in (type(kind).__module__, kind.__module__) or is_named(kind):
+        return None
+    if issubclass(kind, type):  # a metaclass, which its module does not have
+        names = "Structure", "Union", "Array", "_SimpleCData", "_Pointer", "_CFuncPtr"
+        bases = [getattr(ctypes, name) for name in names]
+        return next(((type, (base,)) for base in bases if type(base) is kind), None)
+    metaclass = type(kind).__name__
+    of: Any = getattr(kind, "_type_", None)
+    if metaclass == "PyCArrayType" and kind.__name__ == f"{of.__name__}_Array_{kind._length_}":
+        return operator.mul, (of, kind._length_)
+    if metaclass == "PyCPointerType" and isinstance(of, type) and ctypes.POINTER(of) is kind:
+        return ctypes.POINTER, (of,)
+    if metaclass == "PyCFuncPtrType" and hasattr(kind, "_argtypes_"):
+        given = kind._restype_, *kind._argtypes_
+        return (ctypes.CFUNCTYPE, given) if ctypes.CFUNCTYPE(*given) is kind else None
+    plain = getattr(ctypes, kind.__name__[:-3], None)  # c_int of c_int_be
+    swapped = [name for name in ("__ctype_be__", "__ctype_le__") if getattr(plain, name, None) is kind]
+    return (getattr, (plain, swapped[0])) if swapped else None
+
+
+# Views ---------------------------------------------------------------------------------------------
+# cloudpickle sends the bytes alone: a list of those is not that of a view of numbers.
+
+
+def _reduced_view(value: memoryview) -> Any:
+    return view_of, (value.tobytes(), value.format, value.shape, value.readonly)
+
+
+def view_of(content: bytes, format: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
+    """Return a view of such elements, of a copy; of bytes where no view can be made into that one."""
+    made = memoryview(content if readonly else bytearray(content))
+    if (format, shape) == (made.format, made.shape):
+        return made
+    try:
+        cast: memoryview = made.cast(format, shape) if len(shape) > 1 else made.cast(format)  # type: ignore[call-overload]
+        return cast
+    except (TypeError, ValueError):  # a record of ctypes or numpy, say, or no elements in one of several ways
+        return made
+
+
+WITHOUT_NAME[memoryview] = _reduced_view

@@ -13,21 +13,26 @@ import importlib
 import operator
 import pickle
 import sys
+import threading
 import types
 import typing
+import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
+from parcoll.ordered import Later, is_of_python
 from parcoll.wire import script
 from parcoll.wire.reducers import (
     WITHOUT_NAME,
     is_made,
     is_named,
+    make_skeleton_enum,
     make_type_var,
     parts_of_type_var,
     reduced_type_var,
     sentinels,
+    track_class,
 )
 
 # Objects that stand for themselves ----------------------------------------------------------------
@@ -80,13 +85,118 @@ def reduced_by_name(value: Any) -> Any:
     if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
         return NotImplemented
     reduction = value.__reduce_ex__(5)
+    if isinstance(value, Enum) and kind._member_map_.get(value._name_) is value:
+        by_value = not isinstance(reduction, str) and reduction[:2] != (kind, (value._value_,))
+        return reduction if by_value else (operator.getitem, (kind, value._name_))
     if not isinstance(reduction, str):
         return reduction
-    if isinstance(value, Enum):
-        return getattr, (kind, value.name)
-    if any(base.__module__ == "builtins" for base in kind.__mro__[:-1]):
+    if is_of_python(kind):
         return NotImplemented
     return one_object(value, object.__new__, kind, state=object.__getstate__(value))
+
+
+def home_of(kind: type) -> tuple[str, str] | None:
+    """Return the importable module that has a class which says that it is the script's, and its name there.
+
+    Its methods tell: these are that module's.
+    """
+    if kind.__module__ != "__main__":
+        return None
+    for part in vars(kind).copy().values():
+        module = part.__module__ if type(part) is types.FunctionType else "__main__"
+        if module != "__main__" and part.__qualname__.rpartition(".")[0] == kind.__qualname__:
+            with contextlib.suppress(AttributeError):
+                if operator.attrgetter(kind.__qualname__)(sys.modules.get(module)) is kind:
+                    return None if is_made(module) else (module, kind.__qualname__)
+    return None
+
+
+def reduced_mark(value: Any, kind: Any, main: dict[str, Any], marks: set[int]) -> Any:
+    """Reduce an object that has nothing but its identity, as a bare one, where the script has it by a name.
+
+    That is a name of its own, or one in a class. `marks` are those objects, once they have been looked for.
+    """
+    if not marks:
+        classes = [found for found in main.values() if issubclass(type(found), type)]
+        held = [
+            part for found in classes if is_made(found.__module__) for part in vars(found).copy().values()
+        ]
+        marks.update(map(id, [main, *main.values(), *held]))
+    return one_object(value, object.__new__, kind, state=({}, {})) if id(value) in marks else NotImplemented
+
+
+# Enums --------------------------------------------------------------------------------------------
+
+
+def reduced_enum(kind: Any, arguments: Any, members: dict[str, Any], at: str | None) -> Any:
+    """Return arguments and state of an enum, with other names of its members, and what these have."""
+    bases, name, qualname, _, *of_class, _ = arguments
+    values = {alias: member.value for alias, member in kind._member_map_.items()}
+    state = {attribute: value for attribute, value in members.items() if attribute not in values}
+    attributes = {member.name: of_member(member) for member in kind._member_map_.values()}
+    extra = {"at": at, "members": _by_hand(kind, values)}
+    return (bases, name, qualname, values, *of_class, extra), (state, attributes)
+
+
+def _by_hand(kind: Any, values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return values and content of members that are not made of their values; None where they are."""
+    made_by, content = kind._member_type_, getattr(kind._member_type_, "__getnewargs__", None)
+    is_own = isinstance(getattr(kind, "_new_member_", None), types.FunctionType) or any(
+        hasattr(type(value), "__get__") for value in values.values()
+    )
+    if not is_own or (made_by is not object and (content is None or made_by.__module__ != "builtins")):
+        return None
+    members = kind._member_map_.items()
+    return {alias: (values[alias], content(member) if content else ()) for alias, member in members}
+
+
+def made_enum(
+    bases: tuple[Any, ...], name: str, qualname: str, values: Any, module: Any, number: str, extra: Any
+) -> Any:
+    """Make an enum that travelled by value: its members, with what they hold, as they are in the script."""
+    if not (extra or {}).get("members"):
+        return make_skeleton_enum(bases, name, qualname, values, module, number, extra)
+    metaclass: Any = type(bases[-1])
+    names = metaclass.__prepare__(name, bases)
+
+    def __new__(cls: Any, value: Any, content: tuple[Any, ...]) -> Any:
+        made = cls._member_type_.__new__(cls, *content)
+        made._value_ = value
+        return made
+
+    names["__new__"] = __new__
+    for alias, member in extra["members"].items():
+        names[alias] = member
+    made = metaclass.__new__(metaclass, name, bases, names)
+    made.__module__, made.__qualname__ = module, qualname
+    return track_class(number, made)
+
+
+def of_member(member: Any) -> dict[str, Any]:
+    """Return what a member of an enum has beside what Python gives it."""
+    return {name: value for name, value in vars(member).items() if not name[0] == "_" == name[-1]}
+
+
+# In classes of the script's -------------------------------------------------------------------------
+
+
+def reduced_in_class(value: Any, kind: Any) -> Any:
+    """Reduce what only a class of the script's may bring: a lock, as a new one, and what holds weakly."""
+    if kind in NEW:
+        return NEW[kind], ()
+    parts = value if kind is weakref.WeakSet else value.items()
+    return kind, (), Later(lambda: (list, ([*parts],))), None, None, _fill
+
+
+NEW = {type(make()): make for make in (threading.Lock, threading.RLock)}
+IN_CLASSES = (*NEW, weakref.WeakSet, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
+
+
+def _fill(value: Any, parts: list[Any]) -> None:
+    """Fill what holds weakly, for as long as what came with it is here: the script has that, too."""
+    if (program := script.current()) is not None:
+        program.kept.setdefault("weakly", []).append(parts)
+    value.update(parts)
 
 
 def text_in_pickles(name: str) -> bytes:
@@ -219,29 +329,6 @@ def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> 
 
 
 WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable
-
-
-# Views ---------------------------------------------------------------------------------------------
-# cloudpickle sends the bytes alone: a list of those is not that of a view of numbers.
-
-
-def _reduced_view(value: memoryview) -> Any:
-    return view_of, (value.tobytes(), value.format, value.shape, value.readonly)
-
-
-def view_of(content: bytes, format: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
-    """Return a view of such elements, of a copy; of bytes where no view can be made into that one."""
-    made = memoryview(content if readonly else bytearray(content))
-    if (format, shape) == (made.format, made.shape):
-        return made
-    try:
-        cast: memoryview = made.cast(format, shape) if len(shape) > 1 else made.cast(format)  # type: ignore[call-overload]
-        return cast
-    except (TypeError, ValueError):  # a record of ctypes or numpy, say, or no elements in one of several ways
-        return made
-
-
-WITHOUT_NAME[memoryview] = _reduced_view
 
 
 # What `sys` tells of a process: the name of such a class means its only object, and no other can be made.

@@ -296,13 +296,22 @@ def set_state(func: Any, state: tuple[Any, dict[str, Any]]) -> None:
     named, slots["__globals__"] = slots["__globals__"], {}
     if _thread.script is not None:
         func.__globals__.update(named)
-    else:  # an element's, which may have been pickled when the script had changed its names
-        if (program := current()) is not None:
-            program.find_all(named.keys() - func.__globals__.keys())
-        for name, value in named.items():
-            func.__globals__.setdefault(name, value)
+    give_names(func, named)
     set_function_state(func, state)
     func.__globals__["__builtins__"] = builtins  # as `__main__` has it, where cloudpickle puts a dict
+
+
+def is_bare(func: Any) -> bool:
+    """Tell whether a function of the script was just made, and has not got its state yet."""
+    return id(func) in _thread.made
+
+
+def give_names(func: Any, names: dict[str, Any]) -> None:
+    """Have a function find these names, unless it finds others: those of an element's class may be later."""
+    if _thread.script is None and (program := current()) is not None:
+        program.find_all(names.keys() - func.__globals__.keys())
+    for name, value in names.items():
+        func.__globals__.setdefault(name, value)
 
 
 def named(name: str) -> Any:

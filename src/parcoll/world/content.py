@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from parcoll.wire import memmaps
 from parcoll.wire.codec import loads, modules_in
+from parcoll.wire.named import home_of
 from parcoll.wire.own_modules import is_own_module
 from parcoll.wire.reducers import is_made, names_made
 from parcoll.world import libraries
@@ -168,7 +169,9 @@ def given_content(value: Any) -> Content | None:
 
 def is_own_function(value: Any, module: str, path: str) -> bool:
     """Tell whether a function or class stands where its own module defines it."""
-    return getattr(value, "__module__", None) == module and getattr(value, "__qualname__", None) == path
+    home = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    home = home_of(value) or home if home[0] == "__main__" and issubclass(type(value), type) else home
+    return home == (module, path)
 
 
 # What an import gives each module, or Python notes there.

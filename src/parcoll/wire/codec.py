@@ -19,19 +19,10 @@ from typing import Any
 
 import cloudpickle
 
-from parcoll.ordered import Known, Order, Path, behind_class, held_by_others, set_states, settled
-from parcoll.wire import memmaps, reducers, script
+from parcoll.objects import ALWAYS, ATOMS, FILLED, Known, Objects, behind_class, settled
+from parcoll.ordered import Order, set_states
+from parcoll.wire import memmaps, named, reducers, script
 from parcoll.wire.classes import Loader, is_brought, reduced_class, set_first, set_names
-from parcoll.wire.named import (
-    IN_CLASSES,
-    WITH_NAME,
-    home_of,
-    original,
-    reduced_by_name,
-    reduced_in_class,
-    reduced_mark,
-    reduced_original,
-)
 from parcoll.wire.reducers import (
     REDUCED,
     WITHOUT_NAME,
@@ -160,7 +151,7 @@ class _Reducers:
 
 
 _by_reference = _Reducers({**WITHOUT_NAME, **reducers.BY_REFERENCE})
-_by_value = _Reducers({**WITHOUT_NAME, **WITH_NAME})
+_by_value = _Reducers({**WITHOUT_NAME, **named.WITH_NAME})
 
 
 class _ByReference(pickle.Pickler):
@@ -169,7 +160,7 @@ class _ByReference(pickle.Pickler):
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
 
-_KNOWN = (*REDUCED, *IN_CLASSES)
+_KNOWN = (*REDUCED, *named.IN_CLASSES)
 # What most pickles call, and has a name.
 _OURS = {settled, set_first, set_names, set_states, script.make_function, script.set_state}
 _OURS |= {reducers.make_skeleton_class, reducers.set_class_state, reducers.set_function_state, behind_class}
@@ -184,21 +175,30 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         # No cycle may lead to a pickler in C: where the collector has freed one, the process crashed later.
         self._order = Order(set_first, set_names, self.dispatch_table, _KNOWN)
         self._kinds: dict[type, Known] = {}  # the script's that have gone
-        self._elsewhere: dict[int, Path] = {}
-        self._marks: set[int] = set()
+        self._usual: dict[type, int] = {}  # those of these whose objects are pickled as Python does
+        program = script.current()
+        kept = program.kept if program is not None and program.travelled else {}
+        self._objects: Objects = kept.get("objects") or kept.setdefault("objects", Objects())
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:
         """Reduce what cloudpickle would lose."""
         kind = type(value)
+        if (usual := self._usual.get(kind)) is not None and (
+            usual == ALWAYS
+            or (
+                (parts := value.__dict__) and (usual == FILLED or ATOMS.issuperset(map(type, parts.values())))
+            )
+        ):
+            return NotImplemented
         if not issubclass(kind, REDUCED):  # not `isinstance`, which asks the object: it may raise
             if kind.__module__ == "__main__" and kind not in self.dispatch_table:
                 return self._of_class_of_script(value, kind)
-            of_class = self._order.depth and kind in IN_CLASSES
-            return reduced_in_class(value, kind) if of_class else NotImplemented
+            of_class = self._order.depth and kind in named.IN_CLASSES
+            return named.reduced_in_class(value, kind) if of_class else NotImplemented
         if kind is FunctionType and value in _OURS:
             return NotImplemented
-        reduction = reduced(value) if (found := reduced_original(value)) is None else found
+        reduction = reduced(value) if (found := named.reduced_original(value)) is None else found
         if reduction is not NotImplemented:
             return reduction
         if issubclass(kind, type) and (found := memmaps.reduced_of_c(value)) is not None:
@@ -207,24 +207,24 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         reduction = reducers.reduced_of_made(self, value) if made else NotImplemented
         reduction = super().reducer_override(value) if reduction is NotImplemented else reduction
         if reduction is not NotImplemented and isinstance(value, type) and len(reduction) == 6:
-            if (home := home_of(value)) is not None:
-                return original, home
+            if (home := named.home_of(value)) is not None:
+                return named.original, home
             return self._order.of_class(value, reduced_class(value, reduction, self._name_of(value)))
         return reduction
 
     def _of_class_of_script(self, value: Any, kind: type) -> Any:
         known = self._kinds.get(kind)
         if known is None:  # its class goes first, which may have it: it is made when the class is whole
-            if not self._kinds:
-                self._elsewhere = held_by_others(_script_names())
-            self._kinds[kind] = Known.of(kind)
+            known = self._kinds[kind] = self._objects.of(kind, _script_names())
+            if known.usual is not None:
+                self._usual[kind] = known.usual
             return behind_class, (kind, value)
-        reduction = known.reduced(value, self._elsewhere, script.named)
+        reduction = known.reduced(value, script.named)
         if known.is_bare and not value.__dict__ and reduction is NotImplemented:
-            reduction = reduced_mark(value, kind, _script_names(), self._marks)
+            reduction = named.reduced_mark(value, kind, _script_names(), self._objects.marks)
         return self._of_script(value) if reduction is NotImplemented else reduction
 
-    _of_script = staticmethod(reduced_by_name)
+    _of_script = staticmethod(named.reduced_by_name)
 
     def _name_of(self, value: Any) -> str | None:
         """Return the script's own name for a function or class, where it has one."""
@@ -256,6 +256,7 @@ class Steady:
 
     def __init__(self) -> None:
         self._went: weakref.WeakKeyDictionary[type, _Classes] = weakref.WeakKeyDictionary()
+        self.objects = Objects()
 
     def by_value(self, value: object, keep_inside: KeepInside = None) -> bytes:
         """Pickle a value."""
@@ -307,7 +308,7 @@ class _SteadyPickler(ByValue):
         self, file: io.BytesIO, keep_inside: KeepInside, steady: Steady, whole: bool = False
     ) -> None:
         super().__init__(file, keep_inside)
-        self._steady = steady
+        self._steady, self._objects = steady, steady.objects
         self._whole = whole  # classes that have not gone yet are pickled here
         self.kinds: list[type] = []
         self.needs: dict[str, _Classes] = {}

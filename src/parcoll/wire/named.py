@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from parcoll.ordered import Later, is_of_python
+from parcoll.objects import Later, is_of_python
 from parcoll.wire import script
 from parcoll.wire.reducers import (
     WITHOUT_NAME,

@@ -128,10 +128,13 @@ class Absent:
         )
 
 
+_SET_ONCE = ("_abc_impl", "_fields_")  # the fields of a structure of ctypes
+
+
 def _first(kind: type, members: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the members that are made of no object of the class, and what stands for others meanwhile."""
     first = {n: part for n, part in members.items() if type(part) in _CODE or type(part) in SCALARS}
-    left = [name for name in members if name not in first and name[:2] != "__" and name != "_abc_impl"]
+    left = [name for name in members if name not in first and name[:2] != "__" and name not in _SET_ONCE]
     blank = {name: made for name in left if (made := _empty(members[name])) is not None}
     asked = {
         name

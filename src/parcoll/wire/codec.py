@@ -178,7 +178,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._usual: dict[type, int] = {}  # those of these whose objects are pickled as Python does
         program = script.current()
         kept = program.kept if program is not None and program.travelled else {}
-        self._objects: Objects = kept.get("objects") or kept.setdefault("objects", Objects())
+        self._objects: Objects = kept.get("held") or kept.setdefault("held", Objects())
         super().__init__(file, PROTOCOL, buffer_callback=keep_inside)
 
     def reducer_override(self, value: Any) -> Any:

@@ -219,11 +219,17 @@ def reduced_hashed(value: Any) -> Any:
     names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
     if type(names) not in (dict, type(None)) or type(slots) is not dict:
         return NotImplemented
-    parts: tuple[dict[str, Any], ...] = {}, {}, {}
-    for name, part in {**(names or {}), **slots}.items():
-        parts[0 if _is_plain(part, [0]) else 2 if type(part) in CONTAINERS else 1][name] = part
-    steps = tuple(Later(functools.partial(_setting, value, part)) for part in parts if part)
+    given = [_by_rank(names or {}), _by_rank(slots)]
+    parts = [part for part in zip(*given, strict=True) if any(part)]
+    steps = tuple(Later(functools.partial(_setting, value, *part)) for part in parts)
     return make, arguments, Later(lambda: (settled, steps)), *items, settled
+
+
+def _by_rank(parts: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    ranks: tuple[dict[str, Any], ...] = {}, {}, {}
+    for name, part in parts.items():
+        ranks[0 if _is_plain(part, [0]) else 2 if type(part) in CONTAINERS else 1][name] = part
+    return ranks
 
 
 def leads_to_keys(value: Any, depth: int = 3) -> bool:
@@ -248,10 +254,12 @@ def leads_to_keys(value: Any, depth: int = 3) -> bool:
     return False
 
 
-def _setting(value: Any, parts: dict[str, Any]) -> Any:
-    return _set_parts, (value, parts)
+def _setting(value: Any, names: dict[str, Any], slots: dict[str, Any]) -> Any:
+    return _set_parts, (value, names, slots)
 
 
-def _set_parts(value: Any, parts: Mapping[str, Any]) -> None:
-    for name, part in parts.items():
+def _set_parts(value: Any, names: Mapping[str, Any], slots: Mapping[str, Any]) -> None:
+    if names:  # past descriptors, as pickle does
+        value.__dict__.update(names)
+    for name, part in slots.items():
         object.__setattr__(value, name, part)

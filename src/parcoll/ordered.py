@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import io
 import sys
@@ -87,20 +89,26 @@ class Order:
             if not is_outer:
                 return settled, ()
             parts, self._waiting = self._waiting, None
-            self.depth += 1
-            return settled, (*parts, Later(end))
-
-        def end() -> Any:
-            self.depth -= 1
-            return settled, ()
+            return self._as_members(*parts)
 
         given = Later(lambda: (set_states, (states,)))
         # What libraries have made: the fields of a dataclass are asked for when one gets its state.
         made = {name: part for name, part in state[0].items() if name[:2] == "__" and name not in first}
-        noted = Later(lambda: (self._set_first, (kind, made, {})))
+        if (fields := made.get("__dataclass_fields__")) is not None:
+            made["__dataclass_fields__"] = {name: _named(field) for name, field in fields.items()}
+        noted = Later(lambda: self._as_members(Later(lambda: (self._set_first, (kind, made, {})))))
         steps = Later(functions), Later(names), given, noted, Later(rest)
         parts = Later(lambda: (settled, steps))
         return make, arguments, parts, None, None, settled
+
+    def _as_members(self, *parts: Any) -> Any:
+        """Return the reduction of members of classes: locks among them are new."""
+        self.depth += 1
+        return settled, (*parts, Later(self._end))
+
+    def _end(self) -> Any:
+        self.depth -= 1
+        return settled, ()
 
 
 def set_states(states: Iterable[tuple[Any, Any, Callable[..., Any]]]) -> None:
@@ -126,6 +134,13 @@ class Absent:
             f"{name} is not on the workers: its value, of type {kind}, cannot be sent ({reason}): make it "
             "within the function, or once in each worker with @per_worker"
         )
+
+
+def _named(field: Any) -> Any:
+    """Return a field of a dataclass without its value, which may be a table of the class's objects."""
+    found = copy.copy(field)
+    found.default = found.default_factory = dataclasses.MISSING
+    return found
 
 
 _SET_ONCE = ("_abc_impl", "_fields_")  # the fields of a structure of ctypes

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from bare import bare_cluster
 from class_texts import IDENTITY, KEYS, MEMBERS, NAMES, THEMSELVES
+from field_texts import FIELDS
 from scripts import Scripts
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a local cluster needs fork")
 
 TEXTS = {"themselves": THEMSELVES, "identity": IDENTITY, "keys": KEYS, "names": NAMES, "members": MEMBERS}
-ASKED = {"themselves": 26, "identity": 20, "keys": 13, "names": 10, "members": 14}
+TEXTS["fields"] = FIELDS
+ASKED = {"themselves": 26, "identity": 20, "keys": 13, "names": 10, "members": 14, "fields": 5}
 
 
 @pytest.mark.parametrize("name", TEXTS)

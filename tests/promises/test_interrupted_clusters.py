@@ -97,7 +97,7 @@ def places(leaves_no_trace: None) -> list[Place]:
 
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGINT], ids=["an alarm", "Ctrl-C"])
 @pytest.mark.parametrize(
-    "part", [pytest.param(n, marks=() if n in (7, 41) else pytest.mark.slow) for n in range(PARTS)]
+    "part", [pytest.param(n, marks=() if n in (7, 31, 41) else pytest.mark.slow) for n in range(PARTS)]
 )
 def test_a_cluster_ends_wherever_a_signal_comes(places: list[Place], part: int, number: int) -> None:
     before = set(psutil.Process().children(recursive=True))

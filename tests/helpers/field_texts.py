@@ -44,6 +44,14 @@ check("node", lambda n: (n.v, n in n.peers, n.writes), [Node(5)])
 check("made", lambda v: Node(v), [6])
 found, = parallel([6], **options).map(Node)
 if (found.v, found in found.peers, found.writes) != (6, True, 1): print("result", vars(found))
+# objects that lead to each other, looked for by their names
+class Twin: pass
+one, other = Twin(), Twin()
+one.twin, other.twin, one.all = other, one, [one, other]
+def twins(name):
+    here = globals()[name]
+    return here.twin.twin is here, len(here.all)
+check("by name", twins, ["one"])
 connection.close()
 print(len(asked), "questions")
 """

@@ -299,7 +299,7 @@ class _Look:
 
     def __init__(self, names: dict[str, Any]) -> None:
         self._names = names
-        self._parts = 0
+        self._seen: set[int] = set()  # parts, by their ids: they may lead to each other
 
     def is_plain(self, value: Any) -> bool:
         kind = type(value)
@@ -309,8 +309,10 @@ class _Look:
             return True
         if issubclass(type(value), type) or kind.__module__ == _BY_NAME:
             return True
-        self._parts += 1
-        if self._parts > PARTS:
+        if id(value) in self._seen:
+            return True
+        self._seen.add(id(value))
+        if len(self._seen) > PARTS:
             return False
         if kind in (list, tuple, set, frozenset) or kind.__module__ == "collections" or kind is dict:
             return self._are_plain(value) and (

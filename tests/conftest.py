@@ -123,6 +123,7 @@ ALIKE_NEWEST = (
     *("watch/test_page.py", "watch/test_page_in_a_browser.py", "watch/test_progress.py"),
     *("watch/test_texts_of_users.py", "promises/test_reading.py", "promises/test_accounts.py"),
     *("promises/test_properties.py", "promises/test_traces.py", "promises/test_clocks.py"),
+    "promises/test_frozen_clocks.py",
     *("promises/test_accounts_of_waiting.py", "promises/test_deadly_elements.py"),
     *("checkpoint/test_what_comes_again.py", "checkpoint/test_refusals.py", "checkpoint/test_any_damage.py"),
     *("checkpoint/test_walks.py", "checkpoint/test_formats.py", "checkpoint/test_growth.py"),

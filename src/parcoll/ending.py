@@ -18,11 +18,11 @@ import signal
 import sys
 import sysconfig
 import threading
-import time
 from collections.abc import Callable, Iterable
 from types import GeneratorType
 from typing import Any, NoReturn
 
+from parcoll.clock import time
 from parcoll.system import leave_to_forks
 
 ALL_SECONDS = 0.85  # less than the second after which the host kills

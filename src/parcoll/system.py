@@ -1,7 +1,6 @@
 """System: what only Linux's kernel can do for a family of processes, and how processes ended.
 
-On other systems the functions that need this kernel do nothing, and return False or 0. And when Python's
-collector of cycles has to wait.
+On other systems these do nothing, and return False or 0. And when the collector of cycles has to wait.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ import signal
 import stat
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from parcoll.clock import time
 
 T = TypeVar("T")
 genuine_open = open  # whatever a test puts into the built-in names: that is for its own functions

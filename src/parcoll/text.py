@@ -10,11 +10,12 @@ import itertools
 import linecache
 import re
 import reprlib
-import time
 import weakref
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, WrapperDescriptorType
 from typing import Any
+
+from parcoll.clock import time
 
 LIMIT = 200  # characters of an element that a message quotes
 MAX_TEXT = 10_000  # characters of what an exception says, where it has more than can be told

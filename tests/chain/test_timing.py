@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("time.perf_counter", made)
+    monkeypatch.setattr("parcoll.clock.time.perf_counter", made)
     return made
 
 

@@ -11,7 +11,7 @@ import distributed.batched
 import pytest
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from parcoll import Connection, connect, parallel
+from parcoll import Connection, clock, connect, parallel
 from parcoll.local import imports
 
 
@@ -59,7 +59,7 @@ def test_the_processes_of_a_local_cluster_go_by_a_steady_clock() -> None:
 
         names = ("batched", "client", "core", "comm.core", "scheduler", "worker", "metrics")
         found = [name for name in names if sys.modules[f"distributed.{name}"].time is time.time]
-        return found if "clock" in IOLoop.time.__code__.co_freevars else [*found, "the loop"]
+        return found if "steady" in IOLoop.time.__code__.co_freevars else [*found, "the loop"]
 
     with connect(n_workers=1) as cluster:
         assert isinstance(cluster, Connection)
@@ -69,4 +69,5 @@ def test_the_processes_of_a_local_cluster_go_by_a_steady_clock() -> None:
         assert list(client.run(wall_clocks).values()) == [[]]
         assert client.loop.time() == pytest.approx(time.time(), abs=60)
         assert "time" in vars(client.loop)
+        assert client.loop.asyncio_loop.time is clock.time.monotonic
         assert distributed.batched.time is imports.time_of_loop  # type: ignore[comparison-overlap]

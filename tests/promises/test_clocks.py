@@ -11,7 +11,7 @@ import pytest
 from clocks import WallClock
 from scripts import Scripts, import_path
 
-from parcoll import Connection, parallel
+from parcoll import Connection, clock, parallel
 from parcoll.watch.recorder import Recorder
 from parcoll.watch.stats import Stats
 
@@ -73,7 +73,7 @@ def test_the_seconds_of_an_evaluation(inline: Connection, monkeypatch: pytest.Mo
     real = time.time
 
     def set_back(x: int) -> int:
-        monkeypatch.setattr(time, "time", lambda: real() - 7200)
+        monkeypatch.setattr(clock.time, "time", lambda: real() - 7200)
         return x
 
     chain = parallel([1]).map(set_back)
@@ -85,5 +85,5 @@ def test_the_seconds_of_an_evaluation(inline: Connection, monkeypatch: pytest.Mo
     assert pickle.loads(pickle.dumps(stats)).seconds == stats.seconds
     running = Stats()
     Recorder(running).begin()
-    monkeypatch.setattr(time, "time", lambda: real() + 7200)
+    monkeypatch.setattr(clock.time, "time", lambda: real() + 7200)
     assert 0 <= running.seconds < 600

@@ -82,7 +82,7 @@ def test_64_a_worker_thread_unless_told_otherwise(place: Connection, server: Pag
     threads = place.engine.threads()
 
     async def get(n: int) -> int:
-        return await fetch_async(port, n, 0.05)
+        return await fetch_async(port, n, 0.2)
 
     assert list(parallel(range(600)).map(get)) == list(range(600))
     threads = max(threads, place.engine.threads())  # a worker may have been missing

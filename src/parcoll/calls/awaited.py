@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from parcoll.calls import coroutines
 from parcoll.calls.objects import gives_nothing, needs_itself, tell_of_end, tell_of_making, tell_of_yield
 from parcoll.chain.failures import makes_apart
+from parcoll.clock import time
 
 END_SECONDS = 2.0  # that a loop has to run what follows the `yield` of a factory
 

@@ -8,7 +8,6 @@ elements, as in any step.
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ from parcoll.chain.marks import Marked
 from parcoll.chain.policy import PLAIN, Policy
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.timing import name_of
+from parcoll.clock import time
 from parcoll.text import describe, short_repr
 
 FIRST = 16  # elements of the first batch of size "auto"

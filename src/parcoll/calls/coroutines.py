@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from parcoll import ending
+from parcoll.clock import steady_loop
 
 NAME = "parcoll-coroutines"  # of the thread
 END_SECONDS = 0.2  # for what runs in the loop to be cancelled, where the process ends
@@ -49,6 +50,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        steady_loop(self.loop)
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
 

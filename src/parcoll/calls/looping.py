@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextvars
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.world import handlers
 
 ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))  # nobody can tell how long they live

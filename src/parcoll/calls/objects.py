@@ -13,12 +13,12 @@ import inspect
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from parcoll.chain.failures import makes_apart
+from parcoll.clock import time
 from parcoll.errors import logger
 from parcoll.text import line_of
 from parcoll.wire.script import current, owner

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from fractions import Fraction
 from typing import NamedTuple
 
 from parcoll.chain.steps import WHOLE, Share
+from parcoll.clock import time
 
 
 class Rate(NamedTuple):

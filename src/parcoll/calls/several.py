@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
@@ -24,6 +23,7 @@ from parcoll.chain.failures import late, stands_between
 from parcoll.chain.guard import Guard
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Share
+from parcoll.clock import time
 from parcoll.system import Inbox
 from parcoll.wire.script import owned_by, owner
 from parcoll.world.world import CallContext

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from parcoll.chain.guard import Guard
 from parcoll.chain.marks import Marked
 from parcoll.chain.policy import Policy
 from parcoll.chain.steps import SKIP, WHOLE, Filter, FlatMap, Foreach, Map, Share, Step
+from parcoll.clock import time
 from parcoll.ending import ProcessEnds
 
 COROUTINES = 64  # calls that each task makes at the same time, where a step was not told otherwise

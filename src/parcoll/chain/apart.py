@@ -7,9 +7,10 @@ neither as a step's time nor towards the sizes of partitions.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import NamedTuple
+
+from parcoll.clock import time
 
 
 class Made(NamedTuple):

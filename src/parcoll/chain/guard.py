@@ -6,7 +6,6 @@ It calls the function again with the element, or puts a value in the element's p
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from parcoll.chain.marks import Marked
 from parcoll.chain.policy import pause
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
+from parcoll.clock import time
 from parcoll.errors import ElementTimeoutError
 from parcoll.text import function_name, short_repr
 

@@ -14,7 +14,6 @@ A step that holds elements from one draw to the next ends one loop, and the step
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from parcoll.chain.marks import Marked
 from parcoll.chain.place import START, Place
 from parcoll.chain.steps import SKIP, Step
 from parcoll.chain.tally import Tally
+from parcoll.clock import time
 
 # CPython allows 20 statically nested blocks, of which a loop that gives lists has some more than others. A
 # longer row of flatmaps is cut into several loops.

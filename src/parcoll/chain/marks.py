@@ -15,15 +15,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import length_hint
-from time import monotonic
 from typing import Any, NamedTuple
 
 from parcoll.chain.apart import clock
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import Step
 from parcoll.chain.tally import Tally
+from parcoll.clock import time
 from parcoll.text import function_name
 
+monotonic = time.monotonic  # called for each element that has a timeout
 LOADING, RUNNING, PACKING = range(3)  # phases of a piece of work
 SETTING_UP = 3  # what no work of the user's does
 MAKING = 4  # an object that outlives the work: nor is that a call's doing

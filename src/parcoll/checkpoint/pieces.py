@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +42,7 @@ from parcoll.checkpoint.again import Reopened
 from parcoll.checkpoint.descriptions import CHAIN, END
 from parcoll.checkpoint.records import Record, decoded, encoded, other_writer, rows
 from parcoll.checkpoint.storage import TEMPORARY, Folder, NotAFileError
+from parcoll.clock import time
 from parcoll.errors import CheckpointError, logger
 
 PIECE_SECONDS = 0.1  # between two pieces; or a hundredth of the evaluation's time so far, if that is more

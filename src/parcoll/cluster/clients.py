@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import warnings
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -24,9 +23,10 @@ import distributed.comm.registry
 import distributed.versions
 from dask.utils import parse_timedelta
 
+from parcoll.clock import steady_loop, steady_loop_of_dask, time
 from parcoll.errors import ConnectError
 from parcoll.local import limits
-from parcoll.local.imports import steady_client
+from parcoll.local.imports import steady_messages
 from parcoll.worker.this_worker import has_worker
 
 T = TypeVar("T")
@@ -85,12 +85,16 @@ class Client(distributed.Client):
     """A client that does not look for a scheduler that it has lost: its engine does, or tells the user.
 
     dask's own client would look for it for some seconds, come back to a scheduler on which nothing of ours
-    is, or write its failure on the user's terminal. It has no setting for that. The method that is overridden
-    here is private; `tests/dask_facts` fails when dask changes it.
+    is, or write its failure on the user's terminal. It has no setting for that, and none for its clocks. The
+    methods that are overridden here are private; `tests/dask_facts` fails when dask changes them.
     """
 
     _was_connected = False
     silent_seconds: float | None = None  # for which its scheduler was silent, if that is how it was lost
+
+    async def _start(self, *arguments: Any, **settings: Any) -> Any:
+        steady_loop_of_dask(self.loop)
+        return await super()._start(*arguments, **settings)  # type: ignore[no-untyped-call]
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
         if self._was_connected:
@@ -211,6 +215,7 @@ class _NoGreeting(TimeoutError):
 
 async def _greet(address: str, security: Any, seconds: float) -> dict[str, Any]:
     """Return what a server says of itself."""
+    steady_loop(asyncio.get_running_loop())
     arguments = security.get_connection_args("client")
     # The timeout of connect() does not cover a server that accepts and then says nothing.
     connecting = distributed.comm.connect(address, timeout=seconds, **arguments)
@@ -330,7 +335,7 @@ def _started(address: str, **settings: Any) -> Any:
         close_lost(client)
         raise
     _quiet.expected.add(client.scheduler.address)  # the one given may have had a name, or no protocol
-    steady_client(client)
+    steady_messages()
     client.loop.add_callback(_watch_silence, client)
     return _prompt(client)
 

@@ -12,7 +12,6 @@ import itertools
 import os
 import queue
 import sys
-import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import distributed
 from distributed.scheduler import KilledWorker
 
+from parcoll.clock import time
 from parcoll.cluster import losses, nesting
 from parcoll.cluster.link import Gathering, Link, WorkerLostMeanwhileError
 from parcoll.errors import SerializationError

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from parcoll.clock import time
 from parcoll.cluster.ways import Way
 from parcoll.errors import ConnectError
 from parcoll.evaluation.engine import lost_for_good

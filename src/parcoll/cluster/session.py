@@ -7,13 +7,13 @@ import itertools
 import math
 import os
 import queue
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
 from dask._task_spec import Task, TaskRef
 
+from parcoll.clock import time
 from parcoll.cluster.link import RELEASED, KeptOnCluster, Link, lost_again
 from parcoll.cluster.nesting import enter_task, level
 from parcoll.cluster.receiving import REPORT, Lost, Receiving, ReportReader

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from parcoll.clock import time
 from parcoll.errors import ClusterLostError, ClusterStartError, ConnectError, logger
 from parcoll.evaluation.engine import lost_for_good
 from parcoll.local import limits

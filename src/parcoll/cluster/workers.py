@@ -12,7 +12,6 @@ import functools
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 import dask
 
+from parcoll.clock import time
 from parcoll.errors import logger
 
 T = TypeVar("T")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from parcoll.chain.place import Place
+from parcoll.clock import time
 from parcoll.errors import SerializationError
 from parcoll.evaluation.engine import Job, Sizer, Sole
 from parcoll.evaluation.plan import BagPartitions, KeptPartitions

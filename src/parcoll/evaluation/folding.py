@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from parcoll.chain.sinks import Results, Sink
 from parcoll.chain.steps import Step
 from parcoll.chain.timing import remember, remembered
 from parcoll.checkpoint import values
+from parcoll.clock import time
 from parcoll.evaluation.engine import Job, Join, Session, Sole
 from parcoll.evaluation.run import Run
 from parcoll.text import UNSET, function_name, function_words

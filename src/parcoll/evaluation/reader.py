@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.keys.streams import Operation
 
 SLICED = (list, tuple, range, str, bytes)  # exact types: a subclass may iterate as it likes

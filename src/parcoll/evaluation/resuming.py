@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -28,6 +27,7 @@ from parcoll.checkpoint.again import Part, Reopened, has_grown_batch, joined, ta
 from parcoll.checkpoint.pieces import LONGEST_SECONDS, PIECE_BYTES, PIECE_SECONDS, Checkpoint, Piece
 from parcoll.checkpoint.records import Record
 from parcoll.checkpoint.storage import folder_at
+from parcoll.clock import time
 from parcoll.errors import SerializationError, logger
 from parcoll.evaluation.engine import Job
 from parcoll.evaluation.feed import Rest, StreamFeed

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ from parcoll.chain.place import Place
 from parcoll.chain.sinks import Results, Sink, saving
 from parcoll.chain.steps import Origins, Step
 from parcoll.chain.timing import remembered, remembered_of_few
+from parcoll.clock import time
 from parcoll.errors import CheckpointError, ClusterLostError, logger
 from parcoll.evaluation.engine import Engine, Job, Losses, Sizer, Sole
 from parcoll.evaluation.feed import Feed, StreamFeed, partitions_of

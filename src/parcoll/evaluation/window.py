@@ -6,13 +6,13 @@ Their number is bounded, so the source is read ahead by a bounded number. They a
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from parcoll.calls.rates import Shares
 from parcoll.chain.timing import remember
+from parcoll.clock import time
 from parcoll.errors import ClusterLostError, logger
 from parcoll.evaluation.engine import Engine, Job, Losses, Session, Sizer
 from parcoll.evaluation.feed import Feed, Rest

@@ -11,7 +11,6 @@ import os
 import pickle
 import struct
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from parcoll.chain import apart
+from parcoll.clock import time
 from parcoll.errors import WorkerSetupError, logger
 from parcoll.system import without_collections
 from parcoll.text import line_of, short_repr

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from parcoll.clock import time
 from parcoll.system import MemoryFile
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Credentials:
         # A P-256 key is made in 2 ms; the RSA key of Security.temporary() takes 50 to 250 ms.
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(time.time(), UTC)  # `now` is what a test may have set
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)

@@ -17,7 +17,6 @@ import select
 import shutil
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from parcoll.clock import time
 from parcoll.local import limits
 from parcoll.local.children import (
     NOT_STARTED,

@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.errors import ClusterStartError
 from parcoll.local import limits
 from parcoll.system import how_ended

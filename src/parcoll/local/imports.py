@@ -7,12 +7,12 @@ import importlib
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import time as the_program_s
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
-from types import ModuleType
-from typing import Any
+from types import BuiltinFunctionType, ModuleType
 
+from parcoll.clock import steady_clock, time
 from parcoll.errors import ClusterStartError
 from parcoll.local import limits
 from parcoll.local.shutdown import refuse_at_end, registering_late
@@ -71,6 +71,7 @@ def import_whole(*names: str, lean: bool = False) -> None:
         with registering_late(), lean_imports() if lean else without_collections():
             for name in names:
                 importlib.import_module(name)
+            _with_genuine_clocks()
 
     handlers.unbroken(work)
 
@@ -96,43 +97,44 @@ def _is_under_way(module: ModuleType) -> bool:
 
 
 # The clock that dask goes by ----------------------------------------------------------------------
-# dask batches its messages by `time.time()`, and so do tornado's loops with timeouts and with what comes
-# again and again. Set back by two hours, they would wait for two hours. So the loops of parcoll's clients,
-# and all of the local cluster's processes, go by a clock that nobody can set: it begins as the wall clock,
-# and goes on evenly. In the user's process nothing else of dask's changes. `tests/dask_facts/` fails when the
-# private parts change.
+# dask batches its messages by `time.time()`, too. So the loops of parcoll's clients and workers, and all of
+# the local cluster's processes, go by clocks that nobody can set. In the user's process nothing else of
+# dask's changes. `tests/dask_facts/` fails when the private parts change.
 
 
-def steady_clock() -> Callable[[], float]:
-    """Return a clock that tells the seconds since 1970, as far as nobody sets the wall clock from now on."""
-    beginning = time.time() - time.monotonic()
-
-    def steady() -> float:
-        return beginning + time.monotonic()
-
-    steady.__name__ = "time"  # by which the pages of dask's dashboard call it
-    return steady
+CLOCKS = ("time", "monotonic", "process_time", "thread_time")  # that dask's modules have by these names
 
 
-def steady_client(client: Any) -> None:
-    """Have a client's loop, and its messages to the scheduler, go by a steady clock."""
+def steady_messages() -> None:
+    """Have dask send messages by the clock of the loop that sends them."""
     import distributed.batched
 
-    client.loop.time = steady_clock()  # from now on: what waits already waits by the wall clock as it is
-    distributed.batched.time = (
-        time_of_loop  # a client of the user's own has a loop that goes by the wall clock
-    )
+    # A client of the user's own has a loop that goes by the wall clock.
+    distributed.batched.time = time_of_loop
 
 
 def steady_process() -> None:
-    """Have all of dask and of tornado in this process go by a steady clock."""
+    """Have all of dask, of tornado and of asyncio in this process go by a steady clock."""
+    import asyncio
+
     from tornado.ioloop import IOLoop
 
-    clock = steady_clock()
-    IOLoop.time = lambda self: clock()  # type: ignore[method-assign]
+    steady = steady_clock()
+    IOLoop.time = lambda self: steady()  # type: ignore[method-assign]
+    asyncio.BaseEventLoop.time = lambda self: time.monotonic()  # type: ignore[method-assign]
     for name, module in sys.modules.copy().items():
-        if name.partition(".")[0] == "distributed" and getattr(module, "time", None) is time.time:
-            module.time = clock  # type: ignore[attr-defined]
+        if name.partition(".")[0] == "distributed" and getattr(module, "time", None) is the_program_s.time:
+            module.time = steady  # type: ignore[attr-defined]
+
+
+def _with_genuine_clocks() -> None:
+    """Have dask go by Python's own clocks, if a test had put others there when it was imported."""
+    theirs = {name: getattr(the_program_s, name) for name in CLOCKS}
+    put = {name: clock for name, clock in theirs.items() if type(clock) is not BuiltinFunctionType}
+    for name, module in sys.modules.copy().items() if put else ():
+        if name.partition(".")[0] == "distributed":
+            for clock in [clock for clock in put if vars(module).get(clock) is put[clock]]:
+                setattr(module, clock, getattr(time, clock))
 
 
 def time_of_loop() -> float:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -29,6 +28,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker_state_machine import RescheduleEvent, SecedeEvent
 
 from parcoll import ending
+from parcoll.clock import time
 from parcoll.local.levels import Running, level_of
 from parcoll.system import Inbox
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.errors import ClusterStartError
 
 DAEMONS_SECONDS = 1.0  # more than a thread needs to print a traceback on a busy machine

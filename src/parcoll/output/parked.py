@@ -13,7 +13,6 @@ import os
 import pickle
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from parcoll.chain import apart
 from parcoll.chain.failures import stands_between
 from parcoll.chain.steps import Map
+from parcoll.clock import time
 from parcoll.output.arrow import Arrow, TablePart
 from parcoll.output.compressing import opener
 from parcoll.output.encoding import Part, RowFormat

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.output.arrow import Arrow, TablePart
 from parcoll.output.rolling import Cutter, Files, Limits, Rolling, ends_of
 from parcoll.output.tables import package

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
+from parcoll.clock import time
 from parcoll.output.compressing import Opener
 from parcoll.output.encoding import Part, RowFormat
 from parcoll.text import counted, short_repr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
@@ -13,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from parcoll.chain import apart
+from parcoll.clock import time
 from parcoll.mistakes import no_mapping
 from parcoll.output.encoding import MisfitError
 from parcoll.text import describe

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from types import TracebackType
 from typing import Protocol
 
+from parcoll.clock import time
 from parcoll.errors import logger
 from parcoll.text import escaped, line_of
 from parcoll.watch.bar import Bar

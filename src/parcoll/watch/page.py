@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import OrderedDict, deque
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado import web
+
+from parcoll.clock import time
 
 TOPIC = "parcoll"  # of dask's events: clients publish their numbers under it
 MAX_PIPELINES = 100

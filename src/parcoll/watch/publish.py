@@ -10,7 +10,6 @@ import re
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from typing import Any
 
 import cloudpickle
 
+from parcoll.clock import time
 from parcoll.errors import logger
 from parcoll.text import escaped
 from parcoll.watch import page

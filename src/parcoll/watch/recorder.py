@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import unpacked
+from parcoll.clock import time
 from parcoll.text import escaped
 from parcoll.watch.stats import FAILURES, FailureReport, MadeStats, State, Stats, StepStats, WrittenStats
 from parcoll.wire.exceptions import Failure

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from parcoll.chain.failures import FailedElements
+from parcoll.clock import time
 from parcoll.watch import table
 
 State = Literal["new", "running", "ended", "failed", "stopped"]

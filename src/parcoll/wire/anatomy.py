@@ -14,7 +14,6 @@ import io
 import pickle
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from types import (
 )
 from typing import Any
 
+from parcoll.clock import time
 from parcoll.errors import SerializationError
 from parcoll.text import (
     describe,

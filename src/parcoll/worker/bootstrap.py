@@ -73,9 +73,11 @@ class Bootstrap(WorkerPlugin):
         sys.modules["parcoll_bootstrap"] = type(sys)("parcoll_bootstrap")  # dataclasses and pickle look there
         names["install"](self.sources)
         from parcoll.calls import objects  # lazy: it may have come just now
+        from parcoll.clock import steady_loop_of_dask  # lazy: as above
         from parcoll.system import leave_sigterm_to_forks  # lazy: as above
         from parcoll.worker.outcome import Watch  # lazy: as above
 
+        steady_loop_of_dask(worker.loop)
         leave_sigterm_to_forks()
         self._watch = Watch(worker)
         objects.worker_here = weakref.ref(worker)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from parcoll.chain.failures import own_frames, stands_between
 from parcoll.chain.marks import Counting
 from parcoll.chain.place import Place
 from parcoll.chain.sinks import Pack, Sink
+from parcoll.clock import time
 from parcoll.errors import SerializationError
 from parcoll.text import function_name, function_title, line_of, message_of, short_repr
 from parcoll.wire.anatomy import cannot_send

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,6 +18,7 @@ from parcoll.calls.held import Held, Lacking, UsedError
 from parcoll.chain.apart import Made
 from parcoll.chain.failures import FailedElement
 from parcoll.chain.tally import Tally
+from parcoll.clock import time
 from parcoll.errors import SerializationError, WorkerLostError, WorkerSetupError
 from parcoll.system import without_collections
 from parcoll.text import describe, line_of, message_of

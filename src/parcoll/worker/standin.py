@@ -14,7 +14,6 @@ import pickle
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 import cloudpickle
 
 from parcoll.chain.marks import Lanes, Marks
+from parcoll.clock import time
 from parcoll.errors import WorkerSetupError
 from parcoll.text import line_of
 from parcoll.wire.modules import AtImport

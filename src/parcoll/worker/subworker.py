@@ -14,7 +14,6 @@ import pickle
 import select
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from parcoll import ending
 from parcoll.calls import objects
 from parcoll.chain.marks import SETTING_UP, Marks
+from parcoll.clock import time
 from parcoll.errors import WorkerSetupError
 from parcoll.system import Starter, cores
 from parcoll.wire.payload import free_beside

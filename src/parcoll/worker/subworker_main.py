@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from operator import length_hint
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +29,7 @@ from parcoll.chain.sinks import Sink
 from parcoll.chain.steps import WHOLE, Share, Step
 from parcoll.chain.tally import Tally
 from parcoll.chain.timing import Pace
+from parcoll.clock import time
 from parcoll.system import adopt_orphans, die_with_parent, resident_bytes
 from parcoll.wire.exceptions import Failure
 from parcoll.wire.payload import Packed, Payload

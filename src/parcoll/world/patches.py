@@ -10,13 +10,14 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import importlib
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from parcoll.text import message_of
 from parcoll.wire.codec import dumps
@@ -278,3 +279,68 @@ def _look() -> None:
 
 
 looks.append(_look)
+
+
+# Clocks of freezegun and time-machine -------------------------------------------------------------
+# Both put functions of their own, no program's, where Python's clocks are: freezegun into all modules, and
+# time-machine into the functions themselves. `promises/test_frozen_clocks.py` fails when their private parts
+# change.
+
+
+ZONE = ("_destination_tzname", "_orig_tz")  # which time-machine puts into the environment, and that travels
+
+
+class Frozen(NamedTuple):
+    """Where such a library has the clocks stand or go."""
+
+    library: str
+    kind: str  # of what tells the time
+    state: dict[str, Any]  # its own
+    offset: Any = None  # of the local time, for freezegun
+    ignored: tuple[str, ...] = ()  # modules beside those that freezegun always leaves alone
+
+
+def read_frozen() -> Frozen | None:
+    """Return where the program has the clocks; None if they go as in a fresh process."""
+    api: Any = sys.modules.get("freezegun.api")
+    if telling := getattr(api, "freeze_factories", None):
+        always = sys.modules["freezegun.config"].DEFAULT_IGNORE_LIST
+        ignored = tuple(name for name in api.ignore_lists[-1] if name not in always)
+        return Frozen("freezegun", *_told_by(telling[-1]), api.tz_offsets[-1], ignored)
+    # Before its third version time-machine stopped the monotonic clock, and with it all event loops.
+    if travellers := getattr(sys.modules.get("time_machine"), "traveller_stack", None):
+        travellers[-1].time_ns()  # which makes it begin, if it has not
+        return Frozen("time_machine", *_told_by(travellers[-1]))
+    return None
+
+
+def _told_by(telling: Any) -> tuple[str, dict[str, Any]]:
+    state = {name: value for name, value in vars(telling).items() if name not in ZONE}
+    return type(telling).__name__, state
+
+
+def set_frozen(wanted: Frozen | None) -> None:
+    """Have the clocks stand or go so."""
+    while _frozen:
+        _frozen.pop()()
+    if wanted is None:
+        return
+    library = importlib.import_module(wanted.library)
+    if wanted.library == "time_machine":
+        travel = library.travel(0)
+        telling = travel.start()
+        _frozen.append(travel.stop)
+    else:
+        # What a worker runs in is left alone. Whose calls are not changed is not asked: freezegun would look
+        # for `threading` among the callers, and functions are called in threads here.
+        freezer = library.freeze_time(ignore=[*RUN_IN, "parcoll"])
+        freezer.start()
+        _frozen.append(freezer.stop)
+        api = sys.modules["freezegun.api"]
+        telling = object.__new__(getattr(api, wanted.kind))
+        api.freeze_factories[-1], api.tz_offsets[-1] = telling, wanted.offset
+        api.ignore_lists[-1] = wanted.ignored
+    vars(telling).update(wanted.state)
+
+
+_frozen: list[Callable[[], None]] = []  # what ends it

@@ -179,6 +179,7 @@ THINGS: tuple[Thing, ...] = (
     Thing("tempfile.tempdir", libraries.read_temporary, libraries.set_temporary, of_machine=True),
     Thing("the start method", libraries.read_start_method, libraries.set_start_method),
     Thing("the size of stacks", _read_stack_size, _set_stack_size),
+    Thing("the clocks of freezegun or time-machine", patches.read_frozen, patches.set_frozen),
     Thing("logging", records.read_settings, records.set_settings, once=True, pack=records.pack_settings),
 )
 THINGS += tuple(

@@ -187,6 +187,15 @@ def test_loggers_of_a_class_of_the_user_s_own(one: One, kept: Kept) -> None:
     assert [record.getMessage() for record in kept.records] == ["HERE"]
 
 
+def test_what_the_script_has_put_into_a_logger(one: One, kept: Kept) -> None:
+    mine: Any = logging.getLogger(f"{LOGGER.name}.mine.{os.urandom(4).hex()}")
+    mine.tenant, mine.again = "a", lambda text: mine.warning("%s %s", text, text)
+    assert one(lambda _: (mine.again("now"), mine.tenant)[1]) == "a"
+    mine.tenant = "b"
+    assert one(lambda _: mine.tenant) == "b"
+    assert [record.getMessage() for record in kept.records] == ["now now"]
+
+
 def test_each_record_comes_once_whatever_becomes_of_the_results(way: str, kept: Kept) -> None:
     def log(x: int) -> int:
         LOGGER.info("at %d", x)

@@ -259,6 +259,13 @@ class TestWhatCannotBeWritten:
             parallel(given).write_jsonl(tmp_path / "no", default=lambda day: 1 / 0)
         assert "at element 1: " in caught_too.value.__notes__[0]
 
+    def test_what_json_knows_since_the_program_has_put_it_there(
+        self, cluster: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(json.JSONEncoder, "default", lambda self, value: str(value))
+        parallel([1, date(2020, 1, 2)]).write_jsonl(tmp_path / "out")
+        assert (tmp_path / "out").read_text() == '1\n"2020-01-02"\n'
+
     def test_not_a_number_is_as_json_dumps_has_it(self, inline: Connection, tmp_path: Path) -> None:
         odd = {1: (2.5, "\x00\u2028é"), None: {True: -0.0}, 1e300: [[], {}, 10**40]}
         parallel([odd, 1.5, "x", None]).write_jsonl(tmp_path / "odd")

@@ -179,7 +179,9 @@ def _encodes(default: Any) -> Callable[[Any], str]:
     `JSONEncoder.encode` makes an encoder in C for each value. One may serve for all, as long as none fails:
     what has failed would be taken for a circle. It is private, so it has to show that it does the same.
     """
-    slow = json.JSONEncoder(default=default or _refuse)
+    if default is None and json.JSONEncoder.default.__module__ == "json.encoder":  # not the program's own
+        default = _refuse
+    slow = json.JSONEncoder(default=default)
     try:
         quick = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
             *({}, slow.default, json.encoder.encode_basestring_ascii, None),

@@ -38,7 +38,7 @@ def read_settings() -> list[Any]:
     root, names = logging.root, logging._levelToName
     loggers: Any = root.manager.loggerDict.values()
     found = [
-        (logger.level, logger.disabled, logger.propagate, type(logger), *logger.handlers)
+        (logger.level, logger.disabled, logger.propagate, type(logger), *logger.handlers, _added(logger))
         for logger in loggers
         if type(logger) is not PLACEHOLDER
         and (
@@ -47,6 +47,7 @@ def read_settings() -> list[Any]:
             or logger.disabled
             or not logger.propagate
             or type(logger) is not logging.Logger
+            or len(vars(logger)) > len(_FRESH)
         )
     ]
     captures = getattr(logging, "_warnings_showwarning", None) is not None
@@ -61,17 +62,34 @@ def read_settings() -> list[Any]:
     ]
 
 
+_FRESH = {*vars(logging.getLogger("parcoll"))}  # what any logger has
+
+
+def _added(logger: logging.Logger) -> dict[str, Any]:
+    """Return the attributes that a logger of the program has beside those of any."""
+    return {name: value for name, value in vars(logger).items() if name not in _FRESH}
+
+
+def _packed_attributes(logger: logging.Logger) -> dict[str, bytes]:
+    packed = {}
+    for name, value in _added(logger).items():
+        with contextlib.suppress(Exception):  # as a logger's class that cannot travel
+            packed[name] = by_value(value)
+    return packed
+
+
 def pack_settings(found: list[Any]) -> dict[str, Any]:
     """Return what travels of it."""
     disable, _, _, names, captures, factory, _ = found
-    loggers: dict[str, tuple[int, bool, bool, list[Any], bytes | None]] = {}
+    loggers: dict[str, tuple[int, bool, bool, list[Any], bytes | None, dict[str, bytes]]] = {}
     for name, found_here in [("", logging.root), *logging.root.manager.loggerDict.copy().items()]:
         if isinstance(found_here, logging.Logger) and not _is_of(name, DASK):
             handlers = [_described(handler) for handler in found_here.handlers]
             kind = _packed_kind(type(found_here))
             disabled, propagate = found_here.disabled, bool(found_here.propagate)
-            if not name or found_here.level or disabled or not propagate or handlers or kind:
-                loggers[name] = found_here.level, disabled, propagate, handlers, kind
+            added = _packed_attributes(found_here)
+            if not name or found_here.level or disabled or not propagate or handlers or kind or added:
+                loggers[name] = found_here.level, disabled, propagate, handlers, kind, added
     try:
         made_by = by_value(factory) if factory is not logging.LogRecord else None
     except Exception:
@@ -99,10 +117,11 @@ def set_settings(wanted: dict[str, Any]) -> None:
         logging.getLogger(name).disabled, logging.getLogger(name).propagate = False, True
         logging.getLogger(name).removeHandler(_IN_SCRIPT)
     _twins.clear()
-    for name, (level, disabled, propagate, handlers, kind) in loggers.items():
+    for name, (level, disabled, propagate, handlers, kind, added) in loggers.items():
         logger = logging.getLogger(name or None)
         if kind is not None and type(logger) is logging.Logger:
             logger.__class__ = loads(kind)
+        vars(logger).update({attribute: loads(value) for attribute, value in added.items()})
         if logger.level != level:
             logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate

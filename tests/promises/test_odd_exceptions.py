@@ -131,3 +131,47 @@ def test_partitions_of_a_bag_may_be_dictionaries(cluster):
     bag = pytest.importorskip("dask.bag").from_sequence(["a", "b"], npartitions=2)
     keyed = bag.map_partitions(lambda part: dict.fromkeys(part, 0))
     assert list(parallel(keyed).map(str.upper)) == ["A", "B"]
+
+
+@pytest.mark.parametrize("outcome", ["skip", "xfail", "fail"])
+def test_pytest_s_own_exceptions_are_pytest_s(cluster, outcome):
+    """They say that they are built-in ones."""
+    kind = getattr(pytest, outcome).Exception
+    with pytest.raises(kind, match="because"):
+        list(parallel([1, 2]).map(lambda x: getattr(pytest, outcome)("because")))
+    assert list(parallel([kind("because")]).map(type)) == [kind]
+
+
+def test_a_class_of_a_library_may_say_that_it_is_another_module_s(scripts):
+    scripts.write("library/__init__.py", "")
+    scripts.write(
+        "library/inner.py",
+        """
+        class Base(Exception): ...
+        class Derived(Base): ...
+        class Plain:
+            def __init__(self, x): self.x = x
+            def __eq__(self, other): return isinstance(other, Plain) and other.x == self.x
+        Derived.__module__ = Plain.__module__ = "builtins"
+        """,
+    )
+    out = scripts.run_file(
+        """
+        from library.inner import Base, Derived, Plain
+        from parcoll import connect, parallel
+        def fail(x): raise Derived(x)
+        with connect(n_workers=1):
+            try:
+                list(parallel([1]).map(fail))
+            except Base as error:
+                assert type(error) is Derived
+            for timeout in (None, 30):
+                given = [Plain(1), Derived, Plain]
+                look = parallel(given, timeout=timeout).map(lambda x: (x, isinstance(x, Plain), x is Derived))
+                found = list(look)
+                want = [(Plain(1), True, False), (Derived, False, True), (Plain, False, False)]
+                assert found == want
+        print("done")
+        """
+    )
+    assert out == "done\n"

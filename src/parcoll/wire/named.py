@@ -96,15 +96,14 @@ def reduced_by_name(value: Any) -> Any:
 
 
 def home_of(kind: type) -> tuple[str, str] | None:
-    """Return the importable module that has a class which says that it is the script's, and its name there.
+    """Return the importable module that has a class which says that it is another one's, and its name there.
 
-    Its methods tell: these are that module's.
+    It says that it is the script's; or one of the built-in ones, as pytest's exceptions do. Its methods tell:
+    these are that module's; or what it is derived from.
     """
-    if kind.__module__ != "__main__":
-        return None
-    for part in vars(kind).copy().values():
-        module = part.__module__ if type(part) is types.FunctionType else "__main__"
-        if module != "__main__" and part.__qualname__.rpartition(".")[0] == kind.__qualname__:
+    of_parts = [part.__module__ for part in vars(kind).copy().values() if type(part) is types.FunctionType]
+    for module in dict.fromkeys([*of_parts, *(base.__module__ for base in kind.__mro__[1:])]):
+        if module not in ("__main__", kind.__module__):
             with contextlib.suppress(AttributeError):
                 if operator.attrgetter(kind.__qualname__)(sys.modules.get(module)) is kind:
                     return None if is_made(module) else (module, kind.__qualname__)

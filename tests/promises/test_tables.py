@@ -35,6 +35,8 @@ def record(x: int) -> dict[str, Any]:
 
 
 ROWS = [record(x) for x in range(1000)]
+EAST = timezone(timedelta(hours=2))
+NOON = datetime(2020, 1, 1, 12)
 
 
 def rows(**options: Any) -> ParallelGen[dict[str, Any]]:
@@ -320,16 +322,37 @@ class TestInMemory:
         found = parallel(given, partition_size=size).to_pandas()
         pandas.testing.assert_frame_equal(found, pandas.DataFrame(given))
 
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [2**60 + 1, None, "x"],  # which alone are floats, and would lose the last digit
+            [2**60 + 1, None, 2**70],
+            [1.5, None, "x"],
+            ["x", None, 1],
+            [NOON, NOON, "x"],
+            [NOON, None, NOON.replace(tzinfo=UTC)],
+            [NOON.replace(tzinfo=UTC), 1, None],
+            [timedelta(1), None, 3],
+            [timedelta(1), timedelta(2), "x"],
+            [np.float32(1.1), np.float32(2), "x"],
+            [np.int8(1), None, "x"],
+        ],
+    )
+    def test_values_of_pandas_are_what_they_were(
+        self, inline: Connection, values: list[Any], size: int
+    ) -> None:
+        pandas = pytest.importorskip("pandas")
+        rows = [{"a": value} for value in values]
+        found = parallel(rows, partition_size=size).to_pandas()["a"]
+        assert list(map(repr, found.tolist())) == list(map(repr, pandas.DataFrame(rows)["a"].tolist()))
+
     def test_of_pandas_on_a_cluster(self, cluster: Connection) -> None:
         pandas = pytest.importorskip("pandas")
         pandas.testing.assert_frame_equal(rows().to_pandas(), pandas.DataFrame(ROWS))
         with pytest.raises(ValueError, match="needs mappings") as caught:
             parallel([{"a": 1}, 7]).to_pandas()
         assert "element 1: 7" in caught.value.__notes__[0]
-
-
-EAST = timezone(timedelta(hours=2))
-NOON = datetime(2020, 1, 1, 12)
 
 
 @pytest.mark.parametrize(

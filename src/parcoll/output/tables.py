@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from parcoll.chain import apart
 from parcoll.clock import time
@@ -189,6 +191,27 @@ def made_by_pyarrow(pyarrow: Any, values: Sequence[Any], kind: Any = None) -> An
     return pyarrow.array(values, type=kind)
 
 
+class FramePart(NamedTuple):
+    """A frame, and what its columns were made of, where they do not tell: by the number of the column.
+
+    pandas makes floats of whole numbers among which some are missing, and Timestamps of times. In a column
+    whose other rows have texts, say, they would have stayed what they were.
+    """
+
+    frame: Any
+    given: Mapping[int, Any]  # the type that each value had, or the values
+
+    def values(self, number: int) -> list[Any]:
+        """Return what a column was made of."""
+        given = self.given.get(number)
+        if isinstance(given, list):
+            return given
+        values: list[Any] = self.frame.iloc[:, number].tolist()
+        if given is datetime:
+            return [value.to_pydatetime() for value in values]
+        return values if given is None else [given(value) for value in values]
+
+
 class Frames(Tables):
     """`pandas.DataFrame`s."""
 
@@ -197,33 +220,55 @@ class Frames(Tables):
         self.mappings(rows)
         return package("pandas", self.what).DataFrame(list(rows))
 
-    def joined(self, frames: Sequence[Any]) -> Any:
+    def part(self, rows: Sequence[Any]) -> FramePart:
+        """Return a frame with what its columns were made of."""
+        frame = self.made(rows)
+        given: dict[int, Any] = {}
+        for number, name in enumerate(dict.fromkeys(chain.from_iterable(rows))):
+            column = frame.iloc[:, number]
+            if column.dtype == object:  # of the values themselves
+                continue
+            values = [row.get(name, math.nan) for row in rows]
+            kind, *others = set(map(type, values))
+            number_of_numpy = kind.__module__ == "numpy" and column.dtype.kind in "biufc"
+            if not others and (kind is datetime or number_of_numpy):  # these are made again
+                given[number] = kind
+            elif others or kind is not type(column.tolist()[0]):
+                given[number] = values
+        return FramePart(frame, given)
+
+    def joined(self, parts: Sequence[FramePart]) -> Any:
         """Return one frame: the one that pandas makes of all rows at once."""
         pandas = package("pandas", self.what)
+        frames = [part.frame for part in parts]
         if not frames:
             return pandas.DataFrame([])
         those = [list(map(_name, frame.columns)) for frame in frames]
         names = list(dict.fromkeys(chain.from_iterable(those)))
-        columns = {number: self._column(pandas, frames, those, name) for number, name in enumerate(names)}
+        columns = {number: self._column(pandas, parts, those, name) for number, name in enumerate(names)}
         rows = sum(len(frame) for frame in frames)
         found = pandas.DataFrame(columns, index=pandas.RangeIndex(rows))
         found.columns = pandas.DataFrame([dict.fromkeys(names)]).columns
         return found
 
     @staticmethod
-    def _column(pandas: Any, frames: Sequence[Any], those: Sequence[list[Any]], name: Any) -> Any:
-        parts = [
-            frame.iloc[:, names.index(name)] if name in names else None
-            for frame, names in zip(frames, those, strict=True)
+    def _column(pandas: Any, parts: Sequence[FramePart], those: Sequence[list[Any]], name: Any) -> Any:
+        places = [names.index(name) if name in names else None for names in those]
+        columns = [
+            None if place is None else part.frame.iloc[:, place]
+            for part, place in zip(parts, places, strict=True)
         ]
-        kinds = {part.dtype if part is not None else None for part in parts}
+        kinds = {None if column is None else column.dtype for column in columns}
         if len(kinds) == 1:
-            return pandas.concat(parts, ignore_index=True)
+            return pandas.concat(columns, ignore_index=True)
         # A column that is whole in one partition and lacks values in another has two types; which one it has
         # in all, pandas finds out from the values.
         values: list[Any] = []
-        for frame, part in zip(frames, parts, strict=True):
-            values += [{}] * len(frame) if part is None else ({"": value} for value in part.tolist())
+        for part, place in zip(parts, places, strict=True):
+            if place is None:
+                values += [{}] * len(part.frame)
+            else:
+                values += ({"": value} for value in part.values(place))
         return pandas.DataFrame(values, columns=[""])[""]
 
 

@@ -197,6 +197,8 @@ def test_arrays(kind: dict[str, Any]) -> None:
         [1.5, 2, 2**60],
         ["a", "bc"],
         [b"a", b"bc"],
+        [b"a\0", b"\0\0", b""],  # an array of bytes, or of texts, would lose what zeros they end with
+        ["a\0", "b"],
         [True, False],
         ["a", 1, None],
         [2**70, -1],

@@ -232,7 +232,9 @@ def _to_numpy(elements: list[Any]) -> Any:
     plain = all(issubclass(kind, (int, float, complex, numpy.generic)) for kind in kinds)
     if plain or kinds in ({str}, {bytes}):
         made = numpy.asarray(elements)
-        if made.ndim == 1 and not (made.dtype.kind == "f" and int in kinds and float not in kinds):
+        is_rounded = made.dtype.kind == "f" and int in kinds and float not in kinds
+        is_cut = made.dtype.kind in "SU" and any(text[-1:] in ("\0", b"\0") for text in elements)
+        if made.ndim == 1 and not is_rounded and not is_cut:
             return made
     made = numpy.empty(len(elements), dtype=object)
     made[:] = elements

@@ -300,6 +300,15 @@ class TestInMemory:
         assert parallel([]).to_arrow(schema).schema == schema
         assert parallel([]).to_arrow().num_rows == 0
 
+    @pytest.mark.parametrize("size", [1, 2])
+    @pytest.mark.parametrize("others", [({"a": None}, {"a": "x"}), ({}, {"b": 1}), ({"a": 1}, {"a": 2.5})])
+    def test_the_column_without_a_type_is_named(
+        self, inline: Connection, others: tuple[dict[str, Any], ...], size: int
+    ) -> None:
+        rows = [other | {"it": value} for other, value in zip(others, ("x", 1), strict=True)]
+        with pytest.raises(ValueError, match="1 in column 'it'"):
+            parallel(rows, partition_size=size).to_arrow()
+
     @pytest.mark.parametrize("size", [1, 2, 100])
     @pytest.mark.parametrize(
         "given",

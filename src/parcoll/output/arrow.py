@@ -304,10 +304,18 @@ class Arrow(Tables):
                 try:
                     schema = batch.schema if schema is None else self.unified([schema, batch.schema])
                 except Exception:
-                    self.fitted(batch, schema, before)
+                    self.fitted(batch, self._roomy(schema, batch.schema), before)
                     raise
                 before += batch.num_rows
             raise
+
+    def _roomy(self, schema: Any, other: Any) -> Any:
+        """Return the schema with room for the other one's columns too, but for those that no type suits."""
+        pyarrow, kinds = package("pyarrow", self.what), {field.name: field.type for field in schema}
+        for field in other:
+            with contextlib.suppress(TypeError):
+                kinds[field.name] = rooms(pyarrow, [kinds.get(field.name, field.type), field.type])
+        return pyarrow.schema(list(kinds.items()))
 
     def check_columns(self, schema: Any) -> None:
         """Refuse rows without any column: pyarrow does not count them."""

@@ -77,6 +77,26 @@ def test_lines_before_one_that_cannot_be_decoded_are_given(tmp_path: Path, inlin
     assert read_text(path, errors="ignore").count() == 30_002
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "iso2022_jp"])
+@pytest.mark.parametrize("count", [2, 30_000])
+@pytest.mark.parametrize("behind", ["", "\nlast\n"])
+def test_they_are_where_bytes_do_not_tell_the_ends_of_lines(
+    tmp_path: Path, inline: Connection, encoding: str, count: int, behind: str
+) -> None:
+    good = "".join(f"日{number}\r\n" for number in range(count)).encode(encoding)
+    wrong = {"utf-16": b"\0\xdc", "utf-16-le": b"\0\xdc", "utf-32": b"\xff" * 4, "iso2022_jp": b"\xff"}[
+        encoding
+    ]
+    path = tmp_path / "a.txt"
+    path.write_bytes(good + wrong + behind.encode(encoding))
+    lines = read_text(path, encoding=encoding, on_error="skip")
+    assert list(lines) == [f"日{number}\n" for number in range(count)]
+    (error,) = lines.errors
+    assert isinstance(error.exception, UnicodeDecodeError)
+    assert error.exception.object == wrong
+    assert f"line {count + 1:,}, byte {len(good)}" in error.exception.__notes__[0]
+
+
 class FlakyFile:
     """A file whose reads fail, but for the first ones of each time it is opened."""
 

@@ -140,17 +140,27 @@ class Lines(Format):
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
         end = self.end
         held: list[str] = []
-        read = _reads(file)
+        read, at = _reads(file), 0
         while chunk := read(CHUNK):
-            text = decoder.decode(chunk)
+            state, broken = decoder.getstate(), None
+            try:
+                text = decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                good = error.start - len(error.object) + len(chunk)  # it may have begun in an earlier chunk
+                bad = error.object[error.start : error.end]
+                text = _decoded(decoder, state, chunk[: max(good, 0)])
+                broken = UnicodeDecodeError(error.encoding, bad, 0, len(bad), error.reason)
+                broken._byte = at + good  # type: ignore[attr-defined]
+            at += len(chunk)
             before = "".join(held[1 - len(end) :])[1 - len(end) :] if len(end) > 1 else ""
             found = _behind_last(before + text, end)
-            if not found:
-                held += [text] * bool(text)
-                continue
-            cut = found - len(before)
-            yield self._lines("".join([*held, text[:cut]]))
-            held = [text[cut:]] * (cut < len(text))
+            if found:
+                cut = found - len(before)
+                yield self._lines("".join([*held, text[:cut]]))
+                held, text = [], text[cut:]
+            held += [text] * bool(text)
+            if broken is not None:  # behind the lines before
+                raise broken
         if last := "".join([*held, decoder.decode(b"", True)]):
             yield self._lines(last)
 
@@ -174,6 +184,15 @@ def lines_of(text: str) -> list[str]:
         if other in text:
             return list(io.StringIO(text, newline="\n"))
     return text.splitlines(True)
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, state: tuple[bytes, int], content: bytes) -> str:
+    """Return the text of bytes that stand before those which cannot be decoded; none if that is not clear."""
+    decoder.setstate(state)
+    try:
+        return decoder.decode(content)
+    except UnicodeError:
+        return ""
 
 
 def place(descriptor: Descriptor, line: int) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from scripts import append, lines
 
@@ -82,6 +83,34 @@ def test_keys_are_those_of_a_dict() -> None:
     ]
     assert parallel([Decimal("NaN"), complex("nan")]).join([float("nan")], lambda x: x).count() == 2
     assert list(parallel(keys[4:]).join([*keys[:4], Colour.BLUE], lambda x: x)) == []
+
+
+class Named(NamedTuple):
+    name: str
+    more: Any
+
+
+class Row(tuple[Any, ...]):
+    """A tuple of a user's class."""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_keys_within_others_are_those_of_a_dict() -> None:
+    """What holds them finds what is equal, and is refused where a dict would tell it by identity."""
+    nan = float("nan")
+    keys = [Named("a", nan), Row(["b", nan]), frozenset(["c", nan]), Key("d", nan), Key("e", (1, nan))]
+    keys += [np.datetime64("NaT"), Key("f", first), frozenset([first]), Named("g", len), Key("h", None)]
+    keys += [Named("i", Key("j", frozenset([nan])))]
+    numbered = list(enumerate(keys))
+    found = parallel(numbered, partition_size=1).join(numbered, lambda pair: pair[1])
+    assert list(found.map(lambda both: [at for at, _ in both])) == [[at, at] for at, _ in numbered]
+    for key in (Named("a", Alone()), frozenset([Alone()]), Key("a", (1, Alone()))):
+        with pytest.raises(TypeError, match="keys of Alone are told apart by identity"):
+            parallel([key]).join([key], lambda x: x).count()
+
+
+class Alone:
+    """What is equal to itself alone."""
 
 
 MISSING = object()

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import signal
+import sys
 from collections import Counter, namedtuple
 from decimal import Decimal
 from fractions import Fraction
@@ -171,26 +172,26 @@ def test_elements_are_their_own_keys_with_a_timeout(cluster: Connection) -> None
         list(chain.map(lambda x: [x]).distinct())
 
 
+class Row(tuple[Any, ...]):
+    """A tuple of a user's class."""
+
+
 def test_every_nan_is_one_key(inline: Connection) -> None:
-    """Which object it is does not travel; so NaNs are one key, as the documentation says."""
-    values = [
-        float("nan"),
-        1.0,
-        np.float32("nan"),
-        math.nan,
-        (1, float("nan")),
-        (1.0, math.nan),
-        Named(1, math.nan),
-    ]
+    """Which object it is does not travel; so NaNs are one key, also within keys that hold others."""
+    nan = float("nan")
+    values = [nan, 1.0, np.float32("nan"), math.nan, (1, nan), (1.0, math.nan), Named(1, math.nan)]
+    one = frozenset([nan])
+    values += [frozenset([1, nan]), (2, one), Row([2, one]), frozenset([math.nan, 1])]
+    numbers = [3, 1, 3, 2, 2]
+    if sys.version_info < (3, 13):  # there, dataclasses are not compared as tuples
+        values, numbers = [*values, Point(1, (nan,)), Point(1, (math.nan,))], [*numbers, 2]
     for size in (1, 100):
-        counts = parallel(values, partition_size=size).count_by()
-        assert sorted(counts.values()) == [1, 3, 3]
-        assert parallel(values, partition_size=size).distinct().count() == 3
-        assert [len(group) for _, group in parallel(values, partition_size=size).group_by(lambda x: x)] == [
-            3,
-            1,
-            3,
-        ]
+        chain = parallel(values, partition_size=size)
+        assert list(chain.count_by().values()) == numbers
+        assert chain.distinct().count() == len(numbers)
+        assert [len(group) for _, group in chain.group_by(lambda x: x)] == numbers
+    alone = parallel([Row([5, nan])], partition_size=1).group_by(lambda row: row).first()[0]
+    assert (type(alone), alone[0]) == (Row, 5)
     assert parallel([Decimal("nan"), Decimal("nan")], partition_size=1).count_by().total() == 2
 
 
@@ -200,10 +201,11 @@ def test_what_is_equal_to_itself_alone_is_refused(inline: Connection) -> None:
     class Thing:
         pass
 
-    things = [Thing()]
-    for call in ("count_by", "distinct"):
+    for call, thing in itertools.product(("count_by", "distinct"), (Thing(), Point(1, (Thing(),)))):
         with pytest.raises(TypeError, match=r"Thing are told apart by identity.*__eq__ and __hash__"):
-            list(getattr(parallel(things * 3), call)())
+            list(getattr(parallel([thing] * 3), call)())
+    with pytest.raises(TypeError, match="method-wrapper are told apart by identity"):
+        parallel([Thing().__str__]).count_by()
     assert parallel([1, "a", 2]).count_by(type) == {int: 2, str: 1}
 
 

@@ -36,9 +36,10 @@ class Keys(Evaluated[T_co]):
     """A collection whose elements may have keys.
 
     Keys are equal where a dict finds them equal: 1, 1.0 and True are one key, and the first one is given. All
-    NaNs are one key, also within tuples, since which object they are does not travel. A key that cannot be
-    hashed is a failure of its element. `on_error`, `retries`, `retry_on` and `timeout` hold for the calls of
-    the key function, as in `map`; what an `on_error` function returns stands for the key.
+    NaNs are one key, also within tuples, frozensets and dataclasses, since which object they are does not
+    travel. A key that cannot be hashed is a failure of its element. `on_error`, `retries`, `retry_on` and
+    `timeout` hold for the calls of the key function, as in `map`; what an `on_error` function returns stands
+    for the key.
     """
 
     __slots__ = ()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import enum
 import numbers
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from parcoll.chain.failures import stands_between
 from parcoll.chain.policy import Policy
 from parcoll.chain.steps import Around, FlatMap, Map
-from parcoll.keys.slots import CALLED, name_of
+from parcoll.keys.slots import CALLED, is_nan, members_of, name_of, rebuilt
 
 HOW = ("inner", "left", "semi", "anti")
 OF_OTHER = "this is an element of the other side: other_key is called with it, or key where that is not given"
@@ -41,18 +42,24 @@ class Evaluation(Protocol):
 
 
 def _alike(key: Any) -> Any:
-    """Return the key as it can be compared elsewhere, also within tuples: all NaNs are one.
+    """Return the key as it can be compared elsewhere, also within tuples and their like: all NaNs are one.
 
     TypeError for what is equal to itself alone.
     """
     kind: Any = type(key)
     if kind in NEVER_NAN:
         return key
-    if kind is tuple:
-        return tuple(map(_alike, key))
+    members = members_of(key)
+    if members is not None:
+        made = list(map(_alike, members))
+        if kind.__hash__ is tuple.__hash__:
+            return tuple(made)
+        return key if all(map(operator.is_, made, members)) else rebuilt(key, made)
     if kind.__hash__ is object.__hash__ or isinstance(key, CALLED):
         return (Special.NAMED, *name_of(key))
-    return Special.NAN if isinstance(key, numbers.Number) and key != key else key
+    if not is_nan(key):
+        return key
+    return Special.NAN if isinstance(key, numbers.Number) else (Special.NAN, *name_of(kind))
 
 
 class OtherKey(Around):

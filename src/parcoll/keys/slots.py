@@ -8,6 +8,7 @@ of what is written in the key, for the classes that are known here; others are r
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import decimal
@@ -18,6 +19,7 @@ import operator
 import sys
 import types
 import uuid
+import weakref
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import PurePath
@@ -38,6 +40,7 @@ NONE = hash(None)  # before Python 3.12 an address, which differs from process t
 NAN = math.nan  # stands for all of them: a dict tells them apart by identity, which does not travel
 OF_NAN = 2
 _nans: dict[type, Any] = {}  # of other types
+_compared: weakref.WeakKeyDictionary[type, tuple[str, ...] | None] = weakref.WeakKeyDictionary()
 
 # Their `hash` depends on the seed and the value, and on nothing else; of those that may be NaN, except there.
 PLAIN = frozenset(
@@ -51,7 +54,9 @@ NEVER_NAN = PLAIN | {type(None), type}
 PLAINEST = frozenset((str, bytes, int, bool))  # and any pickler packs them alike
 
 NUMBERS = frozenset(kind.__hash__ for kind in (int, float, complex, decimal.Decimal, fractions.Fraction))
-CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)  # their hashes are addresses
+CALLED = (  # their hashes are addresses
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType),
+)
 MASK = 2**61 - 1
 
 
@@ -109,36 +114,74 @@ def cut(hashes: Iterable[int], level: int) -> list[int]:
     return [value // before % prime for value in hashes] if level else [value % prime for value in hashes]
 
 
-def _is_nan(key: Any) -> bool:
+def is_nan(key: Any) -> bool:
+    """Tell whether this is a key that is not equal to itself."""
     try:
-        return bool(key != key)
+        return type(key).__hash__ is not None and bool(key != key)
     except Exception:  # an array in a tuple, say
         return False
 
 
 def one_nan(keys: Sequence[Any]) -> Sequence[Any]:
-    """Return the keys with one and the same NaN for all, also within tuples."""
+    """Return the keys with one and the same NaN for all, also within tuples, frozensets and dataclasses."""
     return keys if _within(keys) <= NEVER_NAN else [_one_nan(key) for key in keys]
 
 
 def _one_nan(key: Any) -> Any:
-    if isinstance(key, tuple):
-        made = list(map(_one_nan, key))
-        if all(map(operator.is_, made, key)):
-            return key
-        make = getattr(type(key), "_make", None)
-        return tuple(made) if type(key) is tuple else key if make is None else make(made)
-    if not _is_nan(key):
+    if (kind := type(key)) in NEVER_NAN:
         return key
-    return (
-        NAN if isinstance(key, float) or _is_number_of_numpy(type(key)) else _nans.setdefault(type(key), key)
-    )
+    if kind not in MAY_BE_NAN and (members := members_of(key)) is not None:
+        made = list(map(_one_nan, members))
+        return key if all(map(operator.is_, made, members)) else rebuilt(key, made)
+    if not is_nan(key):
+        return key
+    return NAN if isinstance(key, float) or _is_number_of_numpy(kind) else _nans.setdefault(kind, key)
+
+
+def members_of(key: Any) -> Sequence[Any] | None:
+    """Return what a tuple, a frozenset or a dataclass is compared by; None for other keys."""
+    kind: Any = type(key)
+    if kind.__hash__ in (tuple.__hash__, frozenset.__hash__):
+        return tuple(key)
+    names = _names(kind)
+    return None if names is None else [getattr(key, name, None) for name in names]
+
+
+def rebuilt(key: Any, members: Sequence[Any]) -> Any:
+    """Return a copy of a key that has these in the place of its members."""
+    kind: Any = type(key)
+    if (names := _names(kind)) is not None:
+        copied = copy.copy(key)
+        for name, member in zip(names, members, strict=True):
+            object.__setattr__(copied, name, member)
+        return copied
+    if hasattr(kind, "_make"):
+        return kind._make(members)
+    base: Any = tuple if kind.__hash__ is tuple.__hash__ else frozenset
+    copied = base.__new__(kind, members)
+    if hasattr(key, "__dict__"):
+        vars(copied).update(vars(key))
+    return copied
+
+
+def _names(kind: Any) -> tuple[str, ...] | None:
+    """Return by which fields objects of a dataclass are compared; None for another class."""
+    try:
+        return _compared[kind]
+    except KeyError:
+        names = None
+        if dataclasses.is_dataclass(kind) and _is_generated(kind):
+            names = tuple(field.name for field in dataclasses.fields(kind) if field.compare)
+        _compared[kind] = names
+        return names
 
 
 def _stand_in(key: Any) -> Any:
     """Return what has the same hash in all processes of one seed, if the key is equal."""
     kind = type(key)
     hashes: Any = kind.__hash__
+    if kind in PLAIN:
+        return key
     if key is None:
         return 1
     if hashes is object.__hash__ or isinstance(key, CALLED):
@@ -147,14 +190,9 @@ def _stand_in(key: Any) -> Any:
         return (tuple if hashes is tuple.__hash__ else frozenset)(map(_stand_in, key))
     if hashes is enum.Enum.__hash__:
         return str(key._name_)
-    if dataclasses.is_dataclass(key) and _is_generated(kind):
-        values = [getattr(key, field.name, None) for field in _compared(key)]
-        return kind.__qualname__, tuple(map(_stand_in_within, values))
-    return OF_NAN if _is_nan(key) else key
-
-
-def _compared(key: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(key) if field.compare]
+    if _names(kind) is not None:
+        return kind.__qualname__, tuple(map(_stand_in_within, members_of(key) or ()))
+    return OF_NAN if is_nan(key) else key
 
 
 def _is_generated(kind: Any) -> bool:
@@ -164,12 +202,12 @@ def _is_generated(kind: Any) -> bool:
 
 
 def _stand_in_within(value: Any) -> Any:
-    """Return it for what a class holds; None for what has no hash, or is told apart by identity."""
+    """Return it for what a dataclass holds; None for what has no hash, in a field that its own leaves out."""
     try:
         hash(value)
-        return _stand_in(value)
     except TypeError:
         return None
+    return _stand_in(value)
 
 
 def name_of(key: Any) -> tuple[str, str]:
@@ -206,7 +244,7 @@ def written(key: Any) -> int:
     if hashes is bytes.__hash__ or _is_numpy(kind, "bytes_") or kind is memoryview:
         return crc32(bytes(key)) * 0x9E3779B1 & MASK
     if hashes in NUMBERS or _is_number_of_numpy(kind):
-        return OF_NAN if _is_nan(key) else hash(key)
+        return OF_NAN if is_nan(key) else hash(key)
     if hashes is tuple.__hash__:
         return _joined([written(member) for member in key])
     if hashes is frozenset.__hash__:
@@ -226,9 +264,8 @@ def written(key: Any) -> int:
         return _of_text(key.replace(fold=0).isoformat())
     if hashes is uuid.UUID.__hash__:
         return hash(key.int)
-    if dataclasses.is_dataclass(key) and _is_generated(kind):
-        fields = [written(getattr(key, field.name)) for field in _compared(key)]
-        return _joined([_of_text(kind.__qualname__), *fields])
+    if _names(kind) is not None:
+        return _joined([_of_text(kind.__qualname__), *map(written, members_of(key) or ())])
     if kind.__module__ == "ipaddress" and not kind.__name__.endswith("Interface"):
         return _of_text(f"{kind.__name__} {key}")
     if hashes is PurePath.__hash__ and not kind.__name__.endswith("WindowsPath"):

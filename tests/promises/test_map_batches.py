@@ -203,6 +203,13 @@ def test_arrays(kind: dict[str, Any]) -> None:
         ["a", 1, None],
         [2**70, -1],
         [2**63, -1],
+        [2**53 + 1, 1.5],
+        [numpy.uint64(2**63 + 1), numpy.int64(-1)],
+        [1, numpy.float64(0.5)],
+        [1, numpy.str_("a")],
+        [numpy.timedelta64(1, "D"), 5],
+        ["a\0", "b"],
+        [b"a\0\0", b"b\0"],
         [("a", 1), ("b", 2)],
         [{"a": 1}, {}],
         [numpy.array(3), numpy.array(4)],
@@ -225,6 +232,8 @@ def test_tables(kind: dict[str, Any]) -> None:
     numbers = parallel([3, 4], partition_size=2, **kind)
     assert list(numbers.map_batches(lambda series: series * 2, format="pandas")) == [6, 8]
     assert list(numbers.map_batches(lambda array: array, format="arrow")) == [3, 4]
+    empty: Any = parallel([{}, {}], partition_size=2, **kind)
+    assert list(empty.map_batches(lambda table: [table.num_rows] * 2, format="arrow")) == [2, 2]
 
 
 @pytest.mark.usefixtures("inline")

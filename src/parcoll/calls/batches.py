@@ -229,16 +229,24 @@ def _to_numpy(elements: list[Any]) -> Any:
     if all(isinstance(element, numpy.ndarray) for element in elements):
         return numpy.stack(elements)
     kinds = {type(element) for element in elements}
-    plain = all(issubclass(kind, (int, float, complex, numpy.generic)) for kind in kinds)
-    if plain or kinds in ({str}, {bytes}):
+    numbers = (int, float, complex, numpy.number, numpy.bool_)
+    plain = all(issubclass(kind, numbers) and kind is not numpy.timedelta64 for kind in kinds)
+    alike = len(kinds) == 1 and issubclass(type(elements[0]), numpy.generic)
+    if plain or alike or kinds in ({str}, {bytes}):
         made = numpy.asarray(elements)
-        is_rounded = made.dtype.kind == "f" and int in kinds and float not in kinds
-        is_cut = made.dtype.kind in "SU" and any(text[-1:] in ("\0", b"\0") for text in elements)
-        if made.ndim == 1 and not is_rounded and not is_cut:
+        if made.ndim == 1 and not _would_lose(made, elements, numpy.integer):
             return made
     made = numpy.empty(len(elements), dtype=object)
     made[:] = elements
     return made
+
+
+def _would_lose(made: Any, elements: list[Any], integer: Any) -> bool:
+    """Tell whether the array has other elements: large integers as floats, texts without their last NULs."""
+    if made.dtype.kind in "SU":
+        return any(element[-1:] in ("\0", b"\0") for element in elements)
+    whole = (element for element in elements if isinstance(element, (int, integer)))
+    return made.dtype.kind in "fc" and any(abs(int(element)) > 2**53 for element in whole)
 
 
 def _from_numpy(made: Any) -> list[Any] | None:
@@ -253,6 +261,8 @@ def _from_numpy(made: Any) -> list[Any] | None:
 def _to_arrow(elements: list[Any]) -> Any:
     pyarrow = _module("pyarrow", "arrow")
     columns = _of_rows(elements)
+    if columns == {}:  # and rows nevertheless
+        return pyarrow.RecordBatch.from_struct_array(pyarrow.array(elements, pyarrow.struct([])))
     return pyarrow.array(elements) if columns is None else pyarrow.RecordBatch.from_pydict(columns)
 
 

@@ -1,13 +1,19 @@
 """Objects: of the script's classes: those that a class has, and keys of tables to which they lead.
 
 The first are that very object where they arrive. Of the others, what their hash is made of is there first.
+Those whose class says how they are made and filled (`__new__`, `__getattr__`) are not made by what it says,
+which was done in the script. And objects of Python's own, where it does not pickle them.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copyreg
 import functools
+import random
+import struct
+import tempfile
 import types
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -60,6 +66,7 @@ class Known(NamedTuple):
     is_hashed: bool  # whether they have a hash of their own
     is_bare: bool  # whether one without attributes has nothing but its identity
     usual: int | None  # which of them are pickled as Python does
+    maker: Any  # what makes them past the script's own code: a class of a library's; None where pickle does
 
     @classmethod
     def of(cls, kind: Any, elsewhere: Mapping[int, tuple[Path, Any]]) -> Known:
@@ -70,17 +77,20 @@ class Known(NamedTuple):
         is_hashed = default and type(kind.__hash__) is FunctionType
         held = {at: path for at, (path, found) in elsewhere.items() if found is kind} | held_by(kind)
         usual = OF_ATOMS if is_hashed else FILLED if is_bare else ALWAYS
-        is_unusual = held or not default or (is_hashed and not is_bare)
-        return cls(held, is_hashed, is_bare, None if is_unusual else usual)
+        maker = maker_of(kind) if default else None
+        is_unusual = held or not default or maker or (is_hashed and not is_bare)
+        return cls(held, is_hashed, is_bare, None if is_unusual else usual, maker)
 
     def reduced(self, value: Any, named: Callable[[str], Any]) -> Any:
         """Return the reduction of an object that a class has, or that is a key; else NotImplemented."""
         path = self.held.get(id(value))
         if path is not None:
-            held = reduced_held(type(value), path, value, named)
+            held = reduced_held(type(value), path, value, named, self.maker)
             if held is not NotImplemented:
                 return held
-        return reduced_hashed(value) if self.is_hashed and leads_to_keys(value) else NotImplemented
+        return (
+            reduced_hashed(value, self.maker) if self.is_hashed and leads_to_keys(value) else NotImplemented
+        )
 
 
 class Objects:
@@ -136,7 +146,10 @@ def _looked_through(left: list[tuple[Path, Any]]) -> dict[int, tuple[Path, Any]]
                 continue
             pairs = dict.copy(value).items() if isinstance(value, dict) else enumerate(value)
             if len(value) + len(left) <= MOST_HELD:
-                left += [((*path, at), part) for at, part in pairs if type(at) in (int, str)]
+                known = [
+                    pair for pair in pairs if type(pair[0]) in (int, str) or issubclass(type(pair[0]), type)
+                ]
+                left += [((*path, at), part) for at, part in known]
         elif of_script and not issubclass(type(value), Enum):  # its members have names
             found.setdefault(id(value), (path, value))
     return found
@@ -147,9 +160,9 @@ def behind_class(kind: type, value: Any) -> Any:
     return value
 
 
-def reduced_held(kind: type, path: Path, value: Any, named: Callable[[str], Any]) -> Any:
+def reduced_held(kind: type, path: Path, value: Any, named: Callable[[str], Any], maker: Any) -> Any:
     """Reduce an object that its class has, so that it is that one again where that one is like it."""
-    reduction = value.__reduce_ex__(5)
+    reduction = value.__reduce_ex__(5) if maker is None else parts_past(value, maker)
     if isinstance(reduction, str) or any(reduction[3:]) or not _is_plain(reduction[:3], [0]):
         return NotImplemented
     return held, (kind, path, _Copy(reduction[:3]), *([named] if path[0] is None else ()))
@@ -161,6 +174,8 @@ class _Copy:
 
     def __reduce__(self) -> Any:
         make, *rest = self._reduction
+        if make is make_past:
+            return make, *rest, None, None, fill_past
         return (_new if make is copyreg.__newobj__ else make), *rest  # type: ignore[attr-defined]
 
 
@@ -210,18 +225,23 @@ def _are_alike(one: Any, other: Any) -> bool:
 # Objects that are keys ------------------------------------------------------------------------------
 
 
-def reduced_hashed(value: Any) -> Any:
+def reduced_hashed(value: Any, maker: Any = None) -> Any:
     """Reduce what has a hash of its own: numbers and texts are set first, then objects, containers last.
 
     A table that it leads to may have it as a key, whose hash is made of these.
     """
-    make, arguments, state, *items = value.__reduce_ex__(5)
+    if maker is None:
+        make, arguments, state, *items = value.__reduce_ex__(5)
+    else:
+        make, arguments, (state, *content) = parts_past(value, maker)
     names, slots = state if type(state) is tuple and len(state) == 2 else (state, {})
     if type(names) not in (dict, type(None)) or type(slots) is not dict:
         return NotImplemented
     given = [_by_rank(names or {}), _by_rank(slots)]
     parts = [part for part in zip(*given, strict=True) if any(part)]
     steps = tuple(Later(functools.partial(_setting, value, *part)) for part in parts)
+    if maker is not None:
+        steps, items = (*steps, Later(lambda: (fill_past, (value, (None, *content))))), [None, None]
     return make, arguments, Later(lambda: (settled, steps)), *items, settled
 
 
@@ -263,3 +283,110 @@ def _set_parts(value: Any, names: Mapping[str, Any], slots: Mapping[str, Any]) -
         value.__dict__.update(names)
     for name, part in slots.items():
         object.__setattr__(value, name, part)
+
+
+# Objects that pickle would make and fill by code of the script's -------------------------------------
+
+
+def maker_of(kind: Any) -> Any:
+    """Return what makes objects of a class without the script's own code; None where pickle does without it.
+
+    A `__new__` wants other arguments than pickle has, or counts, or changes them once more. A `__getattr__`
+    asks for what is not there yet, and so do an `append` and a `__setitem__`. What can be made by
+    `__getnewargs__` is.
+    """
+    of_script = [base for base in kind.__mro__ if base.__module__ == "__main__"]
+    own = {name for base in of_script for name in vars(base)}
+    at = next(at for at, base in enumerate(kind.__mro__) if "__new__" in vars(base))
+    before = {name for base in kind.__mro__[: at + 1] for name in vars(base)}
+    is_made = kind.__mro__[at] in of_script and not before & _ARGUMENTS
+    if hasattr(kind, "__getnewargs_ex__") or not (is_made or own & _ASKED or _is_filled_by(kind, own)):
+        return None
+    if not is_made and own & _ARGUMENTS:
+        return None
+    return next(base for base in kind.__mro__[at:] if "__new__" in vars(base) and base not in of_script)
+
+
+_ARGUMENTS = {"__getnewargs__", "__getnewargs_ex__"}
+_ASKED = {"__getattr__", "__getattribute__"}
+
+
+def _is_filled_by(kind: Any, own: set[str]) -> bool:
+    """Tell whether pickle would call one of these methods to fill an object."""
+    fills = {dict: {"__setitem__"}, list: {"append", "extend"}}
+    of_items = set().union(*(names for base, names in fills.items() if issubclass(kind, base)))
+    has_slots = any("__slots__" in vars(base) for base in kind.__mro__[:-1])
+    return bool(own & of_items) or (has_slots and "__setattr__" in own)
+
+
+def reduced_past(value: Any, maker: Any) -> Any:
+    """Reduce an object so that it is made and filled without the code of its class."""
+    return *parts_past(value, maker), None, None, fill_past
+
+
+def parts_past(value: Any, maker: Any) -> tuple[Any, Any, Any]:
+    """Return what makes it, from which arguments, and what it is filled with: attributes, items, pairs."""
+    kind: Any = type(value)
+    arguments = maker.__getnewargs__(value) if hasattr(maker, "__getnewargs__") else ()
+    items = list.copy(value) if isinstance(value, list) else None
+    pairs = list(dict.items(value)) if isinstance(value, dict) else None
+    state: Any = kind.__getstate__(value)
+    return make_past, (maker, kind, *arguments), (state, items, pairs)
+
+
+def make_past(maker: Any, kind: Any, *arguments: Any) -> Any:
+    """Make an object of a class as a base of it does."""
+    return maker.__new__(kind, *arguments)
+
+
+def fill_past(value: Any, state: tuple[Any, Any, Any]) -> None:
+    """Give an object what it has."""
+    given, items, pairs = state
+    names, slots = given if type(given) is tuple and len(given) == 2 else (given, None)
+    if names:
+        object.__getattribute__(value, "__dict__").update(names)
+    for name, part in (slots or {}).items():
+        object.__setattr__(value, name, part)
+    if items:
+        list.extend(value, items)
+    if pairs:
+        dict.update(value, pairs)
+
+
+# Of Python's library ---------------------------------------------------------------------------------
+
+
+def _refused(value: Any) -> Any:
+    """Refuse a temporary file: its copy would remove it when it goes, while the script still has it."""
+    raise TypeError("cannot pickle a temporary file, pass its name instead")
+
+
+OF_PYTHON: dict[Any, Callable[[Any], Any]] = {
+    struct.Struct: lambda value: (struct.Struct, (value.format,)),
+    random.SystemRandom: lambda _: (random.SystemRandom, ()),
+}
+OF_PYTHON |= {vars(tempfile)[name]: _refused for name in ("_TemporaryFileCloser",) if name in vars(tempfile)}
+
+
+def with_builtins(func: Any, reduction: Any) -> Any:
+    """Return the reduction of a function, with built-in names of its own: `{"__builtins__": {}}`."""
+    given, usual = func.__builtins__, vars(builtins)
+    if given is usual:
+        return reduction
+    same = tuple(name for name, value in given.items() if name in usual and usual[name] is value)
+    own = {name: value for name, value in given.items() if name not in same}
+    _, *parts, setter = reduction
+    make = functools.partial(_with_builtins, same, own)
+    return make, *parts, functools.partial(_set_but_builtins, setter)
+
+
+def _with_builtins(same: tuple[str, ...], own: dict[str, Any], code: Any, names: Any, *others: Any) -> Any:
+    if "__builtins__" not in names:  # those that share their globals share these
+        names["__builtins__"] = {name: vars(builtins)[name] for name in same} | own
+    return FunctionType(code, names, *others)
+
+
+def _set_but_builtins(setter: Callable[..., Any], func: Any, state: Any) -> None:
+    given = func.__builtins__
+    setter(func, state)  # which gives the globals Python's own names
+    func.__globals__["__builtins__"] = given

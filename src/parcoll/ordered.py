@@ -120,6 +120,7 @@ def set_states(states: Iterable[tuple[Any, Any, Callable[..., Any]]]) -> None:
 _OF_C = {"_io", "_socket", "socket", "_ssl", "ssl", "mmap", "select"}
 _OF_PROCESS = {("threading", "Thread"), ("subprocess", "Popen"), ("concurrent.futures._base", "Executor")}
 _OF_PROCESS |= {("multiprocessing.process", "BaseProcess"), ("asyncio.events", "AbstractEventLoop")}
+_OF_PROCESS |= {("tempfile", "_TemporaryFileWrapper")}
 
 
 class Absent:

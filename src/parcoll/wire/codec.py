@@ -19,6 +19,7 @@ from typing import Any
 
 import cloudpickle
 
+from parcoll import objects
 from parcoll.objects import ALWAYS, ATOMS, FILLED, Known, Objects, behind_class, settled
 from parcoll.ordered import Order, set_states
 from parcoll.wire import memmaps, named, reducers, script
@@ -31,7 +32,6 @@ from parcoll.wire.reducers import (
     in_parts,
     names_of,
     reduced,
-    sentinel,
 )
 
 PROTOCOL = 5
@@ -144,7 +144,7 @@ class _Reducers:
                 kind: reduce
                 for kind, reduce in table.items()
                 if kind.__module__ != "builtins" or reduce.__module__ != "tblib.pickling_support"
-            } | {object: sentinel, **self._own}
+            } | {object: reducers.sentinel, **self._own}
             self._seen = seen
         of_arrays = memmaps.reducers()
         return {**self._made, **of_arrays} if of_arrays else self._made
@@ -222,6 +222,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         reduction = known.reduced(value, script.named)
         if known.is_bare and not value.__dict__ and reduction is NotImplemented:
             reduction = named.reduced_mark(value, kind, _script_names(), self._objects.marks)
+        if reduction is NotImplemented and known.maker is not None:
+            return objects.reduced_past(value, known.maker)
         return self._of_script(value) if reduction is NotImplemented else reduction
 
     _of_script = staticmethod(named.reduced_by_name)
@@ -241,7 +243,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             at = self._name_of(func) if cells is None else None
             self.met(func, state[1])
             reduction = script.make_function, (code, names, cells, at), state, *rest, script.set_state
-        return self._order.of_function(func, reduction)
+        return self._order.of_function(func, objects.with_builtins(func, reduction))
 
     def met(self, func: FunctionType, state: dict[str, Any]) -> None:
         """Note a function of the script."""

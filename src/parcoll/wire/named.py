@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from parcoll.objects import Later, is_of_python
+from parcoll.objects import OF_PYTHON, Later, is_of_python
 from parcoll.wire import script
 from parcoll.wire.reducers import (
     WITHOUT_NAME,
@@ -327,7 +327,7 @@ def _variable(key: tuple[str, Any], name: str, default: Value, value: Value) -> 
     return known[key][0]
 
 
-WITHOUT_NAME[contextvars.ContextVar] = _reduced_variable
+WITHOUT_NAME |= OF_PYTHON | {contextvars.ContextVar: _reduced_variable}
 
 
 # What `sys` tells of a process: the name of such a class means its only object, and no other can be made.

@@ -30,6 +30,7 @@ from parcoll.wire.reducers import (
     is_named,
     make_skeleton_class,
     make_skeleton_enum,
+    names_of,
     set_class_state,
     track_class,
 )
@@ -299,7 +300,10 @@ def rebase(kind: Any, arguments: Sequence[Any]) -> None:
 
 
 def show() -> None:
-    """Have the classes be those of the program that runs here, where another one's were shown last."""
+    """Have the classes be those of the program that runs here, where another one's were shown last.
+
+    So is the `__main__` of modules that have imported it: each program has one of its own.
+    """
     global _shown
     program = script.current()
     if program is None or not program.travelled or (_shown is not None and _shown() is program):
@@ -307,6 +311,10 @@ def show() -> None:
     _shown = weakref.ref(program)
     for kind, state in list(_brought_by(program).states.items()):
         become(kind, state)
+    for module in list(sys.modules.values()):
+        names = names_of(module) if type(module) is types.ModuleType else {}
+        if script.script_of(names.get("__main__")) not in (None, program):
+            names["__main__"] = program.module
 
 
 def _owners(bases: tuple[Any, ...]) -> list[Any]:

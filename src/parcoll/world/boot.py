@@ -14,12 +14,13 @@ none by value with the functions that use it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import is_
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -334,6 +335,47 @@ def lost_sources() -> dict[str, ModuleText]:
                 path = Path(spec.origin)
                 found[name] = ModuleText(False, str(path), text_of(path, stamp_of(path)))
     return found
+
+
+# Modules that import each other, which works from one of them only -----------------------------------
+
+order: tuple[str, ...] = ()  # in which the script's imports of own modules ended: a circle's first one last
+
+
+class _Imports(threading.local):
+    def __init__(self) -> None:
+        self.begun: list[str] = []  # what is imported within the first import of a row, and that
+
+
+_imports = _Imports()
+
+
+def run_module(execute: Callable[[ModuleType], object], module: ModuleType) -> None:
+    """Run a module's code; if that fails in a circle, begin with another module, as the script did."""
+    begun, is_outer = _imports.begun, not _imports.begun
+    begun.append(module.__name__)
+    try:
+        execute(module)
+    except (ImportError, AttributeError) as error:
+        if not is_outer or "partially initialized module" not in str(error) or not _again(begun):
+            raise
+    finally:
+        if is_outer:
+            begun.clear()
+
+
+def _again(begun: list[str]) -> bool:
+    """Import these modules by another one of them; tell whether the first is there then."""
+    outer, *others = names = begun[:]
+    for first in [name for name in reversed(order) if name in others]:
+        for name in names:
+            sys.modules.pop(name, None)
+        begun.clear()
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            importlib.import_module(first)
+            importlib.import_module(outer)
+            return True
+    return False
 
 
 def _renew_lock() -> None:

@@ -48,6 +48,7 @@ class OwnState:
 
     digest: str
     packed: bytes
+    order: tuple[str, ...] = ()  # in which the modules' imports ended in the script
 
 
 class ModuleState(NamedTuple):
@@ -311,9 +312,10 @@ class _Modules:
                 if name not in self._packed and (module.state.contents or module.state.removed):
                     self._packed[name] = by_reference(module.state)
             content = zlib.compress(by_reference(self._packed), 1) if self._packed else b""
-            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            told = content + " ".join(self.modules).encode(errors="surrogateescape")
+            digest = hashlib.blake2b(told, digest_size=16).hexdigest()
             if self._state is None or digest != self._state.digest:
-                self._state = OwnState(digest, content)
+                self._state = OwnState(digest, content, tuple(self.modules))
             changed.clear()
         return self._state
 

@@ -25,7 +25,7 @@ from parcoll.text import message_of
 from parcoll.wire import classes
 from parcoll.wire.codec import loads
 from parcoll.wire.own_modules import NOT_OWN, is_own_spec, stamp_of
-from parcoll.world import own_state
+from parcoll.world import boot, own_state
 from parcoll.world.content import FILLED, Content, content_of, held, put, resolved
 from parcoll.world.outlines import ABSENT, ATOMS, Link, give_back, is_shared, links_of, put_inside
 from parcoll.world.own_state import ModuleState, OwnState
@@ -191,6 +191,7 @@ def take_over(state: OwnState | None) -> None:
             if module is not None and not getattr(module.__spec__, "_initializing", False):
                 _take(module)
         _link(taken)
+        boot.order = state.order
         own_state.given = state  # not before: until then, other threads that need it wait
     _take_late()
 
@@ -293,8 +294,8 @@ class _Importing(Loader):
             _note(name, origin)
             if name in _edited:  # the file with its bytecode may be of the same second as the last one
                 loader.get_code = lambda fullname: loader.source_to_code(loader.get_data(origin), origin)  # type: ignore[method-assign]
-        loader.exec_module(module)
-        _late.append(module)
+        boot.run_module(loader.exec_module, module)
+        _late.append(sys.modules.get(name, module))
         _take_late()
 
 

@@ -135,7 +135,7 @@ def names_made(pickled: bytes) -> bool:
 
     The name may also be a user's text: by value is slower then, but still right.
     """
-    return b"__main__" in pickled or any(map(pickled.__contains__, made_code))
+    return b"_main__" in pickled or any(map(pickled.__contains__, made_code))  # also `__mp_main__`
 
 
 def reduced_of_made(pickler: Any, value: Any) -> Any:

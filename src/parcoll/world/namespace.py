@@ -8,9 +8,7 @@ made again only where the function or class has changed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import io
 import pickle
 import re
@@ -28,6 +26,7 @@ from parcoll.wire.payload import Packed, pickled
 from parcoll.wire.reducers import class_numbers, globals_named, has_number, is_named, names_of, sentinels
 from parcoll.wire.script import Brought, Codec, Entry, script_of
 from parcoll.world import handlers
+from parcoll.world.patches import pickled_module
 
 ENTRY_BYTES = 64 * 1024  # larger data that no function names stays where it is
 ALL_BYTES = 2**20
@@ -55,6 +54,7 @@ _PLAIN = {
     ),
     *("zoneinfo", "operator"),
 }
+_BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
 _WORD = re.compile(r"[^\W\d]\w*")
 
 
@@ -166,43 +166,12 @@ def _has_own_base(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=1000)
 def _entry_of_name(name: str) -> Entry:
-    file = io.BytesIO()
-    pickle.Pickler(file, 5).dump(_Call(module_named, name))
-    return Entry(file.getvalue())
-
-
-class _Call:
-    def __init__(self, func: Any, *arguments: Any) -> None:
-        self.reduced = func, arguments
-
-    def __reduce__(self) -> Any:
-        return self.reduced
+    return Entry(pickled_module(name))
 
 
 def _entry_of_module(module: ModuleType) -> Entry | None:
     name = module.__name__
     return _entry_of_name(name) if isinstance(name, str) and name in sys.modules else None
-
-
-class _Unimported(ModuleType):
-    """Stands for a module that the script has imported and this process has not, until it is used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":
-            raise AttributeError(name)
-        module = importlib.import_module(self.__name__)
-        with contextlib.suppress(ImportError):
-            if not hasattr(module, name):
-                importlib.import_module(f"{self.__name__}.{name}")
-        return getattr(module, name)
-
-
-def module_named(name: str) -> ModuleType:
-    """Return a module, or what stands for it until it is used."""
-    return sys.modules.get(name) or _Unimported(name)
-
-
-_BY_NAME = "parcoll.front.sources"  # whose object is `parallel`: a function, but for what it says of methods
 
 
 class _Same:
@@ -227,6 +196,7 @@ def _same_items(mapping: Mapping[str, Any] | None) -> Any:
 _NOTED = {"__module__", "__doc__", "__slots__", "__match_args__", "__orig_bases__", "__parameters__"}
 _NOTED |= {"__abstractmethods__", "__dataclass_params__", "__type_params__", "__static_attributes__"}
 _NOTED_BY = ("__attrs_", "__pydantic_", "__struct_")
+_MAKERS = {"attr", "attrs", "pydantic", "msgspec", "enum"}  # whose objects are named by functions they make
 
 
 def _stamp(value: Any, names: dict[str, Any], within: tuple[int, ...] = ()) -> Any:
@@ -235,17 +205,17 @@ def _stamp(value: Any, names: dict[str, Any], within: tuple[int, ...] = ()) -> A
     if kind in _SCALARS or kind is BuiltinFunctionType or kind.__module__ == _BY_NAME:
         return _Same(value)
     if kind is FunctionType:
-        return _stamp_of_function(value, names)
+        return _stamp_of_function(value, names, within)
     if kind in (staticmethod, classmethod):
-        return _stamp(value.__func__, names)
+        return _stamp(value.__func__, names, within)
     if kind is property:
-        stamps = [_stamp(part, names) for part in (value.fget, value.fset, value.fdel) if part]
+        stamps = [_stamp(part, names, within) for part in (value.fget, value.fset, value.fdel) if part]
         return tuple(stamps) if stamps and None not in stamps else None
     return _stamp_of_class(value, names, within) if issubclass(type(value), type) else None
 
 
-def _stamp_of_function(func: FunctionType, names: dict[str, Any]) -> Any:
-    of_script = func.__globals__ is names  # otherwise a package's, or what a package made for a class
+def _stamp_of_function(func: FunctionType, names: dict[str, Any], within: tuple[int, ...]) -> Any:
+    of_script = func.__globals__ is names
     keywords = func.__kwdefaults__ or {}
     given = (*(func.__defaults__ or ()), *keywords.values())
     if of_script and (func.__closure__ or vars(func) or not _are_scalars(given)):
@@ -256,7 +226,37 @@ def _stamp_of_function(func: FunctionType, names: dict[str, Any]) -> Any:
     except Exception:  # they may be evaluated as late as here, and name what is not there yet
         annotations = None
     current = of_script and names.get(func.__name__) is func
-    return tuple(map(_Same, parts)), _same_items(keywords), annotations, current
+    found = () if of_script or is_named(func) else _stamp_of_held(func, names, (*within, id(func)))
+    if found is None:
+        return None
+    return tuple(map(_Same, parts)), _same_items(keywords), annotations, current, found
+
+
+def _stamp_of_held(func: FunctionType, names: dict[str, Any], within: tuple[int, ...]) -> Any:
+    """Return that of what goes with a function that is not the script's and that no module has by its name.
+
+    That is what another module has, under a name of another's by now, or what `exec` or a decorator made.
+    """
+    try:
+        held = [cell.cell_contents for cell in func.__closure__ or ()]
+    except ValueError:  # which has nothing yet
+        return None
+    held += [func.__globals__.get(name) for name in globals_named(func.__code__)]
+    held += [*(func.__defaults__ or ()), *(func.__kwdefaults__ or {}).values()]
+    stamps = [_same_items(dict.fromkeys(vars(func)))]
+    for value in [*held, *vars(func).values()]:
+        kind = type(value)
+        is_code = issubclass(kind, (FunctionType, type))
+        of_script = is_code and value.__module__ == "__main__" and names.get(value.__name__) is value
+        fixed = of_script or kind in _SCALARS or issubclass(kind, (ModuleType, BuiltinFunctionType))
+        fixed = fixed or kind.__module__.partition(".")[0] in _MAKERS or id(value) in within
+        stamp = _Same(value) if fixed or (is_code and is_named(value)) else None
+        if stamp is None and kind is FunctionType:
+            stamp = _stamp_of_function(value, names, within)
+        if stamp is None:
+            return None
+        stamps.append(stamp)
+    return tuple(stamps)
 
 
 def _stamp_of_class(kind: type, names: dict[str, Any], within: tuple[int, ...]) -> Any:

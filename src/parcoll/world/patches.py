@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import functools
 import importlib
+import pickle
 import sys
 import threading
 import weakref
@@ -344,3 +345,37 @@ def set_frozen(wanted: Frozen | None) -> None:
 
 
 _frozen: list[Callable[[], None]] = []  # what ends it
+
+
+# Libraries that are not imported yet ---------------------------------------------------------------
+
+
+class _Unimported(ModuleType):
+    """Stands for a module that the script has imported and this process has not, until it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__version__":
+            raise AttributeError(name)
+        module = importlib.import_module(self.__name__)
+        with contextlib.suppress(ImportError):
+            if not hasattr(module, name):
+                importlib.import_module(f"{self.__name__}.{name}")
+        return getattr(module, name)
+
+
+def module_named(name: str) -> ModuleType:
+    """Return a module, or what stands for it until it is used."""
+    return sys.modules.get(name) or _Unimported(name)
+
+
+class _Call:
+    def __init__(self, func: Any, *arguments: Any) -> None:
+        self.reduced = func, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def pickled_module(name: str) -> bytes:
+    """Pickle a module, which the worker imports when it is used."""
+    return pickle.dumps(_Call(module_named, name), 5)

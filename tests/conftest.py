@@ -59,6 +59,7 @@ REPEATED = {
         ("promises/test_same_parts.py", "promises/test_same_entries.py", "promises/test_lost_modules.py"),
         r"\[bare--timeout",
     ),
+    "promises/test_odd_objects.py": r"\[1-",
     "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]"
     r"|beside_it\[remote-clients_task\]|killed\[local-clients_task\]",
     "promises/test_script_classes.py": r"\[(-c|-m|stdin)-(world|classes)\]|\[timeout-classes\]",
@@ -145,7 +146,7 @@ ALIKE_NEWEST = (
     *("promises/test_held.py", "promises/test_memory_maps.py", "promises/test_idle_workers.py"),
     *("promises/test_persist.py", "checkpoint/test_fingerprint.py", "promises/test_same_options.py"),
     *("promises/test_keys_of_lists.py", "promises/test_same_modules.py", "promises/test_lost_modules.py"),
-    *("promises/test_same_logging.py", "promises/test_same_parts.py"),
+    *("promises/test_same_logging.py", "promises/test_same_parts.py", "promises/test_odd_objects.py"),
 )
 
 

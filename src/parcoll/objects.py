@@ -382,7 +382,8 @@ def with_builtins(func: Any, reduction: Any) -> Any:
 
 def _with_builtins(same: tuple[str, ...], own: dict[str, Any], code: Any, names: Any, *others: Any) -> Any:
     if "__builtins__" not in names:  # those that share their globals share these
-        names["__builtins__"] = {name: vars(builtins)[name] for name in same} | own
+        usual = vars(builtins)  # where `quit` and its like may be missing
+        names["__builtins__"] = {name: usual[name] for name in same if name in usual} | own
     return FunctionType(code, names, *others)
 
 

@@ -356,16 +356,20 @@ def fill_past(value: Any, state: tuple[Any, Any, Any]) -> None:
 # Of Python's library ---------------------------------------------------------------------------------
 
 
-def _refused(value: Any) -> Any:
+def _reduced_closer(value: Any) -> Any:
     """Refuse a temporary file: its copy would remove it when it goes, while the script still has it."""
-    raise TypeError("cannot pickle a temporary file, pass its name instead")
+    if value.delete:  # not what an `HTTPError` reads from
+        raise TypeError("cannot pickle a temporary file, pass its name instead")
+    return value.__reduce_ex__(5)
 
 
 OF_PYTHON: dict[Any, Callable[[Any], Any]] = {
     struct.Struct: lambda value: (struct.Struct, (value.format,)),
     random.SystemRandom: lambda _: (random.SystemRandom, ()),
 }
-OF_PYTHON |= {vars(tempfile)[name]: _refused for name in ("_TemporaryFileCloser",) if name in vars(tempfile)}
+OF_PYTHON |= {
+    vars(tempfile)[name]: _reduced_closer for name in ("_TemporaryFileCloser",) if name in vars(tempfile)
+}
 
 
 def with_builtins(func: Any, reduction: Any) -> Any:

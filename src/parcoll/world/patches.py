@@ -29,10 +29,11 @@ from parcoll.world.content import held, resolved
 from parcoll.world.entries import FRESH, MOST_BYTES, Entries, is_own, replacing
 from parcoll.world.libraries import Mock, mock_of, with_locks
 from parcoll.world.outlines import renamed
+from parcoll.world.settings import settings_of
 
 LEFT_ALONE = {"abc", "copyreg", "logging", "sys", "unittest", "warnings", *NOT_OWN}  # `entries` has of these
 # What a worker itself runs in. It would call what was put there, in other threads too: that is told.
-RUN_IN = {"builtins", "asyncio", "concurrent", "queue", "select", "selectors", "socket", "ssl", "threading"}
+RUN_IN = {"builtins", "asyncio", "concurrent", "queue", "select", "selectors", "socket", "threading"}
 RUN_IN |= {"_thread", "cloudpickle", "dask", "distributed", "pickle", "tornado"}
 MOST_WITHIN = 32  # modules of a package that are looked through: numpy has 150, with 10,000 names
 
@@ -71,6 +72,8 @@ class _Library:
         }
         if top == "builtins":  # what was added to them travels
             found = {path: value for path, value in found.items() if path in FRESH}
+        elif top not in RUN_IN:
+            found = settings_of(self.module) | found
         self._found = {path: _weakly(value) for path, value in found.items()}
         return found
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import os
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from parcoll.wire import memmaps, script
 from parcoll.wire.classes import show
 from parcoll.wire.codec import loads
 from parcoll.wire.named import set_variables
-from parcoll.world import entries, libraries, own_state, patches, records
+from parcoll.world import entries, libraries, own_state, patches, records, settings
 from parcoll.world.boot import import_path
 
 # Without these variables the thread pools of numerical libraries use all cores, in each worker. The local
@@ -167,6 +168,8 @@ THINGS: tuple[Thing, ...] = (
     Thing("the warnings filters", lambda: tuple(warnings.filters), _set_filters, pack=libraries.Filters),
     Thing("sys.warnoptions", lambda: tuple(sys.warnoptions), _set_list(sys.warnoptions), of_machine=True),
     Thing("the recursion limit", _read_limit, sys.setrecursionlimit),
+    Thing("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
+    Thing("the collector's thresholds", gc.get_threshold, lambda wanted: gc.set_threshold(*wanted)),
     Thing("sys.tracebacklimit", libraries.read_traceback_limit, libraries.set_traceback_limit),
     Thing("the limit of an int's digits", _read_digits, _set_digits),
     Thing("the locale", libraries.read_locale, libraries.set_locale),
@@ -191,6 +194,7 @@ THINGS += tuple(
         ("the adapters of sqlite3", entries.read_adapters, entries.packed, entries.set_adapters),
         ("the built-in names", entries.read_builtins, entries.pack_builtins, entries.set_builtins),
         ("names in logging", entries.read_logging_names, entries.packed, entries.set_logging_names),
+        ("registrations", settings.read_registered, entries.packed, settings.set_registered),
         ("registered subclasses", entries.read_subclasses, entries.pack_subclasses, entries.set_subclasses),
         ("how warnings are shown", entries.read_shown_warnings, entries.packed, entries.set_shown_warnings),
     )

@@ -367,9 +367,8 @@ OF_PYTHON: dict[Any, Callable[[Any], Any]] = {
     struct.Struct: lambda value: (struct.Struct, (value.format,)),
     random.SystemRandom: lambda _: (random.SystemRandom, ()),
 }
-OF_PYTHON |= {
-    vars(tempfile)[name]: _reduced_closer for name in ("_TemporaryFileCloser",) if name in vars(tempfile)
-}
+if (closer := getattr(tempfile, "_TemporaryFileCloser", None)) is not None:
+    OF_PYTHON[closer] = _reduced_closer
 
 
 def with_builtins(func: Any, reduction: Any) -> Any:

@@ -13,7 +13,6 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 from enum import EnumMeta
 from opcode import hasjabs, hasjrel, opmap
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -35,6 +34,7 @@ class _Alias(str):
 _NAMES_OF_OPS = ("EXTENDED_ARG", "STORE_NAME", "LOAD_CONST", "LOAD_NAME", "COPY", "CACHE")
 _EXTENDED_ARG, _STORE_NAME, _LOAD_CONST, _LOAD_NAME, _COPY, _CACHE = map(opmap.__getitem__, _NAMES_OF_OPS)
 _SMALL_INT = opmap.get("LOAD_SMALL_INT")  # since Python 3.14
+_GLOBAL = opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]
 _JUMPS = {*hasjrel, *hasjabs}
 _LEAVES = {opmap.get(name) for name in ("JUMP_FORWARD", "JUMP_IF_FALSE_OR_POP", "JUMP_IF_TRUE_OR_POP")}
 _MAKES = {opmap.get("MAKE_FUNCTION"), opmap.get("SET_FUNCTION_ATTRIBUTE")}
@@ -56,7 +56,7 @@ def _bindings(code: CodeType) -> tuple[Origins, bool]:
         if op == _EXTENDED_ARG:
             wide = number << 8
             continue
-        if op == _STORE_NAME:
+        if op in (_STORE_NAME, _GLOBAL[0]):  # the second, if a function says that it is global
             found.setdefault(code.co_names[number], []).append(OTHER if is_branch else last)
             last, copies, is_branch = (last, copies - 1, is_branch) if copies else (OTHER, 0, False)
         elif op == _LOAD_CONST:
@@ -78,23 +78,20 @@ def _bindings(code: CodeType) -> tuple[Origins, bool]:
     return found, is_open
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for inner in code.co_consts:
-        if type(inner) is CodeType:
-            yield from _codes(inner)
-
-
-_GLOBAL = opmap["STORE_GLOBAL"].to_bytes(), opmap["DELETE_GLOBAL"].to_bytes()
-
-
 def _bound_again(code: CodeType) -> set[str]:
     """Return the names that functions of a module bind, by `global`."""
     names: set[str] = set()
-    for inner in _codes(code):
-        ops = inner.co_code[::2]
-        if _GLOBAL[0] in ops or _GLOBAL[1] in ops:
-            names.update(inner.co_names)  # more than those: what is read there may be the library's, too
+    for inner in code.co_consts:
+        if type(inner) is CodeType:
+            names |= _bound_again(inner)
+            raw, wide = inner.co_code, 0
+            ops = raw[::2]
+            for op, low in zip(ops, raw[1::2], strict=True) if any(one in ops for one in _GLOBAL) else ():
+                number, wide = low | wide, 0
+                if op == _EXTENDED_ARG:
+                    wide = number << 8
+                elif op in _GLOBAL:
+                    names.add(inner.co_names[number])
     return names
 
 
@@ -104,8 +101,8 @@ _LOADERS = ("_frozen_importlib", "importlib", "zipimport")
 @functools.lru_cache(maxsize=2048)
 def _known_of(name: str) -> tuple[Origins, bool, set[str], dict[str, Origins]] | None:
     """Return what an import of a module gives; None if there is no bytecode of it."""
-    module = sys.modules[name]
     try:
+        module = sys.modules[name]
         loader: Any = module.__spec__.loader  # type: ignore[union-attr]
         code = loader.get_code(name)
         kind = loader if isinstance(loader, type) else type(loader)

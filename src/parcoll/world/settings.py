@@ -9,6 +9,7 @@ Of some of Python's libraries, what is registered with their own functions, too.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import os
@@ -201,7 +202,7 @@ def read_registered() -> dict[tuple[str, Any], Any]:
     if first := getattr(getattr(calendar, "c", None), "firstweekday", 0):
         found["calendar", None] = first
     if (opener := getattr(requests, "_opener", None)) is not None:
-        found["opener", None] = opener
+        found["opener", None] = _Opener(opener)
     spaces = getattr(sys.modules.get("xml.etree.ElementTree"), "_namespace_map", {})
     found |= {("namespace", uri): name for uri, name in spaces.copy().items() if uri not in _NAMESPACES}
     aliases = sys.modules["encodings.aliases"].aliases
@@ -243,6 +244,47 @@ def _fresh_types() -> tuple[dict[str, str], dict[str, str]]:
     for file in filter(os.path.isfile, mimetypes.knownfiles):
         known.read(file)
     return known.types_map
+
+
+class _Opener:
+    """An opener of `urllib`, as it travels: the context that its handler of HTTPS has is a new one there."""
+
+    def __init__(self, opener: Any) -> None:
+        self._opener = opener
+        self._told = list(opener.addheaders), list(opener.handlers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Opener) and self._told == other._told
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        headers, handlers = self._told
+        return _opener, (type(self._opener), headers, list(map(_handler, handlers)))
+
+
+def _handler(handler: Any) -> Any:
+    context = getattr(handler, "_context", None)
+    if context is not None:
+        return type(handler), handler._debuglevel, context.check_hostname, int(context.verify_mode)
+    alone = copy.copy(handler)
+    alone.__dict__.pop("parent", None)
+    return alone
+
+
+def _opener(kind: Any, headers: list[Any], handlers: list[Any]) -> Any:
+    opener = kind()
+    for one in handlers:
+        if type(one) is tuple:
+            import ssl  # lazy: few programs have it
+
+            made, level, checks, mode = one
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = checks, ssl.VerifyMode(mode)
+            one = made(debuglevel=level, context=context)
+        opener.add_handler(one)
+    opener.addheaders = headers
+    return opener
 
 
 _modules: dict[str, ModuleType | None] = {}  # before others got their names

@@ -14,6 +14,7 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from enum import EnumMeta
 from opcode import hasjabs, hasjrel, opmap
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -208,16 +209,50 @@ def read_registered() -> dict[tuple[str, Any], Any]:
     aliases = sys.modules["encodings.aliases"].aliases
     if len(aliases) != len(_fresh_aliases()):
         found |= {("alias", name): aliases[name] for name in {*aliases} - {*_fresh_aliases()}}
-    for name, module in sys.modules.copy().items():
-        real = getattr(module, "__name__", name)
-        if real != name and name[0] != "_" and "." not in name and sys.modules.get(real) is module:
-            found["module", name] = real
-    types: Any = sys.modules.get("mimetypes")
-    if types is not None and types._db is not None:
-        for strict, fresh in zip((False, True), _fresh_types(), strict=True):
-            here = types._db.types_map[strict].copy().items()
-            found |= {("type", (strict, end)): kind for end, kind in here if fresh.get(end) != kind}
+    modules = sys.modules.copy()
+    found |= _named_otherwise.of(list(map(id, modules.values())), lambda: _other_names(modules))
+    if (types := getattr(sys.modules.get("mimetypes"), "_db", None)) is not None:
+        here = [table.copy() for table in types.types_map]
+        found |= _added_types.of(here, lambda: _other_types(here))
     return found
+
+
+class _Seen:
+    """What was found in something that is looked at again and again, for as long as that is what it was."""
+
+    def __init__(self) -> None:
+        self._seen: Any = None
+        self._found: dict[tuple[str, Any], Any] = {}
+
+    def of(self, seen: Any, look: Callable[[], dict[tuple[str, Any], Any]]) -> dict[tuple[str, Any], Any]:
+        if self._seen != seen:
+            self._seen, self._found = seen, look()
+        return self._found
+
+
+_named_otherwise, _added_types = _Seen(), _Seen()
+
+
+def _other_names(modules: dict[str, Any]) -> dict[tuple[str, Any], Any]:
+    """Return the names under which other modules stand."""
+    names = {name: getattr(module, "__name__", name) for name, module in modules.items()}
+    others = {name: real for name, real in names.items() if real != name}
+    return {
+        ("module", name): real
+        for name, real in others.items()
+        if name[0] != "_" and "." not in name and modules.get(real) is modules[name]
+    }
+
+
+def _other_types(tables: Sequence[dict[str, str]]) -> dict[tuple[str, Any], Any]:
+    """Return the types that `mimetypes` has not from the start; the second table is of official ones."""
+    pairs = zip((False, True), tables, _fresh_types(), strict=True)
+    return {
+        ("type", (strict, end)): kind
+        for strict, table, fresh in pairs
+        for end, kind in table.items()
+        if fresh.get(end) != kind
+    }
 
 
 _NAMESPACES = {

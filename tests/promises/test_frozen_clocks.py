@@ -56,8 +56,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("first", ["cold", "warm"])
-@pytest.mark.parametrize("names", ["monotonic", "time+monotonic+perf_counter+sleep"])
+@pytest.mark.parametrize(
+    ("names", "first"), [("monotonic", "cold"), ("time+monotonic+perf_counter+sleep", "warm")]
+)
 def test_a_mock_for_a_clock(scripts: Scripts, names: str, first: str) -> None:
     script = scripts.write("script.py", MOCKED)
     out, err = scripts.run_with(script, names, first, env={})
@@ -137,8 +138,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("first", ["cold", "warm"])
-@pytest.mark.parametrize("library", ["freezegun", "time_machine"])
+@pytest.mark.parametrize(("library", "first"), [("freezegun", "cold"), ("time_machine", "warm")])
 def test_frozen_time(scripts: Scripts, library: str, first: str) -> None:
     script = scripts.write("script.py", FROZEN)
     out, err = scripts.run_with(script, library, first, "local", env={})

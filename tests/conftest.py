@@ -59,6 +59,7 @@ REPEATED = {
         ("promises/test_same_parts.py", "promises/test_same_entries.py", "promises/test_lost_modules.py"),
         r"\[bare--timeout",
     ),
+    "promises/test_same_settings.py": r"\[bare--timeout",
     "promises/test_odd_objects.py": r"\[1-",
     "promises/test_second_try.py": r"killed\[remote-(clients_task|plugin|variable)\]|\[remote-worker\]"
     r"|beside_it\[remote-clients_task\]|killed\[local-clients_task\]",

@@ -99,7 +99,7 @@ def test_keys_within_others_are_those_of_a_dict() -> None:
     """What holds them finds what is equal, and is refused where a dict would tell it by identity."""
     nan = float("nan")
     keys = [Named("a", nan), Row(["b", nan]), frozenset(["c", nan]), Key("d", nan), Key("e", (1, nan))]
-    keys += [np.datetime64("NaT"), Key("f", first), frozenset([first]), Named("g", len), Key("h", None)]
+    keys += [np.datetime64("NaT", "s"), Key("f", first), frozenset([first]), Named("g", len), Key("h", None)]
     keys += [Named("i", Key("j", frozenset([nan])))]
     numbered = list(enumerate(keys))
     found = parallel(numbered, partition_size=1).join(numbered, lambda pair: pair[1])

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from types import CoroutineType, ModuleType
 from typing import Any
 
+from parcoll.clock import time as genuine
+
 SILENCE = 3_600.0  # virtual seconds without an event, after which what waits waits for ever
 PACES = (1.0, 1.0, 0.3, 0.02)  # times as long as usual, that a task takes: its machine is busy, or not
 EPOCH = 1.7e9  # of the wall clock, when the virtual one says 0
@@ -239,7 +241,7 @@ def _readers() -> list[ModuleType]:
         _found[:] = [
             module
             for name, module in list(sys.modules.items())
-            if name.startswith("parcoll.") and getattr(module, "time", None) is time
+            if name.startswith("parcoll.") and getattr(module, "time", None) is genuine
         ]
     return _found
 
@@ -259,6 +261,6 @@ def virtual_time(clock: Clock) -> Iterator[None]:
         yield
     finally:
         for module in patched:
-            module.time = time  # type: ignore[attr-defined]
+            module.time = genuine  # type: ignore[attr-defined]
     late = [module.__name__ for module in _readers() if module not in patched]
     assert not late, f"loaded within a story, which then has a clock that is not virtual: {late}"

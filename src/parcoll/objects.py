@@ -360,7 +360,7 @@ def _reduced_closer(value: Any) -> Any:
     """Refuse a temporary file: its copy would remove it when it goes, while the script still has it."""
     if value.delete:  # not what an `HTTPError` reads from
         raise TypeError("cannot pickle a temporary file, pass its name instead")
-    made = object.__reduce_ex__(value, 5)
+    made: Any = object.__reduce_ex__(value, 5)
     ended = {**made[2], "cleanup_called": True, "close_called": True}  # a copy has nothing to close
     return *made[:2], ended, *made[3:]
 

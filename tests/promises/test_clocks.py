@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,11 +69,24 @@ def test_a_clock_that_is_set_while_a_cluster_is_up(
     assert "Traceback" not in err
 
 
-def test_the_seconds_of_an_evaluation(inline: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = time.time
+REAL = clock.time.time
 
+
+def shift(seconds: float) -> None:
+    """Have the wall clock of this process's parcoll differ."""
+    clock.time.time = lambda: REAL() + seconds
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Put it back: a function of a step would have a copy of `monkeypatch`, which undoes nothing."""
+    yield
+    clock.time.time = REAL
+
+
+def test_the_seconds_of_an_evaluation(inline: Connection, restored: None) -> None:
     def set_back(x: int) -> int:
-        monkeypatch.setattr(clock.time, "time", lambda: real() - 7200)
+        shift(-7200)
         return x
 
     chain = parallel([1]).map(set_back)
@@ -85,5 +98,5 @@ def test_the_seconds_of_an_evaluation(inline: Connection, monkeypatch: pytest.Mo
     assert pickle.loads(pickle.dumps(stats)).seconds == stats.seconds
     running = Stats()
     Recorder(running).begin()
-    monkeypatch.setattr(clock.time, "time", lambda: real() + 7200)
+    shift(7200)
     assert 0 <= running.seconds < 600

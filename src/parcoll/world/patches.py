@@ -297,7 +297,7 @@ ZONE = ("_destination_tzname", "_orig_tz")  # which time-machine puts into the e
 class Frozen(NamedTuple):
     """Where such a library has the clocks stand or go."""
 
-    library: str
+    package: str
     kind: str  # of what tells the time
     state: dict[str, Any]  # its own
     offset: Any = None  # of the local time, for freezegun
@@ -329,15 +329,15 @@ def set_frozen(wanted: Frozen | None) -> None:
         _frozen.pop()()
     if wanted is None:
         return
-    library = importlib.import_module(wanted.library)
-    if wanted.library == "time_machine":
-        travel = library.travel(0)
+    package = importlib.import_module(wanted.package)
+    if wanted.package == "time_machine":
+        travel = package.travel(0)
         telling = travel.start()
         _frozen.append(travel.stop)
     else:
         # What a worker runs in is left alone. Whose calls are not changed is not asked: freezegun would look
         # for `threading` among the callers, and functions are called in threads here.
-        freezer = library.freeze_time(ignore=[*RUN_IN, "parcoll"])
+        freezer = package.freeze_time(ignore=[*RUN_IN, "parcoll"])
         freezer.start()
         _frozen.append(freezer.stop)
         api = sys.modules["freezegun.api"]
